@@ -1,0 +1,40 @@
+"""Denoising Diffusion Probabilistic Models (Ho, Jain and Abbeel 2020) in JAX and Flax.
+
+    trained = ddpm_jax.load("runs/cifar10")
+    images = ddpm_jax.sample(trained, jax.random.key(0), 16)
+
+Names are imported when they are first used, so that `import ddpm_jax` is instant and touches
+no device.
+"""
+
+import importlib
+from importlib import metadata
+
+_HOME = {
+    "denoise_fn": "state",
+    "load": "pretrained",
+    "sample": "sampling",
+    "train": "training",
+    "Trained": "state",
+    "UNet": "unet",
+}
+_MODULES = (
+    "checkpoints", "config", "data", "diffusion", "images", "logs", "losses", "monitoring",
+    "parallel", "pretrained", "randomness", "samplers", "sampling", "schedule", "state",
+    "training", "unet", "workdir",
+)
+
+__version__ = metadata.version("ddpm_jax")
+__all__ = [*_HOME, *_MODULES]
+
+
+def __getattr__(name):
+    if name in _HOME:
+        return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,25 @@
+"""Fashion-MNIST: 28x28 grey, three levels (28, 14, 7), attention at 14.
+
+    python main.py --config=configs/fashion_mnist.py --workdir=runs/fashion_mnist
+
+The base's settings otherwise; no flip for shoes that all point left. Recognisable clothes
+after some 20,000 steps, under an hour on one modern GPU. The pictures: as in `cifar10.py`,
+`fashion_mnist` of tensorflow-datasets.
+"""
+
+import ml_collections
+
+from configs import cifar10
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Differences from CIFAR-10."""
+    config = cifar10.get_config()
+    config.data.name = "fashion_mnist"
+    config.data.image_size = 28
+    config.data.channels = 1
+    config.data.random_flip = False
+    config.model.channel_multipliers = (1, 2, 2)
+    config.model.attention_resolutions = (14,)
+    config.train.num_steps = 100_000
+    return config

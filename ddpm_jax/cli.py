@@ -1,0 +1,162 @@
+"""The command line: flags, checks, and the one call that does the work.
+
+JAX is imported only when the work begins, so `--help` and mistakes in flags are instant.
+"""
+
+import difflib
+import os
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+_HELP = """\
+Train a diffusion model, or sample from one.
+
+  python main.py --config=configs/digits.py --workdir=runs/digits
+  python main.py --config=configs/digits.py --workdir=runs/digits --mode=sample
+
+  --config=FILE           what to train: a file of configs/. With --mode=sample it may be left
+                          out: the workdir knows its own.
+  --config.GROUP.NAME=V   another value for one setting; tuples as "(1, 2, 2)".
+  --workdir=FOLDER        checkpoints, samples and logs; a second start continues.
+  --mode=train|sample     train is the default; sample writes config.sample.num_images images to
+                          FOLDER/samples as a PNG grid and as .npz (arr_0, uint8 [n, h, w, c]).
+
+Every setting, its value and its meaning: configs/cifar10.py."""
+
+MODES = ("train", "sample")
+_config = config_flags.DEFINE_config_file("config", lock_config=True)
+_workdir = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_mode = flags.DEFINE_string("mode", "train", "One of train, sample.")
+
+
+class UserError(Exception):
+    """A mistake on the command line, told in one line."""
+
+
+def main() -> None:
+    """Runs the command line; exits with 0 only when the work was done."""
+    if any(argument in ("--help", "-h", "--helpfull") for argument in sys.argv[1:]):
+        print(_HELP)
+        return
+    sys.path.insert(0, os.getcwd())  # A config file imports its neighbours as configs.x.
+    app.run(_run, flags_parser=_parse)
+
+
+def _parse(argv):
+    try:
+        return _parse_flags(argv)
+    except UserError as error:
+        _exit(error)
+
+
+def _parse_flags(argv):
+    path = next((a.partition("=")[2] for a in argv if a.startswith("--config=")), None)
+    if path is not None and not os.path.exists(path.split(":")[0]):
+        raise UserError(f"--config={path} does not exist; name a file such as configs/digits.py.")
+    overrides = [a for a in argv[1:] if a.lstrip("-").startswith("config.")]
+    if overrides and path is None:
+        raise UserError(f"{overrides[0]} changes a config, but none is given; add --config=FILE.")
+    try:
+        rest = flags.FLAGS(argv)
+    except (AttributeError, KeyError):
+        raise UserError(_unknown_setting(path, overrides)) from None
+    except (flags.Error, TypeError, ValueError) as error:
+        raise UserError(" ".join(str(error).split())) from None
+    if len(rest) > 1:
+        raise UserError(f"{rest[1]!r} is not a flag; settings are --config.GROUP.NAME=VALUE.")
+    if _mode.value not in MODES:
+        raise UserError(f"--mode={_mode.value} is not known; use one of {', '.join(MODES)}.")
+    if not _workdir.value:
+        raise UserError("--workdir is missing; name a folder such as --workdir=runs/digits.")
+    if _mode.value == "train" and _config.value is None:
+        raise UserError("--config is missing; name a file such as --config=configs/digits.py.")
+    return rest
+
+
+def _unknown_setting(path, overrides) -> str:
+    """Which override names no setting, and what it may have meant."""
+    flags.FLAGS.unparse_flags()
+    flags.FLAGS([sys.argv[0], f"--config={path}"])
+    names = list(_leaves(_config.value))
+    for override in overrides:
+        flag, _, value = override.partition("=")
+        name = flag.lstrip("-").removeprefix("config.")
+        if name not in names:
+            last = name.rpartition(".")[2]
+            near = difflib.get_close_matches(name, names, 1) or [
+                n for n in names if n.endswith(f".{last}")
+            ] or ["train.num_steps"]
+            return (
+                f"--config.{name}={value} is no setting; did you mean --config.{near[0]}? All of "
+                "them stand in configs/cifar10.py."
+            )
+    return f"{path} cannot be read as a config."
+
+
+def _leaves(config, prefix=""):
+    for key, value in config.items():
+        if hasattr(value, "items"):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def _exit(error):
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _run(argv):
+    del argv
+    logging.set_verbosity(logging.WARNING)
+    try:
+        {"train": _train, "sample": _sample}[_mode.value](_config.value, _workdir.value)
+    except (ValueError, FloatingPointError) as error:
+        if not _ours(error):
+            raise
+        _exit(error)
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues from the newest checkpoint")
+        sys.exit(130)
+
+
+def _ours(error) -> bool:
+    """Whether this package raised it: a user's mistake, and not a fault that needs a trace."""
+    trace = error.__traceback__
+    while trace.tb_next:
+        trace = trace.tb_next
+    return os.path.dirname(trace.tb_frame.f_code.co_filename) == os.path.dirname(__file__)
+
+
+def _train(config, workdir):
+    from ddpm_jax import training
+
+    training.train(config, workdir)
+
+
+def _sample(config, workdir):
+    import numpy as np
+    from etils import epath
+
+    from ddpm_jax import config as config_lib
+    from ddpm_jax import images, pretrained, sampling
+    from ddpm_jax import workdir as workdir_lib
+
+    stored = workdir_lib.stored_config(workdir)
+    config = stored if config is None else config_lib.as_stored(config, stored, workdir)
+    config_lib.check_numbers(config)
+    settings = config.sample
+    step, trained = pretrained.load_step(workdir, weights=settings.weights)
+    samples = sampling.sample(
+        trained, settings.seed, settings.num_images, sampler=settings.sampler,
+        num_steps=settings.num_steps, clip=settings.clip, batch_size=settings.batch_size,
+        output="uint8", progress=sys.stderr.isatty(),
+    )
+    name = f"{settings.weights}_step_{step:08d}_seed_{settings.seed}"
+    path = epath.Path(workdir).expanduser() / "samples" / f"{name}.png"
+    images.save_png(path, images.grid(samples[:100]))
+    with path.with_suffix(".npz").open("wb") as file:
+        np.savez_compressed(file, arr_0=samples)
+    print(f"{len(samples)} images in {path.with_suffix('.npz')}, a grid of them in {path}")

@@ -1,0 +1,278 @@
+"""From a config to what it describes: checks first, then schedule, network and optimizer.
+
+`configs/cifar10.py` lists every setting. Below this module functions take plain arguments.
+"""
+
+import json
+from typing import Any
+
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from ddpm_jax import diffusion as diffusion_lib
+from ddpm_jax import schedule as schedule_lib
+from ddpm_jax import unet
+
+DTYPES = ("float32", "bfloat16")
+LOSSES = ("simple",)
+PRECISIONS = ("default", "high", "highest")
+
+
+def schedule(config: ml_collections.ConfigDict) -> schedule_lib.Schedule:
+    """The noise schedule of `config.diffusion`, or ValueError naming the setting."""
+    settings = config.diffusion
+    if settings.num_timesteps < 1:
+        raise ValueError(
+            f"config.diffusion.num_timesteps={settings.num_timesteps} is too few; a chain has "
+            "at least 1 step; try --config.diffusion.num_timesteps=1000."
+        )
+    if settings.schedule == "betas":
+        return _named("betas", settings.betas, lambda: schedule_lib.from_betas(settings.betas))
+    if settings.schedule not in schedule_lib.NAMED:
+        raise ValueError(
+            f"config.diffusion.schedule={settings.schedule!r} is not known; use one of "
+            f"{', '.join(schedule_lib.NAMED)}, or betas with config.diffusion.betas."
+        )
+    for name in ("beta_start", "beta_end"):
+        if not 0 < settings[name] <= 1:
+            raise ValueError(
+                f"config.diffusion.{name}={settings[name]:g} must lie in (0, 1]; try "
+                f"--config.diffusion.{name}={1e-4 if name == 'beta_start' else 0.02:g}."
+            )
+    return _named("schedule", settings.schedule, lambda: schedule_lib.named(
+        settings.schedule, settings.num_timesteps, settings.beta_start, settings.beta_end
+    ))
+
+
+def _named(setting, value, build):
+    """Puts the setting's name before the message of an error in `build`."""
+    try:
+        return build()
+    except ValueError as error:
+        raise ValueError(f"config.diffusion.{setting}={value!r}: {error}") from None
+
+
+def parameterization(config: ml_collections.ConfigDict) -> diffusion_lib.Parameterization:
+    """What the network predicts and the variance of the reverse steps."""
+    return diffusion_lib.Parameterization(config.diffusion.mean, config.diffusion.variance)
+
+
+def model(config: ml_collections.ConfigDict, channels: int) -> unet.UNet:
+    """The network of `config.model` for images of `channels`."""
+    settings = config.model.to_dict()
+    if settings["dtype"] not in DTYPES:
+        raise ValueError(
+            f"config.model.dtype={settings['dtype']!r} is not known; use one of "
+            f"{', '.join(DTYPES)}."
+        )
+    return unet.UNet(**(settings | {
+        "channel_multipliers": tuple(settings["channel_multipliers"]),
+        "attention_resolutions": tuple(settings["attention_resolutions"]),
+        "num_groups": settings["num_groups"] or None,
+        "out_channels": channels,
+        "dtype": jnp.dtype(settings["dtype"]),
+    }))
+
+
+def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
+    """Linear warm-up from 0 at the first update, then constant."""
+    rate, steps = config.train.learning_rate, config.train.warmup_steps
+    return optax.schedules.linear_schedule(0.0, rate, steps) if steps else (
+        optax.schedules.constant_schedule(rate)
+    )
+
+
+def optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    """Adam after clipping the global norm (0: no clipping), as in the paper."""
+    clip = config.train.grad_clip
+    return optax.chain(
+        optax.clip_by_global_norm(clip) if clip else optax.identity(),
+        optax.adam(learning_rate(config)),
+    )
+
+
+def image_shape(config: ml_collections.ConfigDict) -> tuple[int, int, int] | None:
+    """(h, w, c) where the config says all of it, None where the data will."""
+    height, channels = config.data.image_size, config.data.channels
+    width = config.data.image_width or height
+    return (height, width, channels) if height and channels else None
+
+
+def resolved(
+    config: ml_collections.ConfigDict, shape: tuple[int, int, int]
+) -> ml_collections.ConfigDict:
+    """A copy of the config that says the images' shape, as it is stored with a run."""
+    config = config.copy_and_resolve_references()
+    config.data.image_size, config.data.image_width, config.data.channels = shape
+    return config
+
+
+def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
+    """Checks every relation between settings that can be checked without the data.
+
+    Args:
+        config: as in `configs/cifar10.py`.
+        num_devices: devices of all processes together.
+
+    Raises:
+        ValueError: one line naming the setting, its value, the rule and what works.
+    """
+    parameterization(config).check(schedule(config))
+    if config.diffusion.loss not in LOSSES:
+        raise ValueError(
+            f"config.diffusion.loss={config.diffusion.loss!r} is not known; use one of "
+            f"{', '.join(LOSSES)}."
+        )
+    check_numbers(config)
+    _check_batch(config.train.batch_size, config.train.accumulate, num_devices)
+    if config.train.matmul_precision not in PRECISIONS:
+        raise ValueError(
+            f"config.train.matmul_precision={config.train.matmul_precision!r} is not known; "
+            f"use one of {', '.join(PRECISIONS)}."
+        )
+    shape = image_shape(config)
+    if shape:
+        check_images(config, shape)
+
+
+def check_numbers(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError naming the first single number that is out of its range."""
+    huge = float("inf")
+    for setting, low, high, works in (  # lowest, highest, a value that works
+        ("seed", 0, huge, 0),
+        ("data.image_size", 0, huge, 32),
+        ("data.image_width", 0, huge, 0),
+        ("data.channels", 0, huge, 3),
+        ("data.holdout", 0, huge, 0),
+        ("model.channels", 1, huge, 128),
+        ("model.num_res_blocks", 1, huge, 2),
+        ("model.dropout", 0, 0.999, 0.1),
+        ("model.norm_eps", 1e-12, 1, 1e-6),
+        ("train.num_steps", 1, huge, 800_000),
+        ("train.batch_size", 1, huge, 128),
+        ("train.learning_rate", 1e-12, huge, 2e-4),
+        ("train.warmup_steps", 0, huge, 5000),
+        ("train.grad_clip", 0, huge, 1.0),
+        ("train.ema_decay", 0, 1 - 1e-9, 0.9999),
+        ("train.accumulate", 1, huge, 1),
+        ("train.log_every", 1, huge, 100),
+        ("train.eval_every", 1, huge, 5000),
+        ("train.eval_images", 0, huge, 1024),
+        ("train.checkpoint_every", 1, huge, 5000),
+        ("train.keep", 1, huge, 2),
+        ("train.keep_every", 0, huge, 0),
+        ("train.sample_every", 1, huge, 10_000),
+        ("train.sample_images", 1, huge, 64),
+        ("train.sample_num_steps", 0, config.diffusion.num_timesteps, 0),
+        ("sample.num_images", 1, huge, 64),
+        ("sample.num_steps", 0, config.diffusion.num_timesteps, 0),
+        ("sample.batch_size", 0, huge, 0),
+        ("sample.seed", 0, huge, 0),
+    ):
+        group, _, name = setting.rpartition(".")
+        value = (config[group] if group else config)[name]
+        if not low <= value <= high:
+            rule = f"at least {low:g}" if high == huge else f"in [{low:g}, {high:g}]"
+            raise ValueError(
+                f"config.{setting}={value} must be {rule}; try --config.{setting}={works}."
+            )
+
+
+def _check_batch(batch_size, accumulate, num_devices):
+    if batch_size % num_devices:
+        nearest = max(1, round(batch_size / num_devices)) * num_devices
+        raise ValueError(
+            f"config.train.batch_size={batch_size} does not divide over {num_devices} devices; "
+            f"try --config.train.batch_size={nearest}."
+        )
+    share = batch_size // num_devices
+    if share % accumulate:
+        works = max(k for k in range(1, accumulate) if share % k == 0)
+        raise ValueError(
+            f"config.train.accumulate={accumulate} does not divide the {share} images that "
+            f"each device has of config.train.batch_size={batch_size}; try "
+            f"--config.train.accumulate={works}."
+        )
+
+
+def check_images(config: ml_collections.ConfigDict, shape: tuple[int, int, int]) -> None:
+    """Raises ValueError where the network does not suit images of `shape` (h, w, c)."""
+    try:
+        unet.check(model(config, shape[-1]), *shape[:2])
+    except ValueError as error:
+        raise ValueError(str(error).replace("model.", "config.model.").replace(
+            "--config.config.", "--config.")) from None
+
+
+def warnings(config: ml_collections.ConfigDict) -> list[str]:
+    """One line for each choice that runs but is likely not meant."""
+    end = schedule(config).alpha_bar[-1]
+    if end <= 0.01:
+        return []
+    return [
+        f"alpha_bar ends at {end:.3g}, above 0.01: sampling starts from pure noise that training "
+        "never sees, so samples will be poor; use --config.diffusion.schedule=cosine or larger "
+        f"betas such as --config.diffusion.beta_end={_enough(config):g}."
+    ]
+
+
+def _enough(config) -> float:
+    """A last beta at which a linear schedule of this length ends below 0.01."""
+    return min(0.999, 0.02 * 1000 / config.diffusion.num_timesteps)
+
+
+def dump(config: ml_collections.ConfigDict) -> str:
+    """The config as JSON text."""
+    return config.to_json(indent=2)
+
+
+def parse(text: str) -> ml_collections.ConfigDict:
+    """The config that `dump` wrote, locked, lists as tuples again."""
+    def frozen(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: frozen(item) for key, item in value.items()}
+        return tuple(value) if isinstance(value, list) else value
+
+    return ml_collections.ConfigDict(frozen(json.loads(text))).lock()
+
+
+# What a workdir's parameters and optimizer state depend on; the rest may change on resume.
+_FIXED = ("model", "diffusion", "data.image_size", "data.image_width", "data.channels",
+          "train.extra_ema_decays")
+_FREE = ("model.dropout", "model.dtype")
+
+
+def check_same_run(
+    config: ml_collections.ConfigDict, stored: ml_collections.ConfigDict, workdir: Any
+) -> None:
+    """Raises ValueError naming the first setting in which `workdir` holds another model."""
+    def leaves(tree, prefix=""):
+        for key, value in tree.items():
+            if isinstance(value, dict):
+                yield from leaves(value, f"{prefix}{key}.")
+            else:
+                yield prefix + key, tuple(value) if isinstance(value, (list, tuple)) else value
+
+    now, before = (dict(leaves(c.to_dict())) for c in (config, stored))
+    for name, value in now.items():
+        fixed = name.startswith(tuple(f"{group}." for group in _FIXED)) or name in _FIXED
+        if fixed and name not in _FREE and value != before.get(name):
+            raise ValueError(
+                f"config.{name}={value!r}, but {workdir} was made with {before.get(name)!r}; "
+                f"write --config.{name}={before.get(name)!r}, or name another --workdir."
+            )
+
+
+def as_stored(
+    config: ml_collections.ConfigDict, stored: ml_collections.ConfigDict, workdir: Any
+) -> ml_collections.ConfigDict:
+    """`config` for use with a finished run: how to sample is its own, the model the run's.
+
+    Raises:
+        ValueError: it describes another model than the run's.
+    """
+    config = resolved(config, image_shape(config) or image_shape(stored))
+    config.train = stored.train
+    check_same_run(config, stored, workdir)
+    return config

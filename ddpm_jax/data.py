@@ -1,0 +1,349 @@
+"""Data sets as deterministic batches of this process's share.
+
+`load` opens a data set as a `Source` of uint8 images [h, w, c] of one size; `batches`
+shuffles it. Batch k is a function of (seed, k) alone: a run resumes at any batch without
+reading those before it, and any number of processes together see the same batches.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import importlib.resources
+import math
+import os
+import pathlib
+import re
+import struct
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+
+from absl import logging
+from etils import epath
+import numpy as np
+from PIL import Image, ImageOps
+
+MEMORY_BUDGET = 2 * 2**30  # bytes of decoded images; a larger set is streamed
+MAX_UNREADABLE = 0.05  # share of a folder's files that may be skipped
+_CHUNK = 1000  # images decoded at a time
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels -> Pillow's name for them
+_THREADS = min(16, os.cpu_count() or 1)
+_UNREADABLE = (  # what Pillow raises on damaged files
+    OSError, ValueError, TypeError, LookupError, EOFError, SyntaxError, ArithmeticError,
+    struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Source:
+    """A random-access set of uint8 images of one size.
+
+    Attributes:
+        size: number of images; also `len(source)`.
+        image_shape: (height, width, channels).
+        read: maps an int array [k] of indices in 0..size-1 to uint8 [k, h, w, c]; pure,
+            and safe to call from several threads.
+        in_memory: whether `read` only copies, rather than decodes.
+    """
+
+    size: int
+    image_shape: tuple[int, int, int]
+    read: Callable[[np.ndarray], np.ndarray]
+    in_memory: bool = False
+
+    def __len__(self) -> int:
+        return self.size
+
+
+def load(
+    name: str,
+    *,
+    data_dir: str = "",
+    split: str = "train",
+    image_size: int = 0,
+    image_width: int = 0,
+    channels: int = 0,
+    holdout: int = 0,
+    seed: int = 0,
+) -> Source | None:
+    """Opens one split of a data set; None for the test split of a set that has none.
+
+    A picture of another size is resized until it covers the size asked for (Lanczos) and
+    cropped around its centre. Colour becomes grey by ITU-R 601 luma, grey becomes colour
+    by repetition; transparent pictures are laid over white, unless 4 channels (RGBA) are
+    asked for. For folders also: EXIF orientation is applied, 16-bit grey is divided by
+    257, and an animation gives its first frame. What decodes to more than `MEMORY_BUDGET`
+    bytes is streamed, the rest is decoded once, here.
+
+    Args:
+        name: "digits" (8x8x1, part of the package); "image_folder" (every picture below
+            `data_dir`); "npz" (uint8 [n, h, w, c] arrays "train" and, optionally, "test"
+            in the file `data_dir`); or a TFDS name such as "cifar10", "cifar10:3.0.2",
+            "celeb_a_hq/256". TFDS sets that are not prepared yet are downloaded if
+            TensorFlow is installed.
+        data_dir: the folder or file; for TFDS by default $TFDS_DATA_DIR or
+            ~/tensorflow_datasets.
+        split: "train" or "test" (TFDS: "validation" where there is no "test").
+        image_size: height in pixels, and width unless `image_width` is given; 0 keeps
+            the size of the data, which must then have one.
+        image_width: width in pixels; 0 means `image_size`.
+        channels: 1, 3 or 4; 0 keeps those of the data (for folders: 3).
+        holdout: number of images to set aside as "test" where the set has no test split.
+        seed: chooses which images are set aside.
+
+    Raises:
+        ValueError: a setting is out of range or the data are missing, empty, damaged
+            beyond `MAX_UNREADABLE`, or of varying size with `image_size=0`.
+    """
+    _check_settings(split, image_size, image_width, channels, holdout)
+    want = (image_size, image_width or image_size, channels)
+    if name == "digits":
+        return _from_pixels(digits(split)[0], want)
+    part = lambda n: _split_indices(n, split, holdout, seed)
+    if name == "image_folder":
+        return _load_folder(data_dir, part, want)
+    if name == "npz":
+        return _load_npz(data_dir, split, part, want)
+    return _load_tfds(name, data_dir, split, part, want)
+
+
+def from_array(images: np.ndarray) -> Source:
+    """A source of the images of an array, uint8 [n, h, w, c]; not copied.
+
+    Raises:
+        ValueError: `images` has another dtype or shape, or is empty.
+    """
+    return _in_memory(np.asarray(images), "data")
+
+
+def batches(
+    source: Source,
+    *,
+    seed: int,
+    batch_size: int,
+    start: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[np.ndarray]:
+    """This process's share of batches `start`, `start + 1`, ... without end.
+
+    Every epoch visits each image once, in an order of its own; batches run across the
+    border of epochs. The shares of all processes, concatenated in order, are the batch
+    that a single process would see. A thread reads ahead until `.close()` is called.
+
+    Args:
+        source: the images.
+        seed: not negative; with the number of a batch it decides its images.
+        batch_size: images a batch over all processes; may exceed `len(source)`.
+        start: number of the first batch, from 0; earlier ones are not read.
+        process_index: 0..process_count-1.
+        process_count: divides `batch_size`.
+
+    Returns:
+        An iterator of uint8 [batch_size // process_count, h, w, c].
+
+    Raises:
+        ValueError: `seed` is negative or `batch_size` does not divide.
+    """
+    if seed < 0:
+        raise ValueError(f"config.seed={seed}: must not be negative; try --config.seed=0.")
+    if batch_size < 1 or batch_size % process_count:
+        nearest = max(1, round(batch_size / process_count)) * process_count
+        raise ValueError(
+            f"config.train.batch_size={batch_size}: must be a positive multiple of the "
+            f"{process_count} processes; try --config.train.batch_size={nearest}."
+        )
+    import grain  # Imports take longer than the rest of this module.
+
+    order = grain.MapDataset.range(len(source)).seed(int(seed)).shuffle().repeat()
+    # Batch first, then slice: a share is a run of consecutive images of the batch.
+    shares = order.batch(batch_size // process_count)[process_index::process_count]
+    threads = 1 if source.in_memory else _THREADS
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(4, threads))
+    return iter(shares[start:].map(source.read).to_iter_dataset(options))
+
+
+def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """scikit-learn's handwritten digits: uint8 images [n, 8, 8, 1] and int labels [n].
+
+    The original values 0..16 become round(v * 255 / 16). The 300 test images are fixed
+    and stratified by label; the other 1,497 are for training.
+
+    Args:
+        split: "train" or "test".
+    """
+    path = importlib.resources.files("ddpm_jax") / "digits.npz"
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        values, labels, index = arrays["images"], arrays["labels"], arrays["test_index"]
+    chosen = np.isin(np.arange(len(values)), index) == (split == "test")
+    images = np.round(values[chosen, :, :, None] * (255 / 16)).astype(np.uint8)
+    return images, labels[chosen].astype(np.int32)
+
+
+def _check_settings(split, image_size, image_width, channels, holdout):
+    if split not in ("train", "test"):
+        raise ValueError(f"split={split!r}: must be 'train' or 'test'.")
+    sizes = {"image_size": image_size, "image_width": image_width, "holdout": holdout}
+    for setting, value in sizes.items():
+        if value < 0:
+            raise ValueError(
+                f"config.data.{setting}={value}: must not be negative; the default is "
+                f"--config.data.{setting}=0."
+            )
+    if image_width and not image_size:
+        raise ValueError(
+            f"config.data.image_width={image_width}: needs a height too; add "
+            f"--config.data.image_size={image_width}."
+        )
+    if channels not in (0, *_MODES):
+        raise ValueError(
+            f"config.data.channels={channels}: must be 1 (grey), 3 (RGB), 4 (RGBA) or 0 "
+            "(as the data are); try --config.data.channels=3."
+        )
+
+
+def _split_indices(n, split, holdout, seed):
+    """Which of n images, without a test split of their own, are in `split`."""
+    if holdout >= n:
+        raise ValueError(
+            f"config.data.holdout={holdout}: must leave some of the {n} images for "
+            f"training; try --config.data.holdout={n // 10}."
+        )
+    # RandomState: its permutations are promised never to change.
+    order = np.random.RandomState(seed).permutation(n)
+    return np.sort(order[:holdout] if split == "test" else order[holdout:])
+
+
+# Arrays.
+
+
+def _in_memory(images, name):
+    """A source of `images`, which a message calls `name`."""
+    got = f"{name}={images.dtype} {list(images.shape)}: must be uint8 [n, h, w, c]"
+    if images.ndim == 3:
+        raise ValueError(f"{got}; write images[..., None] for grey images [n, h, w].")
+    if images.ndim != 4 or not images.size:
+        raise ValueError(f"{got} and not empty; write np.stack(list_of_images).")
+    if images.dtype != np.uint8:
+        raise ValueError(
+            f"{got}, 0..255; write np.uint8(np.round((x + 1) * 127.5)) for x in [-1, 1]."
+        )
+    return Source(len(images), images.shape[1:], lambda indices: images[indices], True)
+
+
+def _from_pixels(images, want):
+    """A source of an array's images, converted if they are not as wanted."""
+    shape = _target(want, images.shape[1:])
+    if shape != images.shape[1:]:
+        images = np.stack([_convert(image, shape) for image in images])
+    return from_array(images)
+
+
+def _load_npz(data_dir, split, part, want):
+    if not os.path.isfile(data_dir):
+        raise ValueError(
+            f"config.data.dir={data_dir!r}: not a file; write --config.data.dir=images.npz, "
+            "a file made by np.savez('images.npz', train=images)."
+        )
+    with np.load(data_dir, allow_pickle=False) as arrays:
+        names = [key for key in ("train", "images", "arr_0") if key in arrays]
+        names = names or (arrays.files if len(arrays.files) == 1 else [])
+        if not names:
+            raise ValueError(
+                f"config.data.dir={data_dir!r}: holds {arrays.files}, none called 'train'; "
+                "write np.savez('images.npz', train=images)."
+            )
+        own_test = "test" in arrays and names[0] != "test"
+        key = "test" if own_test and split == "test" else names[0]
+        images = arrays[key]
+    _in_memory(images, f"config.data.dir={data_dir!r} {key!r}")
+    if not own_test:
+        images = images[part(len(images))]
+    return _from_pixels(images, want) if len(images) else None
+
+
+# Pictures.
+
+
+def _target(want, shape):
+    """The wanted (height, width, channels), with 0 for "as the data are" filled in."""
+    return tuple(w or s for w, s in zip(want, shape))
+
+
+def _convert(array, shape):
+    """One decoded image [h, w, c], as uint8 of the given shape."""
+    if array.shape == shape and array.dtype == np.uint8:
+        return array
+    return _pixels(Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array), shape)
+
+
+def _decode(path, shape):
+    """The first frame of a picture file, uint8 [h, w, c]; a 0 in shape: as the file is."""
+    with Image.open(path) as image:
+        # A JPEG far too large is cheaper to decode at 1/2, 1/4 or 1/8 of its size.
+        if shape[0]:
+            image.draft(None, (2 * max(shape[:2]), 2 * max(shape[:2])))
+        return _pixels(ImageOps.exif_transpose(image), shape)
+
+
+def _pixels(image, shape):
+    """A Pillow image as uint8 [h, w, c], by the rules of `load`."""
+    height, width, channels = shape
+    if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion to 8 bits clips.
+        values = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        if channels != 4:
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image).convert("RGB")
+    elif image.mode not in ("1", "L", "F"):
+        image = image.convert("RGB")  # CMYK and palettes have no way straight to grey.
+    image = image.convert(_MODES[channels])
+    if height and image.size != (width, height):
+        image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+    return np.asarray(image).reshape(image.height, image.width, channels)
+
+
+# Folders of pictures.
+
+
+def picture_files(folder: str) -> list[str]:
+    """Relative paths, sorted, of the files below a folder that Pillow has a reader for.
+
+    They are told by their extension; hidden files and folders are left out.
+    """
+    Image.init()
+    known = {e for e, form in Image.registered_extensions().items() if form in Image.OPEN}
+    found = []
+    for root, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in known:
+                found.append(pathlib.Path(root, name).relative_to(folder).as_posix())
+    return sorted(found)
+
+
+class _Folder:
+    """Picture files decoded one by one, with an account of those that cannot be."""
+
+    def __init__(self, folder, files, shape):
+        self.folder, self.files, self.shape = folder, files, shape
+        self.unreadable, self.lock = {}, threading.Lock()
+
+    def decode(self, i):
+        """Image i, or None where its file is unreadable, which is logged once."""
+        try:
+            image = _decode(os.path.join(self.folder, self.files[i]), self.shape)
+        except _UNREADABLE as error:
+            self._note(i, error)
+            return None
+        if 0 not in self.shape and image.shape != self.shape:
+            self._refuse_size(self.files[i], image.shape)
+        return image
+
+    def _note(self, i, error):
+        with self.lock:
+            if i not in self.unreadable and len(self.unreadable) < 10:
+                logging.warning("Skipped %s: %s", self.files[i], error)
+            self.unreadable[i] = self.files[i]

@@ -1,0 +1,195 @@
+"""`sample(params, rng, n)`: devices, padding, batches and progress around one compiled scan."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+
+from ddpm_jax import diffusion as diffusion_lib
+from ddpm_jax import parallel, randomness, samplers
+from ddpm_jax import schedule as schedule_lib
+from ddpm_jax.images import to_uint8
+from ddpm_jax.state import Trained
+from ddpm_jax.unet import UNet
+
+SAMPLERS = ("ancestral",)
+_REPORTS = 100  # Progress reports a chain.
+_bar: tqdm.tqdm | None = None  # The bar that a running chain reports to.
+
+
+def sample(
+    params: Any,
+    rng: Any = None,
+    n: int | None = None,
+    *,
+    seeds: Sequence[int] | None = None,
+    model: Any = None,
+    schedule: schedule_lib.Schedule | None = None,
+    diffusion: diffusion_lib.Parameterization | None = None,
+    image_shape: tuple[int, int, int] | None = None,
+    sampler: str = "ancestral",
+    num_steps: int | None = None,
+    clip: bool = True,
+    batch_size: int | None = None,
+    output: str = "float",
+    progress: bool = False,
+) -> np.ndarray:
+    """Draws n images on every local device.
+
+    Image i is a function of (params, rng, i): asking for more images, in other batches, or on
+    more devices, leaves the earlier ones as they were.
+
+    Args:
+        params: a `Trained` (what `load` and `train` return), or a bare tree of parameters:
+            the CIFAR-10 network of the paper, unless `model` says otherwise.
+        rng: a typed key, a legacy `PRNGKey` or an int.
+        n: how many images, at least 1.
+        seeds: instead of `rng` and `n`, one int an image.
+        model: the Linen network, (x_t, t, train=False) -> output.
+        schedule: the noise schedule; the paper's by default.
+        diffusion: what the output means; noise and the larger variance by default.
+        image_shape: (h, w, c); (32, 32, 3) by default.
+        sampler: "ancestral".
+        num_steps: network calls a image; all steps of the schedule by default, fewer visit an
+            even choice of them with betas re-derived.
+        clip: keep the predicted x_0 in [-1, 1] at every step.
+        batch_size: images at a time on all devices together; what fits by default.
+        output: "float", float32 in [-1, 1] (where `clip`), or "uint8".
+        progress: show a bar.
+
+    Returns:
+        NumPy array [n, h, w, c].
+
+    Raises:
+        ValueError: an argument is unknown or does not suit the others, or the parameters do
+            not fit the model (the first leaf that differs is named).
+    """
+    trained = _trained(params, model, schedule, diffusion, image_shape)
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sampler={sampler!r} is not known; use one of {', '.join(SAMPLERS)}.")
+    if output not in ("float", "uint8"):
+        raise ValueError(f"output={output!r} is not known; use 'float' or 'uint8'.")
+    trained.diffusion.check(trained.schedule)
+    check_params(trained)
+    rngs = _keys(rng, n, seeds)
+    chain_schedule = trained.schedule
+    if num_steps:
+        steps = schedule_lib.evenly_spaced(chain_schedule.num_timesteps, num_steps)
+        chain_schedule = schedule_lib.respace(chain_schedule, steps)
+    chain = _pmap_chain(
+        trained.model, trained.diffusion, trained.image_shape, clip, progress
+    )
+    draw = functools.partial(chain, parallel.replicate(trained.params), chain_schedule)
+    batch = _batch_size(trained, len(rngs), batch_size)
+    images = _in_batches(draw, rngs, batch, chain_schedule.num_timesteps, progress)
+    return to_uint8(images) if output == "uint8" else images
+
+
+def _trained(params, model, schedule, diffusion, image_shape) -> Trained:
+    """Fills what was not given: from `params` if it is a `Trained`, else from the paper."""
+    base = params if isinstance(params, Trained) else Trained(
+        params.get("params", params), UNet(), schedule_lib.linear(),
+        diffusion_lib.Parameterization(), (32, 32, 3),
+    )
+    given = dict(model=model, schedule=schedule, diffusion=diffusion, image_shape=image_shape)
+    return base.replace(**{name: value for name, value in given.items() if value is not None})
+
+
+def check_params(trained: Trained) -> None:
+    """Raises ValueError naming the first leaf that does not fit the model."""
+    def init():
+        x, t = jnp.zeros((1, *trained.image_shape)), jnp.zeros((1,), jnp.int32)
+        return trained.model.init(jax.random.key(0), x, t, train=False)["params"]
+
+    def shapes(tree):
+        leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+        return {jax.tree_util.keystr(path, simple=True, separator="/"): np.shape(leaf)
+                for path, leaf in leaves}
+
+    wanted, found = shapes(jax.eval_shape(init)), shapes(trained.params)
+    for name in [*wanted, *found]:
+        if wanted.get(name) != found.get(name):
+            raise ValueError(
+                f"params do not fit the model at {name}: the model has "
+                f"{wanted.get(name, 'nothing')}, params {found.get(name, 'nothing')}; pass the "
+                "model that they were trained with, such as model=UNet(channels=...)."
+            )
+
+
+def _keys(rng, n, seeds) -> jax.Array:
+    if seeds is not None:
+        if rng is not None or n is not None or not len(seeds):
+            raise ValueError("seeds= takes the place of rng and n; write sample(params, seeds=[7, 8]).")
+        return jnp.stack([randomness.as_key(int(seed)) for seed in seeds])
+    if rng is None or n is None or n < 1:
+        raise ValueError(f"n={n!r} must be at least 1, with a key; write sample(params, rng, 16).")
+    return randomness.image_keys(randomness.as_key(rng), jnp.arange(n))
+
+
+def _batch_size(trained: Trained, n: int, batch_size: int | None) -> int:
+    """Images at a time: `batch_size` or what fits, in whole rounds of equal size."""
+    num_devices = jax.local_device_count()
+    fits = batch_size if batch_size else num_devices * _fits(trained)
+    rounds = -(-n // max(fits, 1))
+    return -(-n // (rounds * num_devices)) * num_devices
+
+
+def _fits(trained: Trained) -> int:
+    """A careful guess at how many images one device samples at a time, at most 256."""
+    height, width, _ = trained.image_shape
+    # The skip stack and the working set come to about 16 maps of the first level.
+    per_image = 16 * 4 * height * width * getattr(trained.model, "channels", 128)
+    memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 4 * 2**30)
+    return int(np.clip(memory // 2 // per_image, 1, 256))
+
+
+def _in_batches(draw, rngs, batch, num_steps, progress) -> np.ndarray:
+    global _bar
+    n = len(rngs)
+    padded = rngs[jnp.minimum(jnp.arange(-(-n // batch) * batch), n - 1)]
+    _bar = tqdm.tqdm(total=len(padded) // batch * num_steps, unit="step", disable=not progress)
+    try:
+        images = [
+            np.asarray(jax.device_get(draw(parallel.shard(padded[i:i + batch]))))
+            for i in range(0, len(padded), batch)
+        ]
+        jax.effects_barrier()
+    finally:
+        _bar.close()
+        _bar = None
+    return np.concatenate([x.reshape(batch, *x.shape[2:]) for x in images])[:n]
+
+
+@functools.lru_cache(maxsize=64)
+def _pmap_chain(model, diffusion, image_shape, clip, progress):
+    """(params, schedule, keys [d, b]) -> x_0 [d, b, h, w, c]; compiled once a shape."""
+
+    def chain(params, schedule, rngs):
+        rngs_x_T, rngs_z = jax.vmap(jax.random.split, out_axes=1)(rngs)
+        predict_fn = diffusion_lib.predict_fn(
+            schedule,
+            lambda x_t, t: model.apply({"params": params}, x_t, t, train=False),
+            mean=diffusion.mean, variance=diffusion.variance, clip=clip,
+        )
+        x_T = samplers.standard_normal(rngs_x_T, image_shape)
+        report = functools.partial(_report, schedule.num_timesteps) if progress else None
+        return samplers.ancestral(schedule, predict_fn, x_T, rngs_z, on_step=report)
+
+    return jax.pmap(chain, axis_name=parallel.AXIS, in_axes=(None, None, 0))
+
+
+def _report(num_steps, t):
+    """Moves the bar from inside a scan, from one device, about `_REPORTS` times a chain."""
+    every = max(1, num_steps // _REPORTS)
+    speaks = (t % every == 0) & (jax.lax.axis_index(parallel.AXIS) == 0)
+    move = functools.partial(_move_bar, every, num_steps)
+    jax.lax.cond(speaks, lambda: jax.debug.callback(move, t), lambda: None)
+
+
+def _move_bar(every, num_steps, t):
+    if _bar is not None:
+        _bar.update(min(every, num_steps - int(t)))

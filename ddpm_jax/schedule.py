@@ -1,0 +1,242 @@
+"""The noise schedule: beta_t and every coefficient derived from it.
+
+Index convention of the whole package: arrays are 0-based and have length T. Code index t is
+step t + 1 of the paper (Ho, Jain and Abbeel 2020), so t = 0 is the first noising step and
+T - 1 the last, and the paper's x_t is our x after index t - 1.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.struct
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+
+@flax.struct.dataclass
+class Schedule:
+    """Coefficients of the diffusion process; every field is [T], float64 NumPy on the host.
+
+    Attributes:
+        beta: variance added at step t (Eq. 2).
+        alpha_bar: product of 1 - beta up to and including t (Eq. 4).
+        alpha_bar_prev: the same one step earlier; 1 at t = 0.
+        sqrt_alpha_bar: scale of x_0 in q(x_t | x_0).
+        sqrt_one_minus_alpha_bar: scale of the noise in q(x_t | x_0).
+        posterior_coef_x_0: weight of x_0 in the posterior mean (Eq. 7).
+        posterior_coef_x_t: weight of x_t in the posterior mean (Eq. 7).
+        posterior_variance: beta-tilde, the variance of q(x_{t-1} | x_t, x_0) (Eq. 7);
+            0 at t = 0.
+        posterior_log_variance: its logarithm, with index 0 borrowed from index 1 (beta_0
+            where T = 1), as in the authors' code.
+        timesteps: what the network is told at each index: 0..T-1, or the indices of the
+            full schedule after `respace`.
+    """
+
+    beta: Any
+    alpha_bar: Any
+    alpha_bar_prev: Any
+    sqrt_alpha_bar: Any
+    sqrt_one_minus_alpha_bar: Any
+    posterior_coef_x_0: Any
+    posterior_coef_x_t: Any
+    posterior_variance: Any
+    posterior_log_variance: Any
+    timesteps: Any
+
+    @property
+    def num_timesteps(self) -> int:
+        """T, the number of steps."""
+        return self.beta.shape[0]
+
+
+def at(
+    coef: Float[Array | np.ndarray, " T"],
+    t: Int[Array | np.ndarray, " b"],
+    like: Float[Array | np.ndarray, "b ..."],
+) -> Float[Array, "b ..."]:
+    """Looks up `coef` at each t, in float32, shaped to broadcast over images like `like`."""
+    return jnp.asarray(coef, jnp.float32)[t].reshape(t.shape + (1,) * (like.ndim - t.ndim))
+
+
+def from_betas(beta: np.ndarray | Sequence[float]) -> Schedule:
+    """Derives every coefficient from beta, in float64; only the look-up at t rounds.
+
+    Args:
+        beta: [T] variances in (0, 1], T >= 1; 1 is allowed at the last step alone, where it
+            erases x_0 (then the noise can no longer be predicted, but x_0 can).
+
+    Raises:
+        ValueError: beta is empty, not one-dimensional, or leaves (0, 1].
+    """
+    beta = np.asarray(beta, np.float64)
+    if beta.ndim != 1 or beta.size == 0:
+        raise ValueError(
+            f"beta has shape {beta.shape}; write a one-dimensional array of T >= 1 variances, "
+            "such as np.linspace(1e-4, 0.02, 1000)."
+        )
+    bad = np.flatnonzero(~((0 < beta) & (beta <= 1)) | ((beta == 1) & _before_last(beta)))
+    if bad.size:
+        raise ValueError(
+            f"beta[{bad[0]}]={beta[bad[0]]:g} is not allowed; every beta must lie in (0, 1), "
+            "and only the last may be 1; write values such as np.linspace(1e-4, 0.02, T)."
+        )
+    alpha_bar = np.cumprod(1 - beta)
+    alpha_bar_prev = np.append(1.0, alpha_bar[:-1])
+    posterior_variance = beta * (1 - alpha_bar_prev) / (1 - alpha_bar)
+    borrowed = posterior_variance[1] if beta.size > 1 else beta[0]
+    return Schedule(
+        beta=beta,
+        alpha_bar=alpha_bar,
+        alpha_bar_prev=alpha_bar_prev,
+        sqrt_alpha_bar=np.sqrt(alpha_bar),
+        sqrt_one_minus_alpha_bar=np.sqrt(1 - alpha_bar),
+        posterior_coef_x_0=np.sqrt(alpha_bar_prev) * beta / (1 - alpha_bar),
+        posterior_coef_x_t=np.sqrt(1 - beta) * (1 - alpha_bar_prev) / (1 - alpha_bar),
+        posterior_variance=posterior_variance,
+        posterior_log_variance=np.log(np.append(borrowed, posterior_variance[1:])),
+        timesteps=np.arange(beta.size, dtype=np.int32),
+    )
+
+
+def _before_last(beta: np.ndarray) -> np.ndarray:
+    return np.arange(beta.size) < beta.size - 1
+
+
+def linear(num_timesteps: int = 1000, start: float = 1e-4, end: float = 0.02) -> Schedule:
+    """The schedule of the paper: beta grows linearly from `start` to `end` (Sec. 4)."""
+    return from_betas(np.linspace(start, end, _at_least_one(num_timesteps)))
+
+
+def quadratic(num_timesteps: int = 1000, start: float = 1e-4, end: float = 0.02) -> Schedule:
+    """The square root of beta grows linearly (`quad` in the authors' code)."""
+    return from_betas(np.linspace(start**0.5, end**0.5, _at_least_one(num_timesteps)) ** 2)
+
+
+def constant(num_timesteps: int = 1000, beta: float = 0.02) -> Schedule:
+    """The same beta at every step (`const` in the authors' code)."""
+    return from_betas(np.full(_at_least_one(num_timesteps), beta))
+
+
+def jsd(num_timesteps: int = 1000) -> Schedule:
+    """beta = 1/T, 1/(T-1), ..., 1 (Sohl-Dickstein et al. 2015); x_T keeps nothing of x_0."""
+    return from_betas(1.0 / np.arange(_at_least_one(num_timesteps), 0, -1))
+
+
+def warmup(
+    num_timesteps: int = 1000, start: float = 1e-4, end: float = 0.02, fraction: float = 0.1
+) -> Schedule:
+    """`end` everywhere but in the first `fraction` of the steps, a linear ramp from `start`.
+
+    `warmup10` and `warmup50` of the authors' code are fractions 0.1 and 0.5.
+    """
+    beta = np.full(_at_least_one(num_timesteps), end)
+    ramp = int(num_timesteps * fraction)
+    beta[:ramp] = np.linspace(start, end, ramp)
+    return from_betas(beta)
+
+
+def cosine(num_timesteps: int = 1000) -> Schedule:
+    """alpha_bar(u) = cos^2((u + 0.008) / 1.008 * pi / 2), beta at most 0.999.
+
+    Nichol and Dhariwal 2021 (improved-diffusion), Eq. 17.
+    """
+    return _from_alpha_bar(
+        lambda u: np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2, num_timesteps
+    )
+
+
+def sigmoid(
+    num_timesteps: int = 1000, start: float = -3.0, end: float = 3.0, tau: float = 1.0
+) -> Schedule:
+    """alpha_bar(u) falls as a sigmoid from `start` to `end` of width `tau`, beta <= 0.999.
+
+    Jabri, Fleet and Chen 2022 (Algorithm 1); for images larger than 64x64.
+    """
+    def logistic(x):
+        return 1 / (1 + np.exp(-x / tau))
+
+    def alpha_bar(u):
+        return (logistic(end) - logistic(u * (end - start) + start)) / (
+            logistic(end) - logistic(start)
+        )
+
+    return _from_alpha_bar(alpha_bar, num_timesteps)
+
+
+def _from_alpha_bar(alpha_bar, num_timesteps: int) -> Schedule:
+    u = np.arange(_at_least_one(num_timesteps) + 1) / num_timesteps
+    return from_betas(np.minimum(1 - alpha_bar(u[1:]) / alpha_bar(u[:-1]), 0.999))
+
+
+def _at_least_one(num_timesteps: int) -> int:
+    if num_timesteps < 1:
+        raise ValueError(
+            f"num_timesteps={num_timesteps} is too few; a chain has at least 1 step, "
+            "such as num_timesteps=1000."
+        )
+    return num_timesteps
+
+
+NAMED = {
+    "linear": linear,
+    "quadratic": quadratic,
+    "constant": lambda num_timesteps, start, end: constant(num_timesteps, end),
+    "jsd": lambda num_timesteps, start, end: jsd(num_timesteps),
+    "warmup10": warmup,
+    "warmup50": lambda num_timesteps, start, end: warmup(num_timesteps, start, end, 0.5),
+    "cosine": lambda num_timesteps, start, end: cosine(num_timesteps),
+    "sigmoid": lambda num_timesteps, start, end: sigmoid(num_timesteps),
+}
+
+
+def named(name: str, num_timesteps: int, start: float, end: float) -> Schedule:
+    """The schedule called `name` (a key of `NAMED`); those without `start`, `end` skip them.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    if name not in NAMED:
+        raise ValueError(f"schedule={name!r} is not known; use one of {', '.join(NAMED)}.")
+    return NAMED[name](num_timesteps, start, end)
+
+
+def respace(schedule: Schedule, timesteps: Sequence[int]) -> Schedule:
+    """The chain that visits only `timesteps`, its betas re-derived from alpha_bar in float64.
+
+    The marginals q(x_t | x_0) at the visited steps stay what they were, and the network is
+    still told the original t (Nichol and Dhariwal 2021, Sec. 4).
+
+    Args:
+        schedule: the full schedule, as host arrays.
+        timesteps: increasing indices into it, at least one.
+
+    Raises:
+        ValueError: `timesteps` is empty, leaves 0..T-1, or does not increase.
+    """
+    timesteps = np.asarray(timesteps)
+    inside = timesteps.size and 0 <= timesteps[0] and timesteps[-1] < schedule.num_timesteps
+    if not inside or np.any(np.diff(timesteps) <= 0):
+        raise ValueError(
+            f"timesteps={timesteps.tolist()} must increase within 0..{schedule.num_timesteps - 1}"
+            "; write such as [0, 500, 999]."
+        )
+    alpha_bar = np.asarray(schedule.alpha_bar, np.float64)[timesteps]
+    respaced = from_betas(1 - alpha_bar / np.append(1.0, alpha_bar[:-1]))
+    return respaced.replace(timesteps=np.asarray(schedule.timesteps)[timesteps])
+
+
+def evenly_spaced(num_timesteps: int, num_steps: int) -> np.ndarray:
+    """`num_steps` different indices spread evenly over 0..T-1, both ends among them.
+
+    One step alone is the last, T - 1, where the chain starts.
+    """
+    if not 1 <= num_steps <= num_timesteps:
+        raise ValueError(
+            f"num_steps={num_steps} must lie in 1..{num_timesteps}, the steps of the schedule; "
+            f"write such as num_steps={min(50, num_timesteps)}."
+        )
+    if num_steps == 1:
+        return np.array([num_timesteps - 1])
+    return np.round(np.linspace(0, num_timesteps - 1, num_steps)).astype(np.int64)

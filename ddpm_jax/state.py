@@ -1,0 +1,104 @@
+"""What training carries from step to step, and what a trained model is afterwards."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from flax.training import train_state
+
+
+@flax.struct.dataclass
+class Trained:
+    """Parameters with the static configuration that they need; a pytree.
+
+    Attributes:
+        params: the network's parameters, as a rule their running average.
+        model: the Linen module (static).
+        schedule: the noise schedule, host arrays.
+        diffusion: `diffusion.Parameterization` (static).
+        image_shape: (h, w, c) of one image (static).
+    """
+
+    params: Any
+    model: nn.Module = flax.struct.field(pytree_node=False)
+    schedule: Any
+    diffusion: Any = flax.struct.field(pytree_node=False)
+    image_shape: tuple[int, int, int] = flax.struct.field(pytree_node=False)
+
+
+class TrainState(train_state.TrainState):
+    """Parameters, their running averages and the optimizer state.
+
+    Attributes:
+        ema_params: running average of `params` (float32 copies, never aliases).
+        extra_ema_params: averages at other decays, by the decay as text.
+        tally: float32 [2, 4], sum of losses and number of images by quartile of t since the
+            last logged row; part of the state so that a resumed run logs the same means.
+    """
+
+    ema_params: Any
+    extra_ema_params: Mapping[str, Any]
+    tally: jax.Array
+
+
+def create(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    rng: jax.Array,
+    image_shape: tuple[int, int, int],
+    extra_ema_decays: tuple[float, ...] = (),
+) -> TrainState:
+    """A fresh state: parameters drawn from `rng`, averages equal to them, step 0.
+
+    Args:
+        model: the network; its output has `model.out_channels`.
+        tx: the optimizer.
+        rng: typed key.
+        image_shape: (h, w, c).
+        extra_ema_decays: decays of further running averages.
+    """
+
+    def init(rng):
+        x, t = jnp.zeros((1, *image_shape)), jnp.zeros((1,), jnp.int32)
+        return model.init(rng, x, t, train=False)["params"]
+
+    params = jax.jit(init)(rng)
+
+    def copied():
+        return jax.tree.map(jnp.copy, params)  # The state is donated: no aliases.
+
+    return TrainState.create(
+        apply_fn=model.apply,
+        params=params,
+        tx=tx,
+        ema_params=copied(),
+        extra_ema_params={str(decay): copied() for decay in extra_ema_decays},
+        tally=jnp.zeros((2, 4)),
+    )
+
+
+def to_saved(state: TrainState) -> dict[str, Any]:
+    """The arrays of a state that a checkpoint holds."""
+    return {
+        "step": state.step,
+        "params": state.params,
+        "ema_params": state.ema_params,
+        "extra_ema_params": dict(state.extra_ema_params),
+        "opt_state": state.opt_state,
+        "tally": state.tally,
+    }
+
+
+def num_params(params: Any) -> int:
+    """How many numbers a parameter tree holds."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def denoise_fn(trained: Trained) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """(x_t [b, h, w, c], t [b]) -> the network's raw output, for work of your own; jit-able."""
+    return functools.partial(trained.model.apply, {"params": trained.params}, train=False)

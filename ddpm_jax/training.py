@@ -1,0 +1,322 @@
+"""`train(config, workdir)`: the recipe, its step, and the `pmap` around it."""
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from ddpm_jax import config as config_lib
+from ddpm_jax import data as data_lib
+from ddpm_jax import losses, monitoring, parallel, randomness
+from ddpm_jax import state as state_lib
+from ddpm_jax import workdir as workdir_lib
+from ddpm_jax.checkpoints import Checkpoints, library_versions
+from ddpm_jax.images import save_png, to_float
+from ddpm_jax.logs import Logs, Rate
+from ddpm_jax.state import Trained, TrainState
+
+# Addresses below the seed: each use of randomness folds in its own.
+_INIT, _STEP, _HELD_OUT, _GRID = range(4)
+_IN_FLIGHT = 2  # Steps queued ahead; more can hang where CPU devices wait for one another.
+
+
+@dataclasses.dataclass(frozen=True)
+class StepSettings:
+    """What `train_step` needs of the config, hashable."""
+
+    mean: str
+    random_flip: bool
+    accumulate: int
+    ema_decay: float
+    ema_warmup: bool
+    log_every: int
+
+
+def train_step(
+    state: TrainState, images: jax.Array, rng: jax.Array, *, schedule, learning_rate, settings
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One update from this device's share of the batch (Algorithm 1); call under `pmap`.
+
+    Args:
+        state: replicated.
+        images: uint8 [b, h, w, c], this device's share of the global batch.
+        rng: the run's key; the step and each image's place are folded in.
+        schedule: the noise schedule.
+        learning_rate: step -> rate, for the log.
+        settings: `StepSettings`.
+
+    Returns:
+        The new state and metrics, all equal on every device: `loss` and `loss_quartile_1..4`
+        (by t, means since the last logged row), `grad_norm` before clipping, `learning_rate`.
+    """
+    rng_draw, rng_dropout = jax.random.split(jax.random.fold_in(rng, state.step))
+
+    def loss_fn(params, images, places):
+        x_0, t, eps = draw(
+            images, image_rngs=randomness.image_keys(rng_draw, places),
+            num_timesteps=schedule.num_timesteps, random_flip=settings.random_flip,
+        )
+        denoise_fn = functools.partial(
+            state.apply_fn, {"params": params}, train=True, places=places,
+            rngs={"dropout": rng_dropout},
+        )
+        loss = losses.simple_loss(schedule, denoise_fn, x_0, t, eps, mean=settings.mean)
+        return loss.mean(), tally_by_quartile(loss, t, schedule.num_timesteps)
+
+    grads, tally = accumulated_gradients(
+        loss_fn, state.params, images, parallel.places(len(images)), settings.accumulate
+    )
+    grads = jax.lax.pmean(grads, parallel.AXIS)
+    starts_row = state.step % settings.log_every == 0
+    tally = jnp.where(starts_row, 0.0, state.tally) + jax.lax.psum(tally, parallel.AXIS)
+    metrics = {
+        "loss": tally[0].sum() / tally[1].sum(),
+        **{f"loss_quartile_{i + 1}": tally[0, i] / tally[1, i] for i in range(4)},
+        "grad_norm": optax.tree.norm(grads),
+        "learning_rate": learning_rate(state.step),
+    }
+    state = state.apply_gradients(grads=grads)
+
+    def average(ema, decay):
+        return optax.incremental_update(state.params, ema, 1 - decay)
+
+    decay = functools.partial(ema_decay_at, step=state.step, warmup=settings.ema_warmup)
+    state = state.replace(
+        ema_params=average(state.ema_params, decay(settings.ema_decay)),
+        extra_ema_params={
+            name: average(ema, decay(float(name)))
+            for name, ema in state.extra_ema_params.items()
+        },
+        tally=tally,
+    )
+    return state, metrics
+
+
+def draw(images, *, image_rngs, num_timesteps, random_flip):
+    """x_0 (flipped or not), t and eps of each image, from its own key.
+
+    Args:
+        images: uint8 [b, h, w, c].
+        image_rngs: keys [b].
+        num_timesteps: T; t is uniform on 0..T-1.
+        random_flip: mirror half of the images left and right.
+    """
+    def draw_one(rng, image):
+        rng_t, rng_eps, rng_flip = jax.random.split(rng, 3)
+        x_0 = to_float(image)
+        if random_flip:
+            x_0 = jnp.where(jax.random.bernoulli(rng_flip), x_0[:, ::-1], x_0)
+        t = jax.random.randint(rng_t, (), 0, num_timesteps)
+        return x_0, t, jax.random.normal(rng_eps, image.shape)
+
+    return jax.vmap(draw_one)(image_rngs, images)
+
+
+def tally_by_quartile(loss, t, num_timesteps):
+    """Sum of losses and number of images in each quarter of the steps, float32 [2, 4]."""
+    quartile = jax.nn.one_hot(4 * t // num_timesteps, 4)  # [b, 4]
+    return jnp.stack([loss @ quartile, quartile.sum(axis=0)])
+
+
+def accumulated_gradients(loss_fn, params, images, places, accumulate):
+    """Mean gradient and summed auxiliary over `accumulate` micro-batches of equal size.
+
+    Args:
+        loss_fn: (params, images, places) -> (mean loss, auxiliary).
+        params: what to differentiate by.
+        images: [b, ...]; b divides by `accumulate`.
+        places: [b].
+        accumulate: micro-batches, one after the other.
+    """
+    gradients = jax.grad(loss_fn, has_aux=True)
+    if accumulate == 1:
+        return gradients(params, images, places)
+
+    def add(total, micro_batch):
+        return jax.tree.map(jnp.add, total, gradients(params, *micro_batch)), None
+
+    micro_batches = jax.tree.map(
+        lambda x: x.reshape(accumulate, -1, *x.shape[1:]), (images, places)
+    )
+    first = jax.tree.map(lambda x: x[0], micro_batches)
+    zero = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradients, params, *first)
+    )
+    # A convolution's gradient inside a loop is some 20 times slower on CPU: unroll there.
+    unroll = accumulate if jax.default_backend() == "cpu" else 1
+    (grads, aux), _ = jax.lax.scan(add, zero, micro_batches, unroll=unroll)
+    return jax.tree.map(lambda x: x / accumulate, grads), aux
+
+
+def ema_decay_at(decay, *, step, warmup):
+    """The decay of the running average at update `step` (1, 2, ...), lower early on if asked."""
+    return jnp.minimum(decay, (1 + step) / (10 + step)) if warmup else decay
+
+
+def pmap_train_step(**settings):
+    """Compiles `train_step` for all devices; the state stays replicated, and is donated."""
+    return jax.pmap(
+        functools.partial(train_step, **settings),
+        axis_name=parallel.AXIS,
+        in_axes=(None, 0, None),
+        out_axes=None,
+        donate_argnums=(0,),
+    )
+
+
+def train(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -> Trained:
+    """Trains a network, or continues where the workdir's newest checkpoint stopped.
+
+    Args:
+        config: as in `configs/cifar10.py`.
+        workdir: folder for `config.json`, `metrics.jsonl`, `checkpoints/`, `samples/` and
+            `tensorboard/`.
+        data: uint8 [n, h, w, c] to train on; None for what `config.data` names.
+
+    Returns:
+        The running average of the parameters, on the host, with its configuration.
+
+    Raises:
+        ValueError: a setting is wrong, or the workdir was made with another model.
+        FloatingPointError: the loss is not finite.
+    """
+    config_lib.validate(config, num_devices=jax.device_count())
+    workdir = workdir_lib.create(workdir)
+    source, held_out = open_data(config, data)
+    config = config_lib.resolved(config, source.image_shape)
+    config_lib.check_images(config, source.image_shape)
+    workdir_lib.store_config(config, workdir)
+
+    schedule = config_lib.schedule(config)
+    model = config_lib.model(config, source.image_shape[-1])
+    rng = randomness.as_key(config.seed)
+    rng_init, rng_step, rng_held_out, rng_grid = (
+        jax.random.fold_in(rng, use) for use in (_INIT, _STEP, _HELD_OUT, _GRID)
+    )
+    state = state_lib.create(
+        model, config_lib.optimizer(config), rng_init, source.image_shape,
+        tuple(config.train.extra_ema_decays),
+    )
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(Checkpoints(
+            workdir, keep=config.train.keep, keep_every=config.train.keep_every
+        ))
+        restored = checkpoints.restore(state_lib.to_saved(state))
+        state = parallel.replicate(state.replace(**restored[1]) if restored else state)
+        start, num_steps = int(state.step), config.train.num_steps
+        logs = stack.enter_context(Logs(workdir, start_step=start, num_steps=num_steps))
+        for line in monitoring.opening_lines(config, state, source, held_out, workdir):
+            logs.say(line)
+        logs.text("config", f"```json\n{config_lib.dump(config)}\n```")
+        step_fn = pmap_train_step(
+            schedule=schedule,
+            learning_rate=config_lib.learning_rate(config),
+            settings=step_settings(config),
+        )
+        evaluate = monitoring.held_out_loss(config, model, schedule, held_out, rng_held_out)
+        draw_grid = monitoring.grid(config, model, schedule, source.image_shape, rng_grid)
+        batches = stack.enter_context(contextlib.closing(data_lib.batches(
+            source, seed=config.seed, batch_size=config.train.batch_size, start=start,
+            process_index=jax.process_index(), process_count=jax.process_count(),
+        )))
+        rate = Rate(
+            start_step=start, num_steps=num_steps, batch_size=config.train.batch_size
+        )
+        stack.enter_context(jax.default_matmul_precision(config.train.matmul_precision))
+        in_flight = collections.deque()
+        began = time.perf_counter()
+
+        for step in range(start + 1, num_steps + 1):
+            due = functools.partial(every, step, last=num_steps)
+            state, metrics = step_fn(state, parallel.shard(next(batches)), rng_step)
+            in_flight.append(metrics["loss"])
+            if len(in_flight) > _IN_FLIGHT:
+                jax.block_until_ready(in_flight.popleft())
+            logs.advance(step)
+            evaluates = evaluate is not None and due(config.train.eval_every)
+            if evaluates or due(config.train.log_every):
+                row = finite_row(metrics, step, workdir)
+                if evaluates:
+                    with rate.paused():
+                        row["heldout_loss"] = evaluate(state.ema_params)
+                logs.write(step, row | rate.read(step))
+            if due(config.train.sample_every):
+                with rate.paused():
+                    picture = draw_grid(state, step)
+                    save_png(workdir / "samples" / f"step_{step:08d}.png", picture)
+                    logs.images("samples", picture, step)
+            if due(config.train.checkpoint_every):
+                with rate.paused():
+                    checkpoints.save(step, state_lib.to_saved(state), metadata(config))
+            if step == start + 1:
+                jax.block_until_ready(state)
+                logs.say(f"memory after the first step: {monitoring.memory()}")
+        checkpoints.close()
+        logs.say(monitoring.closing_line(
+            start, num_steps, time.perf_counter() - began, workdir
+        ))
+    return Trained(
+        jax.device_get(state.ema_params), model, schedule,
+        config_lib.parameterization(config), source.image_shape,
+    )
+
+
+def open_data(config: ml_collections.ConfigDict, data: Any):
+    """The images to train on and those held out (None where there are none)."""
+    settings = config.data
+    if data is not None:
+        return data_lib.from_array(data), None
+    arguments = dict(
+        data_dir=settings.dir, image_size=settings.image_size, channels=settings.channels,
+        image_width=settings.image_width, holdout=settings.holdout, seed=config.seed,
+    )
+    return tuple(
+        data_lib.load(settings.name, split=split, **arguments) for split in ("train", "test")
+    )
+
+
+def every(step: int, period: int, last: int) -> bool:
+    """Whether something of this period is due after `step`; at the last step always."""
+    return step % period == 0 or step == last
+
+
+def step_settings(config: ml_collections.ConfigDict) -> StepSettings:
+    """The settings of `train_step` from a config."""
+    return StepSettings(
+        mean=config.diffusion.mean,
+        random_flip=config.data.random_flip,
+        accumulate=config.train.accumulate,
+        ema_decay=config.train.ema_decay,
+        ema_warmup=config.train.ema_warmup,
+        log_every=config.train.log_every,
+    )
+
+
+def finite_row(metrics: dict[str, jax.Array], step: int, workdir: Any) -> dict[str, float]:
+    """The metrics on the host, without the quartiles of t that no image fell into.
+
+    Raises:
+        FloatingPointError: the loss or the gradient is not finite.
+    """
+    row = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    for name in ("loss", "grad_norm"):
+        if not np.isfinite(row[name]):
+            raise FloatingPointError(
+                f"{name}={row[name]} at step {step} with learning rate "
+                f"{row['learning_rate']:g}; the checkpoints in {workdir} are from before; lower "
+                "--config.train.learning_rate."
+            )
+    return {name: value for name, value in row.items() if np.isfinite(value)}
+
+
+def metadata(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """What a checkpoint says of itself."""
+    return {"config": config_lib.dump(config), "versions": library_versions()}

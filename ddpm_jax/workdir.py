@@ -1,0 +1,58 @@
+"""A run's folder: made, found writable, and tied to the config that it was started with."""
+
+import uuid
+from typing import Any
+
+import ml_collections
+from etils import epath
+
+from ddpm_jax import config as config_lib
+
+
+def create(workdir: Any) -> epath.Path:
+    """Makes the folder and shows that it can be written to.
+
+    Raises:
+        ValueError: it cannot be made or written to.
+    """
+    workdir = epath.Path(workdir).expanduser()
+    probe = workdir / f".writable-{uuid.uuid4().hex}"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"workdir={workdir} cannot be written to ({error.strerror or error}); name a folder "
+            "that can, such as --workdir=runs/first."
+        ) from None
+    return workdir
+
+
+def store_config(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
+    """Writes `config.json`, unless the folder was made with another model.
+
+    Raises:
+        ValueError: a setting on which the parameters depend differs from the stored one.
+    """
+    path = workdir / "config.json"
+    if path.exists():
+        config_lib.check_same_run(config, config_lib.parse(path.read_text()), workdir)
+    temporary = workdir / "config.json.tmp"
+    temporary.write_text(config_lib.dump(config) + "\n")
+    temporary.replace(path)
+
+
+def stored_config(workdir: Any) -> ml_collections.ConfigDict:
+    """The config in `config.json`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = epath.Path(workdir).expanduser() / "config.json"
+    if not path.exists():
+        raise ValueError(
+            f"workdir={workdir} holds no config.json: nothing was trained there; train first with "
+            f"--mode=train --workdir={workdir}, or name another --workdir."
+        )
+    return config_lib.parse(path.read_text())

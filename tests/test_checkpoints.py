@@ -1,0 +1,271 @@
+"""Checkpoints: what is saved comes back; damage costs one checkpoint, never the run."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from absl import logging
+
+from ddpm_jax import checkpoints
+from ddpm_jax.checkpoints import Checkpoints, restore_part
+
+METADATA = {"config": {"seed": 7}, "versions": {"jax": "x"}}
+TX = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(lambda count: 1e-3))
+
+
+def tree_of(step: int, width: int = 4) -> dict:
+    values = np.random.default_rng(step).normal(size=(3, width)).astype(np.float32)
+    params = {"conv": {"kernel": jnp.asarray(values), "bias": jnp.full(width, float(step))}}
+    return {
+        "params": params,
+        "ema_params": jax.tree.map(lambda x: 2 * x, params),
+        "opt_state": TX.init(params),
+        "step": jnp.int32(step),
+    }
+
+
+def save_all(workdir, steps, **options):
+    with Checkpoints(workdir, **options) as run:
+        for step in steps:
+            run.save(step, tree_of(step), METADATA)
+
+
+def names(workdir) -> set[str]:
+    return {path.name for path in (workdir / "checkpoints").iterdir()}
+
+
+def assert_same(got, want):
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
+        assert isinstance(a, np.ndarray) and a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+    said = []
+    monkeypatch.setattr(logging, "warning", lambda text, *args: said.append(text % args))
+    return said
+
+
+def test_state_comes_back_with_its_containers(tmp_path):
+    save_all(str(tmp_path), [5])
+    with Checkpoints(tmp_path) as run:
+        step, tree = run.restore(jax.eval_shape(lambda: tree_of(0)))
+    assert step == 5
+    assert_same(tree, tree_of(5))
+
+
+def test_nothing_to_restore_is_none(tmp_path):
+    with Checkpoints(tmp_path) as run:
+        assert run.restore(tree_of(0)) is None
+
+
+def test_saved_arrays_may_be_donated_at_once(tmp_path):
+    update = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
+    # 4 MB, so that the save is still under way while the buffers are used again.
+    tree = {"params": jnp.zeros((1024, 1024)), "step": jnp.int32(0)}
+    with Checkpoints(tmp_path) as run:
+        run.save(1, tree, METADATA)
+        for _ in range(20):
+            tree = update(tree)
+        step, got = run.restore(tree)
+    assert step == 1 and not got["params"].any() and got["step"] == 0
+    assert (np.asarray(tree["params"]) == 20).all()
+
+
+def test_newest_and_every_so_many_stay(tmp_path):
+    save_all(tmp_path, [5, 8, 10, 12, 14, 16], keep=2, keep_every=10)
+    assert names(tmp_path) == {"10", "14", "16"}
+
+
+def test_only_newest_stay_by_default(tmp_path):
+    save_all(tmp_path, [5, 10, 15, 20])
+    assert names(tmp_path) == {"15", "20"}
+
+
+def test_saving_a_step_again_changes_nothing(tmp_path):
+    with Checkpoints(tmp_path) as run:
+        run.save(3, tree_of(3), METADATA)
+        run.save(3, tree_of(9), METADATA)
+        assert_same(run.restore(tree_of(0))[1], tree_of(3))
+
+
+def test_leftovers_of_a_killed_save_are_removed(tmp_path):
+    save_all(tmp_path, [3])
+    leftover = tmp_path / "checkpoints" / "6.orbax-checkpoint-tmp"
+    shutil.copytree(tmp_path / "checkpoints" / "3", leftover)
+    with Checkpoints(tmp_path) as run:
+        assert names(tmp_path) == {"3"}
+        assert run.restore(tree_of(0))[0] == 3
+
+
+def _largest_data(path):
+    return max((path / "state" / "d").iterdir(), key=lambda file: file.stat().st_size)
+
+
+def _flip(file):
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    file.write_bytes(data)
+
+
+def _halve(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def _empty(path):
+    shutil.rmtree(path)
+    path.mkdir()
+
+
+DAMAGE = {
+    "manifest gone": lambda path: (path / "state" / "manifest.ocdbt").unlink(),
+    "manifest truncated": lambda path: _halve(path / "state" / "manifest.ocdbt"),
+    "all data gone": lambda path: _empty(path / "state" / "d"),
+    "_METADATA gone": lambda path: (path / "state" / "_METADATA").unlink(),
+    "_METADATA truncated": lambda path: _halve(path / "state" / "_METADATA"),
+    "state gone": lambda path: shutil.rmtree(path / "state"),
+    "metadata gone": lambda path: shutil.rmtree(path / "metadata"),
+    "step directory empty": _empty,
+    "json truncated": lambda path: _halve(path / "metadata" / "metadata"),
+    "data truncated": lambda path: _halve(_largest_data(path)),
+    "byte flipped": lambda path: _flip(_largest_data(path)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_said_set_aside_and_written_again(tmp_path, warnings, damage):
+    save_all(tmp_path, [4, 6])
+    DAMAGE[damage](tmp_path / "checkpoints" / "6")
+
+    with Checkpoints(tmp_path) as run:
+        step, tree = run.restore(tree_of(0))
+        assert step == 4
+        assert_same(tree, tree_of(4))
+        assert len(warnings) == 1 and "\n" not in warnings[0]
+        assert str(tmp_path / "checkpoints" / "6") in warnings[0]
+        assert names(tmp_path) == {"4", "6.corrupt"}
+        run.save(6, tree_of(6), METADATA)
+
+    assert names(tmp_path) == {"4", "6", "6.corrupt"}
+    with Checkpoints(tmp_path) as run:
+        step, tree = run.restore(tree_of(0))
+    assert step == 6
+    assert_same(tree, tree_of(6))
+    assert len(warnings) == 1
+
+
+def test_a_second_damage_of_a_step_keeps_the_first(tmp_path, warnings):
+    save_all(tmp_path, [4, 6])
+    for _ in range(3):
+        DAMAGE["step directory empty"](tmp_path / "checkpoints" / "6")
+        with Checkpoints(tmp_path) as run:
+            assert run.restore(tree_of(0))[0] == 4
+            run.save(6, tree_of(6), METADATA)
+    assert names(tmp_path) == {"4", "6", "6.corrupt", "6.corrupt1", "6.corrupt2"}
+
+
+def test_corrupt_directories_count_for_nothing(tmp_path, warnings):
+    save_all(tmp_path, [4, 6])
+    DAMAGE["state gone"](tmp_path / "checkpoints" / "6")
+    with Checkpoints(tmp_path) as run:
+        run.restore(tree_of(0))
+        for step in (6, 8):
+            run.save(step, tree_of(step), METADATA)
+    assert names(tmp_path) == {"6", "8", "6.corrupt"}
+
+
+def test_all_damaged_is_none(tmp_path, warnings):
+    save_all(tmp_path, [4, 6])
+    for step in ("4", "6"):
+        DAMAGE["state gone"](tmp_path / "checkpoints" / step)
+    with Checkpoints(tmp_path) as run:
+        assert run.restore(tree_of(0)) is None
+    assert names(tmp_path) == {"4.corrupt", "6.corrupt"} and len(warnings) == 2
+
+
+def _without_bias():
+    tree = tree_of(0)
+    del tree["params"]["conv"]["bias"]
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [
+        (lambda: tree_of(0, width=5), "ema_params/conv/bias is [4] there and [5]"),
+        (lambda: tree_of(0) | {"more": jnp.zeros(2)}, "no more, which is [2]"),
+        (_without_bias, "it has params/conv/bias [4]"),
+    ],
+)
+def test_another_model_is_refused_and_nothing_renamed(tmp_path, warnings, wanted, words):
+    save_all(tmp_path, [4, 6])
+    with Checkpoints(tmp_path) as run:
+        with pytest.raises(ValueError, match="--workdir") as error:
+            run.restore(wanted())
+    assert words in str(error.value) and "\n" not in str(error.value)
+    assert names(tmp_path) == {"4", "6"} and not warnings
+
+
+def test_a_failed_save_is_raised(tmp_path):
+    run = Checkpoints(tmp_path)
+    run.save(1, tree_of(1), METADATA)
+    run._manager.wait_until_finished()
+    shutil.rmtree(tmp_path / "checkpoints")
+    (tmp_path / "checkpoints").write_text("a file where the folder was")
+    with pytest.raises((OSError, ValueError)):
+        run.save(2, tree_of(2), METADATA)
+        run.close()
+
+
+def test_a_part_is_read_alone_and_nothing_is_written(tmp_path, monkeypatch):
+    save_all(tmp_path, [4, 6])
+    # The data of the other parts are never asked for.
+    read = []
+    inner = checkpoints._read
+    monkeypatch.setattr(
+        checkpoints, "_read", lambda path, tree: read.append(set(tree)) or inner(path, tree)
+    )
+    for folder in tmp_path.rglob("*"):
+        folder.chmod(0o555 if folder.is_dir() else 0o444)
+    try:
+        step, ema, metadata = restore_part(str(tmp_path), "ema_params")
+    finally:
+        for folder in tmp_path.rglob("*"):
+            folder.chmod(0o755)
+    assert step == 6 and metadata == METADATA and read == [{"ema_params"}]
+    assert_same(ema, tree_of(6)["ema_params"])
+    assert restore_part(tmp_path, "params", step=4)[0] == 4
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_part_of_a_damaged_checkpoint_is_read_from_the_one_before(
+    tmp_path, warnings, damage
+):
+    save_all(tmp_path, [4, 6])
+    DAMAGE[damage](tmp_path / "checkpoints" / "6")
+    step, ema, _ = restore_part(tmp_path, "ema_params")
+    assert step == 4 and len(warnings) == 1
+    assert_same(ema, tree_of(4)["ema_params"])
+    assert names(tmp_path) == {"4", "6"}
+
+
+def test_what_cannot_be_read_says_what_to_do(tmp_path):
+    with pytest.raises(ValueError, match="--mode=train"):
+        restore_part(tmp_path, "ema_params")
+    save_all(tmp_path, [4])
+    with pytest.raises(ValueError, match=r"step 5.*\[4\]"):
+        restore_part(tmp_path, "ema_params", step=5)
+    with pytest.raises(ValueError, match="no 'ema'.*ema_params"):
+        restore_part(tmp_path, "ema")
+
+
+def test_library_versions_are_json_and_complete():
+    versions = json.loads(json.dumps(checkpoints.library_versions()))
+    assert versions["jax"] == jax.__version__ and versions["numpy"] == np.__version__
+    assert {"jaxlib", "flax", "optax", "orbax-checkpoint", "ddpm_jax"} <= set(versions)

@@ -1,0 +1,59 @@
+"""Keys: what is accepted, and that an image's key depends on its place alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax.randomness import IMPL, as_key, image_keys
+
+
+@pytest.mark.parametrize(
+    "rng",
+    [
+        lambda: jax.random.key(7),
+        lambda: jax.random.PRNGKey(7),
+        lambda: np.array([0, 7], np.uint32),
+        lambda: 7,
+        lambda: np.int64(7),
+    ],
+    ids=["typed", "legacy", "legacy on the host", "int", "NumPy int"],
+)
+def test_as_key_accepts(rng):
+    key = as_key(rng())
+    assert jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ()
+    np.testing.assert_array_equal(jax.random.key_data(key), [0, 7])
+
+
+@pytest.mark.parametrize(
+    "rng",
+    [
+        lambda: jax.random.key(0, impl="rbg"),
+        lambda: jax.random.split(jax.random.key(0), 2),
+        lambda: np.zeros(2, np.int32),
+        lambda: np.zeros(4, np.uint32),
+        lambda: 0.5,
+        lambda: True,
+        lambda: None,
+        lambda: "0",
+    ],
+    ids=["rbg", "two keys", "int32", "four words", "float", "bool", "None", "str"],
+)
+def test_as_key_refuses(rng):
+    with pytest.raises(ValueError, match=r"(?s)rng=.*write jax\.random\.key\(0\)"):
+        as_key(rng())
+
+
+def test_image_key_depends_on_its_place_alone():
+    def words(places):
+        return np.asarray(jax.random.key_data(image_keys(as_key(3), jnp.array(places))))
+
+    np.testing.assert_array_equal(words([0, 1, 2, 3])[[3, 1]], words([3, 1]))
+    assert len(np.unique(words(range(100)), axis=0)) == 100
+
+
+def test_image_keys_differ_between_keys_and_stay_threefry():
+    places = jnp.arange(4)
+    a, b = image_keys(as_key(0), places), image_keys(as_key(1), places)
+    assert str(jax.random.key_impl(a)) == IMPL
+    assert np.all(np.any(jax.random.key_data(a) != jax.random.key_data(b), axis=-1))

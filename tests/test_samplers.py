@@ -1,0 +1,216 @@
+"""The ancestral chain in a world whose best denoiser is known in closed form."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import oracle
+from ddpm_jax import schedule as schedules
+from ddpm_jax.diffusion import Prediction, predict_fn
+from ddpm_jax.samplers import ancestral, standard_normal
+
+M, S = 0.3, 0.25  # Pixels are N(M, S^2), independent.
+SHAPE = (8, 8, 1)
+
+
+@pytest.fixture(autouse=True)
+def strict_dtypes():
+    with jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+def keys(n, seed=0):
+    return jax.random.split(jax.random.key(seed), n)
+
+
+def optimal_eps(full):
+    """(x_t, original t) -> E[eps | x_t], by the oracle: affine in x_t at each step."""
+    intercept, slope = [], []
+    for t in range(1, len(full.beta) + 1):
+        scale, variance = oracle.compose(full.beta, t)
+
+        def eps(x_t):
+            x_0 = oracle.expected_x_0(full.beta, t, x_t, M, S)
+            return (x_t - scale * x_0) / np.sqrt(variance)
+
+        intercept.append(eps(0.0))
+        slope.append(eps(1.0) - eps(0.0))
+    intercept, slope = jnp.float32(np.array(intercept)), jnp.float32(np.array(slope))
+
+    def denoise(x_t, t):
+        shape = (-1, 1, 1, 1)
+        return intercept[t].reshape(shape) + slope[t].reshape(shape) * x_t
+
+    return denoise
+
+
+def test_the_optimal_chain_of_the_paper_gives_the_data_back():
+    """The oracle itself: with T = 1000 small steps the recursion ends near (M, S^2)."""
+    beta = np.linspace(1e-4, 0.02, 1000)[::1]
+    beta = np.interp(np.linspace(0, 1, 200), np.linspace(0, 1, 1000), beta) * 5
+    mean, variance = oracle.chain_moments(beta, M, S, "fixed_small")
+    # The chain is exact as T grows; at 200 steps it is within a few percent.
+    np.testing.assert_allclose([mean, np.sqrt(variance)], [M, S], rtol=0.05)
+
+
+FULL = schedules.from_betas(np.linspace(1e-3, 0.4, 20))
+CHAINS = {
+    "full": (FULL, np.arange(20)),
+    "respaced": (FULL, np.array([0, 4, 9, 14, 19])),
+}
+
+
+@pytest.mark.parametrize("variance", ["fixed_large", "fixed_small"])
+@pytest.mark.parametrize("name", CHAINS)
+def test_gaussian_world(name, variance):
+    """Mean and variance of the samples are the chain's own, to 5 standard errors."""
+    full, timesteps = CHAINS[name]
+    schedule = schedules.respace(full, timesteps)
+    predict = predict_fn(schedule, optimal_eps(full), variance=variance, clip=False)
+    rngs = keys(512)
+    x_T = standard_normal(keys(512, seed=1), SHAPE)
+    samples = np.float64(jax.jit(lambda x, rngs: ancestral(schedule, predict, x, rngs))(x_T, rngs))
+    beta = oracle.visit(full.beta, timesteps + 1)
+    mean, spread = oracle.chain_moments(beta, M, S, variance)
+    n = samples.size
+    assert abs(samples.mean() - mean) < 5 * np.sqrt(spread / n)
+    assert abs(samples.var() - spread) < 5 * spread * np.sqrt(2 / n)
+
+
+def tiny_network(kernel):
+    def denoise(x_t, t):
+        return jax.lax.conv_general_dilated(
+            x_t, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    return denoise
+
+
+KERNEL = jnp.asarray(np.random.default_rng(0).standard_normal((3, 3, 1, 1)), jnp.float32)
+
+
+def primitives(jaxpr):
+    """Every equation of a jaxpr and of what is inside, whether it loops or not."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            yield from primitives(inner)
+
+
+def test_one_scan_that_calls_the_network_once():
+    calls = []
+
+    def denoise(x_t, t):
+        calls.append(t)
+        return tiny_network(KERNEL)(x_t, t)
+
+    def chain(x_T, rngs):
+        return ancestral(FULL, predict_fn(FULL, denoise), x_T, rngs)
+
+    jaxpr = jax.make_jaxpr(chain)(jnp.zeros((2, *SHAPE)), keys(2)).jaxpr
+    assert len(calls) == 1
+    assert calls[0].shape == (2,) and calls[0].dtype == jnp.int32
+    found = list(primitives(jaxpr))
+    names = [equation.primitive.name for equation in found]
+    scan, = (equation for equation in found if equation.primitive.name == "scan")
+    assert scan.params["length"] == 20 and "while" not in names
+    assert names.count("conv_general_dilated") == 1
+    inside = [e.primitive.name for e in primitives(scan.params["jaxpr"].jaxpr)]
+    assert inside.count("conv_general_dilated") == 1
+
+
+def scripted(mean, log_variance=0.0):
+    """A prediction with this mean and variance, whatever the step."""
+
+    def predict(x_t, t):
+        return Prediction(
+            eps=x_t, x_0=x_t, mean=mean(x_t, t),
+            log_variance=jnp.full((x_t.shape[0], 1, 1, 1), log_variance, jnp.float32),
+        )
+
+    return predict
+
+
+def test_no_noise_in_the_last_step():
+    """Whatever the key, the result is the mean of the step t = 0, exactly."""
+    last = scripted(lambda x_t, t: jnp.where((t == 0)[:, None, None, None], 0.25, x_t))
+    x_T = jnp.ones((2, *SHAPE))
+    for schedule in (FULL, schedules.from_betas([0.3])):
+        samples = jax.jit(lambda rngs: ancestral(schedule, last, x_T, rngs))(keys(2))
+        np.testing.assert_array_equal(samples, jnp.full_like(x_T, 0.25))
+
+
+def test_steps_run_from_the_last_to_the_first():
+    """x -> 2 x + t, without noise, against a loop."""
+    double = scripted(
+        lambda x_t, t: 2 * x_t + t.astype(jnp.float32)[:, None, None, None], -np.inf
+    )
+    samples = ancestral(FULL, double, jnp.ones((1, 1, 1, 1)), keys(1))
+    expected = 1.0
+    for t in range(19, -1, -1):
+        expected = 2 * expected + t
+    assert samples.item() == expected  # Integers below 2^24 are exact in float32.
+
+
+def test_every_step_draws_new_noise_of_its_own_scale():
+    """With mean x_t the noise adds up: as variances, not as one draw times its count."""
+    walk = scripted(lambda x_t, t: x_t, np.log(4.0))
+    rngs, x_T = keys(256), jnp.zeros((256, *SHAPE))
+    samples = np.float64(jax.jit(lambda rngs: ancestral(FULL, walk, x_T, rngs))(rngs))
+    expected = 4.0 * 19
+    assert abs(samples.var() - expected) < 5 * expected * np.sqrt(2 / samples.size)
+
+
+def test_noise_is_addressed_by_key_and_step():
+    walk = scripted(lambda x_t, t: x_t)
+    rngs = keys(2)
+    with jax.debug_key_reuse(False):  # The same keys, on purpose.
+        samples = ancestral(FULL, walk, jnp.zeros((2, *SHAPE)), rngs)
+        for i in range(2):
+            noise = [jax.random.normal(jax.random.fold_in(rngs[i], t), SHAPE)
+                     for t in range(1, 20)]
+            # Sums of 19 float32 numbers up to 20, in another order.
+            np.testing.assert_allclose(samples[i], sum(noise), rtol=0, atol=1e-5)
+
+
+def test_an_image_depends_on_its_own_key_alone():
+    predict = predict_fn(FULL, tiny_network(KERNEL))
+    rngs, x_T = keys(5), standard_normal(keys(5, seed=1), SHAPE)
+    chain = jax.jit(lambda x_T, rngs: ancestral(FULL, predict, x_T, rngs))
+    every = np.asarray(chain(x_T, rngs))
+    # atol: XLA may tile another batch size otherwise, which moves the last float32 bits of
+    # 20 steps on numbers up to 1.
+    for rows in ([0], [4, 1], [1, 2, 3]):
+        rows = np.array(rows)
+        some = chain(x_T[rows], rngs[rows])
+        np.testing.assert_allclose(some, every[rows], rtol=0, atol=1e-5)
+    assert np.abs(every[0] - every[1]).max() > 0.1
+
+
+def test_clipped_samples_stay_inside():
+    samples = ancestral(
+        FULL, predict_fn(FULL, tiny_network(10 * KERNEL)),
+        standard_normal(keys(2), SHAPE), keys(2, seed=1),
+    )
+    assert samples.dtype == jnp.float32 and np.abs(samples).max() <= 1.0 + 1e-6  # An ulp.
+
+
+def test_on_step_hears_of_every_step():
+    heard = []
+
+    def hear(t):
+        jax.debug.callback(lambda t: heard.append(int(t)), t, ordered=True)
+
+    x_T = jnp.zeros((1, 1, 1, 1))
+    ancestral(FULL, scripted(lambda x_t, t: x_t), x_T, keys(1), on_step=hear)
+    jax.effects_barrier()
+    assert heard == list(range(19, -1, -1))
+
+
+def test_standard_normal_draws_each_image_from_its_own_key():
+    rngs = keys(3)
+    with jax.debug_key_reuse(False):  # The same keys, on purpose.
+        np.testing.assert_array_equal(
+            standard_normal(rngs, SHAPE)[2], jax.random.normal(rngs[2], SHAPE)
+        )
