@@ -38,8 +38,8 @@ sys.unraisablehook = _report_unraisable
 class Checkpoints:
     """The checkpoints of a run that writes them; also a context manager.
 
-    Opening it removes what a killed run left half written. In a run of several processes each
-    opens it and calls every method.
+    Opening it removes what a killed run left half written. In a run of several processes
+    each opens it and calls every method.
 
     Args:
         workdir: str or path, gs:// too; checkpoints stand in its folder `checkpoints`.
@@ -49,8 +49,11 @@ class Checkpoints:
 
     def __init__(self, workdir, *, keep: int = 2, keep_every: int = 0):
         self._folder = _folder(workdir)
+        # Made in the background, a folder that cannot be made would leave threads behind
+        # that keep the process from ending.
+        background = ocp.AsyncOptions(create_directories_asynchronously=False)
         self._options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, keep_period=keep_every or None
+            max_to_keep=keep, keep_period=keep_every or None, async_options=background
         )
         if jax.process_index() == 0 and self._folder.exists():
             for leftover in self._folder.glob(f"*{TEMPORARY}*"):
@@ -64,8 +67,8 @@ class Checkpoints:
     def save(self, step: int, tree: dict, metadata: dict) -> None:
         """Starts writing `tree` as the checkpoint of `step`; nothing if it exists already.
 
-        Copies the arrays to the host first, so the caller may donate them at once. Waits for
-        the save before, and raises its error if that failed (a full disk).
+        Copies the arrays to the host first, so the caller may donate them at once. Waits
+        for the save before, and raises its error if that failed (a full disk).
 
         Args:
             step: updates done; later than every step saved before.
@@ -109,8 +112,8 @@ class Checkpoints:
                 self._set_aside(step, error)
             else:
                 raise ValueError(
-                    f"{path} was made with another model or optimizer: {difference}. Go on "
-                    "with the settings in its config.json, or start anew in another --workdir."
+                    f"{path} was made with another model or optimizer: {difference}. Go "
+                    "on with the settings in its config.json, or use another --workdir."
                 )
         return None
 
@@ -120,7 +123,7 @@ class Checkpoints:
         while corrupt.exists():
             corrupt, number = self._folder / f"{step}.corrupt{number}", number + 1
         logging.warning(
-            "%s is damaged (%s); it is renamed %s and the checkpoint before it is used.",
+            "%s is damaged (%s); it is renamed %s and the checkpoint before it is tried.",
             path,
             _one_line(error),
             corrupt.name,
@@ -154,12 +157,12 @@ def restore_part(workdir, name: str, step: int | None = None) -> tuple:
     Args:
         workdir: of the run, str or path.
         name: a key of the tree that was saved.
-        step: of the checkpoint; None is the newest that can be read, with a warning for each
-            newer one that cannot.
+        step: of the checkpoint; None is the newest that can be read, with a warning for
+            each newer one that cannot.
 
     Returns:
-        (step, tree, metadata): the part as dicts and lists of NumPy arrays, and the JSON that
-        was saved with it.
+        (step, tree, metadata): the part as dicts and lists of NumPy arrays, and the JSON
+        that was saved with it.
 
     Raises:
         ValueError: no checkpoint that can be read, no such step, or no part of this name.
@@ -192,7 +195,8 @@ def library_versions() -> dict[str, str]:
 
 
 def _folder(workdir) -> epath.Path:
-    return epath.Path(workdir).expanduser().resolve() / "checkpoints"
+    folder = epath.Path(workdir).expanduser() / "checkpoints"
+    return folder if folder.is_absolute() else folder.resolve()  # which breaks gs://
 
 
 def _steps(folder) -> list[int]:

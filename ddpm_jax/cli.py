@@ -4,6 +4,7 @@ JAX is imported only when the work begins, so `--help` and mistakes in flags are
 """
 
 import difflib
+import importlib.util
 import os
 import sys
 
@@ -52,7 +53,7 @@ def _parse(argv):
 
 
 def _parse_flags(argv):
-    path = next((a.partition("=")[2] for a in argv if a.startswith("--config=")), None)
+    path = _config_path(argv)
     if path is not None and not os.path.exists(path.split(":")[0]):
         raise UserError(f"--config={path} does not exist; name a file such as configs/digits.py.")
     overrides = [a for a in argv[1:] if a.lstrip("-").startswith("config.")]
@@ -77,9 +78,7 @@ def _parse_flags(argv):
 
 def _unknown_setting(path, overrides) -> str:
     """Which override names no setting, and what it may have meant."""
-    flags.FLAGS.unparse_flags()
-    flags.FLAGS([sys.argv[0], f"--config={path}"])
-    names = list(_leaves(_config.value))
+    names = list(_leaves(_read_config(path)))
     for override in overrides:
         flag, _, value = override.partition("=")
         name = flag.lstrip("-").removeprefix("config.")
@@ -93,6 +92,24 @@ def _unknown_setting(path, overrides) -> str:
                 "them stand in configs/cifar10.py."
             )
     return f"{path} cannot be read as a config."
+
+
+def _config_path(argv) -> str | None:
+    """The file of --config=FILE or --config FILE."""
+    for argument, following in zip(argv, [*argv[1:], None]):
+        flag, equals, value = argument.partition("=")
+        if flag in ("--config", "-config"):
+            return value if equals else following
+    return None
+
+
+def _read_config(path):
+    """What `get_config` of the file returns, without overrides; FILE:ARGUMENT passes one."""
+    file, _, argument = path.partition(":")
+    spec = importlib.util.spec_from_file_location("config_file", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(*([argument] if argument else []))
 
 
 def _leaves(config, prefix=""):

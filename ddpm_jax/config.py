@@ -118,13 +118,13 @@ def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
     Raises:
         ValueError: one line naming the setting, its value, the rule and what works.
     """
+    check_numbers(config)
     parameterization(config).check(schedule(config))
     if config.diffusion.loss not in LOSSES:
         raise ValueError(
             f"config.diffusion.loss={config.diffusion.loss!r} is not known; use one of "
             f"{', '.join(LOSSES)}."
         )
-    check_numbers(config)
     _check_batch(config.train.batch_size, config.train.accumulate, num_devices)
     if config.train.matmul_precision not in PRECISIONS:
         raise ValueError(
@@ -176,6 +176,22 @@ def check_numbers(config: ml_collections.ConfigDict) -> None:
             rule = f"at least {low:g}" if high == huge else f"in [{low:g}, {high:g}]"
             raise ValueError(
                 f"config.{setting}={value} must be {rule}; try --config.{setting}={works}."
+            )
+
+
+    for setting, kind, rule, works in (
+        ("model.channel_multipliers", int, "whole numbers, at least one", "(1, 2, 2, 2)"),
+        ("model.attention_resolutions", int, "whole numbers", "(16,)"),
+        ("diffusion.betas", (int, float), "numbers in (0, 1]", "(0.1, 0.2, 0.5)"),
+        ("train.extra_ema_decays", float, "numbers between 0 and 1", "(0.999,)"),
+    ):
+        group, name = setting.split(".")
+        values = config[group][name]
+        bad = [v for v in values if not isinstance(v, kind) or v <= 0]
+        if bad or (name == "channel_multipliers" and not values):
+            raise ValueError(
+                f"config.{setting}={values!r} must be {rule}; try "
+                f'--config.{setting}="{works}".'
             )
 
 

@@ -305,6 +305,10 @@ def _pixels(image, shape):
     return np.asarray(image).reshape(image.height, image.width, channels)
 
 
+def _fits(size, shape):
+    return size * math.prod(shape) <= MEMORY_BUDGET
+
+
 # Folders of pictures.
 
 
@@ -327,23 +331,269 @@ def picture_files(folder: str) -> list[str]:
 class _Folder:
     """Picture files decoded one by one, with an account of those that cannot be."""
 
-    def __init__(self, folder, files, shape):
-        self.folder, self.files, self.shape = folder, files, shape
+    def __init__(self, path, files, want):
+        self.path, self.files = path, files
         self.unreadable, self.lock = {}, threading.Lock()
+        self.shape = want
+        if not want[0]:
+            self.shape = self.nearest(0).shape
 
     def decode(self, i):
-        """Image i, or None where its file is unreadable, which is logged once."""
-        try:
-            image = _decode(os.path.join(self.folder, self.files[i]), self.shape)
-        except _UNREADABLE as error:
-            self._note(i, error)
+        """Image i, or None where its file is unreadable, which is logged."""
+        if i in self.unreadable:
             return None
-        if 0 not in self.shape and image.shape != self.shape:
-            self._refuse_size(self.files[i], image.shape)
+        try:
+            image = _decode(os.path.join(self.path, self.files[i]), self.shape)
+        except _UNREADABLE as error:
+            self.note(i, error)
+            return None
+        if self.shape[0] and image.shape != self.shape:
+            self.refuse_size(i, image.shape)
         return image
 
-    def _note(self, i, error):
+    def nearest(self, i):
+        """Image i, or the next one that can be read."""
+        for j in range(len(self.files)):
+            image = self.decode((i + j) % len(self.files))
+            if image is not None:
+                return image
+            self.check()
+        raise AssertionError("check lets no folder pass without a readable file")
+
+    def note(self, i, error):
         with self.lock:
             if i not in self.unreadable and len(self.unreadable) < 10:
-                logging.warning("Skipped %s: %s", self.files[i], error)
+                logging.warning("Skipping %s: %s", self.files[i], error)
             self.unreadable[i] = self.files[i]
+
+    def check(self):
+        """Raises where more files are unreadable than may be."""
+        bad, total = sorted(self.unreadable.values()), len(self.files)
+        if len(bad) > MAX_UNREADABLE * total:
+            raise ValueError(
+                f"config.data.dir={self.path!r}: {len(bad)} of {total} files "
+                f"({len(bad) / total:.0%}) are unreadable, at most {MAX_UNREADABLE:.0%} may "
+                f"be; mend or remove {', '.join(bad[:3])}{', ...' * (len(bad) > 3)}"
+            )
+
+    def refuse_size(self, i, shape):
+        raise ValueError(
+            f"config.data.image_size=0: needs pictures of one size, but {self.files[i]} is "
+            f"{shape[0]}x{shape[1]} and others are {self.shape[0]}x{self.shape[1]}; choose a "
+            "size, such as --config.data.image_size=64."
+        )
+
+    def check_sizes(self):
+        """Refuses pictures of varying size by their headers, before any is streamed."""
+        for i, file in enumerate(self.files):
+            with contextlib.suppress(*_UNREADABLE):
+                with Image.open(os.path.join(self.path, file)) as image:
+                    size = image.size[::-1]
+                    # In either order: EXIF may turn it.
+                    different = sorted(size) != sorted(self.shape[:2])
+                if different:
+                    break
+        else:
+            return
+        self.refuse_size(i, size)
+
+    def in_memory(self):
+        """A source of the readable pictures, all decoded now."""
+        images = np.empty((len(self.files), *self.shape), np.uint8)
+
+        def fill(i):
+            image = self.decode(i)
+            if image is not None:
+                images[i] = image
+            return image is not None
+
+        with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+            kept = np.array(list(pool.map(fill, range(len(self.files)))))
+        if len(self.unreadable) > 10:
+            logging.warning("Skipped %d files in all.", len(self.unreadable))
+        self.check()
+        return from_array(images if kept.all() else images[kept])
+
+    def streamed(self):
+        """A source that decodes pictures as they are asked for."""
+        read = lambda indices: np.stack([self.nearest(int(i)) for i in indices])
+        return Source(len(self.files), self.shape, read)
+
+
+def _load_folder(data_dir, part, want):
+    if not os.path.isdir(data_dir):
+        raise ValueError(
+            f"config.data.dir={data_dir!r}: not a folder; write --config.data.dir=PATH, the "
+            "folder that holds the pictures."
+        )
+    files = picture_files(data_dir)
+    if not files:
+        raise ValueError(
+            f"config.data.dir={data_dir!r}: no pictures there or below; write "
+            "--config.data.dir=PATH, a folder with .png, .jpg or other picture files."
+        )
+    files = [files[i] for i in part(len(files))]
+    if not files:
+        return None
+    folder = _Folder(data_dir, files, (*want[:2], want[2] or 3))
+    if _fits(len(files), folder.shape):
+        return folder.in_memory()
+    if not want[0]:
+        folder.check_sizes()
+    return folder.streamed()
+
+
+# TFDS.
+
+
+def _load_tfds(name, data_dir, split, part, want):
+    root = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    root = epath.Path(root).expanduser()
+    if data_dir and not root.exists():
+        raise ValueError(
+            f"config.data.dir={data_dir!r}: does not exist; write --config.data.dir=PATH, "
+            f"the TFDS directory that holds {name}."
+        )
+    folder = _prepared(root, name) or _prepare(root, name)
+    import tensorflow_datasets as tfds
+
+    logging.get_absl_logger().addFilter(_not_about_opencv)
+    builder = tfds.builder_from_directory(folder)
+    splits = builder.info.splits
+    own_test = next((key for key in ("test", "validation") if key in splits), None)
+    stored = own_test if split == "test" and own_test else "train"
+    if stored not in splits:
+        raise ValueError(
+            f"config.data.name={name!r}: has no split 'train', only {sorted(splits)}; "
+            "write --config.data.name= with another data set."
+        )
+    size = splits[stored].num_examples
+    indices = np.arange(size) if own_test else part(size)
+    if not len(indices):
+        return None
+    key, shape = _image_feature(name, builder.info.features, want)
+    if tfds.core.FileFormat.ARRAY_RECORD in builder.info.available_file_formats():
+        return _read_array_record(builder, stored, key, indices, shape)
+    return _read_tfrecord(name, builder, stored, key, indices, shape)
+
+
+def _not_about_opencv(record):
+    return "OpenCV is not installed" not in record.getMessage()
+
+
+def _prepared(root, name):
+    """The folder of a prepared TFDS data set, of the newest version unless one is named."""
+    base, _, version = name.partition(":")
+    found = [path.parent for path in (root / base).glob("*/dataset_info.json")]
+    fits = lambda p: p.name == version or not version and re.fullmatch(r"\d+(\.\d+)*", p.name)
+    number = lambda p: [int(part) for part in re.findall(r"\d+", p.name)]
+    newest = max(filter(fits, found), key=number, default=None)
+    if newest is None:
+        found += [path.parent for path in (root / base).glob("*/*/dataset_info.json")]
+    if newest is None and found:
+        names = sorted(":".join(os.fspath(p.relative_to(root)).rsplit("/", 1)) for p in found)
+        raise ValueError(
+            f"config.data.name={name!r}: not prepared in {root}, which has "
+            f"{', '.join(names)}; write --config.data.name={names[-1]}."
+        )
+    return newest
+
+
+def _prepare(root, name):
+    """Downloads and prepares a TFDS data set with TensorFlow; its folder."""
+    folder_instead = (
+        "or use your own pictures: --config.data.name=image_folder --config.data.dir=PATH."
+    )
+    if _tensorflow() is None:
+        raise ValueError(
+            f"config.data.name={name!r}: not prepared in {root}, and preparing it needs "
+            f'TensorFlow once; pip install "ddpm_jax[prepare]", {folder_instead}'
+        )
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(name, data_dir=root, file_format="array_record")
+    except tfds.core.registered.DatasetNotFoundError:
+        raise ValueError(
+            f"config.data.name={name!r}: not digits, image_folder, npz or a TFDS data set; "
+            "write one of those, such as --config.data.name=cifar10."
+        ) from None
+    manual = root / "downloads" / "manual"
+    if builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not manual.exists():
+        raise ValueError(
+            f"config.data.name={name!r}: must be downloaded by hand into {manual} (see "
+            f"tensorflow.org/datasets/catalog/{builder.name}), {folder_instead}"
+        )
+    builder.download_and_prepare()
+    return epath.Path(builder.data_path)
+
+
+def _tensorflow():
+    """TensorFlow, kept off the GPUs; None where it is not installed."""
+    try:
+        import tensorflow as tf
+    except ImportError:
+        return None
+    with contextlib.suppress(RuntimeError):  # In use already: too late to hide them.
+        tf.config.set_visible_devices([], "GPU")
+    return tf
+
+
+def _image_feature(name, features, want):
+    """The key of the first image among the features, and the shape it is to have."""
+    import tensorflow_datasets as tfds
+
+    keys = [key for key in features if isinstance(features[key], tfds.features.Image)]
+    if not keys or features[keys[0]].np_dtype != np.uint8:
+        raise ValueError(
+            f"config.data.name={name!r}: has no uint8 image among {sorted(features)}; write "
+            "--config.data.name= with a data set of images."
+        )
+    height, width, channels = features[keys[0]].shape
+    shape = _target(want, (height, width, channels or 3))
+    if None in shape:
+        raise ValueError(
+            f"config.data.image_size=0: the images of {name} vary in size; choose one, such "
+            "as --config.data.image_size=64."
+        )
+    return keys[0], shape
+
+
+def _read_array_record(builder, split, key, indices, shape):
+    source = builder.as_data_source(split, file_format="array_record")
+
+    def read(i):
+        examples = source.__getitems__(indices[i].tolist())
+        return np.stack([_convert(example[key], shape) for example in examples])
+
+    if not _fits(len(indices), shape):
+        return Source(len(indices), shape, read)
+    images = np.empty((len(indices), *shape), np.uint8)
+    for chunk in np.split(np.arange(len(images)), range(_CHUNK, len(images), _CHUNK)):
+        images[chunk] = read(chunk)
+    return from_array(images)
+
+
+def _read_tfrecord(name, builder, split, key, indices, shape):
+    """All images of a TFRecord directory, which only TensorFlow reads, in memory."""
+    if _tensorflow() is None:
+        raise ValueError(
+            f"config.data.name={name!r}: {builder.data_path} is in TFRecord format, which "
+            'needs TensorFlow to read; pip install "ddpm_jax[prepare]".'
+        )
+    if not _fits(len(indices), shape):
+        raise ValueError(
+            f"config.data.name={name!r}: too large to read from TFRecord; convert it with "
+            f"`tfds convert_format --dataset_version_dir={builder.data_path} "
+            "--out_file_format=array_record`, once."
+        )
+    import tensorflow_datasets as tfds
+
+    examples = builder.as_dataset(
+        split=split,
+        read_config=tfds.ReadConfig(interleave_cycle_length=1),  # the order of the files
+        decoders=tfds.decode.PartialDecoding({key: True}),
+    )
+    chosen = set(indices.tolist())
+    examples = (e for i, e in enumerate(tfds.as_numpy(examples)) if i in chosen)
+    return from_array(np.stack([_convert(example[key], shape) for example in examples]))

@@ -1,6 +1,6 @@
 """Pixels: between uint8 files and float32 in [-1, 1], and pictures of many images at once.
 
-One rule everywhere: uint8 v is v / 127.5 - 1, and back it is round((x + 1) * 127.5), clipped.
+One rule everywhere: uint8 v is v / 127.5 - 1; back it is round((x + 1) * 127.5), clipped.
 """
 
 import io
@@ -14,12 +14,16 @@ GREY = 128  # of borders and gaps: stands out from black, white and most picture
 
 
 def to_float(uint8):
-    """float32 v / 127.5 - 1 in [-1, 1], same shape; NumPy or JAX array in, the same out."""
+    """float32 v / 127.5 - 1 in [-1, 1], same shape; NumPy or JAX array in, the same out.
+
+    Inside jit the last bit may differ, so that 255 becomes 1.0000001: XLA multiplies by the
+    reciprocal.
+    """
     return uint8.astype("float32") / 127.5 - 1
 
 
 def to_uint8(images) -> np.ndarray:
-    """uint8 round((x + 1) * 127.5), halves to even, clipped to 0..255; inverse of `to_float`.
+    """uint8 round((x + 1) * 127.5), halves to even, clipped; the inverse of `to_float`.
 
     Args:
         images: float [..., h, w, c], nominally in [-1, 1]; NumPy or JAX.
@@ -99,8 +103,8 @@ def beside(left: np.ndarray, right: np.ndarray, gap: int = 16) -> np.ndarray:
     """
     if left.shape[2] != right.shape[2]:
         raise ValueError(
-            f"pictures of {left.shape[2]} and {right.shape[2]} channels cannot stand in one: "
-            "give both the same number of channels."
+            f"pictures of {left.shape[2]} and {right.shape[2]} channels cannot stand in "
+            "one: give both the same number of channels."
         )
     (h_left, w_left, c), (h_right, w_right, _) = left.shape, right.shape
     canvas = _grey(max(h_left, h_right), w_left + gap + w_right, c)

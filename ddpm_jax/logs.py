@@ -55,7 +55,7 @@ class Rate:
         """The speed since the last reading, and the time to go.
 
         Returns:
-            images_per_second and steps_per_second, without paused time, and eta,
+            images_per_second and steps_per_second, without paused time, and eta, seconds,
             with it (it comes again) by the average over this start; NaN where no step or
             no time has passed.
         """
@@ -92,8 +92,8 @@ class Logs:
         workdir: gets `metrics.jsonl` and the event files in `tensorboard/`.
         start_step: updates done; rows and events of later steps are dropped.
         num_steps: updates when the run is complete, the length of the bar.
-        progress: True shows a bar on stderr, False prints lines on stdout instead; None shows
-            the bar if stderr is a terminal.
+        progress: True shows a bar on stderr, False prints lines on stdout instead; None
+            shows the bar if stderr is a terminal.
     """
 
     def __init__(
@@ -121,8 +121,8 @@ class Logs:
         """One row {"step": ..., **metrics} in metrics.jsonl, and TensorBoard scalars.
 
         JSON knows no NaN or infinity: they stand as null in the row, as they are in
-        TensorBoard. Without a bar a line on stdout tells the step and, where they are among the
-        metrics, loss, images_per_second and eta; with one the loss stands at its end.
+        TensorBoard. Without a bar a line on stdout tells the step and, where they are among
+        the metrics, loss, images_per_second and eta; with one the loss stands at its end.
         """
         metrics = {name: float(value) for name, value in metrics.items()}
         row = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
@@ -168,14 +168,21 @@ class Logs:
 
 
 def _drop_rows_after(path, step: int) -> None:
-    """Keeps the whole rows up to `step`; a kill can leave the last one torn."""
+    """Keeps the rows up to `step`, less what a kill has torn."""
     if not path.exists():
         return
     lines = path.read_text().splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    kept = [line for line in lines if line.endswith("\n") and _step_of(line) <= step]
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text("".join(kept))
     temporary.replace(path)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return math.inf
 
 
 def _line(step: int, num_steps: int, metrics: dict[str, float]) -> str:

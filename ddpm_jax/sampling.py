@@ -103,7 +103,7 @@ def check_params(trained: Trained) -> None:
     """Raises ValueError naming the first leaf that does not fit the model."""
     def init():
         x, t = jnp.zeros((1, *trained.image_shape)), jnp.zeros((1,), jnp.int32)
-        return trained.model.init(jax.random.key(0), x, t, train=False)["params"]
+        return trained.model.init(jax.random.key(0), x, t, train=False).get("params", {})
 
     def shapes(tree):
         leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
@@ -169,7 +169,7 @@ def _pmap_chain(model, diffusion, image_shape, clip, progress):
     """(params, schedule, keys [d, b]) -> x_0 [d, b, h, w, c]; compiled once a shape."""
 
     def chain(params, schedule, rngs):
-        rngs_x_T, rngs_z = jax.vmap(jax.random.split, out_axes=1)(rngs)
+        rngs_x_T, rngs_z = (jax.vmap(jax.random.fold_in, (0, None))(rngs, i) for i in (0, 1))
         predict_fn = diffusion_lib.predict_fn(
             schedule,
             lambda x_t, t: model.apply({"params": params}, x_t, t, train=False),

@@ -202,7 +202,7 @@ def named(name: str, num_timesteps: int, start: float, end: float) -> Schedule:
     return NAMED[name](num_timesteps, start, end)
 
 
-def respace(schedule: Schedule, timesteps: Sequence[int]) -> Schedule:
+def respace(schedule: Schedule, timesteps: Sequence[int] | np.ndarray) -> Schedule:
     """The chain that visits only `timesteps`, its betas re-derived from alpha_bar in float64.
 
     The marginals q(x_t | x_0) at the visited steps stay what they were, and the network is

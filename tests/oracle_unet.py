@@ -15,7 +15,7 @@ def dense(p, x):
 
 
 def conv(p, x, stride=1, padding=None):
-    """3x3 convolution; by default TensorFlow's SAME, otherwise ((top, bottom), (left, right))."""
+    """3x3 convolution; pads ((top, bottom), (left, right)), or like TensorFlow's SAME."""
     if padding is None:
         padding = []
         for n in x.shape[:2]:
@@ -35,8 +35,9 @@ def group_norm(p, x, groups):
     out = np.empty_like(x)
     size = x.shape[-1] // groups
     for g in range(groups):
-        part = x[..., g * size:(g + 1) * size]
-        out[..., g * size:(g + 1) * size] = (part - part.mean()) / np.sqrt(part.var() + 1e-6)
+        members = slice(g * size, (g + 1) * size)
+        part = x[..., members]
+        out[..., members] = (part - part.mean()) / np.sqrt(part.var() + 1e-6)
     return out * p["scale"] + p["bias"]
 
 
@@ -64,7 +65,8 @@ def res_block(p, x, temb, groups):
 def embedding(t, dim):
     half = dim // 2
     frequencies = [np.exp(-i * np.log(1e4) / (half - 1)) for i in range(half)]
-    return np.array([np.sin(t * f) for f in frequencies] + [np.cos(t * f) for f in frequencies])
+    angles = t * np.array(frequencies)
+    return np.concatenate([np.sin(angles), np.cos(angles)])
 
 
 def upsample(x):

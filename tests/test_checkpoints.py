@@ -1,6 +1,7 @@
 """Checkpoints: what is saved comes back; damage costs one checkpoint, never the run."""
 
 import json
+import resource
 import shutil
 
 import jax
@@ -47,8 +48,14 @@ def assert_same(got, want):
 
 @pytest.fixture
 def warnings(monkeypatch):
+    """What is said of damage; Orbax adds warnings of its own."""
     said = []
-    monkeypatch.setattr(logging, "warning", lambda text, *args: said.append(text % args))
+
+    def warning(text, *args):
+        if "is damaged" in text:
+            said.append(text % args)
+
+    monkeypatch.setattr(logging, "warning", warning)
     return said
 
 
@@ -212,15 +219,44 @@ def test_another_model_is_refused_and_nothing_renamed(tmp_path, warnings, wanted
     assert names(tmp_path) == {"4", "6"} and not warnings
 
 
-def test_a_failed_save_is_raised(tmp_path):
+def test_closing_twice_is_closing_once(tmp_path):
+    with Checkpoints(tmp_path) as run:
+        run.save(1, tree_of(1), METADATA)
+        run.close()
+    assert names(tmp_path) == {"1"}
+
+
+# Orbax writes in a thread, where the error is raised as well.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("at", ["save", "close"])
+def test_a_full_disk_is_raised_and_costs_one_save(tmp_path, at):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    big = {"noise": np.random.default_rng(0).normal(size=100_000)}  # 800 kB, incompressible
     run = Checkpoints(tmp_path)
-    run.save(1, tree_of(1), METADATA)
+    run.save(1, big, METADATA)
     run._manager.wait_until_finished()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+    try:
+        with pytest.raises(ValueError):
+            run.save(2, big, METADATA)
+            if at == "save":
+                run.save(3, big, METADATA)
+            run.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        run.close()
+    with Checkpoints(tmp_path) as run:
+        assert run.restore(big)[0] == 1
+        run.save(2, big, METADATA)
+    assert names(tmp_path) == {"1", "2"}
+
+
+def test_a_folder_that_cannot_be_written_is_raised(tmp_path):
+    run = Checkpoints(tmp_path)
     shutil.rmtree(tmp_path / "checkpoints")
     (tmp_path / "checkpoints").write_text("a file where the folder was")
-    with pytest.raises((OSError, ValueError)):
+    with pytest.raises(OSError):
         run.save(2, tree_of(2), METADATA)
-        run.close()
 
 
 def test_a_part_is_read_alone_and_nothing_is_written(tmp_path, monkeypatch):
@@ -263,6 +299,14 @@ def test_what_cannot_be_read_says_what_to_do(tmp_path):
         restore_part(tmp_path, "ema_params", step=5)
     with pytest.raises(ValueError, match="no 'ema'.*ema_params"):
         restore_part(tmp_path, "ema")
+
+
+def test_the_folder_is_absolute_and_a_bucket_stays_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert str(checkpoints._folder("a")) == str(tmp_path / "a" / "checkpoints")
+    assert str(checkpoints._folder("gs://bucket/a")) == "gs://bucket/a/checkpoints"
+    save_all("a", [1])
+    assert restore_part(checkpoints.epath.Path("a"), "params")[0] == 1
 
 
 def test_library_versions_are_json_and_complete():

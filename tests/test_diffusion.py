@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 
 import oracle
 from ddpm_jax import schedule as schedules
 from ddpm_jax.diffusion import (
-    Parameterization, eps_from_x_0, model_log_variance, predict, predict_fn, q_mean_variance,
-    q_posterior, q_sample, q_step, x_0_from_eps,
+    Parameterization, eps_from_x_0, model_log_variance, predict, predict_fn,
+    q_mean_variance, q_posterior, q_sample, q_step, x_0_from_eps,
 )
 
 SCHEDULES = {
@@ -20,7 +21,9 @@ SCHEDULES = {
 }
 FLOAT32 = dict(rtol=2e-6, atol=2e-6)  # A few float32 roundings (6e-8) of numbers up to 3.
 
-pytestmark = pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
+EITHER_WAY = pytest.mark.parametrize(
+    "transform", [lambda f: f, jax.jit], ids=["eager", "jit"]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -36,10 +39,12 @@ def all_ends(schedule):
 
 
 def pixels(t, *values):
-    """For each value a batch [b, 1, 2, 1] that has it everywhere, and its negative beside."""
-    return [jnp.full((len(t), 1, 2, 1), v) * jnp.array([[[1.0], [-1.0]]])[None] for v in values]
+    """For each value a batch [b, 1, 2, 1] with that value and its negative side by side."""
+    signs = jnp.array([1.0, -1.0]).reshape(1, 1, 2, 1)
+    return [jnp.full((len(t), 1, 2, 1), value) * signs for value in values]
 
 
+@EITHER_WAY
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_q_sample_is_the_composition_of_steps(name, transform):
     """Its coefficients, read off by x_0 and eps of 0 and 1."""
@@ -50,13 +55,14 @@ def test_q_sample_is_the_composition_of_steps(name, transform):
     mean, variance = transform(lambda x_0: q_mean_variance(schedule, x_0, t))(one)
     for i, step in enumerate(np.asarray(t) + 1):
         scale, expected = oracle.compose(schedule.beta, step)
-        np.testing.assert_allclose(sample(one, zero)[i, 0, 0], scale, **FLOAT32)
-        np.testing.assert_allclose(sample(zero, one)[i, 0, 0], np.sqrt(expected), **FLOAT32)
-        np.testing.assert_allclose(mean[i, 0, 0], scale, **FLOAT32)
+        assert_allclose(sample(one, zero)[i, 0, 0], scale, **FLOAT32)
+        assert_allclose(sample(zero, one)[i, 0, 0], np.sqrt(expected), **FLOAT32)
+        assert_allclose(mean[i, 0, 0], scale, **FLOAT32)
         # atol is above the variance's 1e-4 by far, so relative alone.
-        np.testing.assert_allclose(variance[i, 0, 0], expected, rtol=2e-6)
+        assert_allclose(variance[i, 0, 0], expected, rtol=2e-6)
 
 
+@EITHER_WAY
 def test_q_step_repeated_is_q_sample(transform):
     """Means and variances carried through 20 single steps, as linear maps."""
     schedule = schedules.cosine(20)
@@ -70,10 +76,11 @@ def test_q_step_repeated_is_q_sample(transform):
         noise = float(step(zero, t, one)[0, 0, 0, 0])
         variance = float(step(one, t, zero)[0, 0, 0, 0]) ** 2 * variance + noise**2
         # Twenty steps of float32, each within an ulp or two.
-        np.testing.assert_allclose(sample(one, t, zero), mean, rtol=1e-5)
-        np.testing.assert_allclose(sample(zero, t, one)[0, 0, 0, 0] ** 2, variance, rtol=1e-5)
+        assert_allclose(sample(one, t, zero), mean, rtol=1e-5)
+        assert_allclose(sample(zero, t, one)[0, 0, 0, 0] ** 2, variance, rtol=1e-5)
 
 
+@EITHER_WAY
 @pytest.mark.parametrize("x_0, x_t", [(0.7, -1.3), (0.0, 1.0), (-1.0, -1.0)])
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_posterior_is_bayes_rule(name, x_0, x_t, transform):
@@ -84,12 +91,13 @@ def test_posterior_is_bayes_rule(name, x_0, x_t, transform):
     assert mean.shape == (len(t), 1, 2, 1) and variance.shape == (len(t), 1, 1, 1)
     for i, step in enumerate(np.asarray(t) + 1):
         expected, spread = oracle.posterior(schedule.beta, step, x_0, x_t)
-        np.testing.assert_allclose(mean[i, 0, :, 0], [expected, -expected], **FLOAT32)
-        np.testing.assert_allclose(variance[i].item(), spread, rtol=2e-6)
+        assert_allclose(mean[i, 0, :, 0], [expected, -expected], **FLOAT32)
+        assert_allclose(variance[i].item(), spread, rtol=2e-6)
         borrowed = oracle.reverse_variance(schedule.beta, step, "fixed_small")
-        np.testing.assert_allclose(log_variance[i].item(), np.log(borrowed), **FLOAT32)
+        assert_allclose(log_variance[i].item(), np.log(borrowed), **FLOAT32)
 
 
+@EITHER_WAY
 @pytest.mark.parametrize("name", ["linear", "cosine", "one step"])
 def test_eps_and_x_0_are_inverse(name, transform):
     schedule = SCHEDULES[name]
@@ -98,7 +106,7 @@ def test_eps_and_x_0_are_inverse(name, transform):
     x_t = q_sample(schedule, x_0, t, eps)
     found_x_0 = transform(lambda: x_0_from_eps(schedule, x_t, t, eps))()
     found_eps = transform(lambda: eps_from_x_0(schedule, x_t, t, x_0))()
-    # x_t is rounded to 1e-7 and then divided by its scale of x_0 or of eps (both up to 1.7).
+    # x_t, up to 1.7, is rounded by 1e-7 and then divided by its scale of x_0 or of eps.
     signal, noise = schedule.sqrt_alpha_bar[t], schedule.sqrt_one_minus_alpha_bar[t]
     assert np.all(abs(found_x_0 - x_0) < 4e-7 / signal[:, None, None, None])
     assert np.all(abs(found_eps - eps) < 4e-7 / noise[:, None, None, None])
@@ -112,15 +120,17 @@ def predict_pixel(transform, x_t, output, t, schedule=SCHEDULES["linear"], **set
     return {name: value.item() for name, value in vars(prediction).items()}
 
 
+@EITHER_WAY
 @pytest.mark.parametrize(
     "clip, x_0, mean", [(True, 1.0, 0.5001102325), (False, 1.4483286357, 0.5014812470)]
 )
 def test_published_single_step(clip, x_0, mean, transform):
     actual = predict_pixel(transform, 0.5, 0.1, 500, clip=clip)
     # The clip moves the mean by 1e-3: far outside float32's rounding.
-    np.testing.assert_allclose([actual["x_0"], actual["mean"]], [x_0, mean], **FLOAT32)
+    assert_allclose([actual["x_0"], actual["mean"]], [x_0, mean], **FLOAT32)
 
 
+@EITHER_WAY
 @pytest.mark.parametrize("variance", ["fixed_large", "fixed_small"])
 @pytest.mark.parametrize("clip", [True, False])
 @pytest.mark.parametrize("t", [0, 1, 500, 999])
@@ -144,24 +154,26 @@ def test_predict_matches_the_oracle(mean, t, clip, variance, transform):
     # Float32 rounds x_t by 1e-7; at t = 0, eps is that divided by 0.01.
     tolerance = {"eps": 2e-6 + 2e-7 / np.sqrt(spread)}
     for name, value in expected.items():
-        np.testing.assert_allclose(
+        assert_allclose(
             actual[name], value, rtol=2e-6, atol=tolerance.get(name, 2e-6), err_msg=name
         )
 
 
+@EITHER_WAY
 def test_clipped_prediction_agrees_with_itself(transform):
     """x_t is again the mixture of the x_0 and eps that were reported."""
     schedule = SCHEDULES["linear"]
     actual = predict_pixel(transform, 1.0, 0.5, 999)
     assert actual["x_0"] == 1.0
-    np.testing.assert_allclose(actual["eps"], 0.9936672335, **FLOAT32)
+    assert_allclose(actual["eps"], 0.9936672335, **FLOAT32)
     mixture = (
         schedule.sqrt_alpha_bar[999] * actual["x_0"]
         + schedule.sqrt_one_minus_alpha_bar[999] * actual["eps"]
     )
-    np.testing.assert_allclose(mixture, 1.0, **FLOAT32)
+    assert_allclose(mixture, 1.0, **FLOAT32)
 
 
+@EITHER_WAY
 @pytest.mark.parametrize(
     "variance, expected",
     [
@@ -178,39 +190,43 @@ def test_published_log_variances(variance, expected, transform):
     schedule = SCHEDULES["linear"]
     actual = transform(lambda t: model_log_variance(schedule, x_t, t, variance))(t)
     # Two float32 roundings of numbers below 10 (5e-7 each).
-    np.testing.assert_allclose(actual.ravel(), expected, atol=1.5e-6, rtol=0)
+    assert_allclose(actual.ravel(), expected, atol=1.5e-6, rtol=0)
 
 
+@EITHER_WAY
 @pytest.mark.parametrize("clip, expected", [(True, 0.9), (False, 2.7)])
 def test_denoised_fn_comes_before_the_clip(clip, expected, transform):
-    """3 is divided by 3.33 and then left alone; clipped first it would give 0.3."""
+    """3 becomes 0.9 and is left alone; clipped first it would become 0.3."""
     actual = predict_pixel(
         transform, 0.5, 3.0 if clip else 9.0, 500, mean="x_0", clip=clip,
         denoised_fn=lambda x: 0.3 * x,
     )
-    np.testing.assert_allclose(actual["x_0"], expected, **FLOAT32)
+    assert_allclose(actual["x_0"], expected, **FLOAT32)
     mean = oracle.posterior(SCHEDULES["linear"].beta, 501, expected, 0.5)[0]
-    np.testing.assert_allclose(actual["mean"], mean, **FLOAT32)
+    assert_allclose(actual["mean"], mean, **FLOAT32)
 
 
+@EITHER_WAY
 def test_denoised_fn_without_clip_still_re_derives_eps(transform):
     actual = predict_pixel(
         transform, 0.5, 0.1, 500, clip=False, denoised_fn=lambda x: jnp.zeros_like(x)
     )
     noise = oracle.compose(SCHEDULES["linear"].beta, 501)[1] ** 0.5
-    np.testing.assert_allclose(actual["eps"], 0.5 / noise, **FLOAT32)
+    assert_allclose(actual["eps"], 0.5 / noise, **FLOAT32)
 
 
+@EITHER_WAY
 def test_x_0_survives_a_last_beta_of_one(transform):
     """With beta = 1 nothing of x_0 is in x_t, and the mean is the prediction's alone."""
     schedule = SCHEDULES["jsd"]
     actual = predict_pixel(transform, 0.5, 0.25, 19, schedule, mean="x_0")
     scale = oracle.compose(schedule.beta, 19)[0]
-    np.testing.assert_allclose(
+    assert_allclose(
         [actual["x_0"], actual["eps"], actual["mean"]], [0.25, 0.5, scale * 0.25], **FLOAT32
     )
 
 
+@EITHER_WAY
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_predictions_are_float32_for_any_output(dtype, transform):
     x_t, t = jnp.ones((2, 2, 2, 1)), jnp.array([3, 5])
@@ -219,45 +235,52 @@ def test_predictions_are_float32_for_any_output(dtype, transform):
     assert {leaf.dtype for leaf in jax.tree.leaves(prediction)} == {jnp.dtype("float32")}
 
 
+@EITHER_WAY
 def test_the_network_is_told_the_original_step(transform):
     respaced = schedules.respace(schedules.linear(), [0, 400, 999])
-    told = predict_fn(
-        respaced, lambda x, t: jnp.broadcast_to(t.astype(jnp.float32)[:, None, None, None], x.shape),
-        mean="x_0", clip=False,
-    )
-    prediction = transform(told)(jnp.zeros((3, 1, 2, 1)), jnp.array([2, 0, 1]))
-    np.testing.assert_array_equal(prediction.x_0[:, 0, 0, 0], [999, 0, 400])
+
+    def repeat_t(x_t, t):
+        return jnp.broadcast_to(t.astype(jnp.float32).reshape(-1, 1, 1, 1), x_t.shape)
+
+    run = predict_fn(respaced, repeat_t, mean="x_0", clip=False)
+    prediction = transform(run)(jnp.zeros((3, 1, 2, 1)), jnp.array([2, 0, 1]))
+    assert_array_equal(prediction.x_0[:, 0, 0, 0], [999, 0, 400])
     # The coefficients are the respaced chain's, beta_1 of it from 0 to 400.
-    np.testing.assert_allclose(
+    assert_allclose(
         prediction.log_variance[2].item(),
         np.log(oracle.visit(schedules.linear().beta, [1, 401, 1000])[1]), **FLOAT32,
     )
 
 
+@EITHER_WAY
 def test_predict_fn_passes_the_settings_on(transform):
     schedule = schedules.linear()
-    run = predict_fn(schedule, lambda x, t: x, mean="x_0", variance="fixed_small", clip=True)
+    run = predict_fn(schedule, lambda x, t: x, mean="x_0", variance="fixed_small")
     prediction = transform(run)(jnp.full((1, 1, 1, 1), 3.0), jnp.array([1]))
     assert prediction.x_0.item() == 1.0
-    np.testing.assert_allclose(prediction.log_variance.item(), -9.8167251353, **FLOAT32)
+    assert_allclose(prediction.log_variance.item(), -9.8167251353, **FLOAT32)
 
 
 @pytest.mark.parametrize(
     "settings, schedule, message",
     [
         (dict(mean="noise"), "linear", r"diffusion\.mean='noise' .*use one of eps, x_0"),
-        (dict(variance="learned"), "linear", r"variance='learned' .*use one of fixed_large"),
+        (dict(variance="learned"), "linear", r"variance='learned' .*one of fixed_large"),
         (dict(mean="eps"), "jsd", r"diffusion\.mean='eps' .*last beta is 1.*mean=x_0"),
     ],
 )
-def test_parameterization_refuses(settings, schedule, message, transform):
+def test_parameterization_refuses(settings, schedule, message):
     with pytest.raises(ValueError, match=message):
         Parameterization(**settings).check(SCHEDULES[schedule])
 
 
 @pytest.mark.parametrize(
     "settings, schedule",
-    [(dict(), "linear"), (dict(mean="x_0", variance="fixed_small"), "jsd"), (dict(), "one step")],
+    [
+        (dict(), "linear"),
+        (dict(), "one step"),
+        (dict(mean="x_0", variance="fixed_small"), "jsd"),
+    ],
 )
-def test_parameterization_accepts(settings, schedule, transform):
+def test_parameterization_accepts(settings, schedule):
     Parameterization(**settings).check(SCHEDULES[schedule])

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 
 import oracle
 from ddpm_jax import schedule as schedules
@@ -41,23 +42,23 @@ def test_mean_squared_error_of_each_image(mean, target, transform):
     expected = [sum(e**2 for e in image.ravel()) / image.size for image in error]
     assert actual.shape == (3,) and actual.dtype == jnp.float32
     # A sum of 24 float32 squares.
-    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+    assert_allclose(actual, expected, rtol=1e-5)
 
 
 def test_the_network_sees_x_t_once():
     calls = []
     simple_loss(SCHEDULE, lambda *call: calls.append(call) or call[0], X_0, T, EPS)
     (x_t, t), = calls
-    np.testing.assert_array_equal(t, T)
+    assert_array_equal(t, T)
     # Three float32 roundings of numbers up to 4.
-    np.testing.assert_allclose(x_t, expected_x_t(), rtol=0, atol=1e-6)
+    assert_allclose(x_t, expected_x_t(), rtol=0, atol=1e-6)
 
 
 def test_the_network_is_told_the_original_step():
     respaced = schedules.respace(SCHEDULE, [7, 300, 999])
     seen = []
     simple_loss(respaced, lambda x, t: seen.append(t) or x, X_0, np.array([2, 0, 1]), EPS)
-    np.testing.assert_array_equal(seen[0], [999, 7, 300])
+    assert_array_equal(seen[0], [999, 7, 300])
 
 
 def test_a_bfloat16_output_is_compared_in_float32():
@@ -66,4 +67,4 @@ def test_a_bfloat16_output_is_compared_in_float32():
     )
     assert loss.dtype == jnp.float32
     # bfloat16 would be off by 1e-3.
-    np.testing.assert_allclose(loss, np.mean(EPS**2, axis=(1, 2, 3)), rtol=1e-5)
+    assert_allclose(loss, np.mean(EPS**2, axis=(1, 2, 3)), rtol=1e-5)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
 
 from ddpm_jax.randomness import IMPL, as_key, image_keys
 
@@ -22,7 +23,7 @@ from ddpm_jax.randomness import IMPL, as_key, image_keys
 def test_as_key_accepts(rng):
     key = as_key(rng())
     assert jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ()
-    np.testing.assert_array_equal(jax.random.key_data(key), [0, 7])
+    assert_array_equal(jax.random.key_data(key), [0, 7])
 
 
 @pytest.mark.parametrize(
@@ -48,7 +49,7 @@ def test_image_key_depends_on_its_place_alone():
     def words(places):
         return np.asarray(jax.random.key_data(image_keys(as_key(3), jnp.array(places))))
 
-    np.testing.assert_array_equal(words([0, 1, 2, 3])[[3, 1]], words([3, 1]))
+    assert_array_equal(words([0, 1, 2, 3])[[3, 1]], words([3, 1]))
     assert len(np.unique(words(range(100)), axis=0)) == 100
 
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 
 import oracle
 from ddpm_jax import schedule as schedules
@@ -19,7 +20,8 @@ CONSTRUCTORS = [
 LINEAR = {
     "alpha_bar": {
         0: 0.9999, 1: 0.99978009207, 99: 0.89701814567, 249: 0.52408537383,
-        499: 0.078587242882, 749: 0.0033505504389, 998: 4.1181936381e-5, 999: 4.0358297654e-5,
+        499: 0.078587242882, 749: 0.0033505504389, 998: 4.1181936381e-5,
+        999: 4.0358297654e-5,
     },
     "alpha_bar_prev": {0: 1.0, 1: 0.9999, 999: 4.1181936381e-5},
     "sqrt_alpha_bar": {0: 1 / 1.0000500038, 999: 6.3528180876e-3},
@@ -44,9 +46,9 @@ LINEAR = {
 @pytest.mark.parametrize("field", LINEAR)
 def test_linear_has_the_published_numbers(field):
     actual = getattr(schedules.linear(), field)
-    # rtol: eleven digits are written; float32 tables would be off by 1e-7 to 2e-4. atol: the
-    # zeros are exact but for 1 - alpha_bar, which has an ulp of 1e-16.
-    np.testing.assert_allclose(
+    # rtol: eleven digits are written; float32 tables would be off by 1e-7 to 2e-4. atol:
+    # for the zeros, though 1 - alpha_bar has an ulp of 1e-16.
+    assert_allclose(
         actual[list(LINEAR[field])], list(LINEAR[field].values()), rtol=1e-10, atol=1e-15
     )
 
@@ -55,7 +57,7 @@ def test_linear_has_the_published_signal_to_noise():
     alpha_bar = schedules.linear().alpha_bar[[0, 499, 999]]
     half_log_snr = 0.5 * np.log(alpha_bar / (1 - alpha_bar))
     # rtol: twelve digits are written.
-    np.testing.assert_allclose(
+    assert_allclose(
         half_log_snr, [4.60512018349, -1.23084935791, -5.05883659165], rtol=1e-11
     )
 
@@ -72,10 +74,13 @@ def test_linear_has_the_published_signal_to_noise():
         (schedules.cosine(), 2.4288e-9, 3e-5),
         (schedules.cosine(4000), 1.5180e-10, 4e-5),
     ],
-    ids=["quadratic", "warmup10", "warmup50", "constant", "linear4000", "cosine", "cosine4000"],
+    ids=[
+        "quadratic", "warmup10", "warmup50", "constant", "linear 4000", "cosine",
+        "cosine 4000",
+    ],
 )
 def test_last_alpha_bar_is_the_published_one(schedule, alpha_bar, rtol):
-    np.testing.assert_allclose(schedule.alpha_bar[-1], alpha_bar, rtol=rtol)
+    assert_allclose(schedule.alpha_bar[-1], alpha_bar, rtol=rtol)
 
 
 @pytest.mark.parametrize(
@@ -97,44 +102,45 @@ def test_cosine_has_the_published_numbers(num_timesteps, beta, alpha_bar):
     schedule = schedules.cosine(num_timesteps)
     for actual, expected in ((schedule.beta, beta), (schedule.alpha_bar, alpha_bar)):
         # rtol: seven digits are written.
-        np.testing.assert_allclose(actual[list(expected)], list(expected.values()), rtol=2e-7)
+        assert_allclose(actual[list(expected)], list(expected.values()), rtol=2e-7)
 
 
 def test_jsd_erases_the_data_in_equal_steps():
     """alpha_bar telescopes to 1 - t/T."""
     schedule = schedules.jsd(50)
     # atol: the product telescopes only up to rounding, 50 ulps of 1.
-    np.testing.assert_allclose(schedule.alpha_bar, 1 - np.arange(1, 51) / 50, atol=1e-14)
+    assert_allclose(schedule.alpha_bar, 1 - np.arange(1, 51) / 50, atol=1e-14)
     assert schedule.beta[-1] == 1 and schedule.alpha_bar[-1] == 0
 
 
 def test_sigmoid_is_symmetric_about_the_middle():
     alpha_bar = schedules.sigmoid(100).alpha_bar
     # atol: rounding; a sigmoid from -3 to 3 is odd about its middle.
-    np.testing.assert_allclose(alpha_bar[:99] + alpha_bar[:99][::-1], 1, atol=1e-12)
+    assert_allclose(alpha_bar[:99] + alpha_bar[:99][::-1], 1, atol=1e-12)
     assert np.all(np.diff(alpha_bar) < 0) and schedules.sigmoid(100).beta[-1] == 0.999
 
 
 def test_sigmoid_is_the_sigmoid():
     """By tanh: a logistic of x is (1 + tanh(x / 2)) / 2, and the scale cancels."""
     u = np.arange(1, 100) / 100
-    expected = (np.tanh(1.5 / 0.7) - np.tanh((3 * u - 1.5) / 0.7)) / (2 * np.tanh(1.5 / 0.7))
+    end = np.tanh(1.5 / 0.7)
+    expected = (end - np.tanh((3 * u - 1.5) / 0.7)) / (2 * end)
     actual = schedules.sigmoid(100, tau=0.7).alpha_bar[:99]
     # rtol: alpha_bar(u) is a difference of numbers near 1, about 1e-2 at its smallest.
-    np.testing.assert_allclose(actual, expected, rtol=1e-12)
+    assert_allclose(actual, expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("fraction, ramp", [(0.1, 4), (0.5, 20)])
 def test_warmup_ramps_then_stays(fraction, ramp):
     beta = schedules.warmup(40, 0.01, 0.3, fraction).beta
-    np.testing.assert_allclose(np.diff(beta[:ramp], n=2), 0, atol=1e-15)  # An ulp of beta.
+    assert_allclose(np.diff(beta[:ramp], n=2), 0, atol=1e-15)  # An ulp of beta.
     assert beta[0] == 0.01 and np.all(beta[ramp - 1:] == 0.3) and beta[ramp - 2] < 0.3
 
 
 def test_quadratic_and_constant():
     # An ulp of the square root.
-    np.testing.assert_allclose(np.diff(np.sqrt(schedules.quadratic(9).beta), n=2), 0, atol=1e-15)
-    np.testing.assert_array_equal(schedules.constant(3, 0.25).beta, [0.25] * 3)
+    assert_allclose(np.diff(np.sqrt(schedules.quadratic(9).beta), n=2), 0, atol=1e-15)
+    assert_array_equal(schedules.constant(3, 0.25).beta, [0.25] * 3)
 
 
 RANDOM = np.random.default_rng(0).uniform(0.01, 0.9, 12)
@@ -159,13 +165,15 @@ def test_every_coefficient_matches_the_oracle(schedule):
             "posterior_coef_x_0": oracle.posterior(beta, t, 1.0, 0.0)[0],
             "posterior_coef_x_t": oracle.posterior(beta, t, 0.0, 1.0)[0],
             "posterior_variance": oracle.posterior(beta, t, 0.0, 0.0)[1],
-            "posterior_log_variance": np.log(oracle.reverse_variance(beta, t, "fixed_small")),
+            "posterior_log_variance": np.log(
+                oracle.reverse_variance(beta, t, "fixed_small")
+            ),
             "timesteps": t - 1,
         }
         for name, value in expected.items():
-            # rtol: float64, but 1 - alpha_bar cancels to 1e-4 at the first step. atol: alpha_bar
-            # is exactly 0 under a last beta of 1.
-            np.testing.assert_allclose(row[name], value, rtol=1e-11, atol=1e-15, err_msg=name)
+            # rtol: float64, but 1 - alpha_bar cancels to 1e-4 at the first step. atol: for
+            # zeros, though 1 - alpha_bar has an ulp of 1e-16.
+            assert_allclose(row[name], value, rtol=1e-11, atol=1e-15, err_msg=name)
 
 
 @pytest.mark.parametrize("make", CONSTRUCTORS, ids=lambda make: make.__name__)
@@ -177,7 +185,7 @@ def test_one_step(make):
     assert schedule.posterior_log_variance[0] == np.log(schedule.beta[0])
     assert schedule.posterior_coef_x_t[0] == 0
     # 1 - (1 - 1e-4) has lost four digits of sixteen.
-    np.testing.assert_allclose(schedule.posterior_coef_x_0[0], 1, rtol=1e-12)
+    assert_allclose(schedule.posterior_coef_x_0[0], 1, rtol=1e-12)
 
 
 def test_tables_are_float64_on_the_host():
@@ -186,7 +194,7 @@ def test_tables_are_float64_on_the_host():
         value = getattr(schedule, name)
         assert type(value) is np.ndarray and value.dtype == np.float64, name
     # float32 would give 1 - alpha_bar_0 to 1.7e-4 only.
-    np.testing.assert_allclose(1 - schedule.alpha_bar[0], 1e-4, rtol=1e-11)
+    assert_allclose(1 - schedule.alpha_bar[0], 1e-4, rtol=1e-11)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +236,7 @@ def test_no_steps_are_refused(make):
     ],
 )
 def test_named(name, schedule):
-    np.testing.assert_array_equal(named(name, 10, 0.01, 0.3).beta, schedule.beta)
+    assert_array_equal(named(name, 10, 0.01, 0.3).beta, schedule.beta)
 
 
 def test_unknown_name_is_refused():
@@ -240,11 +248,14 @@ def test_respaced_betas_are_the_published_ones():
     """Ten evenly spaced steps, the original one of each still told to the network."""
     timesteps = [0, 111, 222, 333, 444, 555, 666, 777, 888, 999]
     respaced = respace(schedules.linear(), timesteps)
-    np.testing.assert_array_equal(respaced.timesteps, timesteps)
+    assert_array_equal(respaced.timesteps, timesteps)
     # atol: six decimals are written.
-    np.testing.assert_allclose(
+    assert_allclose(
         respaced.beta,
-        [1e-4, .126308, .316844, .466119, .583005, .674481, .746030, .801963, .845663, .879788],
+        [
+            1e-4, .126308, .316844, .466119, .583005, .674481, .746030, .801963, .845663,
+            .879788,
+        ],
         atol=6e-7,
     )
 
@@ -254,14 +265,19 @@ def test_respacing_keeps_the_marginals(timesteps):
     full = schedules.linear()
     respaced = respace(full, timesteps)
     # rtol: float64; the betas are re-derived and multiplied up again.
-    np.testing.assert_allclose(respaced.alpha_bar, full.alpha_bar[list(timesteps)], rtol=1e-10)
+    assert_allclose(respaced.alpha_bar, full.alpha_bar[list(timesteps)], rtol=1e-10)
     steps = [t + 1 for t in timesteps]
-    np.testing.assert_allclose(respaced.beta, oracle.visit(full.beta, steps), rtol=1e-10)
+    assert_allclose(respaced.beta, oracle.visit(full.beta, steps), rtol=1e-10)
+
+
+def test_respacing_takes_what_evenly_spaced_gives():
+    respaced = respace(schedules.linear(), evenly_spaced(1000, 10))
+    assert_array_equal(respaced.timesteps, range(0, 1000, 111))
 
 
 def test_respacing_twice_keeps_the_original_steps():
     once = respace(schedules.linear(), [10, 20, 30, 40])
-    np.testing.assert_array_equal(respace(once, [1, 3]).timesteps, [20, 40])
+    assert_array_equal(respace(once, [1, 3]).timesteps, [20, 40])
 
 
 def test_respacing_allows_a_last_beta_of_one():
@@ -287,10 +303,10 @@ def test_evenly_spaced_has_both_ends_and_no_duplicates():
 
 
 def test_evenly_spaced_known_cases():
-    np.testing.assert_array_equal(evenly_spaced(1000, 1), [999])
-    np.testing.assert_array_equal(evenly_spaced(1, 1), [0])
-    np.testing.assert_array_equal(evenly_spaced(7, 7), range(7))
-    np.testing.assert_array_equal(evenly_spaced(1000, 10), range(0, 1000, 111))
+    assert_array_equal(evenly_spaced(1000, 1), [999])
+    assert_array_equal(evenly_spaced(1, 1), [0])
+    assert_array_equal(evenly_spaced(7, 7), range(7))
+    assert_array_equal(evenly_spaced(1000, 10), range(0, 1000, 111))
     assert list(evenly_spaced(1000, 250)[-2:]) == [995, 999]
 
 
@@ -307,9 +323,9 @@ def test_at_rounds_only_at_the_look_up(transform):
     images = jnp.zeros((2, 3, 3, 1))
     actual = transform(lambda t, images: at(schedule.alpha_bar, t, images))(t, images)
     assert actual.shape == (2, 1, 1, 1) and actual.dtype == jnp.float32
-    np.testing.assert_array_equal(actual.ravel(), np.float32(schedule.alpha_bar[[999, 0]]))
+    assert_array_equal(actual.ravel(), np.float32(schedule.alpha_bar[[999, 0]]))
 
 
 def test_a_schedule_is_a_pytree_of_its_fields():
     doubled = jax.tree.map(lambda field: 2 * field, schedules.linear(4))
-    np.testing.assert_array_equal(doubled.beta, 2 * schedules.linear(4).beta)
+    assert_array_equal(doubled.beta, 2 * schedules.linear(4).beta)

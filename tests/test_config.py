@@ -1,0 +1,121 @@
+"""Mistakes in a config: one line, before any device work, that names what to write instead."""
+
+import re
+
+import numpy as np
+import pytest
+
+from configs import cifar10, digits
+from ddpm_jax import config as config_lib
+
+MISTAKES = {
+    "train.batch_size": (130, "8 devices", "128"),
+    "train.accumulate": (3, "divide", "2"),
+    "train.num_steps": (0, "at least 1", "800000"),
+    "train.matmul_precision": ("bf16", "not known", "highest"),
+    "train.extra_ema_decays": ((1, "a"), "between 0 and 1", "0.999"),
+    "data.image_size": (30, "divide by 8", "32"),
+    "model.attention_resolutions": ((12,), "never occurs", "16"),
+    "model.channel_multipliers": ((), "at least one", "1, 2, 2, 2"),
+    "model.num_groups": (5, "divide", "32"),
+    "model.num_heads": (3, "divide", "1"),
+    "model.dtype": ("float16", "not known", "bfloat16"),
+    "model.embedding_order": ("sin", "not known", "sin_cos"),
+    "model.downsample_padding": ("none", "not known", "symmetric"),
+    "diffusion.num_timesteps": (0, "at least 1", "1000"),
+    "diffusion.beta_start": (0.0, "(0, 1]", "0.0001"),
+    "diffusion.beta_end": (1.5, "(0, 1]", "0.02"),
+    "diffusion.schedule": ("linaer", "not known", "linear"),
+    "diffusion.variance": ("fixed_medium", "not known", "fixed_small"),
+    "diffusion.mean": ("score", "not known", "eps"),
+    "diffusion.loss": ("l3", "not known", "simple"),
+    "sample.num_steps": (1001, "[0, 1000]", "0"),
+}
+
+
+def with_setting(name, value):
+    config = cifar10.get_config()
+    group, name = name.split(".")
+    config[group][name] = value
+    return config
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_with_setting_value_rule_and_remedy(name):
+    value, rule, remedy = MISTAKES[name]
+    with pytest.raises(ValueError) as error:
+        config_lib.validate(with_setting(name, value), num_devices=8)
+    message = str(error.value)
+    shown = f"{name.split('.')[1]}={value}", f"{name.split('.')[1]}={value!r}", "height=30"
+    assert any(text in message for text in shown)
+    assert rule in message and remedy in message and "\n" not in message
+
+
+def test_the_remedies_work():
+    """What a message tells to write passes when it is written."""
+    for name, (value, _, _) in MISTAKES.items():
+        with pytest.raises(ValueError) as error:
+            config_lib.validate(with_setting(name, value), num_devices=8)
+        told = re.search(r'--config\.([\w.]+?)="?([^"]+?)"?(?:\.$|,? or|; | and )', str(error.value))
+        if told:
+            name, text = told.groups()
+            value = text if re.fullmatch("[a-z_]+", text) else eval(text)  # noqa: S307
+            config_lib.validate(with_setting(name, value), num_devices=8)
+
+
+@pytest.mark.parametrize("betas, rule", [
+    ((0.1, 1.5), "must lie"), ((1.0, 0.5), "only the last"), ((), "T >= 1"),
+    ((0.1, 1.0), "mean=x_0"), ((-0.1,), "(0, 1]"),
+])
+def test_betas_out_of_range_are_refused(betas, rule):
+    config = with_setting("diffusion.schedule", "betas")
+    config.diffusion.betas = betas
+    with pytest.raises(ValueError) as error:
+        config_lib.validate(config, num_devices=1)
+    assert rule in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_last_beta_of_one_suits_the_prediction_of_x_0():
+    config = with_setting("diffusion.schedule", "jsd")
+    with pytest.raises(ValueError, match="the noise does not tell x_0"):
+        config_lib.validate(config, num_devices=1)
+    config.diffusion.mean = "x_0"
+    config_lib.validate(config, num_devices=1)
+
+
+def test_a_schedule_that_ends_too_soon_is_warned_about():
+    assert config_lib.warnings(cifar10.get_config()) == []
+    config = with_setting("diffusion.num_timesteps", 100)
+    (line,) = config_lib.warnings(config)
+    assert "cosine" in line and "0.364" in line and "--config.diffusion.beta_end=0.2" in line
+    config.diffusion.beta_end = 0.2
+    assert config_lib.warnings(config) == []
+
+
+def test_warm_up_is_linear_from_zero():
+    rate = config_lib.learning_rate(cifar10.get_config())
+    np.testing.assert_allclose(
+        [rate(step) for step in (0, 2500, 5000, 10**6)], [0, 1e-4, 2e-4, 2e-4],
+        rtol=1e-6,  # float32
+    )
+    assert config_lib.learning_rate(with_setting("train.warmup_steps", 0))(0) == 2e-4
+
+
+def test_json_gives_the_config_back():
+    config = digits.get_config()
+    again = config_lib.parse(config_lib.dump(config))
+    assert again.to_dict() == config.to_dict() and again.is_locked
+
+
+def test_another_model_is_refused_by_name_and_another_speed_is_not():
+    stored = config_lib.resolved(digits.get_config(), (8, 8, 1))
+    for name, value in (("diffusion.beta_end", 0.01), ("model.channels", 64),
+                        ("train.extra_ema_decays", (0.9,)), ("data.image_size", 16)):
+        config = config_lib.resolved(digits.get_config(), (8, 8, 1))
+        group, key = name.split(".")
+        config[group][key] = value
+        with pytest.raises(ValueError, match=f"config.{name}=.*runs/x was made with"):
+            config_lib.check_same_run(config, stored, "runs/x")
+    config = config_lib.resolved(digits.get_config(), (8, 8, 1))
+    config.train.learning_rate, config.model.dropout, config.train.num_steps = 1e-5, 0.3, 9
+    config_lib.check_same_run(config, stored, "runs/x")

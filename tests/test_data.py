@@ -1,0 +1,518 @@
+"""Data sets and their batches, against files written here and the real sets."""
+
+import itertools
+import json
+import os
+import runpy
+import pathlib
+
+from absl import logging
+import numpy as np
+from PIL import Image
+import pytest
+from sklearn import datasets
+
+from ddpm_jax import data
+
+TFDS = os.environ.get("TFDS_DATA_DIR", "")
+
+
+def needs(name):
+    there = TFDS and os.path.isdir(os.path.join(TFDS, name))
+    return pytest.mark.skipif(not there, reason=f"no {name} below $TFDS_DATA_DIR")
+
+
+def numbered(n, shape=(2, 3, 1)):
+    """Images [n, h, w, c] whose first pixel tells which one it is."""
+    images = np.random.default_rng(0).integers(0, 256, (n, *shape)).astype(np.uint8)
+    images[:, 0, 0, 0] = np.arange(n)
+    return images
+
+
+def take(source, count, **kwargs):
+    """The first `count` batches, and the reading thread ended."""
+    iterator = data.batches(source, **{"seed": 0, "batch_size": 4, **kwargs})
+    found = list(itertools.islice(iterator, count))
+    iterator.close()
+    return np.stack(found)
+
+
+def everything(source):
+    return source.read(np.arange(len(source)))
+
+
+# Batches.
+
+
+def test_batch_is_a_function_of_seed_and_number():
+    source = data.from_array(numbered(10))
+    first = take(source, 8)
+    np.testing.assert_array_equal(first, take(source, 8))
+    assert first.dtype == np.uint8 and first.shape == (8, 4, 2, 3, 1)
+    assert not np.array_equal(first, take(source, 8, seed=1))
+    for start in (1, 3, 7):
+        np.testing.assert_array_equal(take(source, 1, start=start)[0], first[start])
+    assert take(source, 1, start=10**12).shape == (1, 4, 2, 3, 1)
+
+
+def test_start_reads_nothing_before_it():
+    asked = []
+    images = numbered(50)
+
+    def read(indices):
+        asked.extend(indices)
+        return images[indices]
+
+    source = data.Source(50, (2, 3, 1), read, in_memory=True)
+    order = take(data.from_array(images), 8)[..., 0, 0, 0]
+    take(source, 1, start=5)
+    assert asked[:4] == list(order[5]) and not set(order[:5].ravel()) & set(asked[:12])
+
+
+@pytest.mark.parametrize("batch_size", [4, 25])
+def test_an_epoch_shows_each_image_once_in_an_order_of_its_own(batch_size):
+    images = numbered(10)
+    seen = take(data.from_array(images), 50 // batch_size * 2, batch_size=batch_size)
+    order = seen.reshape(-1, *images.shape[1:])[..., 0, 0, 0]
+    epochs = order[: len(order) // 10 * 10].reshape(-1, 10)
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(10))
+    assert len({tuple(epoch) for epoch in epochs}) == len(epochs)
+    assert tuple(epochs[0]) != tuple(range(10))
+    np.testing.assert_array_equal(seen.reshape(-1, 2, 3, 1), images[order])
+
+
+@pytest.mark.parametrize("process_count", [2, 4])
+def test_shares_of_the_processes_make_up_the_batch(process_count):
+    source = data.from_array(numbered(13))
+    settings = {"batch_size": 8, "seed": 3, "start": 2}
+    whole = take(source, 5, **settings)
+    shares = [
+        take(source, 5, process_index=i, process_count=process_count, **settings)
+        for i in range(process_count)
+    ]
+    np.testing.assert_array_equal(np.concatenate(shares, axis=1), whole)
+
+
+def test_a_single_image_is_repeated():
+    assert take(data.from_array(numbered(1)), 3).shape == (3, 4, 2, 3, 1)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"batch_size": 6, "process_count": 4}, r"batch_size=6: .*train\.batch_size=8"),
+        ({"batch_size": 0}, "batch_size=0: .*batch_size=1"),
+        ({"seed": -1}, "config.seed=-1"),
+    ],
+)
+def test_impossible_batches_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        take(data.from_array(numbered(3)), 1, **settings)
+
+
+# Digits and arrays.
+
+
+def test_digits_are_scikit_learns():
+    images, labels = (np.concatenate(both) for both in zip(*map(data.digits, data_splits)))
+    bunch = datasets.load_digits()
+    expected = {(v.tobytes(), y) for v, y in zip(bunch.images.astype(np.uint8), bunch.target)}
+    values = np.array([round(v * 16 / 255) for v in range(256)], np.uint8)[images[..., 0]]
+    found = {(v.tobytes(), y) for v, y in zip(values, labels)}
+    assert found == expected and len(images) == 1797
+    # Half of 255 is the one tie, and goes up.
+    assert set(np.unique(images)) == {int(v * 255 / 16 + 0.5) for v in range(17)}
+
+
+data_splits = ("train", "test")
+
+
+def test_digits_split_is_fixed_and_stratified():
+    (train, train_labels), (test, test_labels) = map(data.digits, data_splits)
+    assert train.shape == (1497, 8, 8, 1) and test.shape == (300, 8, 8, 1)
+    counts = np.bincount(train_labels, minlength=10) / 1497
+    np.testing.assert_allclose(np.bincount(test_labels) / 300, counts, atol=1 / 300)
+    assert not {x.tobytes() for x in train} & {x.tobytes() for x in test}
+    np.testing.assert_array_equal(everything(data.load("digits", split="test")), test)
+
+
+def test_digits_file_is_what_its_script_makes():
+    script = pathlib.Path(__file__).parent / "fixtures" / "make_digits.py"
+    made = runpy.run_path(str(script))["arrays"]()
+    with np.load(pathlib.Path(data.__file__).with_name("digits.npz")) as stored:
+        assert set(stored.files) == set(made)
+        for key in made:
+            np.testing.assert_array_equal(stored[key], made[key])
+
+
+def test_images_are_resized_and_converted():
+    source = data.load("digits", image_size=16, image_width=12, channels=3)
+    assert source.image_shape == (16, 12, 3)
+    image = source.read(np.array([5]))[0]
+    assert (image[..., 0] == image[..., 2]).all() and image.max() > 200
+
+
+@pytest.mark.parametrize(
+    "images, message",
+    [
+        (np.zeros((3, 8, 8), np.uint8), r"data=uint8 \[3, 8, 8\]: .*images\[\.\.\., None\]"),
+        (np.zeros((8, 8), np.uint8), r"data=uint8 \[8, 8\]: must be uint8 \[n, h, w, c\]"),
+        (np.zeros((3, 8, 8, 1)), r"data=float64 \[3, 8, 8, 1\]: .*127\.5"),
+        (np.zeros((0, 8, 8, 1), np.uint8), "not empty"),
+    ],
+)
+def test_arrays_of_another_kind_are_refused(images, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        data.from_array(images)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"split": "dev"}, "split='dev'"),
+        ({"image_size": -1}, "config.data.image_size=-1"),
+        ({"image_width": 8}, "config.data.image_width=8: .*--config.data.image_size=8"),
+        ({"channels": 2}, "config.data.channels=2"),
+        ({"holdout": -5}, "config.data.holdout=-5"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        data.load("digits", **settings)
+
+
+@pytest.mark.parametrize("key", ["train", "images", "arr_0", "mine"])
+def test_npz_holds_its_images_under_one_of_four_names(tmp_path, key):
+    images = numbered(6)
+    np.savez(tmp_path / "x.npz", **{key: images})
+    source = data.load("npz", data_dir=str(tmp_path / "x.npz"))
+    np.testing.assert_array_equal(everything(source), images)
+    assert source.image_shape == (2, 3, 1)
+    assert data.load("npz", data_dir=str(tmp_path / "x.npz"), split="test") is None
+
+
+def test_npz_test_array_is_the_test_split(tmp_path):
+    path = str(tmp_path / "x.npz")
+    np.savez(path, train=numbered(6), test=numbered(6)[::-1])
+    test = data.load("npz", data_dir=path, split="test", holdout=2)
+    np.testing.assert_array_equal(everything(test), numbered(6)[::-1])
+    assert len(data.load("npz", data_dir=path, holdout=2)) == 6
+
+
+def test_npz_of_another_kind_is_refused(tmp_path):
+    path = str(tmp_path / "x.npz")
+    with pytest.raises(ValueError, match="config.data.dir='': not a file"):
+        data.load("npz")
+    np.savez(path, train=numbered(6)[..., 0])
+    with pytest.raises(ValueError, match=r"x.npz' 'train'=uint8 \[6, 2, 3\].*None\]"):
+        data.load("npz", data_dir=path)
+    np.savez(path, a=numbered(2), b=numbered(2))
+    with pytest.raises(ValueError, match=r"\['a', 'b'\], none called 'train'"):
+        data.load("npz", data_dir=path)
+    np.savez(path, train=np.array([None]))
+    with pytest.raises(ValueError, match="allow_pickle"):
+        data.load("npz", data_dir=path)
+    pathlib.Path(path).write_bytes(b"nothing of the kind")
+    with pytest.raises(ValueError, match="config.data.dir=.*not an .npz file"):
+        data.load("npz", data_dir=path)
+
+
+@pytest.mark.parametrize("holdout, seed", [(1, 0), (4, 0), (4, 7)])
+def test_holdout_splits_into_two_complete_parts(tmp_path, holdout, seed):
+    path = str(tmp_path / "x.npz")
+    np.savez(path, numbered(20))
+    settings = {"data_dir": path, "holdout": holdout, "seed": seed}
+    train = everything(data.load("npz", **settings))[:, 0, 0, 0]
+    test = everything(data.load("npz", split="test", **settings))[:, 0, 0, 0]
+    assert len(test) == holdout
+    assert sorted([*train, *test]) == list(range(20))
+    if seed == 0:  # From NumPy's frozen generator: no version may move it.
+        order = [18, 1, 19, 8, 10, 17, 6, 13, 4, 2, 5, 14, 9, 7, 16, 11, 3, 0, 15, 12]
+        assert sorted(test) == sorted(order[:holdout])
+
+
+def test_holdout_must_leave_something(tmp_path):
+    np.savez(tmp_path / "x.npz", numbered(20))
+    with pytest.raises(ValueError, match="holdout=20: .*--config.data.holdout=2"):
+        data.load("npz", data_dir=str(tmp_path / "x.npz"), holdout=20)
+
+
+# Folders.
+
+
+def write_pictures(folder, n, suffix="png", size=(6, 4)):
+    """n pictures, 0.png and on, each of one grey of its own."""
+    for i in range(n):
+        Image.new("RGB", size, (i, i, i)).save(folder / f"{i:03}.{suffix}")
+    return str(folder)
+
+
+def folder(path, **settings):
+    return data.load("image_folder", data_dir=str(path), **settings)
+
+
+def only(path, **settings):
+    """The image of a folder with one picture."""
+    return everything(folder(path, **settings))[0]
+
+
+def test_folder_is_read_in_order_of_relative_paths(tmp_path):
+    for i, name in enumerate(["a/z.PNG", "a0.png", "b/c/d.bmp", "b.png"]):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (3, 2), (i, 0, 9)).save(tmp_path / name)
+    for name in [".hidden.png", "notes.txt", ".trash/x.png"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("no picture")
+    images = everything(folder(tmp_path))
+    assert data.picture_files(tmp_path) == ["a/z.PNG", "a0.png", "b.png", "b/c/d.bmp"]
+    assert images.shape == (4, 2, 3, 3) and images[:, 0, 0, 0].tolist() == [0, 1, 3, 2]
+
+
+# name -> (how to write it, the pixel as RGB, as grey, as RGBA): worked out by hand.
+# ITU-R 601: 0.299 R + 0.587 G + 0.114 B; over white: a/255 v + (1 - a/255) 255.
+PICTURES = {
+    "rgb.png": (lambda: Image.new("RGB", (3, 2), (200, 100, 50)), (200, 100, 50), 124),
+    "rgb.webp": (lambda: Image.new("RGB", (3, 2), (80, 80, 80)), (80, 80, 80), 80),
+    "rgba.png": (
+        lambda: Image.new("RGBA", (3, 2), (200, 100, 50, 51)),
+        (244, 224, 214),  # 51 / 255 = 0.2
+        229,
+    ),
+    "clear.png": (lambda: Image.new("RGBA", (3, 2), (9, 9, 9, 0)), (255,) * 3, 255),
+    "la.png": (lambda: Image.new("LA", (3, 2), (100, 51)), (224,) * 3, 224),
+    "grey.png": (lambda: Image.new("L", (3, 2), 77), (77,) * 3, 77),
+    "one.png": (lambda: Image.new("1", (3, 2), 1), (255,) * 3, 255),
+    "grey16.png": (
+        lambda: Image.fromarray(np.full((2, 3), 257 * 120 + 3, np.uint16)),
+        (120,) * 3,
+        120,
+    ),
+    "grey16.tiff": (
+        lambda: Image.fromarray(np.full((2, 3), 65535, np.uint16)),
+        (255,) * 3,
+        255,
+    ),
+    "cmyk.tiff": (lambda: Image.new("CMYK", (3, 2), (0, 255, 255, 0)), (255, 0, 0), 76),
+    "palette.gif": (
+        lambda: Image.new("RGB", (3, 2), (0, 0, 255)).quantize(4),
+        (0, 0, 255),
+        29,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_every_kind_of_picture_becomes_rgb_or_grey(tmp_path, name):
+    make, rgb, grey = PICTURES[name]
+    make().save(tmp_path / name, **({"lossless": True} if "webp" in name else {}))
+    assert only(tmp_path).tolist() == [[list(rgb)] * 3] * 2
+    assert only(tmp_path, channels=1).tolist() == [[[grey]] * 3] * 2
+
+
+def test_transparency_is_kept_for_four_channels(tmp_path):
+    Image.new("RGBA", (3, 2), (200, 100, 50, 51)).save(tmp_path / "a.png")
+    Image.new("RGB", (3, 2), (1, 2, 3)).save(tmp_path / "b.png")
+    images = everything(folder(tmp_path, channels=4))
+    assert images[:, 0, 0].tolist() == [[200, 100, 50, 51], [1, 2, 3, 255]]
+
+
+def test_transparent_palette_is_laid_over_white(tmp_path):
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putdata([0, 1])
+    image.save(tmp_path / "a.gif", transparency=1)
+    assert only(tmp_path).tolist() == [[[10, 20, 30], [255, 255, 255]]]
+
+
+def test_first_frame_of_an_animation(tmp_path):
+    frames = [Image.new("RGB", (3, 2), (v, v, v)) for v in (10, 200)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert only(tmp_path)[0, 0].tolist() == [10, 10, 10]
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    stored = np.zeros((8, 16, 3), np.uint8)
+    stored[:, :8] = 255  # its left half is white
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored a quarter turn to the left: left becomes up
+    Image.fromarray(stored).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    image = only(tmp_path)
+    assert image.shape == (16, 8, 3)
+    assert image[:7].min() > 250 and image[9:].max() < 5
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "jpeg"])
+def test_jpegs_are_read_also_in_cmyk(tmp_path, suffix):
+    Image.new("CMYK", (16, 16), (0, 0, 255, 0)).save(tmp_path / f"a.{suffix}", "JPEG")
+    Image.new("RGB", (16, 16), (255, 255, 0)).save(tmp_path / f"b.{suffix}")
+    for image in everything(folder(tmp_path)):
+        # JPEG is not exact: two levels.
+        np.testing.assert_allclose(image, np.full((16, 16, 3), (255, 255, 0)), atol=2)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_other_sizes_are_scaled_and_cropped_around_the_centre(tmp_path, suffix):
+    pixels = np.zeros((60, 120, 3), np.uint8)
+    pixels[:, 30:90] = 200  # the central square, which alone should remain
+    pixels[:, 60:90, 0] = 100
+    Image.fromarray(pixels).save(tmp_path / f"a.{suffix}", quality=100)
+    image = only(tmp_path, image_size=6).astype(int)
+    assert image.shape == (6, 6, 3)
+    np.testing.assert_allclose(image[:, [1, 4], 1:], 200, atol=4)  # JPEG, Lanczos' ripples
+    np.testing.assert_allclose(image[:, 4, 0], 100, atol=4)
+    np.testing.assert_allclose(image[:, 1, 0], 200, atol=4)
+    assert only(tmp_path, image_size=30, image_width=60).shape == (30, 60, 3)
+
+
+def test_shrinking_averages(tmp_path):
+    checks = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
+    Image.fromarray(checks).save(tmp_path / "a.png")
+    image = only(tmp_path, image_size=8, channels=1)
+    np.testing.assert_allclose(image, np.full((8, 8, 1), 127.5), atol=3)
+
+
+def test_pictures_of_varying_size_need_a_size(tmp_path, monkeypatch):
+    write_pictures(tmp_path, 3)
+    Image.new("RGB", (7, 5)).save(tmp_path / "odd.png")
+    message = "image_size=0: .*odd.png is 5x7 and others are 4x6; .*--config.data.image_size="
+    for budget in (data.MEMORY_BUDGET, 10):
+        monkeypatch.setattr(data, "MEMORY_BUDGET", budget)
+        with pytest.raises(ValueError, match=message):
+            folder(tmp_path)
+        assert folder(tmp_path, image_size=4).image_shape == (4, 4, 3)
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+    lines = []
+    keep = lambda text, *values: lines.append(text % values)
+    monkeypatch.setattr(logging, "warning", keep)
+    return lines
+
+
+def damage(path, kind):
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[:-30])
+    elif kind == "not an image":
+        path.write_text("hello")
+    elif kind == "empty":
+        path.write_bytes(b"")
+    else:
+        Image.new("1", (20000, 20000)).save(path)  # 400 million pixels, a small file
+
+
+@pytest.mark.parametrize("kind", ["truncated", "not an image", "empty", "bomb"])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_damaged_files_are_named_and_skipped(tmp_path, monkeypatch, warnings, kind, streamed):
+    write_pictures(tmp_path, 20)
+    damage(tmp_path / "007.png", kind)
+    if streamed:
+        monkeypatch.setattr(data, "MEMORY_BUDGET", 10)
+    source = folder(tmp_path, image_size=4)
+    values = everything(source)[:, 0, 0, 0].tolist()
+    whole = list(range(20))
+    # The next one stands in, where the number of images is fixed beforehand.
+    assert values == ([*whole[:7], 8, *whole[8:]] if streamed else whole[:7] + whole[8:])
+    everything(source)
+    assert len(warnings) == 1 and "007.png" in warnings[0]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_too_many_damaged_files_are_refused(tmp_path, monkeypatch, warnings, streamed):
+    write_pictures(tmp_path, 20)
+    for name in ["000.png", "013.png"]:
+        damage(tmp_path / name, "not an image")
+    if streamed:
+        monkeypatch.setattr(data, "MEMORY_BUDGET", 10)
+    with pytest.raises(ValueError, match=r"2 of 20 files \(10%\).*000\.png, 013\.png") as error:
+        take(folder(tmp_path), 20)
+    assert "\n" not in str(error.value)
+
+
+def test_only_ten_damaged_files_are_named(tmp_path, warnings, monkeypatch):
+    write_pictures(tmp_path, 30)
+    for i in range(12):
+        damage(tmp_path / f"{i:03}.png", "empty")
+    monkeypatch.setattr(data, "MAX_UNREADABLE", 0.5)
+    assert len(folder(tmp_path)) == 18
+    assert len(warnings) == 11 and "12 files in all" in warnings[-1]
+
+
+def test_folders_without_pictures_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="config.data.dir='': not a folder"):
+        folder("")
+    with pytest.raises(ValueError, match="nowhere': not a folder"):
+        folder(tmp_path / "nowhere")
+    (tmp_path / "notes.txt").write_text("no picture")
+    with pytest.raises(ValueError, match="no pictures there"):
+        folder(tmp_path)
+
+
+def test_streamed_folder_gives_the_batches_of_one_in_memory(tmp_path, monkeypatch):
+    write_pictures(tmp_path, 30)
+    settings = {"holdout": 5, "image_size": 4}
+    here, test = (folder(tmp_path, split=split, **settings) for split in data_splits)
+    monkeypatch.setattr(data, "MEMORY_BUDGET", 10)
+    there, test_there = (folder(tmp_path, split=split, **settings) for split in data_splits)
+    assert here.in_memory and not there.in_memory and here.image_shape == there.image_shape
+    np.testing.assert_array_equal(everything(test), everything(test_there))
+    np.testing.assert_array_equal(take(here, 15), take(there, 15))
+    assert folder(tmp_path, split="test") is None
+
+
+# TFDS.
+
+
+@needs("cifar10")
+def test_cifar10_is_what_tfds_reads(monkeypatch):
+    import tensorflow_datasets as tfds
+
+    expected = tfds.data_source("cifar10", split="test", data_dir=TFDS, download=False)
+    source = data.load("cifar10:3.0.2", data_dir=TFDS, split="test", channels=3)
+    assert len(source) == 10000 and source.image_shape == (32, 32, 3) and source.in_memory
+    for i in (0, 1, 999, 1000, 9999):
+        np.testing.assert_array_equal(source.read(np.array([i]))[0], expected[i]["image"])
+    monkeypatch.setattr(data, "MEMORY_BUDGET", 10)
+    streamed = data.load("cifar10", split="test")
+    assert not streamed.in_memory
+    np.testing.assert_array_equal(take(source, 3), take(streamed, 3))
+
+
+@needs("fashion_mnist")
+def test_fashion_mnist_is_streamed_and_resized(monkeypatch):
+    monkeypatch.setattr(data, "MEMORY_BUDGET", 10)
+    train, test = (data.load("fashion_mnist", split=split) for split in data_splits)
+    assert len(train) == 60000 and len(test) == 10000 and train.image_shape == (28, 28, 1)
+    image = train.read(np.array([0]))[0]
+    coloured = data.load("fashion_mnist", channels=3).read(np.array([0]))[0]
+    np.testing.assert_array_equal(coloured, np.repeat(image, 3, axis=-1))
+    assert data.load("fashion_mnist", image_size=32).image_shape == (32, 32, 1)
+
+
+def write_tfds(root, images, file_format="array_record", version="1.0.0"):
+    """A TFDS directory "tiny", one train split, made by hand without TensorFlow."""
+    import tensorflow_datasets as tfds
+    from array_record.python import array_record_module
+
+    path = root / "tiny" / version
+    path.mkdir(parents=True)
+    one = len({image.shape for image in images}) == 1
+    shape = images[0].shape if one else (None, None, images[0].shape[-1])
+    features = tfds.features.FeaturesDict(
+        {"id": tfds.features.Scalar(np.int64), "photo": tfds.features.Image(shape=shape)}
+    )
+    features.save_config(path)
+    record = str(path / f"tiny-train.{file_format}-00000-of-00001")
+    writer = array_record_module.ArrayRecordWriter(record, "group_size:1")
+    for i, image in enumerate(images):
+        writer.write(features.serialize_example({"id": i, "photo": image}))
+    writer.close()
+    split = {
+        "name": "train", "numBytes": "1", "shardLengths": [str(len(images))],
+        "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+    }  # fmt: skip
+    info = {"name": "tiny", "version": version, "fileFormat": file_format, "splits": [split]}
+    (path / "dataset_info.json").write_text(json.dumps(info))
+    return str(root)

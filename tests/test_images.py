@@ -1,0 +1,157 @@
+"""Pixels: one rule between uint8 and floats, and pictures checked pixel by pixel."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddpm_jax import images
+
+ALL = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+
+
+@pytest.mark.parametrize("convert", [images.to_float, jax.jit(images.to_float)])
+@pytest.mark.parametrize("make", [np.asarray, jnp.asarray])
+def test_uint8_to_float_and_back_is_the_identity(convert, make):
+    floats = convert(make(ALL))
+    assert floats.dtype == np.float32 and floats.shape == ALL.shape
+    # XLA may multiply by the reciprocal: one unit in the last place of a value up to 2.
+    np.testing.assert_allclose(floats, ALL / 127.5 - 1, rtol=0, atol=2.4e-7)
+    np.testing.assert_array_equal(images.to_uint8(floats), ALL)
+
+
+def test_to_float_of_the_ends_is_exact():
+    assert images.to_float(ALL).min() == -1 and images.to_float(ALL).max() == 1
+
+
+def test_to_float_stays_where_its_input_is():
+    assert isinstance(images.to_float(ALL), np.ndarray)
+    assert isinstance(images.to_float(jnp.asarray(ALL)), jax.Array)
+
+
+def test_rounding_rule():
+    values = [-1, 1, 0, -1.5, 7, np.inf, -np.inf, 1.6 / 127.5 - 1, 1.4 / 127.5 - 1, 0.99]
+    # 127.5 rounds to the even 128; 0.99 is 253.725.
+    want = [0, 255, 128, 0, 255, 255, 0, 2, 1, 254]
+    got = images.to_uint8(np.float32(values).reshape(1, -1, 1))
+    assert got.dtype == np.uint8 and got.shape == (1, 10, 1)
+    assert got.ravel().tolist() == want
+
+
+def test_nan_is_refused():
+    with pytest.raises(ValueError, match="NaN"):
+        images.to_uint8(np.float32([[[0.0], [np.nan]]]))
+
+
+def pictures(n, h, w, c):
+    return np.random.default_rng(0).integers(0, 256, (n, h, w, c), np.uint8)
+
+
+@pytest.mark.parametrize("c", [1, 3])
+def test_grid_pixel_by_pixel(c):
+    x = pictures(5, 2, 3, c)
+    got = images.grid(x, columns=3, border=1, min_tile=4)  # factor 2: tiles of 4 by 6
+    want = np.full((2 * 5 + 1, 3 * 7 + 1, c), images.GREY, np.uint8)
+    for i in range(5):
+        for row in range(4):
+            for column in range(6):
+                place = 1 + i // 3 * 5 + row, 1 + i % 3 * 7 + column
+                want[place] = x[i, row // 2, column // 2]
+    np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize(
+    ("n", "h", "size"),
+    [
+        (1, 64, (68, 68)),
+        (2, 64, (68, 134)),  # 2 columns, 1 row
+        (5, 32, (134, 200)),  # doubled; 3 columns, 2 rows
+        (16, 8, (266, 266)),  # enlarged 8 times
+        (4, 100, (206, 206)),  # never made smaller
+        (1, 28, (88, 88)),  # 3 times: 84 is the first multiple of 28 from 64 on
+    ],
+)
+def test_grid_size_by_default(n, h, size):
+    assert images.grid(pictures(n, h, h, 3)).shape == (*size, 3)
+
+
+def test_shorter_side_decides():
+    assert images.grid(pictures(1, 2, 4, 3), min_tile=8).shape == (4 + 8, 4 + 16, 3)
+
+
+def test_other_channels_are_grey_tiles_side_by_side():
+    x = pictures(3, 4, 4, 2)
+    got = images.grid(x, columns=2, border=1, min_tile=1)
+    assert got.shape == (11, 21, 1)
+    for i in range(3):
+        for channel in range(2):
+            top, left = 1 + i // 2 * 5, 1 + (i % 2 * 2 + channel) * 5
+            tile = got[top : top + 4, left : left + 4, 0]
+            np.testing.assert_array_equal(tile, x[i, :, :, channel])
+    assert (got[6:, 11:] == images.GREY).all()  # the place of a fourth image
+
+
+def test_border_with_alpha_is_opaque():
+    got = images.grid(np.zeros((1, 2, 2, 4), np.uint8), border=1, min_tile=1)
+    assert got[0, 0].tolist() == [images.GREY] * 3 + [255]
+    assert got[1, 1].tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("batch", "columns", "words"),
+    [
+        (np.zeros((2, 4, 4, 3), np.float32), None, "to_uint8"),
+        (np.zeros((4, 4, 3), np.uint8), None, r"\[n, h, w, c\]"),
+        (np.zeros((0, 4, 4, 3), np.uint8), None, "n >= 1"),
+        (np.zeros((1, 4, 4, 3), np.uint8), 0, "columns=0"),
+    ],
+)
+def test_grid_refuses(batch, columns, words):
+    with pytest.raises(ValueError, match=words) as error:
+        images.grid(batch, columns=columns)
+    assert "\n" not in str(error.value)
+
+
+def test_beside_keeps_both_and_fills_below_the_lower():
+    left, right = pictures(2, 5, 4, 3)[0], pictures(2, 3, 6, 3)[1]
+    got = images.beside(left, right, gap=2)
+    assert got.shape == (5, 12, 3)
+    np.testing.assert_array_equal(got[:, :4], left)
+    np.testing.assert_array_equal(got[:3, 6:], right)
+    assert (got[:, 4:6] == images.GREY).all() and (got[3:, 6:] == images.GREY).all()
+    with pytest.raises(ValueError, match="3 and 1 channels"):
+        images.beside(left, right[..., :1])
+
+
+@pytest.mark.parametrize(("c", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
+def test_png_round_trip(tmp_path, c, mode):
+    path, image = tmp_path / "samples" / "step_5.png", pictures(1, 5, 7, c)[0]
+    images.save_png(str(path), np.zeros_like(image))
+    images.save_png(path, image)
+    with Image.open(path) as opened:
+        assert opened.mode == mode
+        np.testing.assert_array_equal(np.asarray(opened).reshape(5, 7, c), image)
+    assert [p.name for p in path.parent.iterdir()] == ["step_5.png"]
+
+
+def test_png_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    path, image = tmp_path / "a.png", pictures(1, 5, 7, 3)[0]
+    images.save_png(path, image)
+    before = path.read_bytes()
+
+    def full(self, data):
+        with open(self, "wb") as file:
+            file.write(data[:10])
+        raise OSError("disk full")
+
+    monkeypatch.setattr(type(images.epath.Path(path)), "write_bytes", full)
+    with pytest.raises(OSError, match="disk full"):
+        images.save_png(path, 255 - image)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("shape", [(4, 4, 2), (1, 4, 4, 3), (4, 4)])
+def test_png_refuses(tmp_path, shape):
+    with pytest.raises(ValueError, match="1, 3 or 4"):
+        images.save_png(tmp_path / "a.png", np.zeros(shape, np.uint8))

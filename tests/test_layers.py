@@ -1,0 +1,57 @@
+"""Who may import whom: arrows point down only."""
+
+import ast
+import pathlib
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).parent.parent / "ddpm_jax"
+LEVELS = [
+    {"parallel", "randomness"},
+    {"schedule", "unet", "data", "checkpoints", "images", "logs", "state"},
+    {"diffusion"},
+    {"config", "losses", "samplers"},
+    {"sampling", "workdir"},
+    {"pretrained", "monitoring"},
+    {"training"},
+    {"__init__", "cli"},
+]
+LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
+PURE = ("schedule", "diffusion", "losses", "samplers", "unet")
+
+
+def imported(path, *, everywhere=True):
+    """Top-level names and, of this package, modules that a file imports."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree) if everywhere else tree.body:
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module == "ddpm_jax":
+            yield from (f"ddpm_jax.{name.name}" for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+
+
+def test_every_module_has_a_level():
+    assert {path.stem for path in PACKAGE.glob("*.py")} == set(LEVEL)
+
+
+@pytest.mark.parametrize("name", sorted(LEVEL))
+def test_imports_point_down(name):
+    for target in imported(PACKAGE / f"{name}.py"):
+        if target.startswith("ddpm_jax."):
+            assert LEVEL[target.split(".")[1]] < LEVEL[name], f"{name} imports {target}"
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_the_core_needs_jax_alone(name):
+    allowed = {"jax", "flax", "numpy", "jaxtyping", "ddpm_jax", "collections", "dataclasses",
+               "typing"}
+    assert {target.split(".")[0] for target in imported(PACKAGE / f"{name}.py")} <= allowed
+
+
+def test_the_command_line_reads_flags_without_jax():
+    heavy = {"jax", "flax", "numpy", "ddpm_jax", "optax"}
+    for name in ("cli", "__init__"):
+        top = {t.split(".")[0] for t in imported(PACKAGE / f"{name}.py", everywhere=False)}
+        assert not top & heavy

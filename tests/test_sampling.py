@@ -1,0 +1,152 @@
+"""`sample`: image i is a function of (params, rng, i) alone, whatever else is asked for."""
+
+import jax
+import numpy as np
+import pytest
+
+import ddpm_jax
+from ddpm_jax import diffusion, sampling, schedule
+from nonzero import SHAPE, nonzero_params, tiny_unet
+
+# Batches of another size are summed in another order: some float32 roundings in 20 steps.
+SAME = dict(rtol=0, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    model = tiny_unet()
+    return ddpm_jax.Trained(
+        nonzero_params(model), model, schedule.linear(20, 1e-3, 0.4),
+        diffusion.Parameterization(), SHAPE,
+    )
+
+
+@pytest.fixture(scope="module")
+def eleven(trained):
+    return ddpm_jax.sample(trained, jax.random.key(3), 11)
+
+
+def test_images_are_float32_in_range_and_differ(eleven):
+    assert eleven.shape == (11, *SHAPE) and eleven.dtype == np.float32
+    assert np.abs(eleven).max() <= 1 + 1e-6  # one rounding of the posterior mean
+    distances = np.abs(eleven[:, None] - eleven[None]).max(axis=(2, 3, 4))
+    assert np.all(distances + np.eye(11) > 0.1)
+
+
+@pytest.mark.parametrize("arguments", [
+    dict(n=5), dict(n=11, batch_size=8), dict(n=17, batch_size=16), dict(n=1),
+])
+def test_number_and_batch_do_not_change_an_image(trained, eleven, arguments):
+    images = ddpm_jax.sample(trained, jax.random.key(3), **arguments)
+    assert len(images) == arguments["n"]
+    n = min(len(images), 11)
+    np.testing.assert_allclose(images[:n], eleven[:n], **SAME)
+
+
+def test_keys_of_every_kind_mean_the_same(trained):
+    typed = ddpm_jax.sample(trained, jax.random.key(5), 2)
+    np.testing.assert_array_equal(ddpm_jax.sample(trained, 5, 2), typed)
+    np.testing.assert_array_equal(
+        ddpm_jax.sample(trained, jax.random.PRNGKey(5), 2), typed
+    )
+    assert np.abs(ddpm_jax.sample(trained, 6, 2) - typed).max() > 0.1
+
+
+def test_a_seed_an_image(trained):
+    pair = ddpm_jax.sample(trained, seeds=[7, 8])
+    np.testing.assert_allclose(ddpm_jax.sample(trained, seeds=[8, 7])[::-1], pair, **SAME)
+    assert np.abs(pair[0] - pair[1]).max() > 0.1
+
+
+def test_the_chain_is_the_one_of_the_samplers(trained):
+    """The same image from the pieces, on one device without `pmap`."""
+    from ddpm_jax import samplers
+
+    rng = jax.random.fold_in(jax.random.key(3), 4)
+    rng_x_T, rng_z = jax.random.fold_in(rng, 0), jax.random.fold_in(rng, 1)
+    x_T = jax.random.normal(rng_x_T, SHAPE)[None]
+    denoise = ddpm_jax.denoise_fn(trained)
+    predict_fn = diffusion.predict_fn(trained.schedule, denoise)
+    chain = jax.jit(lambda x, rngs: samplers.ancestral(trained.schedule, predict_fn, x, rngs))
+    image = ddpm_jax.sample(trained, jax.random.key(3), 5)[4]
+    np.testing.assert_allclose(chain(x_T, rng_z[None])[0], image, **SAME)
+
+
+def test_uint8_is_the_rounded_float(trained, eleven):
+    images = ddpm_jax.sample(trained, jax.random.key(3), 11, output="uint8")
+    expected = np.clip(np.round((eleven.astype(np.float64) + 1) * 127.5), 0, 255)
+    # The product may be rounded the other way in float32, at a half.
+    assert images.dtype == np.uint8 and np.abs(images - expected).max() <= 1
+    assert np.mean(images != expected) < 0.01
+
+
+def test_progress_moves_a_bar_to_its_end_and_changes_nothing(trained, eleven, capsys):
+    images = ddpm_jax.sample(trained, jax.random.key(3), 11, batch_size=8, progress=True)
+    np.testing.assert_allclose(images, eleven, **SAME)
+    assert "40/40" in capsys.readouterr().err  # two batches of 20 steps
+
+
+def test_a_second_call_compiles_nothing(trained):
+    compiled = []
+    ddpm_jax.sample(trained, jax.random.key(3), 6)
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, duration, **_: compiled.append(event) if "backend_compile" in event else None
+    )
+    other = trained.replace(schedule=schedule.linear(20, 1e-4, 0.3))
+    ddpm_jax.sample(other, jax.random.key(4), 6)
+    assert compiled == []
+    ddpm_jax.sample(trained, jax.random.key(4), 6, num_steps=3)
+    assert compiled != []  # the listener listens
+
+
+def test_few_steps_call_the_network_so_often():
+    calls = []
+
+    class Counting(sampling.UNet):
+        def __call__(self, x, t, *, train):
+            jax.debug.callback(lambda t: calls.append(int(t)), t[0])
+            return x * 0.5
+
+    ddpm_jax.sample({}, 0, 8, model=Counting(), schedule=schedule.linear(20), num_steps=4,
+                    image_shape=SHAPE)
+    jax.effects_barrier()
+    assert sorted(set(calls)) == [0, 6, 13, 19] and len(calls) == 4 * jax.device_count()
+
+
+def test_a_bare_tree_is_the_papers_network():
+    with pytest.raises(ValueError, match="params do not fit the model at conv_in/bias: .*128"):
+        ddpm_jax.sample({"conv_in": {"bias": np.zeros(3)}}, 0, 1)
+
+
+def test_params_of_another_model_are_refused_by_leaf(trained):
+    with pytest.raises(ValueError, match=r"at conv_in/bias: the model has \(16,\), params \(8,\)"):
+        ddpm_jax.sample(trained.params, 0, 1, model=tiny_unet(channels=16), image_shape=SHAPE)
+    more = {**trained.params, "extra": np.zeros(2)}
+    with pytest.raises(ValueError, match="at extra: the model has nothing"):
+        ddpm_jax.sample(more, 0, 1, model=trained.model, image_shape=SHAPE)
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (dict(rng=0, n=0), "n=0 must be at least 1"),
+    (dict(rng=0), "n=None"),
+    (dict(rng=0, n=2, seeds=[1]), "takes the place"),
+    (dict(seeds=[]), "takes the place"),
+    (dict(rng=0.5, n=1), "rng=0.5"),
+    (dict(rng=0, n=1, sampler="euler"), "sampler='euler'.*ancestral"),
+    (dict(rng=0, n=1, output="int8"), "output='int8'.*uint8"),
+    (dict(rng=0, n=1, num_steps=21), "num_steps=21 must lie in 1..20"),
+    (dict(rng=0, n=1, schedule=schedule.jsd(20)), "the noise does not tell x_0"),
+])
+def test_mistakes_are_told_in_one_line(trained, arguments, message):
+    with pytest.raises(ValueError, match=message) as error:
+        ddpm_jax.sample(trained, **arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_trained_is_a_pytree_with_hashable_statics(trained):
+    leaves, structure = jax.tree.flatten(trained)
+    assert hash(structure) == hash(jax.tree.structure(jax.tree.unflatten(structure, leaves)))
+    doubled = jax.jit(lambda trained: jax.tree.map(lambda x: 2 * x, trained.params))(trained)
+    np.testing.assert_array_equal(
+        doubled["conv_in"]["bias"], 2 * trained.params["conv_in"]["bias"]
+    )

@@ -1,0 +1,276 @@
+"""One training step against its parts, and the pieces that watch a run."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import cifar10, digits
+from ddpm_jax import config as config_lib
+from ddpm_jax import data, losses, monitoring, parallel, randomness, training
+from ddpm_jax import state as state_lib
+from nonzero import SHAPE, nonzero_params, tiny_unet
+
+BATCH = 16
+# Eight shares are summed in another order than one batch: float32 roundings, relative.
+SAME = dict(rtol=2e-5, atol=1e-7)
+
+
+def small_config(**train):
+    config = digits.get_config()
+    config.model.channels = 8
+    config.model.dropout = 0.0
+    config.diffusion.num_timesteps = 20
+    config.diffusion.beta_end = 0.4
+    config.train.batch_size = BATCH
+    config.train.ema_warmup = False
+    config.train.warmup_steps = 0
+    for name, value in train.items():
+        config.train[name] = value
+    return config
+
+
+def state_of(config, model):
+    state = state_lib.create(
+        model, config_lib.optimizer(config), jax.random.key(0), SHAPE,
+        tuple(config.train.extra_ema_decays),
+    )
+    params = jax.tree.map(jnp.asarray, nonzero_params(model))
+    # Another average than the parameters, so that a mix of the two is seen.
+    ema = jax.tree.map(lambda x: 2 * x, params)
+    return state.replace(params=params, ema_params=ema)
+
+
+def step_of(config):
+    return training.pmap_train_step(
+        schedule=config_lib.schedule(config),
+        learning_rate=config_lib.learning_rate(config),
+        settings=training.step_settings(config),
+    )
+
+
+def run(config, model, num_steps=1):
+    """(state, metrics of every step) after some steps on the same images."""
+    images = data.digits("train")[0][:BATCH]
+    state, step, rows = parallel.replicate(state_of(config, model)), step_of(config), []
+    for _ in range(num_steps):
+        state, metrics = step(state, parallel.shard(images), jax.random.key(1))
+        rows.append(jax.device_get(metrics))
+    return jax.device_get(state), rows
+
+
+@pytest.fixture(scope="module")
+def one_step():
+    return run(small_config(extra_ema_decays=(0.5,)), tiny_unet())
+
+
+def drawn(config, step=0):
+    """What the step draws for the whole batch, without devices."""
+    rng = jax.random.split(jax.random.fold_in(jax.random.key(1), step))[0]
+    return training.draw(
+        data.digits("train")[0][:BATCH],
+        image_rngs=randomness.image_keys(rng, jnp.arange(BATCH)),
+        num_timesteps=config.diffusion.num_timesteps, random_flip=config.data.random_flip,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole_batch():
+    """Loss an image, t and the mean gradient over the whole batch at once."""
+    config, model = small_config(), tiny_unet()
+    x_0, t, eps = drawn(config)
+
+    def loss_fn(params):
+        def denoise_fn(x_t, t):
+            return model.apply({"params": params}, x_t, t, train=False)
+
+        loss = losses.simple_loss(config_lib.schedule(config), denoise_fn, x_0, t, eps)
+        return loss.mean(), loss
+
+    params = nonzero_params(model)
+    grads, loss = jax.jit(jax.grad(loss_fn, has_aux=True))(params)
+    return params, np.asarray(loss), np.asarray(t), grads
+
+
+def test_eight_devices_see_the_loss_and_gradient_of_the_whole_batch(one_step, whole_batch):
+    _, (metrics,) = one_step
+    _, loss, _, grads = whole_batch
+    np.testing.assert_allclose(metrics["loss"], loss.mean(), **SAME)
+    norm = np.sqrt(sum(np.sum(np.float64(g) ** 2) for g in jax.tree.leaves(grads)))
+    np.testing.assert_allclose(metrics["grad_norm"], norm, **SAME)
+
+
+def test_quartiles_are_means_over_their_images(one_step, whole_batch):
+    _, (metrics,) = one_step
+    _, loss, t, _ = whole_batch
+    for i in range(4):
+        mine = loss[(5 * i <= t) & (t < 5 * i + 5)]  # T = 20
+        np.testing.assert_allclose(metrics[f"loss_quartile_{i + 1}"], mine.mean(), **SAME)
+
+
+def test_adam_clips_the_norm_and_steps(one_step, whole_batch):
+    """The first Adam step in NumPy: m / (1 - b1) = g and v / (1 - b2) = g^2."""
+    state, _ = one_step
+    params, _, _, grads = whole_batch
+    norm = np.sqrt(sum(np.sum(np.float64(g) ** 2) for g in jax.tree.leaves(grads)))
+    clip = min(1.0, 1.0 / norm)
+    assert clip < 1  # the test sees clipping
+
+    def check(before, g, after):
+        g = np.float64(g) * clip
+        expected = before - 1e-3 * g / (np.abs(g) + 1e-8)
+        # A gradient near eps is a sum of roundings (the key biases' is 0): leave it out.
+        sure = np.abs(g) > 1e-5
+        # One rounding of the parameter, about 1, and 1e-3 times SAME.
+        np.testing.assert_allclose(after[sure], expected[sure], rtol=0, atol=3e-7)
+        return sure.sum()
+
+    counted = sum(jax.tree.leaves(jax.tree.map(check, params, grads, state.params)))
+    assert counted > 0.9 * state_lib.num_params(params)
+
+
+def test_averages_follow_their_decays(one_step):
+    state, _ = one_step
+    before = nonzero_params(tiny_unet())
+    decay = small_config().train.ema_decay
+
+    def check(average, old, new, decay):
+        expected = decay * np.float64(old) + (1 - decay) * np.float64(new)
+        np.testing.assert_allclose(average, expected, rtol=3e-7, atol=1e-8)  # float32
+
+    jax.tree.map(lambda a, b, n: check(a, 2 * b, n, decay), state.ema_params, before,
+                 state.params)
+    fresh = state_lib.create(
+        tiny_unet(), config_lib.optimizer(small_config()), jax.random.key(0), SHAPE, (0.5,)
+    )
+    jax.tree.map(lambda a, b, n: check(a, b, n, 0.5), state.extra_ema_params["0.5"],
+                 jax.device_get(fresh.params), state.params)
+
+
+def test_averages_are_copies():
+    state = state_lib.create(
+        tiny_unet(), optax.sgd(1.0), jax.random.key(0), SHAPE, (0.5,)
+    )
+    trees = state.params, state.ema_params, state.extra_ema_params["0.5"]
+    pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(trees)]
+    assert len(set(pointers)) == len(pointers)
+
+
+@pytest.mark.parametrize("step, decay", [(1, 2 / 11), (10, 11 / 20), (10**6, 0.9999)])
+def test_average_warms_up(step, decay):
+    actual = training.ema_decay_at(0.9999, step=step, warmup=True)
+    np.testing.assert_allclose(actual, decay, rtol=1e-6)  # float32
+    assert training.ema_decay_at(0.9999, step=step, warmup=False) == 0.9999
+
+
+def test_every_replica_holds_the_same():
+    config = small_config()
+    state, _ = step_of(config)(
+        parallel.replicate(state_of(config, tiny_unet())),
+        parallel.shard(data.digits("train")[0][:BATCH]), jax.random.key(1),
+    )
+    for leaf in jax.tree.leaves(state):
+        first, *others = (np.asarray(shard.data) for shard in leaf.addressable_shards)
+        assert len(others) == 7
+        for other in others:
+            np.testing.assert_array_equal(other, first)
+
+
+def test_rows_are_means_since_the_last_row():
+    config = small_config(log_every=2, learning_rate=1e-12)
+    _, rows = run(config, tiny_unet(), num_steps=4)
+    singles = [row["loss"] for row in run(
+        small_config(log_every=1, learning_rate=1e-12), tiny_unet(), num_steps=4)[1]]
+    expected = [singles[0], np.mean(singles[:2]), singles[2], np.mean(singles[2:])]
+    np.testing.assert_allclose([row["loss"] for row in rows], expected, **SAME)
+    assert len(set(np.round(singles, 4))) == 4  # every step draws anew
+
+
+def test_micro_batches_change_nothing_with_dropout():
+    model = tiny_unet(dropout=0.5)
+    _, (whole,) = run(small_config(), model)
+    _, (halves,) = run(small_config(accumulate=2), model)
+    for name in ("loss", "grad_norm"):
+        np.testing.assert_allclose(halves[name], whole[name], **SAME)
+    _, (without,) = run(small_config(), tiny_unet())
+    assert abs(without["loss"] - whole["loss"]) > 1e-3  # dropout was on
+
+
+def test_micro_batches_are_unrolled_on_cpu():
+    """A convolution's gradient inside a loop is some 20 times slower there."""
+    config = small_config(accumulate=2)
+    images = parallel.shard(data.digits("train")[0][:BATCH])
+    lowered = step_of(config).lower(state_of(config, tiny_unet()), images, jax.random.key(1))
+    assert "stablehlo.convolution" in lowered.as_text()
+    assert "convolution" not in "".join(
+        part.split("stablehlo.return")[0] for part in lowered.as_text().split(" do {")[1:]
+    )
+
+
+def test_flips_are_left_to_right_one_image_in_two():
+    images = np.random.default_rng(0).integers(0, 256, (400, 4, 6, 2), np.uint8)
+    rngs = randomness.image_keys(jax.random.key(0), jnp.arange(400))
+    x_0, t, eps = training.draw(images, image_rngs=rngs, num_timesteps=10, random_flip=True)
+    plain = images / 127.5 - 1
+    straight = np.abs(x_0 - plain).max(axis=(1, 2, 3)) < 1e-6
+    mirrored = np.abs(x_0 - plain[:, :, ::-1]).max(axis=(1, 2, 3)) < 1e-6
+    assert np.all(straight ^ mirrored)
+    assert abs(mirrored.mean() - 0.5) < 5 * 0.5 / 20  # five standard errors
+    assert set(np.unique(t)) == set(range(10))
+    assert abs(np.mean(eps)) < 5 / np.sqrt(eps.size)
+    again = training.draw(
+        images[7:8], image_rngs=rngs[7:8], num_timesteps=10, random_flip=True
+    )
+    for whole, single in zip((x_0, t, eps), again):
+        np.testing.assert_array_equal(whole[7], single[0])
+
+
+def test_held_out_loss_counts_a_ragged_batch_exactly():
+    model, params = tiny_unet(), nonzero_params(tiny_unet())
+    source = data.load("digits", split="test")
+    losses_of = {}
+    for batch in (8, 16):
+        config = small_config(batch_size=batch, eval_images=21)
+        evaluate = monitoring.held_out_loss(
+            config, model, config_lib.schedule(config), source, jax.random.key(2)
+        )
+        losses_of[batch] = evaluate(parallel.replicate(params))
+    np.testing.assert_allclose(losses_of[8], losses_of[16], **SAME)
+
+    images = source.read(np.linspace(0, 299, 21).round().astype(int)) / np.float32(127.5) - 1
+    rngs = randomness.image_keys(jax.random.key(2), jnp.arange(21))
+    eps = jax.vmap(lambda rng: jax.random.normal(rng, SHAPE))(rngs)
+    loss = losses.simple_loss(
+        config_lib.schedule(config),
+        jax.jit(lambda x, t: model.apply({"params": params}, x, t, train=False)),
+        images.astype(np.float32), jnp.arange(21) * 20 // 21, eps,
+    )
+    np.testing.assert_allclose(losses_of[8], loss.mean(), **SAME)
+
+
+@pytest.mark.parametrize("make", [cifar10.get_config, digits.get_config, small_config])
+@pytest.mark.parametrize("sample_every", [1, 30, 1000, 10**6])
+def test_grids_cost_at_most_a_tenth(make, sample_every):
+    config = make()
+    config.train.sample_every = sample_every
+    for sets in (1, 2):
+        images, steps = monitoring.grid_cost(config, sets=sets)
+        training_calls = 3 * min(sample_every, config.train.num_steps) * config.train.batch_size
+        assert images >= 1 and steps >= 1
+        assert images * steps * sets <= max(training_calls / 10, sets)
+
+
+def test_a_grid_is_full_where_the_run_pays_for_it():
+    assert monitoring.grid_cost(cifar10.get_config(), sets=2) == (64, 1000)
+    assert monitoring.grid_cost(digits.get_config(), sets=1) == (64, 150)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run():
+    metrics = {"loss": jnp.nan, "grad_norm": jnp.ones(()), "learning_rate": jnp.ones(())}
+    with pytest.raises(FloatingPointError, match="loss=nan at step 7 .*learning_rate"):
+        training.finite_row(metrics, 7, "runs/x")
+    row = training.finite_row(
+        {**metrics, "loss": jnp.ones(()), "loss_quartile_1": jnp.nan}, 7, "runs/x"
+    )
+    assert row == {"loss": 1.0, "grad_norm": 1.0, "learning_rate": 1.0}

@@ -1,0 +1,474 @@
+"""The network against the paper's numbers and against plain NumPy."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+import oracle_unet
+import tracing
+from ddpm_jax.unet import (
+    AttentionBlock, Dropout, ResBlock, UNet, check, default_num_groups, timestep_embedding,
+)
+
+TINY = UNet(
+    channels=8, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,),
+    dropout=0.5,
+)
+FAST = {"xla_backend_optimization_level": 0}  # Compiles in half the time.
+RNG = np.random.default_rng(0)
+X, T = np.float32(RNG.uniform(-1, 1, (4, 8, 8, 3))), np.array([0, 3, 500, 999])
+
+
+def jit(f):
+    return jax.jit(f, compiler_options=FAST)
+
+
+def shapes(model, *inputs, **settings):
+    """The tree of shapes of a module's parameters; computes nothing."""
+    return jax.eval_shape(
+        lambda: model.init(jax.random.key(0), *inputs, **settings)["params"]
+    )
+
+
+def unet_shapes(model, height=8, width=8, channels=3):
+    x, t = jnp.zeros((1, height, width, channels)), jnp.zeros(1, jnp.int32)
+    return shapes(model, x, t, train=False)
+
+
+def fill(tree, seed=0):
+    """Random values in every leaf, zero-initialised ones too: activations stay near 1."""
+    rng = np.random.default_rng(seed)
+
+    def leaf(path, like):
+        name, value = path[-1].key, rng.standard_normal(like.shape)
+        if name == "kernel":
+            value = value / np.sqrt(np.prod(like.shape[:-1]))
+        else:
+            value = 0.3 * value + (name == "scale")
+        return np.float32(value)
+
+    return jax.tree_util.tree_map_with_path(leaf, tree)
+
+
+def apply(model, params, x=X, t=T, **settings):
+    settings = {"train": False, **settings}
+    return model.apply({"params": params}, x, t, **settings)
+
+
+def train(model, params, x, t, places):
+    """The training pass with one fixed key: what changes is the arguments alone."""
+    return apply(
+        model, params, x, t, train=True, places=places, rngs={"dropout": jax.random.key(1)}
+    )
+
+
+def jit_of(method, model):
+    return jit(lambda *arguments: method(model, *arguments))
+
+
+RUN, TRAIN = jit_of(apply, TINY), jit_of(train, TINY)  # Compiled once for all the tests.
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """The tiny network's parameters, none of them zero."""
+    return fill(unet_shapes(TINY))
+
+
+# The numbers of the authors' and the DDIM checkpoints.
+@pytest.mark.parametrize(
+    "settings, size, count",
+    [
+        (dict(), 32, 35_746_307),
+        (dict(out_channels=6), 32, 35_749_766),
+        (dict(channel_multipliers=(1, 1, 2, 2, 4, 4)), 256, 113_673_219),
+        (dict(channels=192, channel_multipliers=(1, 1, 2, 2, 4, 4)), 256, 255_677_955),
+        (dict(channel_multipliers=(1, 2, 2, 2, 4)), 64, 78_700_803),
+    ],
+    ids=["cifar10", "learned variance", "256", "256 large", "celeba64"],
+)
+def test_parameter_counts(settings, size, count):
+    params = unet_shapes(UNet(**settings), size, size)
+    assert sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(params)) == count
+    attention = [name for name in params if "attn" in name]
+    assert len(attention) == 6 and "mid_attn_1" in attention
+
+
+@pytest.mark.parametrize("resolutions", [(), (4,), (8,), (4, 8)])
+def test_attention_follows_every_block_at_its_resolution(resolutions):
+    model = dataclasses.replace(TINY, num_res_blocks=2, attention_resolutions=resolutions)
+    expected = {"mid_attn_1"}
+    for level, height in enumerate((8, 4)):
+        if height in resolutions:
+            expected |= {f"down_{level}_attn_{j}" for j in range(2)}
+            expected |= {f"up_{level}_attn_{j}" for j in range(3)}
+    assert {name for name in unet_shapes(model) if "attn" in name} == expected
+
+
+@pytest.mark.parametrize("t_dtype", [np.int32, np.float32])
+@pytest.mark.parametrize(
+    "settings, t, expected",
+    [
+        (dict(), 1, {0: .84147098, 1: .76043874, 63: .0001, 64: .54030231, 65: .64940967,
+                     127: 1.0}),
+        (dict(), 999, {0: -.02646075, 1: .72670883, 63: .09973392, 64: .99964985,
+                       65: -.68694562, 127: .99501414}),
+        (dict(order="cos_sin", freq_shift=0), 1,
+         {0: .54030231, 1: .64790587, 63: .99999999, 64: .84147098, 65: .76172041,
+          127: .00011548}),
+    ],
+    ids=["paper 1", "paper 999", "improved-diffusion 1"],
+)
+def test_embedding_has_the_published_values(settings, t, expected, t_dtype):
+    actual = timestep_embedding(np.array([0, t], t_dtype), 128, **settings)
+    assert actual.shape == (2, 128) and actual.dtype == jnp.float32
+    # An angle of 999 has a float32 ulp of 6e-5; eight decimals are written.
+    atol = 6e-5 if t == 999 else 1e-7
+    assert_allclose(
+        actual[1, list(expected)], list(expected.values()), rtol=0, atol=atol
+    )
+
+
+def test_odd_embedding_ends_in_a_zero():
+    even, odd = (timestep_embedding(np.array([5]), dim) for dim in (6, 7))
+    assert_array_equal(odd, np.pad(even, ((0, 0), (0, 1))))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3])
+@pytest.mark.parametrize("width", [8, 4])
+def test_forward_pass_matches_numpy(tiny, width, scale):
+    """The whole network; a faint input shows the epsilon of the first norm."""
+    params = dict(tiny, conv_in=jax.tree.map(lambda p: scale * p, tiny["conv_in"]))
+    actual = RUN(params, X[:, :, :width], T)
+    exact = jax.tree.map(np.float64, params)
+    expected = [
+        oracle_unet.forward(
+            exact, np.float64(image), t, groups={8: 2, 16: 4, 24: 6, 32: 8}.get, channels=8,
+            levels=2, blocks=1, attend_at=(4,),
+        )
+        for image, t in zip(X[:, :, :width], T)
+    ]
+    # Some 15 layers of float32 (6e-8 each), and the sine of an angle known to 6e-5.
+    assert np.abs(actual - np.array(expected)).max() < 1e-4 * np.abs(expected).max()
+
+
+class Down(UNet):
+    @nn.compact
+    def __call__(self, h):
+        return self.downsample(h, "conv")
+
+
+class Up(UNet):
+    @nn.compact
+    def __call__(self, h):
+        return self.upsample(h, "conv")
+
+
+@pytest.mark.parametrize(
+    "name, padding",
+    [
+        ("asymmetric", None),
+        ("asymmetric", ((0, 1), (0, 1))),
+        ("symmetric", ((1, 1), (1, 1))),
+    ],
+    ids=["asymmetric is SAME", "asymmetric", "symmetric"],
+)
+@pytest.mark.parametrize("pixel", [(0, 0), (3, 4), (7, 7)])
+def test_downsample_of_an_impulse(pixel, name, padding):
+    x = np.zeros((1, 8, 8, 1), np.float32)
+    x[0, *pixel, 0] = 1.0
+    model = Down(downsample_padding=name)
+    params = fill(shapes(model, x))
+    expected = oracle_unet.conv(params["conv"], x[0], stride=2, padding=padding)
+    actual = model.apply({"params": params}, x)[0]
+    assert_allclose(actual, expected, rtol=0, atol=1e-6)  # One float32 sum.
+
+
+def test_the_default_padding_is_tensorflows():
+    assert UNet().downsample_padding == "asymmetric"
+
+
+def test_upsample_repeats_pixels():
+    x = X[:1, :3, :2]
+    params = {"conv": {"kernel": np.zeros((3, 3, 3, 3), np.float32), "bias": np.zeros(3)}}
+    params["conv"]["kernel"][1, 1] = np.eye(3)
+    actual = Up().apply({"params": params}, x)[0]
+    assert_allclose(actual, oracle_unet.upsample(x[0]), rtol=0, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def fresh():
+    x, t = jnp.zeros((1, 8, 8, 3)), jnp.zeros(1, jnp.int32)
+    return jit(lambda rng: TINY.init(rng, x, t, train=False)["params"])(jax.random.key(0))
+
+
+def test_a_fresh_network_outputs_zero(fresh):
+    assert_array_equal(RUN(fresh, X, T), np.zeros_like(X))
+
+
+def test_fresh_parameters_are_fan_avg_uniform(fresh):
+    """Glorot's bounds, zero where a residual branch ends, and biases of zero."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(fresh):
+        module, name = path[-2].key, path[-1].key
+        if name == "scale":
+            assert_array_equal(leaf, 1.0)
+        elif name == "bias" or module in ("conv2", "proj_out", "conv_out"):
+            assert_array_equal(leaf, 0.0)
+        else:
+            window = np.prod(leaf.shape[:-2])
+            bound = np.sqrt(6 / (window * (leaf.shape[-2] + leaf.shape[-1])))
+            # The largest of 64 or more uniform draws is below 0.8 with probability 6e-7.
+            assert 0.8 * bound < np.abs(leaf).max() <= bound * (1 + 1e-6), path
+
+
+WIDTHS = (2, 3, 4, 6, 8, 12, 20, 32, 40, 100)
+
+
+@pytest.mark.parametrize("scale_shift", [False, True])
+@pytest.mark.parametrize("num_groups", [None, 1])
+def test_time_changes_every_block_at_every_width(scale_shift, num_groups):
+    """The same x with two times; a norm that undid the bias would leave 1e-6 of it."""
+    def difference(width):
+        block = ResBlock(width, 0.0, scale_shift, num_groups, 1e-6, jnp.float32)
+        x = jnp.asarray(RNG.standard_normal((1, 4, 4, width)), jnp.float32)
+        temb = jnp.asarray(RNG.standard_normal((2, 1, 8)), jnp.float32)
+        params = fill(shapes(block, x, temb[0], None, train=False))
+        one, other = (
+            block.apply({"params": params}, x, row, None, train=False) for row in temb
+        )
+        return jnp.abs(one - other).max()
+
+    for width, moved in zip(WIDTHS, jit(lambda: [difference(w) for w in WIDTHS])()):
+        assert moved > 0.05, width
+
+
+@pytest.mark.parametrize("scale_shift", [False, True])
+def test_time_reaches_every_block_of_the_network(tiny, scale_shift):
+    """Cut everywhere else: only one block's own projection of the embedding is kept."""
+    model = dataclasses.replace(TINY, scale_shift=scale_shift)
+    params = tiny if not scale_shift else fill(unet_shapes(model))
+    blocks = [name for name in params if "block" in name]
+    assert len(blocks) == 8
+    x, t = np.repeat(X[:1], 4, axis=0), np.array([10, 700, 10, 700])
+    run = jit_of(apply, model) if scale_shift else RUN
+    for kept in blocks:
+        cut = {
+            name: value if name == kept or name not in blocks else
+            dict(value, temb_proj=jax.tree.map(np.zeros_like, value["temb_proj"]))
+            for name, value in params.items()
+        }
+        one, other, *_ = run(cut, x, t)
+        assert np.abs(one - other).max() > 1e-3, kept
+
+
+@pytest.mark.parametrize(
+    "channels, groups",
+    [(2, 1), (3, 1), (4, 1), (6, 1), (7, 1), (8, 2), (12, 3), (20, 5), (32, 8), (40, 10),
+     (100, 25), (128, 32), (192, 32), (256, 32), (1024, 32)],
+)
+def test_default_groups_leave_four_channels_each(channels, groups):
+    assert default_num_groups(channels) == groups
+
+
+@pytest.mark.parametrize(
+    "settings, groups", [(dict(channels=128), 32), (dict(channels=8, num_groups=4), 4)]
+)
+def test_groups_of_every_norm(settings, groups):
+    """An explicit number wins; seen in the reduction over each group's channels."""
+    model = UNet(**{"channel_multipliers": (1,), "attention_resolutions": (), **settings})
+    jaxpr = jax.make_jaxpr(lambda p: apply(model, p))(unet_shapes(model)).jaxpr
+    found = {
+        e.outvars[0].aval.shape for e in tracing.equations(jaxpr)
+        if e.primitive.name == "reduce_sum" and e.invars[0].aval.ndim == 5
+    }
+    assert found == {(4, groups)}
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("height, width", [(8, 4), (4, 8)])
+def test_any_image_shape(channels, height, width):
+    model = dataclasses.replace(
+        TINY, out_channels=channels, attention_resolutions=(height // 2,)
+    )
+    params = unet_shapes(model, height, width, channels)
+    x = jax.ShapeDtypeStruct((2, height, width, channels), jnp.float32)
+    t = jax.ShapeDtypeStruct((2,), jnp.float32)
+    output = jax.eval_shape(lambda p, x, t: apply(model, p, x, t), params, x, t)
+    assert output.shape == x.shape and output.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    "settings, size, message",
+    [
+        (dict(), (7, 8), r"height=7 does not divide by 2.*image_size=8"),
+        (dict(), (8, 9), r"width=9 does not divide by 2"),
+        (dict(attention_resolutions=(4, 5)), (8, 8), r"\(4, 5\): 5 never occurs .* 8, 4"),
+        (dict(num_heads=3), (8, 8), r"num_heads=3 does not divide 8 "),
+        (dict(num_heads=0), (8, 8), r"num_heads=0 "),
+        (dict(num_groups=3), (8, 8), r"num_groups=3 does not divide 8 .*num_groups=2"),
+        (dict(num_groups=0), (8, 8), r"num_groups=0 "),
+        (dict(embedding_order="sin"), (8, 8), r"embedding_order='sin' .*sin_cos, cos_sin"),
+        (dict(downsample_padding="same"), (8, 8), r"padding='same' .*asymmetric, "),
+    ],
+)
+def test_settings_that_do_not_suit_are_refused(settings, size, message):
+    model = dataclasses.replace(TINY, **settings)
+    with pytest.raises(ValueError, match=message):
+        check(model, *size)
+    with pytest.raises(ValueError, match=message):
+        unet_shapes(model, *size)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (dict(channels=1), r"channels=1"),
+        (dict(channels=1, scale_shift=True), r"channels=1"),
+        (dict(num_groups=8), r"num_groups=8"),
+    ],
+    ids=["one channel", "one channel, scale and shift", "one channel a group"],
+)
+def test_settings_that_lose_the_time_are_refused(settings, message):
+    """One channel has no sinusoid, and a norm of one channel removes the time's bias."""
+    with pytest.raises(ValueError, match=message):
+        check(dataclasses.replace(TINY, **settings), 8, 8)
+
+
+BF16 = dataclasses.replace(TINY, dtype=jnp.bfloat16)
+RUN_BF16 = jit_of(apply, BF16)
+
+
+def test_bfloat16_is_close_and_float32_outside(tiny, fresh):
+    assert jax.tree.map(jnp.shape, unet_shapes(BF16)) == jax.tree.map(jnp.shape, fresh)
+    assert {leaf.dtype for leaf in jax.tree.leaves(unet_shapes(BF16))} == {X.dtype}
+    rough, exact = RUN_BF16(tiny, X, T), RUN(tiny, X, T)
+    assert rough.dtype == jnp.float32
+    # bfloat16 rounds by 2^-9 in each of some 15 layers.
+    assert 1e-4 < np.abs(rough - exact).max() / np.abs(exact).max() < 0.1
+
+
+def test_bfloat16_only_inside_convolutions_and_projections(tiny):
+    """Norms and softmax, the first and the last convolution compute in float32."""
+    jaxpr = jax.make_jaxpr(lambda p: apply(BF16, p))(tiny).jaxpr
+    found = list(tracing.equations(jaxpr))
+    for equation in found:
+        if equation.primitive.name in ("exp", "rsqrt", "reduce_sum", "reduce_max", "div"):
+            dtypes = {v.aval.dtype for v in (*equation.invars, *equation.outvars)}
+            assert jnp.bfloat16 not in dtypes, equation
+    convolutions = [e for e in found if e.primitive.name == "conv_general_dilated"]
+    first, *torso, last = ({v.aval.dtype for v in e.invars} for e in convolutions)
+    assert first == last == {jnp.dtype("float32")}
+    assert torso and all(dtypes == {jnp.dtype("bfloat16")} for dtypes in torso)
+
+
+def test_bfloat16_sees_the_input_unrounded(tiny):
+    """Between two bfloat16 numbers, 2^-8 apart in [0.5, 1), a change is still felt."""
+    x = np.float32(RNG.integers(128, 255, X.shape) / 256)
+    nearby = x + np.float32(2**-10)
+    assert_array_equal(jnp.bfloat16(x), jnp.bfloat16(nearby))
+    assert np.any(RUN_BF16(tiny, x, T) != RUN_BF16(tiny, nearby, T))
+
+
+def test_dropout_belongs_to_the_place_in_the_global_batch(tiny):
+    places = np.array([0, 1, 2, 3])
+    every = TRAIN(tiny, X, T, places)
+    order = np.array([2, 0, 3, 1])
+    # atol: XLA may sum in another order for another batch; outputs are about 1.
+    close = dict(rtol=0, atol=1e-5)
+    for rows in (order, np.array([0, 1]), np.array([2, 3])):
+        some = TRAIN(tiny, X[rows], T[rows], places[rows])
+        assert_allclose(some, every[rows], **close)
+    assert np.abs(TRAIN(tiny, X, T, places + 4) - every).max() > 0.01
+
+
+SMALL = UNet(
+    channels=4, channel_multipliers=(1,), num_res_blocks=1, attention_resolutions=(),
+    dropout=0.5,
+)
+
+
+def test_places_are_counted_from_zero_by_default():
+    params = fill(unet_shapes(SMALL))
+    run = jit(lambda: [train(SMALL, params, X, T, p) for p in (None, jnp.arange(4))])
+    default, given = run()
+    assert_allclose(default, given, rtol=0, atol=1e-5)  # Compiled apart.
+
+
+def test_dropout_only_in_training():
+    """No key is asked for outside training, or at a rate of 0."""
+    params = fill(unet_shapes(SMALL))
+    plain = dataclasses.replace(SMALL, dropout=0.0)
+    off, none, on = jit(lambda: (
+        apply(SMALL, params),
+        apply(plain, params, train=True),
+        train(SMALL, params, X, T, None),
+    ))()
+    assert_allclose(none, off, rtol=0, atol=1e-5)  # Compiled apart.
+    assert np.abs(on - off).max() > 0.01
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_dropout_rate(rate):
+    x = jnp.ones((8, 32, 32, 4))
+    y = jit(lambda rng: Dropout(rate).apply(
+        {}, x, jnp.arange(8), train=True, rngs={"dropout": rng}
+    ))(jax.random.key(0))
+    kept = np.asarray(y) != 0
+    assert_allclose(y[kept], 1 / (1 - rate), rtol=1e-6)  # One division.
+    assert abs(kept.mean() - (1 - rate)) < 5 * np.sqrt(rate * (1 - rate) / kept.size)
+    assert len(np.unique(kept.reshape(8, -1), axis=0)) == 8
+
+
+def test_dropout_sits_before_the_second_convolution_of_every_block(tiny):
+    """With their last kernels at zero the blocks pass nothing that was dropped."""
+    muted = {
+        name: dict(value, conv2=jax.tree.map(np.zeros_like, value["conv2"]))
+        if "block" in name else value for name, value in tiny.items()
+    }
+    places = np.arange(4)
+    off, on = RUN(muted, X, T), TRAIN(muted, X, T, places)
+    assert_allclose(on, off, rtol=0, atol=1e-5)  # Compiled apart.
+    for kept in (name for name in tiny if "block" in name):
+        params = {**muted, kept: tiny[kept]}
+        off, on = RUN(params, X, T), TRAIN(params, X, T, places)
+        assert np.abs(on - off).max() > 1e-3, kept
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_attention_matches_numpy(heads):
+    block = AttentionBlock(heads, None, 1e-6, jnp.float32)
+    x = np.float32(RNG.standard_normal((2, 3, 2, 12)))
+    params = fill(shapes(block, x))
+    for name in "qk":  # So that the softmax is far from flat and shows its scale.
+        params[name]["kernel"] = 3 * params[name]["kernel"]
+    actual = jit(lambda x: block.apply({"params": params}, x))(x)
+    exact = jax.tree.map(np.float64, params)
+    expected = [oracle_unet.attention(exact, np.float64(image), 3, heads) for image in x]
+    # Float32: scores of up to 30 are known to 2e-6.
+    assert_allclose(actual, expected, rtol=0, atol=2e-5)
+
+
+def test_skips_come_after_the_features():
+    """[h, skip]: the first half of a kernel on the way up meets what came from below."""
+    model = dataclasses.replace(TINY, channel_multipliers=(1, 3))
+    kernel = unet_shapes(model)["up_0_block_0"]["nin_shortcut"]["kernel"]
+    assert kernel.shape == (24 + 8, 8)
+    params = fill(unet_shapes(model))
+    for name, block in params.items():
+        if "block" in name:  # Identity, or the shortcut alone.
+            params[name] = dict(block, conv2=jax.tree.map(np.zeros_like, block["conv2"]))
+    shortcut = params["up_0_block_0"]["nin_shortcut"]
+    shortcut["kernel"][:24] = 0  # Nothing from below.
+    _, seen = jit(lambda: apply(
+        model, params, mutable=["intermediates"],
+        capture_intermediates=lambda module, _: "block" in (module.name or ""),
+    ))()
+    outputs = seen["intermediates"]
+    (down,), (up,) = (outputs[f"{way}_0_block_0"]["__call__"] for way in ("down", "up"))
+    expected = np.float64(down) @ shortcut["kernel"][24:] + shortcut["bias"]
+    assert_allclose(up, expected, rtol=0, atol=1e-5)  # One float32 product.
