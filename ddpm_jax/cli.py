@@ -95,12 +95,13 @@ def _unknown_setting(path, overrides) -> str:
 
 
 def _config_path(argv) -> str | None:
-    """The file of --config=FILE or --config FILE."""
+    """The file of the last --config=FILE or --config FILE."""
+    path = None
     for argument, following in zip(argv, [*argv[1:], None]):
         flag, equals, value = argument.partition("=")
         if flag in ("--config", "-config"):
-            return value if equals else following
-    return None
+            path = value if equals else following
+    return path
 
 
 def _read_config(path):

@@ -15,6 +15,7 @@ import pathlib
 import re
 import struct
 import threading
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 
@@ -29,8 +30,8 @@ _CHUNK = 1000  # images decoded at a time
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels -> Pillow's name for them
 _THREADS = min(16, os.cpu_count() or 1)
 _UNREADABLE = (  # what Pillow raises on damaged files
-    OSError, ValueError, TypeError, LookupError, EOFError, SyntaxError, ArithmeticError,
-    struct.error, zlib.error, Image.DecompressionBombError,
+    OSError, RuntimeError, SyntaxError, EOFError, ValueError, TypeError, LookupError,
+    ArithmeticError, struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
 
 
@@ -240,10 +241,10 @@ def _from_pixels(images, want):
 
 
 def _load_npz(data_dir, split, part, want):
-    if not os.path.isfile(data_dir):
+    if not zipfile.is_zipfile(data_dir):
         raise ValueError(
-            f"config.data.dir={data_dir!r}: not a file; write --config.data.dir=images.npz, "
-            "a file made by np.savez('images.npz', train=images)."
+            f"config.data.dir={data_dir!r}: not an .npz file; make one with "
+            "np.savez('images.npz', train=images), and write --config.data.dir=images.npz."
         )
     with np.load(data_dir, allow_pickle=False) as arrays:
         names = [key for key in ("train", "images", "arr_0") if key in arrays]
@@ -332,33 +333,30 @@ class _Folder:
     """Picture files decoded one by one, with an account of those that cannot be."""
 
     def __init__(self, path, files, want):
-        self.path, self.files = path, files
+        self.path, self.files, self.want = path, files, want
         self.unreadable, self.lock = {}, threading.Lock()
-        self.shape = want
-        if not want[0]:
-            self.shape = self.nearest(0).shape
+        self.shape = None
+        self.shape = self.nearest(0).shape
 
     def decode(self, i):
         """Image i, or None where its file is unreadable, which is logged."""
         if i in self.unreadable:
             return None
         try:
-            image = _decode(os.path.join(self.path, self.files[i]), self.shape)
+            image = _decode(os.path.join(self.path, self.files[i]), self.want)
         except _UNREADABLE as error:
             self.note(i, error)
             return None
-        if self.shape[0] and image.shape != self.shape:
-            self.refuse_size(i, image.shape)
+        if self.shape and image.shape != self.shape:
+            self.refuse_size(i, *image.shape[:2])
         return image
 
     def nearest(self, i):
         """Image i, or the next one that can be read."""
-        for j in range(len(self.files)):
-            image = self.decode((i + j) % len(self.files))
-            if image is not None:
-                return image
+        while (image := self.decode(i)) is None:
             self.check()
-        raise AssertionError("check lets no folder pass without a readable file")
+            i = (i + 1) % len(self.files)
+        return image
 
     def note(self, i, error):
         with self.lock:
@@ -368,34 +366,31 @@ class _Folder:
 
     def check(self):
         """Raises where more files are unreadable than may be."""
-        bad, total = sorted(self.unreadable.values()), len(self.files)
+        with self.lock:
+            bad, total = sorted(self.unreadable.values()), len(self.files)
         if len(bad) > MAX_UNREADABLE * total:
             raise ValueError(
                 f"config.data.dir={self.path!r}: {len(bad)} of {total} files "
-                f"({len(bad) / total:.0%}) are unreadable, at most {MAX_UNREADABLE:.0%} may "
-                f"be; mend or remove {', '.join(bad[:3])}{', ...' * (len(bad) > 3)}"
+                f"({len(bad) / total:.0%}) are unreadable, {MAX_UNREADABLE:.0%} may be; "
+                f"mend or remove {', '.join(bad[:3])}{', ...' * (len(bad) > 3)}."
             )
-
-    def refuse_size(self, i, shape):
-        raise ValueError(
-            f"config.data.image_size=0: needs pictures of one size, but {self.files[i]} is "
-            f"{shape[0]}x{shape[1]} and others are {self.shape[0]}x{self.shape[1]}; choose a "
-            "size, such as --config.data.image_size=64."
-        )
 
     def check_sizes(self):
         """Refuses pictures of varying size by their headers, before any is streamed."""
         for i, file in enumerate(self.files):
+            size = self.shape[:2]
             with contextlib.suppress(*_UNREADABLE):
                 with Image.open(os.path.join(self.path, file)) as image:
-                    size = image.size[::-1]
-                    # In either order: EXIF may turn it.
-                    different = sorted(size) != sorted(self.shape[:2])
-                if different:
-                    break
-        else:
-            return
-        self.refuse_size(i, size)
+                    size = (image.height, image.width)
+            if sorted(size) != sorted(self.shape[:2]):  # In either order: EXIF may turn it.
+                self.refuse_size(i, *size)
+
+    def refuse_size(self, i, height, width):
+        raise ValueError(
+            f"config.data.image_size=0: needs pictures of one size, but {self.files[i]} is "
+            f"{height}x{width} and others are {self.shape[0]}x{self.shape[1]}; choose a "
+            "size, such as --config.data.image_size=64."
+        )
 
     def in_memory(self):
         """A source of the readable pictures, all decoded now."""
@@ -408,7 +403,7 @@ class _Folder:
             return image is not None
 
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-            kept = np.array(list(pool.map(fill, range(len(self.files)))))
+            kept = np.array(list(pool.map(fill, range(len(images)))))
         if len(self.unreadable) > 10:
             logging.warning("Skipped %d files in all.", len(self.unreadable))
         self.check()
@@ -423,8 +418,8 @@ class _Folder:
 def _load_folder(data_dir, part, want):
     if not os.path.isdir(data_dir):
         raise ValueError(
-            f"config.data.dir={data_dir!r}: not a folder; write --config.data.dir=PATH, the "
-            "folder that holds the pictures."
+            f"config.data.dir={data_dir!r}: not a folder; write --config.data.dir=PATH, "
+            "the folder that holds the pictures."
         )
     files = picture_files(data_dir)
     if not files:
@@ -485,18 +480,18 @@ def _prepared(root, name):
     """The folder of a prepared TFDS data set, of the newest version unless one is named."""
     base, _, version = name.partition(":")
     found = [path.parent for path in (root / base).glob("*/dataset_info.json")]
-    fits = lambda p: p.name == version or not version and re.fullmatch(r"\d+(\.\d+)*", p.name)
-    number = lambda p: [int(part) for part in re.findall(r"\d+", p.name)]
-    newest = max(filter(fits, found), key=number, default=None)
-    if newest is None:
-        found += [path.parent for path in (root / base).glob("*/*/dataset_info.json")]
-    if newest is None and found:
-        names = sorted(":".join(os.fspath(p.relative_to(root)).rsplit("/", 1)) for p in found)
+    asked = [path for path in found if version in ("", path.name)]
+    if asked:
+        return max(asked, key=lambda path: list(map(int, re.findall(r"\d+", path.name))))
+    found += [path.parent for path in (root / base).glob("*/*/dataset_info.json")]
+    if found:
+        parts = (os.fspath(path.relative_to(root)).rpartition("/") for path in found)
+        names = sorted(f"{path}:{number}" for path, _, number in parts)
         raise ValueError(
             f"config.data.name={name!r}: not prepared in {root}, which has "
             f"{', '.join(names)}; write --config.data.name={names[-1]}."
         )
-    return newest
+    return None
 
 
 def _prepare(root, name):
@@ -546,15 +541,15 @@ def _image_feature(name, features, want):
     keys = [key for key in features if isinstance(features[key], tfds.features.Image)]
     if not keys or features[keys[0]].np_dtype != np.uint8:
         raise ValueError(
-            f"config.data.name={name!r}: has no uint8 image among {sorted(features)}; write "
-            "--config.data.name= with a data set of images."
+            f"config.data.name={name!r}: has no uint8 image among {sorted(features)}; "
+            "write --config.data.name= with a data set of images."
         )
     height, width, channels = features[keys[0]].shape
     shape = _target(want, (height, width, channels or 3))
     if None in shape:
         raise ValueError(
-            f"config.data.image_size=0: the images of {name} vary in size; choose one, such "
-            "as --config.data.image_size=64."
+            f"config.data.image_size=0: the images of {name} vary in size; choose one, "
+            "such as --config.data.image_size=64."
         )
     return keys[0], shape
 
@@ -584,7 +579,8 @@ def _read_tfrecord(name, builder, split, key, indices, shape):
     if not _fits(len(indices), shape):
         raise ValueError(
             f"config.data.name={name!r}: too large to read from TFRecord; convert it with "
-            f"`tfds convert_format --dataset_version_dir={builder.data_path} "
+            "`pip install apache-beam mlcroissant; tfds convert_format "
+            f"--dataset_version_dir={builder.data_path} "
             "--out_file_format=array_record`, once."
         )
     import tensorflow_datasets as tfds

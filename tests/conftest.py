@@ -1,9 +1,22 @@
-"""Eight CPU devices, strict ranks, checked keys: set before anything imports jax."""
+"""Eight CPU devices, strict ranks, checked keys: set before anything imports jax.
 
+What was compiled once is kept for the session, for other tests and the programs they start.
+"""
+
+import atexit
 import os
+import pathlib
+import shutil
+import sys
+import tempfile
 
+CACHE = tempfile.mkdtemp(prefix="ddpm_jax_tests_")
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # configs
 
 import jax  # noqa: E402
 

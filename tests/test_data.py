@@ -1,10 +1,12 @@
 """Data sets and their batches, against files written here and the real sets."""
 
+import io
 import itertools
 import json
 import os
-import runpy
 import pathlib
+import runpy
+import sys
 
 from absl import logging
 import numpy as np
@@ -15,6 +17,7 @@ from sklearn import datasets
 from ddpm_jax import data
 
 TFDS = os.environ.get("TFDS_DATA_DIR", "")
+SPLITS = ("train", "test")
 
 
 def needs(name):
@@ -115,9 +118,11 @@ def test_impossible_batches_are_refused(settings, message):
 
 
 def test_digits_are_scikit_learns():
-    images, labels = (np.concatenate(both) for both in zip(*map(data.digits, data_splits)))
+    parts = zip(*map(data.digits, SPLITS))
+    images, labels = (np.concatenate(both) for both in parts)
     bunch = datasets.load_digits()
-    expected = {(v.tobytes(), y) for v, y in zip(bunch.images.astype(np.uint8), bunch.target)}
+    originals = zip(bunch.images.astype(np.uint8), bunch.target)
+    expected = {(v.tobytes(), y) for v, y in originals}
     values = np.array([round(v * 16 / 255) for v in range(256)], np.uint8)[images[..., 0]]
     found = {(v.tobytes(), y) for v, y in zip(values, labels)}
     assert found == expected and len(images) == 1797
@@ -125,11 +130,8 @@ def test_digits_are_scikit_learns():
     assert set(np.unique(images)) == {int(v * 255 / 16 + 0.5) for v in range(17)}
 
 
-data_splits = ("train", "test")
-
-
 def test_digits_split_is_fixed_and_stratified():
-    (train, train_labels), (test, test_labels) = map(data.digits, data_splits)
+    (train, train_labels), (test, test_labels) = map(data.digits, SPLITS)
     assert train.shape == (1497, 8, 8, 1) and test.shape == (300, 8, 8, 1)
     counts = np.bincount(train_labels, minlength=10) / 1497
     np.testing.assert_allclose(np.bincount(test_labels) / 300, counts, atol=1 / 300)
@@ -156,7 +158,7 @@ def test_images_are_resized_and_converted():
 @pytest.mark.parametrize(
     "images, message",
     [
-        (np.zeros((3, 8, 8), np.uint8), r"data=uint8 \[3, 8, 8\]: .*images\[\.\.\., None\]"),
+        (np.zeros((3, 8, 8), np.uint8), r"=uint8 \[3, 8, 8\]: .*images\[\.\.\., None\]"),
         (np.zeros((8, 8), np.uint8), r"data=uint8 \[8, 8\]: must be uint8 \[n, h, w, c\]"),
         (np.zeros((3, 8, 8, 1)), r"data=float64 \[3, 8, 8, 1\]: .*127\.5"),
         (np.zeros((0, 8, 8, 1), np.uint8), "not empty"),
@@ -203,7 +205,7 @@ def test_npz_test_array_is_the_test_split(tmp_path):
 
 def test_npz_of_another_kind_is_refused(tmp_path):
     path = str(tmp_path / "x.npz")
-    with pytest.raises(ValueError, match="config.data.dir='': not a file"):
+    with pytest.raises(ValueError, match="config.data.dir='': not an .npz file"):
         data.load("npz")
     np.savez(path, train=numbered(6)[..., 0])
     with pytest.raises(ValueError, match=r"x.npz' 'train'=uint8 \[6, 2, 3\].*None\]"):
@@ -360,9 +362,10 @@ def test_other_sizes_are_scaled_and_cropped_around_the_centre(tmp_path, suffix):
     Image.fromarray(pixels).save(tmp_path / f"a.{suffix}", quality=100)
     image = only(tmp_path, image_size=6).astype(int)
     assert image.shape == (6, 6, 3)
-    np.testing.assert_allclose(image[:, [1, 4], 1:], 200, atol=4)  # JPEG, Lanczos' ripples
-    np.testing.assert_allclose(image[:, 4, 0], 100, atol=4)
-    np.testing.assert_allclose(image[:, 1, 0], 200, atol=4)
+    # Lanczos ripples by up to 9 % of a step, here of 200.
+    np.testing.assert_allclose(image[..., 1:], 200, atol=18)
+    np.testing.assert_allclose(image[:, 4:, 0], 100, atol=18)
+    np.testing.assert_allclose(image[:, :2, 0], 200, atol=18)
     assert only(tmp_path, image_size=30, image_width=60).shape == (30, 60, 3)
 
 
@@ -376,7 +379,7 @@ def test_shrinking_averages(tmp_path):
 def test_pictures_of_varying_size_need_a_size(tmp_path, monkeypatch):
     write_pictures(tmp_path, 3)
     Image.new("RGB", (7, 5)).save(tmp_path / "odd.png")
-    message = "image_size=0: .*odd.png is 5x7 and others are 4x6; .*--config.data.image_size="
+    message = "image_size=0: .*odd.png is 5x7 and others are 4x6; .*data.image_size="
     for budget in (data.MEMORY_BUDGET, 10):
         monkeypatch.setattr(data, "MEMORY_BUDGET", budget)
         with pytest.raises(ValueError, match=message):
@@ -405,7 +408,7 @@ def damage(path, kind):
 
 @pytest.mark.parametrize("kind", ["truncated", "not an image", "empty", "bomb"])
 @pytest.mark.parametrize("streamed", [False, True])
-def test_damaged_files_are_named_and_skipped(tmp_path, monkeypatch, warnings, kind, streamed):
+def test_damaged_files_are_skipped(tmp_path, monkeypatch, warnings, kind, streamed):
     write_pictures(tmp_path, 20)
     damage(tmp_path / "007.png", kind)
     if streamed:
@@ -426,7 +429,8 @@ def test_too_many_damaged_files_are_refused(tmp_path, monkeypatch, warnings, str
         damage(tmp_path / name, "not an image")
     if streamed:
         monkeypatch.setattr(data, "MEMORY_BUDGET", 10)
-    with pytest.raises(ValueError, match=r"2 of 20 files \(10%\).*000\.png, 013\.png") as error:
+    message = r"2 of 20 files \(10%\).*000\.png, 013\.png"
+    with pytest.raises(ValueError, match=message) as error:
         take(folder(tmp_path), 20)
     assert "\n" not in str(error.value)
 
@@ -453,9 +457,9 @@ def test_folders_without_pictures_are_refused(tmp_path):
 def test_streamed_folder_gives_the_batches_of_one_in_memory(tmp_path, monkeypatch):
     write_pictures(tmp_path, 30)
     settings = {"holdout": 5, "image_size": 4}
-    here, test = (folder(tmp_path, split=split, **settings) for split in data_splits)
+    here, test = (folder(tmp_path, split=split, **settings) for split in SPLITS)
     monkeypatch.setattr(data, "MEMORY_BUDGET", 10)
-    there, test_there = (folder(tmp_path, split=split, **settings) for split in data_splits)
+    there, test_there = (folder(tmp_path, split=split, **settings) for split in SPLITS)
     assert here.in_memory and not there.in_memory and here.image_shape == there.image_shape
     np.testing.assert_array_equal(everything(test), everything(test_there))
     np.testing.assert_array_equal(take(here, 15), take(there, 15))
@@ -483,7 +487,7 @@ def test_cifar10_is_what_tfds_reads(monkeypatch):
 @needs("fashion_mnist")
 def test_fashion_mnist_is_streamed_and_resized(monkeypatch):
     monkeypatch.setattr(data, "MEMORY_BUDGET", 10)
-    train, test = (data.load("fashion_mnist", split=split) for split in data_splits)
+    train, test = (data.load("fashion_mnist", split=split) for split in SPLITS)
     assert len(train) == 60000 and len(test) == 10000 and train.image_shape == (28, 28, 1)
     image = train.read(np.array([0]))[0]
     coloured = data.load("fashion_mnist", channels=3).read(np.array([0]))[0]
@@ -500,19 +504,74 @@ def write_tfds(root, images, file_format="array_record", version="1.0.0"):
     path.mkdir(parents=True)
     one = len({image.shape for image in images}) == 1
     shape = images[0].shape if one else (None, None, images[0].shape[-1])
-    features = tfds.features.FeaturesDict(
-        {"id": tfds.features.Scalar(np.int64), "photo": tfds.features.Image(shape=shape)}
-    )
+    features = tfds.features.FeaturesDict({"photo": tfds.features.Image(shape=shape)})
     features.save_config(path)
     record = str(path / f"tiny-train.{file_format}-00000-of-00001")
     writer = array_record_module.ArrayRecordWriter(record, "group_size:1")
-    for i, image in enumerate(images):
-        writer.write(features.serialize_example({"id": i, "photo": image}))
+    for image in images:
+        png = io.BytesIO()
+        Image.fromarray(image).save(png, "png")
+        png.seek(0)
+        writer.write(features.serialize_example({"photo": png}))
     writer.close()
     split = {
         "name": "train", "numBytes": "1", "shardLengths": [str(len(images))],
         "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
     }  # fmt: skip
-    info = {"name": "tiny", "version": version, "fileFormat": file_format, "splits": [split]}
-    (path / "dataset_info.json").write_text(json.dumps(info))
+    info = {"name": "tiny", "version": version, "fileFormat": file_format}
+    (path / "dataset_info.json").write_text(json.dumps({**info, "splits": [split]}))
     return str(root)
+
+
+def ramp(n, sizes=(4,)):
+    return [np.full((sizes[i % len(sizes)], 5, 3), 10 * i, np.uint8) for i in range(n)]
+
+
+@pytest.mark.parametrize("budget", [10, data.MEMORY_BUDGET])
+def test_tfds_set_without_a_test_split_is_split_here(tmp_path, monkeypatch, budget):
+    monkeypatch.setattr(data, "MEMORY_BUDGET", budget)
+    root = write_tfds(tmp_path, ramp(12))
+    settings = {"data_dir": root, "holdout": 4}
+    train, test = (data.load("tiny", split=split, **settings) for split in SPLITS)
+    assert train.in_memory == (budget > 10) and train.image_shape == (4, 5, 3)
+    greys = [everything(source)[:, 1, 1, 1].tolist() for source in (train, test)]
+    assert len(greys[1]) == 4 and sorted(greys[0] + greys[1]) == list(range(0, 120, 10))
+    assert len(data.load("tiny", data_dir=root)) == 12
+    assert data.load("tiny", data_dir=root, split="test") is None
+
+
+def test_tfds_images_of_varying_size_need_a_size(tmp_path):
+    root = write_tfds(tmp_path, ramp(5, sizes=(4, 6)))
+    with pytest.raises(ValueError, match="image_size=0: .*tiny vary in size"):
+        data.load("tiny", data_dir=root)
+    source = data.load("tiny", data_dir=root, image_size=8, channels=1)
+    assert source.image_shape == (8, 8, 1)
+    assert everything(source)[:, 3, 3, 0].tolist() == [0, 10, 20, 30, 40]
+
+
+def test_newest_prepared_version_is_read_unless_one_is_named(tmp_path, monkeypatch):
+    for i, version in enumerate(["9.0.0", "10.0.0", "1.2.3"]):
+        root = write_tfds(tmp_path, ramp(3 + i), version=version)
+    monkeypatch.setenv("TFDS_DATA_DIR", root)
+    assert len(data.load("tiny")) == 4 and len(data.load("tiny:9.0.0")) == 3
+    with pytest.raises(ValueError, match=r"tiny:2.0.0'.*has tiny:1.2.3, tiny:10.0.0, "):
+        data.load("tiny:2.0.0")
+    (tmp_path / "tiny").rename(tmp_path / "some")
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "some").rename(tmp_path / "tiny" / "some")
+    assert len(data.load("tiny/some")) == 4
+    with pytest.raises(ValueError, match="name='tiny': .*--config.data.name=tiny/some:"):
+        data.load("tiny")
+
+
+def test_what_needs_tensorflow_says_so(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)  # as if it were not installed
+    root = write_tfds(tmp_path, ramp(3), file_format="tfrecord")
+    with pytest.raises(ValueError, match=r"TFRecord .*pip install \"ddpm_jax\[prepare\]"):
+        data.load("tiny", data_dir=root)
+    for name in ("lsun/bedroom", "celeb_a_hq/256"):
+        with pytest.raises(ValueError, match=r"\[prepare\].*name=image_folder") as error:
+            data.load(name, data_dir=root)
+        assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="nowhere': does not exist"):
+        data.load("tiny", data_dir=str(tmp_path / "nowhere"))

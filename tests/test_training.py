@@ -10,9 +10,10 @@ from configs import cifar10, digits
 from ddpm_jax import config as config_lib
 from ddpm_jax import data, losses, monitoring, parallel, randomness, training
 from ddpm_jax import state as state_lib
-from nonzero import SHAPE, nonzero_params, tiny_unet
+from nonzero import SHAPE, TinyNet, nonzero_params
 
 BATCH = 16
+CLIP = 0.05  # below the gradient's norm, so that clipping is seen
 # Eight shares are summed in another order than one batch: float32 roundings, relative.
 SAME = dict(rtol=2e-5, atol=1e-7)
 
@@ -62,7 +63,7 @@ def run(config, model, num_steps=1):
 
 @pytest.fixture(scope="module")
 def one_step():
-    return run(small_config(extra_ema_decays=(0.5,)), tiny_unet())
+    return run(small_config(extra_ema_decays=(0.5,), grad_clip=CLIP), TinyNet())
 
 
 def drawn(config, step=0):
@@ -78,7 +79,7 @@ def drawn(config, step=0):
 @pytest.fixture(scope="module")
 def whole_batch():
     """Loss an image, t and the mean gradient over the whole batch at once."""
-    config, model = small_config(), tiny_unet()
+    config, model = small_config(), TinyNet()
     x_0, t, eps = drawn(config)
 
     def loss_fn(params):
@@ -114,8 +115,8 @@ def test_adam_clips_the_norm_and_steps(one_step, whole_batch):
     state, _ = one_step
     params, _, _, grads = whole_batch
     norm = np.sqrt(sum(np.sum(np.float64(g) ** 2) for g in jax.tree.leaves(grads)))
-    clip = min(1.0, 1.0 / norm)
-    assert clip < 1  # the test sees clipping
+    clip = CLIP / norm
+    assert clip < 1
 
     def check(before, g, after):
         g = np.float64(g) * clip
@@ -127,12 +128,12 @@ def test_adam_clips_the_norm_and_steps(one_step, whole_batch):
         return sure.sum()
 
     counted = sum(jax.tree.leaves(jax.tree.map(check, params, grads, state.params)))
-    assert counted > 0.9 * state_lib.num_params(params)
+    assert counted > 0.8 * state_lib.num_params(params)
 
 
 def test_averages_follow_their_decays(one_step):
     state, _ = one_step
-    before = nonzero_params(tiny_unet())
+    before = nonzero_params(TinyNet())
     decay = small_config().train.ema_decay
 
     def check(average, old, new, decay):
@@ -142,7 +143,7 @@ def test_averages_follow_their_decays(one_step):
     jax.tree.map(lambda a, b, n: check(a, 2 * b, n, decay), state.ema_params, before,
                  state.params)
     fresh = state_lib.create(
-        tiny_unet(), config_lib.optimizer(small_config()), jax.random.key(0), SHAPE, (0.5,)
+        TinyNet(), config_lib.optimizer(small_config()), jax.random.key(0), SHAPE, (0.5,)
     )
     jax.tree.map(lambda a, b, n: check(a, b, n, 0.5), state.extra_ema_params["0.5"],
                  jax.device_get(fresh.params), state.params)
@@ -150,7 +151,7 @@ def test_averages_follow_their_decays(one_step):
 
 def test_averages_are_copies():
     state = state_lib.create(
-        tiny_unet(), optax.sgd(1.0), jax.random.key(0), SHAPE, (0.5,)
+        TinyNet(), optax.sgd(1.0), jax.random.key(0), SHAPE, (0.5,)
     )
     trees = state.params, state.ema_params, state.extra_ema_params["0.5"]
     pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(trees)]
@@ -167,7 +168,7 @@ def test_average_warms_up(step, decay):
 def test_every_replica_holds_the_same():
     config = small_config()
     state, _ = step_of(config)(
-        parallel.replicate(state_of(config, tiny_unet())),
+        parallel.replicate(state_of(config, TinyNet())),
         parallel.shard(data.digits("train")[0][:BATCH]), jax.random.key(1),
     )
     for leaf in jax.tree.leaves(state):
@@ -179,21 +180,21 @@ def test_every_replica_holds_the_same():
 
 def test_rows_are_means_since_the_last_row():
     config = small_config(log_every=2, learning_rate=1e-12)
-    _, rows = run(config, tiny_unet(), num_steps=4)
+    _, rows = run(config, TinyNet(), num_steps=4)
     singles = [row["loss"] for row in run(
-        small_config(log_every=1, learning_rate=1e-12), tiny_unet(), num_steps=4)[1]]
+        small_config(log_every=1, learning_rate=1e-12), TinyNet(), num_steps=4)[1]]
     expected = [singles[0], np.mean(singles[:2]), singles[2], np.mean(singles[2:])]
     np.testing.assert_allclose([row["loss"] for row in rows], expected, **SAME)
     assert len(set(np.round(singles, 4))) == 4  # every step draws anew
 
 
 def test_micro_batches_change_nothing_with_dropout():
-    model = tiny_unet(dropout=0.5)
+    model = TinyNet(dropout=0.5)
     _, (whole,) = run(small_config(), model)
     _, (halves,) = run(small_config(accumulate=2), model)
     for name in ("loss", "grad_norm"):
         np.testing.assert_allclose(halves[name], whole[name], **SAME)
-    _, (without,) = run(small_config(), tiny_unet())
+    _, (without,) = run(small_config(), TinyNet())
     assert abs(without["loss"] - whole["loss"]) > 1e-3  # dropout was on
 
 
@@ -201,7 +202,7 @@ def test_micro_batches_are_unrolled_on_cpu():
     """A convolution's gradient inside a loop is some 20 times slower there."""
     config = small_config(accumulate=2)
     images = parallel.shard(data.digits("train")[0][:BATCH])
-    lowered = step_of(config).lower(state_of(config, tiny_unet()), images, jax.random.key(1))
+    lowered = step_of(config).lower(state_of(config, TinyNet()), images, jax.random.key(1))
     assert "stablehlo.convolution" in lowered.as_text()
     assert "convolution" not in "".join(
         part.split("stablehlo.return")[0] for part in lowered.as_text().split(" do {")[1:]
@@ -211,6 +212,7 @@ def test_micro_batches_are_unrolled_on_cpu():
 def test_flips_are_left_to_right_one_image_in_two():
     images = np.random.default_rng(0).integers(0, 256, (400, 4, 6, 2), np.uint8)
     rngs = randomness.image_keys(jax.random.key(0), jnp.arange(400))
+    rng_7 = randomness.image_keys(jax.random.key(0), jnp.arange(7, 8))
     x_0, t, eps = training.draw(images, image_rngs=rngs, num_timesteps=10, random_flip=True)
     plain = images / 127.5 - 1
     straight = np.abs(x_0 - plain).max(axis=(1, 2, 3)) < 1e-6
@@ -220,14 +222,14 @@ def test_flips_are_left_to_right_one_image_in_two():
     assert set(np.unique(t)) == set(range(10))
     assert abs(np.mean(eps)) < 5 / np.sqrt(eps.size)
     again = training.draw(
-        images[7:8], image_rngs=rngs[7:8], num_timesteps=10, random_flip=True
+        images[7:8], image_rngs=rng_7, num_timesteps=10, random_flip=True
     )
     for whole, single in zip((x_0, t, eps), again):
         np.testing.assert_array_equal(whole[7], single[0])
 
 
 def test_held_out_loss_counts_a_ragged_batch_exactly():
-    model, params = tiny_unet(), nonzero_params(tiny_unet())
+    model, params = TinyNet(), nonzero_params(TinyNet())
     source = data.load("digits", split="test")
     losses_of = {}
     for batch in (8, 16):

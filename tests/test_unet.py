@@ -359,7 +359,7 @@ def test_bfloat16_only_inside_convolutions_and_projections(tiny):
     for equation in found:
         if equation.primitive.name in ("exp", "rsqrt", "reduce_sum", "reduce_max", "div"):
             dtypes = {v.aval.dtype for v in (*equation.invars, *equation.outvars)}
-            assert jnp.bfloat16 not in dtypes, equation
+            assert jnp.dtype("bfloat16") not in dtypes, equation
     convolutions = [e for e in found if e.primitive.name == "conv_general_dilated"]
     first, *torso, last = ({v.aval.dtype for v in e.invars} for e in convolutions)
     assert first == last == {jnp.dtype("float32")}
@@ -451,6 +451,18 @@ def test_attention_matches_numpy(heads):
     expected = [oracle_unet.attention(exact, np.float64(image), 3, heads) for image in x]
     # Float32: scores of up to 30 are known to 2e-6.
     assert_allclose(actual, expected, rtol=0, atol=2e-5)
+
+
+def test_norms_do_not_cancel():
+    """E[x^2] - E[x]^2 of numbers about 1000 is lost in float32; about the mean it is not."""
+    block = AttentionBlock(1, None, 1e-6, jnp.float32)
+    x = np.float32(1000 + RNG.standard_normal((1, 3, 2, 12)))
+    params = fill(shapes(block, x))
+    actual = jit(lambda x: block.apply({"params": params}, x))(x)
+    exact = jax.tree.map(np.float64, params)
+    expected = oracle_unet.attention(exact, np.float64(x[0]), 3)
+    # Float32 knows the mean to 1e-4, and x^2 only to 0.06, with a variance of 1.
+    assert_allclose(actual[0], expected, rtol=0, atol=1e-3)
 
 
 def test_skips_come_after_the_features():

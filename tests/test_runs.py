@@ -1,0 +1,217 @@
+"""The program as its users start it: `main.py` in processes of its own."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = pathlib.Path(__file__).parent.parent
+SMALL = {
+    "model.channels": 8, "model.channel_multipliers": "(1,)", "model.dropout": 0.2,
+    "model.attention_resolutions": "()", "diffusion.num_timesteps": 20,
+    "diffusion.beta_end": 0.4, "train.batch_size": 16, "train.log_every": 5,
+    "train.warmup_steps": 10, "train.eval_every": 60, "train.eval_images": 20,
+    "train.sample_every": 60, "train.sample_images": 8, "train.checkpoint_every": 20,
+}
+
+
+def command(workdir, mode="train", config="digits", **settings):
+    flags = [f"--config.{k}={v}" for k, v in (SMALL | settings).items()]
+    return [sys.executable, str(ROOT / "main.py"), f"--config={ROOT}/configs/{config}.py",
+            f"--workdir={workdir}", f"--mode={mode}", *flags]
+
+
+def on(devices):
+    return os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
+
+
+def run(arguments, *, devices=2, fails=False):
+    """What the program says; its exit status tells whether the work was done."""
+    done = subprocess.run(arguments, env=on(devices), capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode != 0) == fails, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def rows(workdir):
+    path = pathlib.Path(workdir) / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def lasting(row):
+    """A row without what the clock says."""
+    return {k: v for k, v in row.items() if not k.endswith("_per_second") and k != "eta"}
+
+
+def saved(workdir, step):
+    """Every array of a checkpoint."""
+    import jax
+
+    from ddpm_jax.checkpoints import restore_part
+
+    names = ("params", "ema_params", "opt_state", "tally", "step")
+    return jax.tree.leaves([restore_part(workdir, name, step)[1] for name in names])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    said = run(command(workdir, **{"train.num_steps": 120}))
+    return workdir, said
+
+
+def test_a_run_says_what_it_is_and_leaves_its_records(undisturbed):
+    workdir, said = undisturbed
+    for line in ("1,497 images of 8x8x1, 300 held out", "parameters:", "starting at step 0 of 120",
+                 "memory after the first step", "done: 120 steps"):
+        assert line in said
+    assert [row["step"] for row in rows(workdir)] == list(range(5, 121, 5))
+    last = rows(workdir)[-1]
+    assert {"loss", "loss_quartile_4", "grad_norm", "learning_rate", "heldout_loss",
+            "images_per_second", "steps_per_second", "eta"} <= set(last)
+    assert 0 < last["loss"] < rows(workdir)[0]["loss"]
+    with Image.open(workdir / "samples" / "step_00000120.png") as picture:
+        assert min(picture.size) >= 64 and np.asarray(picture).std() > 10
+    assert json.loads((workdir / "config.json").read_text())["train"]["num_steps"] == 120
+    assert list((workdir / "tensorboard").iterdir())
+
+
+def test_kill_and_resume_equals_no_interruption_bit_for_bit(undisturbed, tmp_path):
+    arguments = command(tmp_path, **{"train.num_steps": 120})
+    process = subprocess.Popen(arguments, env=on(2), stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL, cwd=ROOT)
+    while process.poll() is None and not any(row["step"] >= 50 for row in rows(tmp_path)):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the run ended before it was killed"
+    assert rows(tmp_path)[-1]["step"] < 120
+
+    said = run(arguments)
+    assert "resuming at step" in said and "resuming at step 0" not in said
+    workdir, _ = undisturbed
+    assert [lasting(row) for row in rows(tmp_path)] == [lasting(row) for row in rows(workdir)]
+    for resumed, whole in zip(saved(tmp_path, 120), saved(workdir, 120), strict=True):
+        np.testing.assert_array_equal(resumed, whole)
+
+
+def test_one_two_and_eight_devices_give_the_same_losses(undisturbed, tmp_path):
+    workdir, _ = undisturbed
+    two = [row["loss"] for row in rows(workdir)[:4]]
+    for devices in (1, 8):
+        run(command(tmp_path / str(devices), **{"train.num_steps": 20}), devices=devices)
+        losses = [row["loss"] for row in rows(tmp_path / str(devices))]
+        # Sums over devices run in another order: float32 roundings, grown over 20 steps.
+        np.testing.assert_allclose(losses, two, rtol=1e-5)
+
+
+def test_one_two_and_eight_devices_give_the_same_samples(undisturbed, tmp_path):
+    workdir, _ = undisturbed
+    program = (
+        "import sys, numpy, ddpm_jax; trained = ddpm_jax.load(sys.argv[1]); "
+        "numpy.save(sys.argv[2], ddpm_jax.sample(trained, 0, 11))"
+    )
+    images = {}
+    for devices in (1, 2, 8):
+        path = tmp_path / f"{devices}.npy"
+        run([sys.executable, "-c", program, str(workdir), str(path)], devices=devices)
+        images[devices] = np.load(path)
+    assert images[1].std() > 0.1
+    for devices in (2, 8):
+        np.testing.assert_allclose(images[devices], images[1], rtol=0, atol=1e-5)
+
+
+def test_a_finished_run_does_nothing_and_can_be_sampled(undisturbed):
+    workdir, _ = undisturbed
+    before = rows(workdir)
+    said = run(command(workdir, **{"train.num_steps": 120}))
+    assert "nothing to do" in said and rows(workdir) == before
+    said = run(command(workdir, "sample", **{"sample.num_images": 5, "sample.num_steps": 7}))
+    assert "5 images in" in said
+    path = workdir / "samples" / "ema_step_00000120_seed_0.npz"
+    images = np.load(path)["arr_0"]
+    assert images.shape == (5, 8, 8, 1) and images.dtype == np.uint8
+    assert path.with_suffix(".png").exists()
+    bare = [sys.executable, str(ROOT / "main.py"), f"--workdir={workdir}", "--mode=sample"]
+    assert "64 images in" in run(bare)  # the workdir knows its own config
+
+
+def test_another_model_in_the_same_workdir_is_refused(undisturbed):
+    workdir, _ = undisturbed
+    for mode in ("train", "sample"):
+        said = run(command(workdir, mode, **{"diffusion.beta_end": 0.3}), fails=True)
+        assert "error: config.diffusion.beta_end=0.3, but" in said
+        assert "was made with 0.4" in said and "Traceback" not in said
+
+
+def test_a_damaged_newest_checkpoint_is_set_aside_and_written_again(undisturbed, tmp_path):
+    import shutil
+
+    workdir = tmp_path / "copy"
+    shutil.copytree(undisturbed[0], workdir)
+    data = max((workdir / "checkpoints" / "120" / "state").rglob("*"),
+               key=lambda path: path.stat().st_size if path.is_file() else 0)
+    data.write_bytes(data.read_bytes()[:100])
+    said = run(command(workdir, **{"train.num_steps": 120}))
+    assert "120.corrupt" in said and "resuming at step 100" in said
+    assert (workdir / "checkpoints" / "120.corrupt").exists()
+    for again, before in zip(saved(workdir, 120), saved(undisturbed[0], 120), strict=True):
+        np.testing.assert_array_equal(again, before)
+    assert [row["step"] for row in rows(workdir)] == list(range(5, 121, 5))
+
+
+@pytest.mark.parametrize("flags, says", [
+    (["--config.train.num_stepss=3"], "no setting; did you mean --config.train.num_steps?"),
+    (["--config.num_steps=3"], "no setting; did you mean --config.train.num_steps?"),
+    (["--config.train.num_steps=abc"], "--config.train.num_steps=abc"),
+    (["--config.train.batch_size=17"], "config.train.batch_size=17 does not divide over 2"),
+    (["--config.data.name=image_folder", "--config.data.dir=/nowhere"], "/nowhere"),
+    (["--config.data.name=cifar10", "--config.data.dir=/nowhere"], "/nowhere"),
+    (["--bogus=1"], "bogus"),
+    (["--mode=trian"], "use one of train, sample"),
+    (["stray"], "'stray' is not a flag"),
+    (["--config=configs/nope.py"], "does not exist"),
+    (["--mode=sample"], "nothing was trained there"),
+    (["--workdir=/proc/nowhere"], "cannot be written to"),
+])
+def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, flags, says):
+    workdir = tmp_path / "run"
+    arguments = [sys.executable, str(ROOT / "main.py"), f"--workdir={workdir}",
+                 "--config=configs/digits.py", *flags]
+    done = subprocess.run(arguments, env=on(2), capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and done.stdout == ""
+    assert says in done.stderr and done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert not (workdir / "config.json").exists()
+
+
+def test_no_config_and_no_workdir_are_told():
+    for flags, says in (([], "--workdir is missing"), (["--workdir=x"], "--config is missing"),
+                        (["--config.seed=1", "--workdir=x"], "add --config=FILE")):
+        done = subprocess.run([sys.executable, str(ROOT / "main.py"), *flags],
+                              capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 2 and says in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_help_is_instant_because_jax_stays_away():
+    program = (
+        "import sys; sys.argv = ['main.py', '--help']\n"
+        "from ddpm_jax import cli; cli.main(); assert 'jax' not in sys.modules"
+    )
+    assert "--workdir=FOLDER" in run([sys.executable, "-c", program])
+
+
+def test_importing_the_package_touches_no_device():
+    program = (
+        "import ddpm_jax\n"
+        "for name in ddpm_jax.__all__: getattr(ddpm_jax, name)\n"
+        "import jax; jax.config.update('jax_num_cpu_devices', 3)\n"
+        "assert jax.device_count() == 3"
+    )
+    run([sys.executable, "-c", program])
