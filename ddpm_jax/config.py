@@ -145,7 +145,7 @@ def check_numbers(config: ml_collections.ConfigDict) -> None:
         ("data.image_width", 0, huge, 0),
         ("data.channels", 0, huge, 3),
         ("data.holdout", 0, huge, 0),
-        ("model.channels", 1, huge, 128),
+        ("model.channels", 2, huge, 128),
         ("model.num_res_blocks", 1, huge, 2),
         ("model.dropout", 0, 0.999, 0.1),
         ("model.norm_eps", 1e-12, 1, 1e-6),

@@ -300,12 +300,23 @@ def check(model: UNet, height: int, width: int) -> None:
 
 
 def _check_channels(model: UNet) -> None:
+    if model.channels < 2:
+        raise ValueError(
+            f"model.channels={model.channels} leaves no sinusoid that tells the timestep; write "
+            "--config.model.channels=32."
+        )
     widths = [model.channels * multiplier for multiplier in (1, *model.channel_multipliers)]
     if model.num_groups is not None:
         bad = [w for w in widths if model.num_groups < 1 or w % model.num_groups]
         if bad:
             raise ValueError(
                 f"model.num_groups={model.num_groups} does not divide {bad[0]} channels; write "
+                f"--config.model.num_groups={default_num_groups(int(np.gcd.reduce(widths)))}."
+            )
+        if not model.scale_shift and model.num_groups in widths[1:]:
+            raise ValueError(
+                f"model.num_groups={model.num_groups} is one channel a group where a block has as "
+                "many channels: the norm would remove the timestep's bias; write "
                 f"--config.model.num_groups={default_num_groups(int(np.gcd.reduce(widths)))}."
             )
     for width in widths:

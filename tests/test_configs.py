@@ -1,0 +1,121 @@
+"""Every config at full size by shape, and two shrunken steps of it on pictures of its kind."""
+
+import importlib
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import ddpm_jax
+from ddpm_jax import config as config_lib
+from ddpm_jax import state
+from test_data import TFDS, needs, write_tfds
+
+PARAMETERS = {
+    "cifar10": 35_746_307, "celebahq256": 113_673_219, "lsun_bedroom256": 113_673_219,
+    "lsun_cat256": 113_673_219, "lsun_church256": 113_673_219, "digits": 701_345,
+    "fashion_mnist": 25_833_985, "image_folder": 78_700_803,
+}
+NAMES = sorted(PARAMETERS)
+
+
+def get_config(name):
+    return importlib.import_module(f"configs.{name}").get_config()
+
+
+def test_every_config_is_here():
+    files = pathlib.Path(__file__).parent.parent.glob("configs/[a-z]*.py")
+    assert {path.stem for path in files} == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_full_size_by_shape(name):
+    config = get_config(name)
+    config_lib.validate(config, num_devices=8)
+    assert config_lib.warnings(config) == []
+    shape = config_lib.image_shape(config)
+    model = config_lib.model(config, shape[-1])
+    x, t = jnp.zeros((2, *shape)), jnp.zeros((2,), jnp.int32)
+    params = jax.eval_shape(lambda: model.init(jax.random.key(0), x, t, train=False))
+    assert state.num_params(params) == PARAMETERS[name]
+    output = jax.eval_shape(lambda p: model.apply(p, x, t, train=False), params)
+    assert output.shape == x.shape and output.dtype == jnp.float32
+
+
+def shrunk(name):
+    """The config with a network that compiles in seconds, for two steps."""
+    config = get_config(name)
+    config.model.channels = 4
+    config.model.num_res_blocks = 1
+    config.model.channel_multipliers = config.model.channel_multipliers[:3]
+    if config.data.image_size > 32:
+        config.data.image_size = 32
+    config.train.batch_size = 8
+    config.train.num_steps = 2
+    config.train.eval_images = 8
+    return config
+
+
+def pictures(n, shape=(40, 48, 3)):
+    return list(np.random.default_rng(0).integers(0, 256, (n, *shape)).astype(np.uint8))
+
+
+def check_run(config, workdir):
+    trained = ddpm_jax.train(config, workdir)
+    height, width, channels = trained.image_shape
+    samples = ddpm_jax.sample(ddpm_jax.load(workdir), 0, 3, num_steps=2)
+    assert samples.shape == (3, height, width, channels)
+    assert np.all(np.isfinite(samples)) and np.all(np.abs(samples) <= 1 + 1e-6)
+    with Image.open(pathlib.Path(workdir) / "samples" / "step_00000002.png") as picture:
+        assert picture.mode == {1: "L", 3: "RGB"}[channels]
+    return trained
+
+
+@pytest.mark.parametrize("name", [
+    "digits",
+    pytest.param("cifar10", marks=needs("cifar10")),
+    pytest.param("fashion_mnist", marks=needs("fashion_mnist")),
+])
+def test_two_steps_on_the_real_data(name, tmp_path):
+    assert os.path.isdir(TFDS) or name == "digits"
+    check_run(shrunk(name), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["celebahq256", "lsun_bedroom256", "lsun_cat256",
+                                  "lsun_church256"])
+def test_two_steps_on_a_prepared_set(name, tmp_path):
+    config = shrunk(name)
+    data_dir, (folder, variant) = tmp_path / "data", config.data.name.split("/")
+    write_tfds(data_dir, pictures(9))
+    (data_dir / folder).mkdir()
+    (data_dir / "tiny").rename(data_dir / folder / variant)
+    config.data.dir = str(data_dir)
+    check_run(config, tmp_path / "run")
+
+
+@needs("cifar10")
+def test_two_steps_on_a_folder_with_damaged_files(tmp_path, capsys):
+    """PNG and JPEG files of CIFAR-10 images, one in thirty of them cut short."""
+    from ddpm_jax import data
+
+    images = data.load("cifar10", split="test").read(np.arange(60))
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i, image in enumerate(images):
+        path = folder / f"{i:03d}.{('png', 'jpg')[i % 2]}"
+        Image.fromarray(image).save(path)
+        if i in (7, 22):
+            path.write_bytes(path.read_bytes()[:200])
+    config = shrunk("image_folder")
+    config.data.dir = str(folder)
+    config.data.holdout = 10
+    check_run(config, tmp_path / "run")
+    said = capsys.readouterr().out
+    in_train = [line for line in said.splitlines() if line.startswith("data: ")]
+    assert in_train and " held out" in in_train[0]
+    kept = [int(word) for word in in_train[0].replace(",", "").split() if word.isdigit()]
+    assert sum(kept[:2]) == 58
