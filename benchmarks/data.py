@@ -18,7 +18,7 @@ import time
 import numpy as np
 from PIL import Image
 
-from ddpm_jax import data
+from ddpm_jax import data, sources
 
 BATCH_SIZE = 128
 REPEATS = 5
@@ -77,9 +77,9 @@ def main():
     rates, source = load_rates(REPEATS, split="test", **cifar10)
     report("CIFAR-10, decoding the 10,000 test images", rates)
     report("CIFAR-10, batches from memory", batch_rates(source, 400))
-    budget, data.MEMORY_BUDGET = data.MEMORY_BUDGET, 0
+    budget, sources.MEMORY_BUDGET = sources.MEMORY_BUDGET, 0
     streamed = data.load(**cifar10)
-    data.MEMORY_BUDGET = budget
+    sources.MEMORY_BUDGET = budget
     report("CIFAR-10, batches streamed from ArrayRecord", batch_rates(streamed, 40))
     with tempfile.TemporaryDirectory() as folder:
         write_pictures(folder)

@@ -20,8 +20,8 @@ _HOME = {
 }
 _MODULES = (
     "checkpoints", "config", "data", "diffusion", "images", "logs", "losses", "monitoring",
-    "parallel", "pretrained", "randomness", "samplers", "sampling", "schedule", "state",
-    "training", "unet", "workdir",
+    "parallel", "pictures", "pretrained", "randomness", "samplers", "sampling", "schedule",
+    "sources", "state", "tfds_source", "training", "unet", "workdir",
 )
 
 __version__ = metadata.version("ddpm_jax")

@@ -177,8 +177,10 @@ def check_numbers(config: ml_collections.ConfigDict) -> None:
             raise ValueError(
                 f"config.{setting}={value} must be {rule}; try --config.{setting}={works}."
             )
+    _check_tuples(config)
 
 
+def _check_tuples(config):
     for setting, kind, rule, works in (
         ("model.channel_multipliers", int, "whole numbers, at least one", "(1, 2, 2, 2)"),
         ("model.attention_resolutions", int, "whole numbers", "(16,)"),

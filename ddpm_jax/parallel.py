@@ -1,4 +1,4 @@
-"""Devices: the axis that `pmap` names, replication, sharding, and who speaks.
+"""Devices: the axis that `pmap` names, replication and sharding.
 
 State is replicated without an extra axis (`in_axes=None`, `out_axes=None`); batches are
 [local_devices, b, ...]. Everything below `training` and `sampling` knows nothing of devices.
@@ -28,8 +28,3 @@ def shard(tree: Any) -> Any:
 def places(batch_size: int) -> jax.Array:
     """Where this device's images stand in the global batch, int32 [batch_size]; under `pmap`."""
     return jax.lax.axis_index(AXIS) * batch_size + jax.numpy.arange(batch_size)
-
-
-def is_main_process() -> bool:
-    """Whether this process logs and draws."""
-    return jax.process_index() == 0

@@ -54,7 +54,7 @@ def sample(
         diffusion: what the output means; noise and the larger variance by default.
         image_shape: (h, w, c); (32, 32, 3) by default.
         sampler: "ancestral".
-        num_steps: network calls a image; all steps of the schedule by default, fewer visit an
+        num_steps: network calls an image; all steps of the schedule by default, fewer visit an
             even choice of them with betas re-derived.
         clip: keep the predicted x_0 in [-1, 1] at every step.
         batch_size: images at a time on all devices together; what fits by default.
@@ -123,7 +123,9 @@ def check_params(trained: Trained) -> None:
 def _keys(rng, n, seeds) -> jax.Array:
     if seeds is not None:
         if rng is not None or n is not None or not len(seeds):
-            raise ValueError("seeds= takes the place of rng and n; write sample(params, seeds=[7, 8]).")
+            raise ValueError(
+                "seeds= takes the place of rng and n; write sample(params, seeds=[7, 8])."
+            )
         return jnp.stack([randomness.as_key(int(seed)) for seed in seeds])
     if rng is None or n is None or n < 1:
         raise ValueError(f"n={n!r} must be at least 1, with a key; write sample(params, rng, 16).")

@@ -56,7 +56,8 @@ def test_the_remedies_work():
     for name, (value, _, _) in MISTAKES.items():
         with pytest.raises(ValueError) as error:
             config_lib.validate(with_setting(name, value), num_devices=8)
-        told = re.search(r'--config\.([\w.]+?)="?([^"]+?)"?(?:\.$|,? or|; | and )', str(error.value))
+        remedy = r'--config\.([\w.]+?)="?([^"]+?)"?(?:\.$|,? or|; | and )'
+        told = re.search(remedy, str(error.value))
         if told:
             name, text = told.groups()
             value = text if re.fullmatch("[a-z_]+", text) else eval(text)  # noqa: S307

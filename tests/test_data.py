@@ -14,7 +14,7 @@ from PIL import Image
 import pytest
 from sklearn import datasets
 
-from ddpm_jax import data
+from ddpm_jax import data, pictures, sources
 
 TFDS = os.environ.get("TFDS_DATA_DIR", "")
 SPLITS = ("train", "test")
@@ -66,7 +66,7 @@ def test_start_reads_nothing_before_it():
         asked.extend(indices)
         return images[indices]
 
-    source = data.Source(50, (2, 3, 1), read, in_memory=True)
+    source = sources.Source(50, (2, 3, 1), read, in_memory=True)
     order = take(data.from_array(images), 8)[..., 0, 0, 0]
     take(source, 1, start=5)
     assert asked[:4] == list(order[5]) and not set(order[:5].ravel()) & set(asked[:12])
@@ -268,7 +268,7 @@ def test_folder_is_read_in_order_of_relative_paths(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("no picture")
     images = everything(folder(tmp_path))
-    assert data.picture_files(tmp_path) == ["a/z.PNG", "a0.png", "b.png", "b/c/d.bmp"]
+    assert pictures.picture_files(tmp_path) == ["a/z.PNG", "a0.png", "b.png", "b/c/d.bmp"]
     assert images.shape == (4, 2, 3, 3) and images[:, 0, 0, 0].tolist() == [0, 1, 3, 2]
 
 
@@ -380,8 +380,8 @@ def test_pictures_of_varying_size_need_a_size(tmp_path, monkeypatch):
     write_pictures(tmp_path, 3)
     Image.new("RGB", (7, 5)).save(tmp_path / "odd.png")
     message = "image_size=0: .*odd.png is 5x7 and others are 4x6; .*data.image_size="
-    for budget in (data.MEMORY_BUDGET, 10):
-        monkeypatch.setattr(data, "MEMORY_BUDGET", budget)
+    for budget in (sources.MEMORY_BUDGET, 10):
+        monkeypatch.setattr(sources, "MEMORY_BUDGET", budget)
         with pytest.raises(ValueError, match=message):
             folder(tmp_path)
         assert folder(tmp_path, image_size=4).image_shape == (4, 4, 3)
@@ -412,7 +412,7 @@ def test_damaged_files_are_skipped(tmp_path, monkeypatch, warnings, kind, stream
     write_pictures(tmp_path, 20)
     damage(tmp_path / "007.png", kind)
     if streamed:
-        monkeypatch.setattr(data, "MEMORY_BUDGET", 10)
+        monkeypatch.setattr(sources, "MEMORY_BUDGET", 10)
     source = folder(tmp_path, image_size=4)
     values = everything(source)[:, 0, 0, 0].tolist()
     whole = list(range(20))
@@ -428,7 +428,7 @@ def test_too_many_damaged_files_are_refused(tmp_path, monkeypatch, warnings, str
     for name in ["000.png", "013.png"]:
         damage(tmp_path / name, "not an image")
     if streamed:
-        monkeypatch.setattr(data, "MEMORY_BUDGET", 10)
+        monkeypatch.setattr(sources, "MEMORY_BUDGET", 10)
     message = r"2 of 20 files \(10%\).*000\.png, 013\.png"
     with pytest.raises(ValueError, match=message) as error:
         take(folder(tmp_path), 20)
@@ -439,7 +439,7 @@ def test_only_ten_damaged_files_are_named(tmp_path, warnings, monkeypatch):
     write_pictures(tmp_path, 30)
     for i in range(12):
         damage(tmp_path / f"{i:03}.png", "empty")
-    monkeypatch.setattr(data, "MAX_UNREADABLE", 0.5)
+    monkeypatch.setattr(pictures, "MAX_UNREADABLE", 0.5)
     assert len(folder(tmp_path)) == 18
     assert len(warnings) == 11 and "12 files in all" in warnings[-1]
 
@@ -458,7 +458,7 @@ def test_streamed_folder_gives_the_batches_of_one_in_memory(tmp_path, monkeypatc
     write_pictures(tmp_path, 30)
     settings = {"holdout": 5, "image_size": 4}
     here, test = (folder(tmp_path, split=split, **settings) for split in SPLITS)
-    monkeypatch.setattr(data, "MEMORY_BUDGET", 10)
+    monkeypatch.setattr(sources, "MEMORY_BUDGET", 10)
     there, test_there = (folder(tmp_path, split=split, **settings) for split in SPLITS)
     assert here.in_memory and not there.in_memory and here.image_shape == there.image_shape
     np.testing.assert_array_equal(everything(test), everything(test_there))
@@ -478,7 +478,7 @@ def test_cifar10_is_what_tfds_reads(monkeypatch):
     assert len(source) == 10000 and source.image_shape == (32, 32, 3) and source.in_memory
     for i in (0, 1, 999, 1000, 9999):
         np.testing.assert_array_equal(source.read(np.array([i]))[0], expected[i]["image"])
-    monkeypatch.setattr(data, "MEMORY_BUDGET", 10)
+    monkeypatch.setattr(sources, "MEMORY_BUDGET", 10)
     streamed = data.load("cifar10", split="test")
     assert not streamed.in_memory
     np.testing.assert_array_equal(take(source, 3), take(streamed, 3))
@@ -486,7 +486,7 @@ def test_cifar10_is_what_tfds_reads(monkeypatch):
 
 @needs("fashion_mnist")
 def test_fashion_mnist_is_streamed_and_resized(monkeypatch):
-    monkeypatch.setattr(data, "MEMORY_BUDGET", 10)
+    monkeypatch.setattr(sources, "MEMORY_BUDGET", 10)
     train, test = (data.load("fashion_mnist", split=split) for split in SPLITS)
     assert len(train) == 60000 and len(test) == 10000 and train.image_shape == (28, 28, 1)
     image = train.read(np.array([0]))[0]
@@ -527,9 +527,9 @@ def ramp(n, sizes=(4,)):
     return [np.full((sizes[i % len(sizes)], 5, 3), 10 * i, np.uint8) for i in range(n)]
 
 
-@pytest.mark.parametrize("budget", [10, data.MEMORY_BUDGET])
+@pytest.mark.parametrize("budget", [10, sources.MEMORY_BUDGET])
 def test_tfds_set_without_a_test_split_is_split_here(tmp_path, monkeypatch, budget):
-    monkeypatch.setattr(data, "MEMORY_BUDGET", budget)
+    monkeypatch.setattr(sources, "MEMORY_BUDGET", budget)
     root = write_tfds(tmp_path, ramp(12))
     settings = {"data_dir": root, "holdout": 4}
     train, test = (data.load("tiny", split=split, **settings) for split in SPLITS)
@@ -567,7 +567,7 @@ def test_newest_prepared_version_is_read_unless_one_is_named(tmp_path, monkeypat
 def test_what_needs_tensorflow_says_so(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)  # as if it were not installed
     root = write_tfds(tmp_path, ramp(3), file_format="tfrecord")
-    with pytest.raises(ValueError, match=r"TFRecord .*pip install \"ddpm_jax\[prepare\]"):
+    with pytest.raises(ValueError, match=r"TFRecord .*pip install -e \"\.\[prepare\]\""):
         data.load("tiny", data_dir=root)
     for name in ("lsun/bedroom", "celeb_a_hq/256"):
         with pytest.raises(ValueError, match=r"\[prepare\].*name=image_folder") as error:

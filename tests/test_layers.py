@@ -8,9 +8,10 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parent.parent / "ddpm_jax"
 LEVELS = [
     {"parallel", "randomness"},
-    {"schedule", "unet", "data", "checkpoints", "images", "logs", "state"},
-    {"diffusion"},
-    {"config", "losses", "samplers"},
+    {"schedule", "unet", "checkpoints", "images", "logs", "state",
+     "sources"},
+    {"diffusion", "pictures", "tfds_source"},
+    {"config", "data", "losses", "samplers"},
     {"sampling", "workdir"},
     {"pretrained", "monitoring"},
     {"training"},

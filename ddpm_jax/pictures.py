@@ -1,0 +1,169 @@
+"""Folders of pictures: found, decoded, and the unreadable ones named and left out."""
+
+import concurrent.futures
+import contextlib
+import os
+import pathlib
+import struct
+import threading
+import zlib
+
+import numpy as np
+from absl import logging
+from PIL import Image, ImageOps
+
+from ddpm_jax import sources
+from ddpm_jax.sources import Source
+
+MAX_UNREADABLE = 0.05  # share of a folder's files that may be skipped
+THREADS = min(16, os.cpu_count() or 1)
+_UNREADABLE = (  # what Pillow raises on damaged files
+    OSError, RuntimeError, SyntaxError, EOFError, ValueError, TypeError, LookupError,
+    ArithmeticError, struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
+
+
+def load(data_dir: str, part, want: tuple[int, int, int]) -> Source | None:
+    """The pictures below a folder; None where `part` leaves none.
+
+    Args:
+        data_dir: the folder.
+        part: number of files -> indices of those to take.
+        want: (height, width, channels); 0 for as the pictures are.
+
+    Raises:
+        ValueError: no such folder, no pictures, too many unreadable, or of varying size.
+    """
+    if not os.path.isdir(data_dir):
+        raise ValueError(
+            f"config.data.dir={data_dir!r}: not a folder; write --config.data.dir=PATH, "
+            "the folder that holds the pictures."
+        )
+    files = picture_files(data_dir)
+    if not files:
+        raise ValueError(
+            f"config.data.dir={data_dir!r}: no pictures there or below; write "
+            "--config.data.dir=PATH, a folder with .png, .jpg or other picture files."
+        )
+    total = len(files)
+    files = [files[i] for i in part(total)]
+    if not files:
+        return None
+    folder = _Folder(data_dir, files, (*want[:2], want[2] or 3), total)
+    if sources.fits(len(files), folder.shape):
+        return folder.in_memory()
+    if not want[0]:
+        folder.check_sizes()
+    return folder.streamed()
+
+
+def picture_files(folder: str) -> list[str]:
+    """Relative paths, sorted, of the files below a folder that Pillow has a reader for.
+
+    They are told by their extension; hidden files and folders are left out.
+    """
+    Image.init()
+    known = {e for e, form in Image.registered_extensions().items() if form in Image.OPEN}
+    found = []
+    for root, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in known:
+                found.append(pathlib.Path(root, name).relative_to(folder).as_posix())
+    return sorted(found)
+
+
+class _Folder:
+    """Picture files decoded one by one, with an account of those that cannot be."""
+
+    def __init__(self, path, files, want, total):
+        self.path, self.files, self.want = path, files, want
+        self.total = total  # files in all splits: the share that may be skipped is of these
+        self.unreadable, self.lock = {}, threading.Lock()
+        self.shape = None
+        self.shape = self.nearest(0).shape
+
+    def decode(self, i):
+        """Image i, or None where its file is unreadable, which is logged."""
+        if i in self.unreadable:
+            return None
+        try:
+            image = _decode(os.path.join(self.path, self.files[i]), self.want)
+        except _UNREADABLE as error:
+            self.note(i, error)
+            return None
+        if self.shape and image.shape != self.shape:
+            self.refuse_size(i, *image.shape[:2])
+        return image
+
+    def nearest(self, i):
+        """Image i, or the next one that can be read."""
+        while (image := self.decode(i)) is None:
+            self.check()
+            i = (i + 1) % len(self.files)
+        return image
+
+    def note(self, i, error):
+        with self.lock:
+            if i not in self.unreadable and len(self.unreadable) < 10:
+                logging.warning("Skipping %s: %s", self.files[i], error)
+            self.unreadable[i] = self.files[i]
+
+    def check(self):
+        """Raises where more files are unreadable than may be."""
+        with self.lock:
+            bad, total = sorted(self.unreadable.values()), self.total
+        if len(bad) > MAX_UNREADABLE * total or len(bad) == len(self.files):
+            raise ValueError(
+                f"config.data.dir={self.path!r}: {len(bad)} of {total} files "
+                f"({len(bad) / total:.0%}) are unreadable, {MAX_UNREADABLE:.0%} may be; "
+                f"mend or remove {', '.join(bad[:3])}{', ...' * (len(bad) > 3)}."
+            )
+
+    def check_sizes(self):
+        """Refuses pictures of varying size by their headers, before any is streamed."""
+        for i, file in enumerate(self.files):
+            size = self.shape[:2]
+            with contextlib.suppress(*_UNREADABLE):
+                with Image.open(os.path.join(self.path, file)) as image:
+                    size = (image.height, image.width)
+            if sorted(size) != sorted(self.shape[:2]):  # In either order: EXIF may turn it.
+                self.refuse_size(i, *size)
+
+    def refuse_size(self, i, height, width):
+        raise ValueError(
+            f"config.data.image_size=0: needs pictures of one size, but {self.files[i]} is "
+            f"{height}x{width} and others are {self.shape[0]}x{self.shape[1]}; choose a "
+            "size, such as --config.data.image_size=64."
+        )
+
+    def in_memory(self):
+        """A source of the readable pictures, all decoded now."""
+        images = np.empty((len(self.files), *self.shape), np.uint8)
+
+        def fill(i):
+            image = self.decode(i)
+            if image is not None:
+                images[i] = image
+            return image is not None
+
+        with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+            kept = np.array(list(pool.map(fill, range(len(images)))))
+        if len(self.unreadable) > 10:
+            logging.warning("Skipped %d files in all.", len(self.unreadable))
+        self.check()
+        return sources.from_array(images if kept.all() else images[kept])
+
+    def streamed(self):
+        """A source that decodes pictures as they are asked for."""
+        read = lambda indices: np.stack([self.nearest(int(i)) for i in indices])
+        return Source(len(self.files), self.shape, read)
+
+
+def _decode(path, shape):
+    """The first frame of a picture file, uint8 [h, w, c]; a 0 in shape: as the file is."""
+    with Image.open(path) as image:
+        # A JPEG far too large is cheaper to decode at 1/2, 1/4 or 1/8 of its size.
+        if shape[0]:
+            image.draft(None, (2 * max(shape[:2]), 2 * max(shape[:2])))
+        return sources.pixels(ImageOps.exif_transpose(image), shape)
