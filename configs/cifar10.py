@@ -38,6 +38,7 @@ def get_config() -> ml_collections.ConfigDict:
         scale_shift=False,
         embedding_order="sin_cos",           # or "cos_sin"
         embedding_freq_shift=1,
+        timestep_scale=1.0,                  # of t before its embedding
         downsample_padding="asymmetric",     # or "symmetric"
         norm_eps=1e-6,
         num_groups=0,                        # 0: 32, fewer in narrow networks
@@ -49,9 +50,13 @@ def get_config() -> ml_collections.ConfigDict:
         beta_start=1e-4,
         beta_end=0.02,
         betas=(),             # schedule="betas": these
-        mean="eps",           # what the network predicts: or "x_0"
-        variance="fixed_large",              # or "fixed_small"
-        loss="simple",
+        mean="eps",           # what the network predicts: or "x_0", "x_prev", "v"
+        variance="fixed_large",              # or "fixed_small", "learned", "learned_range"
+        loss="simple",        # vlb rescaled_vlb hybrid rescaled_hybrid (see losses.Objective)
+        weighting="constant",                # of the squared error by t: or "min_snr", "p2"
+        min_snr_gamma=5.0,
+        p2_k=1.0,
+        p2_gamma=1.0,
     ))
     config.train = ml_collections.ConfigDict(dict(
         num_steps=800_000,
@@ -59,6 +64,7 @@ def get_config() -> ml_collections.ConfigDict:
         accumulate=1,         # micro-batches a step, where a batch does not fit
         learning_rate=2e-4,
         warmup_steps=5000,
+        t_sampling="uniform",                # or "antithetic", "importance"
         grad_clip=1.0,        # global norm; 0: none
         ema_decay=0.9999,
         ema_warmup=False,     # min(ema_decay, (1 + step) / (10 + step)), for short runs

@@ -8,6 +8,7 @@ no device.
 """
 
 import importlib
+import pkgutil
 from importlib import metadata
 
 _HOME = {
@@ -18,11 +19,7 @@ _HOME = {
     "Trained": "state",
     "UNet": "unet",
 }
-_MODULES = (
-    "checkpoints", "config", "data", "diffusion", "images", "logs", "losses", "monitoring",
-    "parallel", "pictures", "pretrained", "randomness", "samplers", "sampling", "schedule",
-    "sources", "state", "tfds_source", "training", "unet", "workdir",
-)
+_MODULES = tuple(module.name for module in pkgutil.iter_modules(__path__))
 
 __version__ = metadata.version("ddpm_jax")
 __all__ = [*_HOME, *_MODULES]

@@ -3,6 +3,7 @@
 `configs/cifar10.py` lists every setting. Below this module functions take plain arguments.
 """
 
+import dataclasses
 import json
 from typing import Any
 
@@ -11,12 +12,12 @@ import ml_collections
 import optax
 
 from ddpm_jax import diffusion as diffusion_lib
+from ddpm_jax import losses, unet
 from ddpm_jax import schedule as schedule_lib
-from ddpm_jax import unet
 
 DTYPES = ("float32", "bfloat16")
-LOSSES = ("simple",)
 PRECISIONS = ("default", "high", "highest")
+T_SAMPLINGS = ("uniform", "antithetic", "importance")
 
 
 def schedule(config: ml_collections.ConfigDict) -> schedule_lib.Schedule:
@@ -58,6 +59,12 @@ def parameterization(config: ml_collections.ConfigDict) -> diffusion_lib.Paramet
     return diffusion_lib.Parameterization(config.diffusion.mean, config.diffusion.variance)
 
 
+def objective(config: ml_collections.ConfigDict) -> losses.Objective:
+    """What training minimises."""
+    names = (field.name for field in dataclasses.fields(losses.Objective))
+    return losses.Objective(**{name: config.diffusion[name] for name in names})
+
+
 def model(config: ml_collections.ConfigDict, channels: int) -> unet.UNet:
     """The network of `config.model` for images of `channels`."""
     settings = config.model.to_dict()
@@ -70,7 +77,7 @@ def model(config: ml_collections.ConfigDict, channels: int) -> unet.UNet:
         "channel_multipliers": tuple(settings["channel_multipliers"]),
         "attention_resolutions": tuple(settings["attention_resolutions"]),
         "num_groups": settings["num_groups"] or None,
-        "out_channels": channels,
+        "out_channels": parameterization(config).out_channels(channels),
         "dtype": jnp.dtype(settings["dtype"]),
     }))
 
@@ -120,10 +127,11 @@ def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
     """
     check_numbers(config)
     parameterization(config).check(schedule(config))
-    if config.diffusion.loss not in LOSSES:
+    objective(config).check(parameterization(config))
+    if config.train.t_sampling not in T_SAMPLINGS:
         raise ValueError(
-            f"config.diffusion.loss={config.diffusion.loss!r} is not known; use one of "
-            f"{', '.join(LOSSES)}."
+            f"config.train.t_sampling={config.train.t_sampling!r} is not known; use one of "
+            f"{', '.join(T_SAMPLINGS)}."
         )
     _check_batch(config.train.batch_size, config.train.accumulate, num_devices)
     if config.train.matmul_precision not in PRECISIONS:
@@ -149,6 +157,10 @@ def check_numbers(config: ml_collections.ConfigDict) -> None:
         ("model.num_res_blocks", 1, huge, 2),
         ("model.dropout", 0, 0.999, 0.1),
         ("model.norm_eps", 1e-12, 1, 1e-6),
+        ("model.timestep_scale", 1e-9, huge, 1.0),
+        ("diffusion.min_snr_gamma", 1e-9, huge, 5.0),
+        ("diffusion.p2_k", 1e-9, huge, 1.0),
+        ("diffusion.p2_gamma", 0, huge, 1.0),
         ("train.num_steps", 1, huge, 800_000),
         ("train.batch_size", 1, huge, 128),
         ("train.learning_rate", 1e-12, huge, 2e-4),
@@ -225,14 +237,27 @@ def check_images(config: ml_collections.ConfigDict, shape: tuple[int, int, int])
 
 def warnings(config: ml_collections.ConfigDict) -> list[str]:
     """One line for each choice that runs but is likely not meant."""
+    lines = []
     end = schedule(config).alpha_bar[-1]
-    if end <= 0.01:
-        return []
-    return [
-        f"alpha_bar ends at {end:.3g}, above 0.01: sampling starts from pure noise that training "
-        "never sees, so samples will be poor; use --config.diffusion.schedule=cosine or larger "
-        f"betas such as --config.diffusion.beta_end={_enough(config):g}."
-    ]
+    if end > 0.01:
+        lines.append(
+            f"alpha_bar ends at {end:.3g}, above 0.01: sampling starts from pure noise that "
+            "training never sees, so samples will be poor; use --config.diffusion.schedule=cosine "
+            f"or larger betas such as --config.diffusion.beta_end={_enough(config):g}."
+        )
+    mean, variance, loss = (config.diffusion[name] for name in ("mean", "variance", "loss"))
+    if mean == "x_prev" and loss == "simple":
+        lines.append(
+            "diffusion.mean='x_prev' with diffusion.loss='simple' was unstable in the paper (its "
+            "Table 2); --config.diffusion.loss=vlb or --config.diffusion.mean=eps is not."
+        )
+    if mean == "eps" and variance == "learned" and loss.endswith("vlb"):
+        lines.append(
+            "diffusion.mean='eps' with diffusion.variance='learned' was unstable in the paper "
+            "(its Table 2); --config.diffusion.variance=learned_range with "
+            "--config.diffusion.loss=rescaled_hybrid is not."
+        )
+    return lines
 
 
 def _enough(config) -> float:
@@ -257,7 +282,7 @@ def parse(text: str) -> ml_collections.ConfigDict:
 
 # What a workdir's parameters and optimizer state depend on; the rest may change on resume.
 _FIXED = ("model", "diffusion", "data.image_size", "data.image_width", "data.channels",
-          "train.extra_ema_decays")
+          "train.extra_ema_decays", "train.t_sampling")
 _FREE = ("model.dropout", "model.dtype")
 
 

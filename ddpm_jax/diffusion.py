@@ -19,8 +19,9 @@ from ddpm_jax.schedule import Schedule, at
 Images = Float[Array | np.ndarray, "b h w c"]
 Timesteps = Int[Array | np.ndarray, " b"]
 
-MEANS = ("eps", "x_0")
-VARIANCES = ("fixed_large", "fixed_small")
+MEANS = ("eps", "x_0", "x_prev", "v")
+VARIANCES = ("fixed_large", "fixed_small", "learned", "learned_range")
+LEARNED = ("learned", "learned_range")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +29,21 @@ class Parameterization:
     """What the network predicts and which variance the reverse steps have.
 
     Attributes:
-        mean: "eps", the noise (Eq. 11), or "x_0", the data.
-        variance: "fixed_large" (beta) or "fixed_small" (beta-tilde), Sec. 3.2.
+        mean: "eps", the noise (Eq. 11); "x_0", the data; "x_prev", the posterior mean of
+            x_{t-1} (mu-tilde, Eq. 8); or "v", sqrt(alpha-bar) eps - sqrt(1 - alpha-bar) x_0
+            (Salimans and Ho 2022, Sec. 4).
+        variance: "fixed_large" (beta) or "fixed_small" (beta-tilde), Sec. 3.2; "learned", a
+            second set of output channels is log sigma^2 itself (Table 2); "learned_range", it
+            says where log sigma^2 lies between those of the two fixed ones (Nichol and
+            Dhariwal 2021, Eq. 15).
     """
 
     mean: str = "eps"
     variance: str = "fixed_large"
+
+    def out_channels(self, channels: int) -> int:
+        """Channels of the network's output for images of `channels`."""
+        return channels * (2 if self.variance in LEARNED else 1)
 
     def check(self, schedule: Schedule) -> None:
         """Raises ValueError where a choice is unknown or does not suit the schedule."""
@@ -114,24 +124,58 @@ def eps_from_x_0(schedule: Schedule, x_t: Images, t: Timesteps, x_0: Images) -> 
     return (x_t - signal) / at(schedule.sqrt_one_minus_alpha_bar, t, x_t)
 
 
+def v_from_eps(schedule: Schedule, x_0: Images, t: Timesteps, eps: Images) -> Images:
+    """v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 (Salimans and Ho 2022, Sec. 4)."""
+    signal, noise = (
+        at(coef, t, x_0) for coef in (schedule.sqrt_alpha_bar, schedule.sqrt_one_minus_alpha_bar)
+    )
+    return signal * eps - noise * x_0
+
+
+def x_0_from_v(schedule: Schedule, x_t: Images, t: Timesteps, v: Images) -> Images:
+    """The x_0 of which `v` tells at x_t: sqrt(alpha_bar) x_t - sqrt(1 - alpha_bar) v."""
+    signal = at(schedule.sqrt_alpha_bar, t, x_t) * x_t
+    return signal - at(schedule.sqrt_one_minus_alpha_bar, t, x_t) * v
+
+
+def x_0_from_x_prev(schedule: Schedule, x_t: Images, t: Timesteps, x_prev: Images) -> Images:
+    """The x_0 whose posterior mean is `x_prev`; the inverse of `q_posterior`'s mean."""
+    from_x_t = at(schedule.posterior_coef_x_t, t, x_t) * x_t
+    return (x_prev - from_x_t) / at(schedule.posterior_coef_x_0, t, x_t)
+
+
+def split_output(output: Array, variance: str) -> tuple[Array, Array | None]:
+    """The network's output in float32 as (mean part, variance part or None)."""
+    output = jnp.asarray(output, jnp.float32)
+    if variance not in LEARNED:
+        return output, None
+    return tuple(jnp.split(output, 2, axis=-1))
+
+
 def model_log_variance(
-    schedule: Schedule, x_t: Images, t: Timesteps, variance: str
-) -> Float[Array, "b 1 1 1"]:
-    """log sigma_t^2 of the reverse step (Sec. 3.2).
+    schedule: Schedule, x_t: Images, t: Timesteps, variance: str, output: Array | None = None
+) -> Float[Array, "b ..."]:
+    """log sigma_t^2 of the reverse step (Sec. 3.2), broadcasting against images.
 
     "fixed_small" is beta-tilde; "fixed_large" is [beta-tilde_1, beta_1, beta_2, ...]: index 0
     has no noise but is the scale of the decoder, and there both take the posterior's.
+    "learned" is `output`; "learned_range" lies between log beta-tilde at -1 and log beta at 1
+    (beta_0 at index 0), neither squashed nor clipped.
     """
+    if variance == "learned":
+        return output
     small = at(schedule.posterior_log_variance, t, x_t)
+    large = jnp.log(at(schedule.beta, t, x_t))
+    if variance == "learned_range":
+        return small + (output + 1) / 2 * (large - small)
     if variance == "fixed_small":
         return small
-    large = jnp.log(at(schedule.beta, t, x_t))
     return jnp.where((t > 0).reshape(large.shape), large, small)
 
 
 def predict(
     schedule: Schedule,
-    output: Images,
+    output: Array,
     x_t: Images,
     t: Timesteps,
     *,
@@ -143,45 +187,90 @@ def predict(
     """Interprets the network's output; the one place that does.
 
     x_0 is clipped to [-1, 1] before the mean of the reverse step is formed from it, as the
-    authors' code does; unclipped, the mean is Eq. 11. `eps` is re-derived from what x_0
-    became, so that the fields always agree.
+    authors' code does; unclipped, the mean is Eq. 11. A network that predicts x_{t-1} says the
+    mean itself, and there only the reported x_0 is clipped (and `eps` follows it), as in that
+    code. `eps` is re-derived from what x_0 became, so that the two always agree.
 
     Args:
         schedule: the schedule of the chain, respaced or not.
-        output: the network's output for (x_t, t), of the kind that `mean` says.
+        output: the network's output for (x_t, t), of the kind that `mean` says; with a learned
+            variance it has 2 c channels, the second c for the variance.
         x_t: noised images.
         t: index into `schedule`.
         mean: one of `MEANS`.
         variance: one of `VARIANCES`.
         clip: keep x_0 in [-1, 1].
-        denoised_fn: applied to x_0 before clipping.
+        denoised_fn: applied to x_0 before clipping; the mean is then formed from x_0 always.
     """
-    output = jnp.asarray(output, jnp.float32)
-    x_0 = output if mean == "x_0" else x_0_from_eps(schedule, x_t, t, output)
+    output, variance_output = split_output(output, variance)
+    x_0_from = {"eps": x_0_from_eps, "x_prev": x_0_from_x_prev, "v": x_0_from_v}.get(mean)
+    x_0 = x_0_from(schedule, x_t, t, output) if x_0_from else output
     if denoised_fn is not None:
         x_0 = denoised_fn(x_0)
     if clip:
         x_0 = jnp.clip(x_0, -1.0, 1.0)
     untouched = mean == "eps" and not clip and denoised_fn is None
+    says_mean = mean == "x_prev" and denoised_fn is None
     return Prediction(
         eps=output if untouched else eps_from_x_0(schedule, x_t, t, x_0),
         x_0=x_0,
-        mean=q_posterior(schedule, x_0, x_t, t)[0],
-        log_variance=model_log_variance(schedule, x_t, t, variance),
+        mean=output if says_mean else q_posterior(schedule, x_0, x_t, t)[0],
+        log_variance=model_log_variance(schedule, x_t, t, variance, variance_output),
     )
 
 
 def predict_fn(
-    schedule: Schedule, denoise_fn: Callable[[Array, Array], Array], **settings
+    schedule: Schedule,
+    denoise_fn: Callable[[Array, Array], Array],
+    *,
+    mean: str = "eps",
+    variance: str = "fixed_large",
+    full: Schedule | None = None,
+    **settings,
 ) -> Callable[[Array, Array], Prediction]:
     """Closes `predict` over a network: (x_t, t) -> Prediction, which samplers take.
 
-    The network is told `schedule.timesteps[t]`, the original step where the chain is
-    respaced; `settings` are the keyword arguments of `predict`.
+    Args:
+        schedule: the chain's, respaced or not. The network is told `schedule.timesteps[t]`,
+            the original step.
+        denoise_fn: (x_t, t) -> the network's output.
+        mean: one of `MEANS`.
+        variance: one of `VARIANCES`.
+        full: the schedule that the network was trained with, where `schedule` is a respacing
+            of it; needed by "x_prev" and "learned", which speak of its single steps.
+        **settings: further keyword arguments of `predict`.
     """
 
     def predict_at(x_t, t):
-        output = denoise_fn(x_t, jnp.asarray(schedule.timesteps)[t])
-        return predict(schedule, output, x_t, t, **settings)
+        step = jnp.asarray(schedule.timesteps)[t]
+        output = denoise_fn(x_t, step)
+        kinds = dict(mean=mean, variance=variance)
+        if full is not None:
+            output, kinds = for_longer_steps(full, output, x_t, step, **kinds)
+        return predict(schedule, output, x_t, t, **kinds, **settings)
 
     return predict_at
+
+
+def for_longer_steps(
+    schedule: Schedule, output: Array, x_t: Images, t: Timesteps, *, mean: str, variance: str
+) -> tuple[Array, dict[str, str]]:
+    """An output about single steps of `schedule`, restated so that it holds on a respacing.
+
+    x_{t-1} becomes the x_0 that it implies, and a learned log-variance its place between those
+    of the two fixed ones; other outputs mean the same there.
+
+    Returns:
+        The output, and its `mean` and `variance`.
+    """
+    output, variance_output = split_output(output, variance)
+    if mean == "x_prev":
+        output, mean = x_0_from_x_prev(schedule, x_t, t, output), "x_0"
+    if variance == "learned":
+        small = at(schedule.posterior_log_variance, t, x_t)
+        large = jnp.log(at(schedule.beta, t, x_t))
+        variance_output = 2 * (variance_output - small) / (large - small) - 1
+        variance = "learned_range"
+    if variance_output is not None:
+        output = jnp.concatenate([output, variance_output], axis=-1)
+    return output, dict(mean=mean, variance=variance)

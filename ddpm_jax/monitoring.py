@@ -1,5 +1,6 @@
 """What is watched while training: the held-out loss, grids of samples, memory, time."""
 
+import dataclasses
 import functools
 import resource
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from ddpm_jax.state import Trained, TrainState
 _FRESH = 0.05  # Weight of the initial parameters above which an average is not yet one.
 
 
-def pmap_held_out_loss(model, *, schedule, mean, num_images):
+def pmap_held_out_loss(model, *, schedule, parameterization, objective, num_images):
     """(params, images [d, b, ...], places [d, b], rng) -> summed loss of places < num_images.
 
     The image at place i has always t = i * T // num_images and the same noise, so the figure
@@ -32,7 +33,10 @@ def pmap_held_out_loss(model, *, schedule, mean, num_images):
         eps = jax.vmap(lambda rng: jax.random.normal(rng, uint8.shape[1:]))(rngs)
         denoise_fn = functools.partial(model.apply, {"params": params}, train=False)
         x_0 = images.to_float(uint8)
-        loss = losses.simple_loss(schedule, denoise_fn, x_0, t, eps, mean=mean)
+        loss = losses.training_loss(
+            schedule, denoise_fn, x_0, t, eps,
+            parameterization=parameterization, objective=objective,
+        )
         return jax.lax.psum(jnp.sum(loss * (places < num_images)), parallel.AXIS)
 
     return jax.pmap(
@@ -43,7 +47,7 @@ def pmap_held_out_loss(model, *, schedule, mean, num_images):
 def held_out_loss(
     config: ml_collections.ConfigDict, model, schedule, source, rng: jax.Array
 ) -> Callable[[Any], float] | None:
-    """params -> mean L_simple over held-out images, or None where there are none.
+    """params -> mean training loss of held-out images, or None where there are none.
 
     `config.train.eval_images` of them, spread evenly over `source`; every process reads its
     share.
@@ -55,7 +59,8 @@ def held_out_loss(
     batch_size = config.train.batch_size
     share = batch_size // jax.process_count()
     loss_fn = pmap_held_out_loss(
-        model, schedule=schedule, mean=config.diffusion.mean, num_images=num_images
+        model, schedule=schedule, parameterization=config_lib.parameterization(config),
+        objective=config_lib.objective(config), num_images=num_images,
     )
 
     def evaluate(params):
@@ -95,8 +100,8 @@ def grid(
     """(state, step) -> a picture, uint8 [h, w, c]: samples from the running average.
 
     While the average is still largely the initial parameters, samples from the raw ones stand
-    at its right. The same prior draws every time. A shortened chain takes the smaller variance,
-    which suits few steps.
+    at its right. The same prior draws every time. A shortened chain takes the smaller of the
+    fixed variances, which suits few steps.
     """
 
     def draw(state, step):
@@ -104,8 +109,8 @@ def grid(
         sets = [state.ema_params, state.params] if early else [state.ema_params]
         num_images, num_steps = grid_cost(config, sets=len(sets))
         diffusion = config_lib.parameterization(config)
-        if num_steps < schedule.num_timesteps:
-            diffusion = type(diffusion)(diffusion.mean, "fixed_small")
+        if num_steps < schedule.num_timesteps and diffusion.variance == "fixed_large":
+            diffusion = dataclasses.replace(diffusion, variance="fixed_small")
         pictures = [
             images.grid(sampling.sample(
                 Trained(params, model, schedule, diffusion, image_shape), rng, num_images,

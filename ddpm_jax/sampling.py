@@ -80,10 +80,11 @@ def sample(
     if num_steps:
         steps = schedule_lib.evenly_spaced(chain_schedule.num_timesteps, num_steps)
         chain_schedule = schedule_lib.respace(chain_schedule, steps)
+    full = trained.schedule if chain_schedule is not trained.schedule else None
     chain = _pmap_chain(
         trained.model, trained.diffusion, trained.image_shape, clip, progress
     )
-    draw = functools.partial(chain, parallel.replicate(trained.params), chain_schedule)
+    draw = functools.partial(chain, parallel.replicate(trained.params), chain_schedule, full)
     batch = _batch_size(trained, len(rngs), batch_size)
     images = _in_batches(draw, rngs, batch, chain_schedule.num_timesteps, progress)
     return to_uint8(images) if output == "uint8" else images
@@ -168,20 +169,20 @@ def _in_batches(draw, rngs, batch, num_steps, progress) -> np.ndarray:
 
 @functools.lru_cache(maxsize=64)
 def _pmap_chain(model, diffusion, image_shape, clip, progress):
-    """(params, schedule, keys [d, b]) -> x_0 [d, b, h, w, c]; compiled once a shape."""
+    """(params, schedule, full or None, keys [d, b]) -> x_0 [d, b, h, w, c]; once a shape."""
 
-    def chain(params, schedule, rngs):
+    def chain(params, schedule, full, rngs):
         rngs_x_T, rngs_z = (jax.vmap(jax.random.fold_in, (0, None))(rngs, i) for i in (0, 1))
         predict_fn = diffusion_lib.predict_fn(
             schedule,
             lambda x_t, t: model.apply({"params": params}, x_t, t, train=False),
-            mean=diffusion.mean, variance=diffusion.variance, clip=clip,
+            mean=diffusion.mean, variance=diffusion.variance, full=full, clip=clip,
         )
         x_T = samplers.standard_normal(rngs_x_T, image_shape)
         report = functools.partial(_report, schedule.num_timesteps) if progress else None
         return samplers.ancestral(schedule, predict_fn, x_T, rngs_z, on_step=report)
 
-    return jax.pmap(chain, axis_name=parallel.AXIS, in_axes=(None, None, 0))
+    return jax.pmap(chain, axis_name=parallel.AXIS, in_axes=(None, None, None, 0))
 
 
 def _report(num_steps, t):

@@ -37,13 +37,15 @@ class TrainState(train_state.TrainState):
     Attributes:
         ema_params: running average of `params` (float32 copies, never aliases).
         extra_ema_params: averages at other decays, by the decay as text.
-        tally: float32 [2, 4], sum of losses and number of images by quartile of t since the
+        tally: float32 [2, 4], weighted sum of losses, and of weights, by quartile of t since the
             last logged row; part of the state so that a resumed run logs the same means.
+        loss_history: the last losses by t, of `importance`; empty where t is drawn otherwise.
     """
 
     ema_params: Any
     extra_ema_params: Mapping[str, Any]
     tally: jax.Array
+    loss_history: Mapping[str, jax.Array]
 
 
 def create(
@@ -51,7 +53,9 @@ def create(
     tx: optax.GradientTransformation,
     rng: jax.Array,
     image_shape: tuple[int, int, int],
+    *,
     extra_ema_decays: tuple[float, ...] = (),
+    loss_history: Mapping[str, jax.Array] | None = None,
 ) -> TrainState:
     """A fresh state: parameters drawn from `rng`, averages equal to them, step 0.
 
@@ -61,6 +65,7 @@ def create(
         rng: typed key.
         image_shape: (h, w, c).
         extra_ema_decays: decays of further running averages.
+        loss_history: of `importance`, where t is drawn so.
     """
 
     def init(rng):
@@ -79,6 +84,7 @@ def create(
         ema_params=copied(),
         extra_ema_params={str(decay): copied() for decay in extra_ema_decays},
         tally=jnp.zeros((2, 4)),
+        loss_history=loss_history or {},
     )
 
 
@@ -91,6 +97,7 @@ def to_saved(state: TrainState) -> dict[str, Any]:
         "extra_ema_params": dict(state.extra_ema_params),
         "opt_state": state.opt_state,
         "tally": state.tally,
+        "loss_history": dict(state.loss_history),
     }
 
 

@@ -15,10 +15,11 @@ import optax
 
 from ddpm_jax import config as config_lib
 from ddpm_jax import data as data_lib
-from ddpm_jax import losses, monitoring, parallel, randomness
+from ddpm_jax import importance, losses, monitoring, parallel, randomness
 from ddpm_jax import state as state_lib
 from ddpm_jax import workdir as workdir_lib
 from ddpm_jax.checkpoints import Checkpoints, library_versions
+from ddpm_jax.diffusion import Parameterization
 from ddpm_jax.images import save_png, to_float
 from ddpm_jax.logs import Logs, Rate
 from ddpm_jax.state import Trained, TrainState
@@ -32,7 +33,9 @@ _IN_FLIGHT = 2  # Steps queued ahead; more can hang where CPU devices wait for o
 class StepSettings:
     """What `train_step` needs of the config, hashable."""
 
-    mean: str
+    parameterization: Parameterization
+    objective: losses.Objective
+    t_sampling: str
     random_flip: bool
     accumulate: int
     ema_decay: float
@@ -55,28 +58,35 @@ def train_step(
 
     Returns:
         The new state and metrics, all equal on every device: `loss` and `loss_quartile_1..4`
-        (by t, means since the last logged row), `grad_norm` before clipping, `learning_rate`.
+        (by t; means since the last logged row, over uniform t however it is drawn),
+        `grad_norm` before clipping, `learning_rate`.
     """
     rng_draw, rng_dropout = jax.random.split(jax.random.fold_in(rng, state.step))
 
     def loss_fn(params, images, places):
-        x_0, t, eps = draw(
-            images, image_rngs=randomness.image_keys(rng_draw, places),
-            num_timesteps=schedule.num_timesteps, random_flip=settings.random_flip,
+        x_0, t, weight, eps = draw(
+            images, rng=rng_draw, places=places, num_timesteps=schedule.num_timesteps,
+            t_sampling=settings.t_sampling, loss_history=state.loss_history,
+            random_flip=settings.random_flip,
         )
         denoise_fn = functools.partial(
             state.apply_fn, {"params": params}, train=True, places=places,
             rngs={"dropout": rng_dropout},
         )
-        loss = losses.simple_loss(schedule, denoise_fn, x_0, t, eps, mean=settings.mean)
-        return loss.mean(), tally_by_quartile(loss, t, schedule.num_timesteps)
+        loss = losses.training_loss(
+            schedule, denoise_fn, x_0, t, eps,
+            parameterization=settings.parameterization, objective=settings.objective,
+        )
+        return jnp.mean(weight * loss), (loss, t, weight)
 
-    grads, tally = accumulated_gradients(
+    grads, per_image = accumulated_gradients(
         loss_fn, state.params, images, parallel.places(len(images)), settings.accumulate
     )
     grads = jax.lax.pmean(grads, parallel.AXIS)
+    loss, t, weight = jax.lax.all_gather(per_image, parallel.AXIS, tiled=True)
     starts_row = state.step % settings.log_every == 0
-    tally = jnp.where(starts_row, 0.0, state.tally) + jax.lax.psum(tally, parallel.AXIS)
+    tally = jnp.where(starts_row, 0.0, state.tally)
+    tally += tally_by_quartile(loss, t, weight, schedule.num_timesteps)
     metrics = {
         "loss": tally[0].sum() / tally[1].sum(),
         **{f"loss_quartile_{i + 1}": tally[0, i] / tally[1, i] for i in range(4)},
@@ -97,40 +107,66 @@ def train_step(
         },
         tally=tally,
     )
+    if settings.t_sampling == "importance":
+        state = state.replace(loss_history=importance.record(state.loss_history, t, loss))
     return state, metrics
 
 
-def draw(images, *, image_rngs, num_timesteps, random_flip):
-    """x_0 (flipped or not), t and eps of each image, from its own key.
+def draw(images, *, rng, places, num_timesteps, t_sampling, loss_history, random_flip):
+    """x_0 (flipped or not), t, the weight of its loss and eps of each image, from its own key.
 
     Args:
         images: uint8 [b, h, w, c].
-        image_rngs: keys [b].
-        num_timesteps: T; t is uniform on 0..T-1.
+        rng: the step's key.
+        places: [b] where the images stand in the global batch.
+        num_timesteps: T.
+        t_sampling: see `draw_t`.
+        loss_history: see `draw_t`.
         random_flip: mirror half of the images left and right.
     """
     def draw_one(rng, image):
-        rng_t, rng_eps, rng_flip = jax.random.split(rng, 3)
+        _, rng_eps, rng_flip = jax.random.split(rng, 3)
         x_0 = to_float(image)
         if random_flip:
             x_0 = jnp.where(jax.random.bernoulli(rng_flip), x_0[:, ::-1], x_0)
-        t = jax.random.randint(rng_t, (), 0, num_timesteps)
-        return x_0, t, jax.random.normal(rng_eps, image.shape)
+        return x_0, jax.random.normal(rng_eps, image.shape)
 
-    return jax.vmap(draw_one)(image_rngs, images)
+    x_0, eps = jax.vmap(draw_one)(randomness.image_keys(rng, places), images)
+    t, weight = draw_t(
+        rng, places, num_timesteps=num_timesteps, t_sampling=t_sampling,
+        loss_history=loss_history,
+    )
+    return x_0, t, weight, eps
 
 
-def tally_by_quartile(loss, t, num_timesteps):
-    """Sum of losses and number of images in each quarter of the steps, float32 [2, 4]."""
-    quartile = jax.nn.one_hot(4 * t // num_timesteps, 4)  # [b, 4]
+def draw_t(rng, places, *, num_timesteps, t_sampling, loss_history):
+    """t of each image, int32 [b] in 0..T-1, and the weight of its loss, float32 [b].
+
+    "uniform"; "antithetic", where the images at places 2k and 2k + 1 have t and T - 1 - t; or
+    "importance", from the losses seen so far (see `importance`).
+    """
+    odd = places % 2
+    rngs = randomness.image_keys(rng, places - odd if t_sampling == "antithetic" else places)
+    rngs = jax.vmap(lambda rng: jax.random.split(rng, 3)[0])(rngs)
+    if t_sampling == "importance":
+        return importance.draw(loss_history, jax.vmap(jax.random.uniform)(rngs))
+    t = jax.vmap(lambda rng: jax.random.randint(rng, (), 0, num_timesteps))(rngs)
+    if t_sampling == "antithetic":
+        t = jnp.where(odd == 1, num_timesteps - 1 - t, t)
+    return t, jnp.ones(t.shape)
+
+
+def tally_by_quartile(loss, t, weight, num_timesteps):
+    """Weighted sum of losses, and of weights, in each quarter of the steps, float32 [2, 4]."""
+    quartile = jax.nn.one_hot(4 * t // num_timesteps, 4) * weight[:, None]  # [b, 4]
     return jnp.stack([loss @ quartile, quartile.sum(axis=0)])
 
 
 def accumulated_gradients(loss_fn, params, images, places, accumulate):
-    """Mean gradient and summed auxiliary over `accumulate` micro-batches of equal size.
+    """Mean gradient over `accumulate` micro-batches of equal size, and what each image gave.
 
     Args:
-        loss_fn: (params, images, places) -> (mean loss, auxiliary).
+        loss_fn: (params, images, places) -> (mean loss, arrays [b], one entry an image).
         params: what to differentiate by.
         images: [b, ...]; b divides by `accumulate`.
         places: [b].
@@ -141,19 +177,18 @@ def accumulated_gradients(loss_fn, params, images, places, accumulate):
         return gradients(params, images, places)
 
     def add(total, micro_batch):
-        return jax.tree.map(jnp.add, total, gradients(params, *micro_batch)), None
+        grads, per_image = gradients(params, *micro_batch)
+        return jax.tree.map(jnp.add, total, grads), per_image
 
     micro_batches = jax.tree.map(
         lambda x: x.reshape(accumulate, -1, *x.shape[1:]), (images, places)
     )
-    first = jax.tree.map(lambda x: x[0], micro_batches)
-    zero = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradients, params, *first)
-    )
+    zero = jax.tree.map(jnp.zeros_like, params)
     # A convolution's gradient inside a loop is some 20 times slower on CPU: unroll there.
     unroll = accumulate if jax.default_backend() == "cpu" else 1
-    (grads, aux), _ = jax.lax.scan(add, zero, micro_batches, unroll=unroll)
-    return jax.tree.map(lambda x: x / accumulate, grads), aux
+    grads, per_image = jax.lax.scan(add, zero, micro_batches, unroll=unroll)
+    grads = jax.tree.map(lambda x: x / accumulate, grads)
+    return grads, jax.tree.map(lambda x: x.reshape(-1), per_image)
 
 
 def ema_decay_at(decay, *, step, warmup):
@@ -203,7 +238,11 @@ def train(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -> 
     )
     state = state_lib.create(
         model, config_lib.optimizer(config), rng_init, source.image_shape,
-        tuple(config.train.extra_ema_decays),
+        extra_ema_decays=tuple(config.train.extra_ema_decays),
+        loss_history=(
+            importance.fresh(schedule.num_timesteps)
+            if config.train.t_sampling == "importance" else {}
+        ),
     )
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(
@@ -291,7 +330,9 @@ def every(step: int, period: int, last: int) -> bool:
 def step_settings(config: ml_collections.ConfigDict) -> StepSettings:
     """The settings of `train_step` from a config."""
     return StepSettings(
-        mean=config.diffusion.mean,
+        parameterization=config_lib.parameterization(config),
+        objective=config_lib.objective(config),
+        t_sampling=config.train.t_sampling,
         random_flip=config.data.random_flip,
         accumulate=config.train.accumulate,
         ema_decay=config.train.ema_decay,

@@ -159,6 +159,8 @@ class UNet(nn.Module):
         embedding_freq_shift: 1 or 0 (see `timestep_embedding`).
         downsample_padding: "asymmetric" pads bottom and right before a stride of 2 (TensorFlow's
             SAME, the paper), "symmetric" all sides (PyTorch's padding=1).
+        timestep_scale: what t is multiplied by before its embedding; 1000 / T tells every
+            chain's network steps of 0..1000 (improved-diffusion).
         norm_eps: added to the variance in GroupNorm.
         num_groups: groups of every GroupNorm; None for `default_num_groups`.
         dtype: of the torso; parameters, norms, softmax, the input convolution and the output
@@ -176,6 +178,7 @@ class UNet(nn.Module):
     embedding_order: str = "sin_cos"
     embedding_freq_shift: int = 1
     downsample_padding: str = "asymmetric"
+    timestep_scale: float = 1.0
     norm_eps: float = 1e-6
     num_groups: int | None = None
     dtype: Any = jnp.float32
@@ -242,7 +245,8 @@ class UNet(nn.Module):
 
     def embed(self, t):  # [b] -> [b, d]
         temb = timestep_embedding(
-            t, self.channels, order=self.embedding_order, freq_shift=self.embedding_freq_shift
+            self.timestep_scale * jnp.float32(t), self.channels,
+            order=self.embedding_order, freq_shift=self.embedding_freq_shift,
         )
         temb = nn.Dense(4 * self.channels, kernel_init=fan_avg, name="temb_dense_0")(temb)
         return nn.Dense(4 * self.channels, kernel_init=fan_avg, name="temb_dense_1")(

@@ -65,3 +65,43 @@ def visit(beta, steps):
         betas.append(compose(beta[previous:step], step - previous)[1])
         previous = step
     return betas
+
+
+def gaussian_kl(mean_1, variance_1, mean_2, variance_2):
+    """KL(N(mean_1, variance_1) || N(mean_2, variance_2)) in nats."""
+    ratio = variance_1 / variance_2
+    return 0.5 * (ratio - 1.0 - np.log(ratio) + (mean_1 - mean_2) ** 2 / variance_2)
+
+
+def decoder_log_probability(value, mean, deviation):
+    """log-probability in nats of the pixel 0..255 in its bin; outer bins are open."""
+    def cdf(x):
+        z = (x - mean) / deviation
+        return 0.5 * (1.0 + np.tanh(np.sqrt(2.0 / np.pi) * (z + 0.044715 * z**3)))
+
+    centre = value / 127.5 - 1.0
+    below = 0.0 if value == 0 else cdf(centre - 1.0 / 255.0)
+    above = 1.0 if value == 255 else cdf(centre + 1.0 / 255.0)
+    return np.log(max(above - below, 1e-12))
+
+
+def implied_x_0(beta, t, x_t, output, mean):
+    """The x_0 that an output of this kind says, by solving for it."""
+    scale, variance = compose(beta, t)
+    if mean == "x_0":
+        return output
+    if mean == "eps":
+        return (x_t - np.sqrt(variance) * output) / scale
+    if mean == "v":  # x_t and v are x_0 and eps turned by one angle.
+        angle = np.arctan2(np.sqrt(variance), scale)
+        return np.cos(angle) * x_t - np.sin(angle) * output
+    at_0, at_1 = (posterior(beta, t, x_0, x_t)[0] for x_0 in (0.0, 1.0))
+    return (output - at_0) / (at_1 - at_0)
+
+
+def learned_variance(beta, t, output, kind):
+    """Variance that a network's second set of channels says."""
+    if kind == "learned":
+        return np.exp(output)
+    small, large = reverse_variance(beta, t, "fixed_small"), beta[t - 1]
+    return small * (large / small) ** ((output + 1.0) / 2.0)

@@ -29,6 +29,11 @@ MISTAKES = {
     "diffusion.variance": ("fixed_medium", "not known", "fixed_small"),
     "diffusion.mean": ("score", "not known", "eps"),
     "diffusion.loss": ("l3", "not known", "simple"),
+    "diffusion.weighting": ("snr", "not known", "min_snr"),
+    "diffusion.min_snr_gamma": (0.0, "at least", "5.0"),
+    "diffusion.p2_gamma": (-1.0, "at least 0", "1.0"),
+    "model.timestep_scale": (0.0, "at least", "1.0"),
+    "train.t_sampling": ("stratified", "not known", "antithetic"),
     "sample.num_steps": (1001, "[0, 1000]", "0"),
 }
 
@@ -91,6 +96,26 @@ def test_a_schedule_that_ends_too_soon_is_warned_about():
     assert "cosine" in line and "0.364" in line and "--config.diffusion.beta_end=0.2" in line
     config.diffusion.beta_end = 0.2
     assert config_lib.warnings(config) == []
+
+
+def test_what_the_paper_found_unstable_is_warned_about():
+    config = cifar10.get_config()
+    config.diffusion.mean = "x_prev"
+    (line,) = config_lib.warnings(config)
+    assert "unstable" in line and "--config.diffusion.loss=vlb" in line
+    config.diffusion.loss = "vlb"
+    assert config_lib.warnings(config) == []
+    config.diffusion.mean, config.diffusion.variance = "eps", "learned"
+    (line,) = config_lib.warnings(config)
+    assert "unstable" in line and "learned_range" in line
+    config.diffusion.variance, config.diffusion.loss = "learned_range", "rescaled_hybrid"
+    assert config_lib.warnings(config) == []
+
+
+def test_a_pair_that_trains_nothing_is_refused_by_its_setting():
+    config = with_setting("diffusion.variance", "learned_range")
+    with pytest.raises(ValueError, match="the squared error does not train a variance"):
+        config_lib.validate(config, num_devices=1)
 
 
 def test_warm_up_is_linear_from_zero():

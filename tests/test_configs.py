@@ -18,7 +18,7 @@ from test_data import TFDS, needs, write_tfds
 PARAMETERS = {
     "cifar10": 35_746_307, "celebahq256": 113_673_219, "lsun_bedroom256": 113_673_219,
     "lsun_cat256": 113_673_219, "lsun_church256": 113_673_219, "digits": 701_345,
-    "fashion_mnist": 25_833_985, "image_folder": 78_700_803,
+    "fashion_mnist": 25_833_985, "image_folder": 78_700_803, "improved_cifar10": 52_546_438,
 }
 NAMES = sorted(PARAMETERS)
 
@@ -43,7 +43,8 @@ def test_full_size_by_shape(name):
     params = jax.eval_shape(lambda: model.init(jax.random.key(0), x, t, train=False))
     assert state.num_params(params) == PARAMETERS[name]
     output = jax.eval_shape(lambda p: model.apply(p, x, t, train=False), params)
-    assert output.shape == x.shape and output.dtype == jnp.float32
+    channels = config_lib.parameterization(config).out_channels(shape[-1])
+    assert output.shape == (*x.shape[:-1], channels) and output.dtype == jnp.float32
 
 
 def shrunk(name):
@@ -52,6 +53,7 @@ def shrunk(name):
     config.model.channels = 4
     config.model.num_res_blocks = 1
     config.model.channel_multipliers = config.model.channel_multipliers[:2]
+    config.model.attention_resolutions = config.model.attention_resolutions[:1]
     if config.data.image_size > 32:
         config.data.image_size = 32
     config.train.batch_size = 8
@@ -79,6 +81,7 @@ def check_run(config, workdir):
 @pytest.mark.parametrize("name", [
     "digits",
     pytest.param("cifar10", marks=needs("cifar10")),
+    pytest.param("improved_cifar10", marks=needs("cifar10")),
     pytest.param("fashion_mnist", marks=needs("fashion_mnist")),
 ])
 def test_two_steps_on_the_real_data(name, tmp_path):

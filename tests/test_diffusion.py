@@ -9,8 +9,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 import oracle
 from ddpm_jax import schedule as schedules
 from ddpm_jax.diffusion import (
-    Parameterization, eps_from_x_0, model_log_variance, predict, predict_fn,
-    q_mean_variance, q_posterior, q_sample, q_step, x_0_from_eps,
+    LEARNED, MEANS, VARIANCES, Parameterization, eps_from_x_0, model_log_variance, predict,
+    predict_fn, q_mean_variance, q_posterior, q_sample, q_step, x_0_from_eps,
 )
 
 SCHEDULES = {
@@ -131,28 +131,41 @@ def test_published_single_step(clip, x_0, mean, transform):
 
 
 @EITHER_WAY
-@pytest.mark.parametrize("variance", ["fixed_large", "fixed_small"])
+@pytest.mark.parametrize("variance", VARIANCES)
 @pytest.mark.parametrize("clip", [True, False])
-@pytest.mark.parametrize("mean", ["eps", "x_0"])
+@pytest.mark.parametrize("mean", MEANS)
 def test_predict_matches_the_oracle(mean, clip, variance, transform):
     """x_0 is clipped before the mean is formed, and eps re-derived from it."""
     schedule, x_t, output, t = SCHEDULES["linear"], 1.3, 0.4, jnp.array([0, 1, 500, 999])
+    second = -0.7
     run = transform(lambda output, x_t, t: predict(
         schedule, output, x_t, t, mean=mean, clip=clip, variance=variance
     ))
-    actual = run(*(jnp.full((4, 1, 1, 1), value) for value in (output, x_t)), t)
+    outputs = jnp.full((4, 1, 1, 1), output)
+    if variance in LEARNED:
+        outputs = jnp.concatenate([outputs, jnp.full((4, 1, 1, 1), second)], axis=-1)
+    actual = run(outputs, jnp.full((4, 1, 1, 1), x_t), t)
     for i, step in enumerate(np.asarray(t) + 1):
         scale, spread = oracle.compose(schedule.beta, step)
-        x_0 = output if mean == "x_0" else (x_t - np.sqrt(spread) * output) / scale
+        x_0 = oracle.implied_x_0(schedule.beta, step, x_t, output, mean)
         x_0 = min(max(x_0, -1), 1) if clip else x_0
+        says_mean = mean == "x_prev"  # and there the clip is for the reported x_0 alone
+        if variance in LEARNED:
+            sigma_squared = oracle.learned_variance(schedule.beta, step, second, variance)
+        else:
+            sigma_squared = oracle.reverse_variance(schedule.beta, step, variance)
         expected = {
             "x_0": x_0,
             "eps": (x_t - scale * x_0) / np.sqrt(spread),
-            "mean": oracle.posterior(schedule.beta, step, x_0, x_t)[0],
-            "log_variance": np.log(oracle.reverse_variance(schedule.beta, step, variance)),
+            "mean": output if says_mean
+            else oracle.posterior(schedule.beta, step, x_0, x_t)[0],
+            "log_variance": np.log(sigma_squared),
         }
-        # Float32 rounds x_t by 1e-7; at t = 0, eps is that divided by 0.01.
+        # Float32 rounds x_t by 1e-7; at t = 0, eps is that divided by 0.01, and late x_0 is
+        # that divided by its weight in x_{t-1}.
         tolerance = {"eps": 2e-6 + 2e-7 / np.sqrt(spread)}
+        if says_mean and not clip:
+            tolerance["x_0"] = 2e-7 / schedule.posterior_coef_x_0[step - 1]
         for name, value in expected.items():
             assert_allclose(
                 getattr(actual, name)[i].item(), value, rtol=2e-6,
@@ -262,11 +275,47 @@ def test_predict_fn_passes_the_settings_on(transform):
     assert_allclose(prediction.log_variance.item(), -9.8167251353, **FLOAT32)
 
 
+@EITHER_WAY
+@pytest.mark.parametrize("variance", VARIANCES)
+@pytest.mark.parametrize("mean", MEANS)
+def test_every_output_holds_on_a_respaced_chain(mean, variance, transform):
+    """A network that knows x_0, and half-way between the variances, is as right in few steps."""
+    full, x_0, x_t, steps = schedules.linear(50, 1e-3, 0.3), 0.3, 0.8, [5, 20, 49]
+    respaced = schedules.respace(full, steps)
+    scale, spread = (full.sqrt_alpha_bar, full.sqrt_one_minus_alpha_bar)
+    eps = (x_t - scale * x_0) / spread
+    mid = 0.5 * (full.posterior_log_variance + np.log(full.beta))
+    by_step = {  # what the network has learned to say at each step of the full chain
+        "eps": eps, "x_0": np.full(50, x_0), "v": scale * eps - spread * x_0,
+        "x_prev": np.array([oracle.posterior(full.beta, t, x_0, x_t)[0] for t in range(1, 51)]),
+        "learned": mid, "learned_range": np.zeros(50),
+    }
+
+    def denoise_fn(x, step):
+        kinds = [mean, variance] if variance in LEARNED else [mean]
+        rows = [jnp.asarray(by_step[kind], jnp.float32)[step] for kind in kinds]
+        return jnp.stack(rows, axis=-1).reshape(len(x), 1, 1, len(kinds))
+
+    run = predict_fn(respaced, denoise_fn, mean=mean, variance=variance, full=full, clip=False)
+    actual = transform(run)(jnp.full((3, 1, 1, 1), x_t), jnp.arange(3))
+    beta = oracle.visit(full.beta, np.add(steps, 1))
+    for i in range(3):
+        # As above; x_{t-1} of the last step holds x_0 with a weight of 0.01.
+        assert_allclose(actual.x_0[i].item(), x_0, atol=1e-4)
+        mean_of_x_prev = oracle.posterior(beta, i + 1, x_0, x_t)[0]
+        assert_allclose(actual.mean[i].item(), mean_of_x_prev, atol=5e-5)
+        if variance in LEARNED:
+            middle = np.sqrt(oracle.reverse_variance(beta, i + 1, "fixed_small") * beta[i])
+        else:
+            middle = oracle.reverse_variance(beta, i + 1, variance)
+        assert_allclose(actual.log_variance[i].item(), np.log(middle), rtol=0, atol=5e-4)
+
+
 @pytest.mark.parametrize(
     "settings, schedule, message",
     [
         (dict(mean="noise"), "linear", r"diffusion\.mean='noise' .*use one of eps, x_0"),
-        (dict(variance="learned"), "linear", r"variance='learned' .*one of fixed_large"),
+        (dict(variance="learnt"), "linear", r"variance='learnt' .*one of fixed_large"),
         (dict(mean="eps"), "jsd", r"diffusion\.mean='eps' .*last beta is 1.*mean=x_0"),
     ],
 )

@@ -8,11 +8,12 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parent.parent / "ddpm_jax"
 LEVELS = [
     {"parallel", "randomness"},
-    {"schedule", "unet", "checkpoints", "images", "logs", "state",
+    {"schedule", "unet", "checkpoints", "images", "importance", "logs", "state",
      "sources"},
     {"diffusion", "pictures", "tfds_source"},
-    {"config", "data", "losses", "samplers"},
-    {"sampling", "workdir"},
+    {"data", "losses", "samplers"},
+    {"config", "sampling"},
+    {"workdir"},
     {"pretrained", "monitoring"},
     {"training"},
     {"__init__", "cli"},
@@ -47,7 +48,7 @@ def test_imports_point_down(name):
 @pytest.mark.parametrize("name", PURE)
 def test_the_core_needs_jax_alone(name):
     allowed = {"jax", "flax", "numpy", "jaxtyping", "ddpm_jax", "collections", "dataclasses",
-               "typing"}
+               "math", "typing"}
     assert {target.split(".")[0] for target in imported(PACKAGE / f"{name}.py")} <= allowed
 
 

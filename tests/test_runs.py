@@ -19,6 +19,7 @@ SMALL = {
     "diffusion.beta_end": 0.4, "train.batch_size": 16, "train.log_every": 5,
     "train.warmup_steps": 10, "train.eval_every": 60, "train.eval_images": 20,
     "train.sample_every": 60, "train.sample_images": 8, "train.checkpoint_every": 20,
+    "train.t_sampling": "importance",  # its history is pooled over devices and resumed
 }
 
 
@@ -56,7 +57,7 @@ def saved(workdir, step):
 
     from ddpm_jax.checkpoints import restore_part
 
-    names = ("params", "ema_params", "opt_state", "tally", "step")
+    names = ("params", "ema_params", "opt_state", "tally", "loss_history", "step")
     return jax.tree.leaves([restore_part(workdir, name, step)[1] for name in names])
 
 

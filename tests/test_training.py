@@ -1,5 +1,7 @@
 """One training step against its parts, and the pieces that watch a run."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 
 from configs import cifar10, digits
 from ddpm_jax import config as config_lib
-from ddpm_jax import data, losses, monitoring, parallel, randomness, training
+from ddpm_jax import data, importance, losses, monitoring, parallel, randomness, training
 from ddpm_jax import state as state_lib
 from nonzero import SHAPE, TinyNet, nonzero_params
 
@@ -35,7 +37,9 @@ def small_config(**train):
 def state_of(config, model):
     state = state_lib.create(
         model, config_lib.optimizer(config), jax.random.key(0), SHAPE,
-        tuple(config.train.extra_ema_decays),
+        extra_ema_decays=tuple(config.train.extra_ema_decays),
+        loss_history=importance.fresh(config.diffusion.num_timesteps)
+        if config.train.t_sampling == "importance" else None,
     )
     params = jax.tree.map(jnp.asarray, nonzero_params(model))
     # Another average than the parameters, so that a mix of the two is seen.
@@ -68,11 +72,11 @@ def one_step():
 
 def drawn(config, step=0):
     """What the step draws for the whole batch, without devices."""
-    rng = jax.random.split(jax.random.fold_in(jax.random.key(1), step))[0]
     return training.draw(
         data.digits("train")[0][:BATCH],
-        image_rngs=randomness.image_keys(rng, jnp.arange(BATCH)),
-        num_timesteps=config.diffusion.num_timesteps, random_flip=config.data.random_flip,
+        rng=jax.random.split(jax.random.fold_in(jax.random.key(1), step))[0],
+        places=jnp.arange(BATCH), num_timesteps=config.diffusion.num_timesteps,
+        t_sampling="uniform", loss_history={}, random_flip=config.data.random_flip,
     )
 
 
@@ -80,13 +84,13 @@ def drawn(config, step=0):
 def whole_batch():
     """Loss an image, t and the mean gradient over the whole batch at once."""
     config, model = small_config(), TinyNet()
-    x_0, t, eps = drawn(config)
+    x_0, t, _, eps = drawn(config)
 
     def loss_fn(params):
         def denoise_fn(x_t, t):
             return model.apply({"params": params}, x_t, t, train=False)
 
-        loss = losses.simple_loss(config_lib.schedule(config), denoise_fn, x_0, t, eps)
+        loss = losses.training_loss(config_lib.schedule(config), denoise_fn, x_0, t, eps)
         return loss.mean(), loss
 
     params = nonzero_params(model)
@@ -143,7 +147,8 @@ def test_averages_follow_their_decays(one_step):
     jax.tree.map(lambda a, b, n: check(a, 2 * b, n, decay), state.ema_params, before,
                  state.params)
     fresh = state_lib.create(
-        TinyNet(), config_lib.optimizer(small_config()), jax.random.key(0), SHAPE, (0.5,)
+        TinyNet(), config_lib.optimizer(small_config()), jax.random.key(0), SHAPE,
+        extra_ema_decays=(0.5,),
     )
     jax.tree.map(lambda a, b, n: check(a, b, n, 0.5), state.extra_ema_params["0.5"],
                  jax.device_get(fresh.params), state.params)
@@ -151,7 +156,7 @@ def test_averages_follow_their_decays(one_step):
 
 def test_averages_are_copies():
     state = state_lib.create(
-        TinyNet(), optax.sgd(1.0), jax.random.key(0), SHAPE, (0.5,)
+        TinyNet(), optax.sgd(1.0), jax.random.key(0), SHAPE, extra_ema_decays=(0.5,)
     )
     trees = state.params, state.ema_params, state.extra_ema_params["0.5"]
     pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(trees)]
@@ -211,9 +216,11 @@ def test_micro_batches_are_unrolled_on_cpu():
 
 def test_flips_are_left_to_right_one_image_in_two():
     images = np.random.default_rng(0).integers(0, 256, (400, 4, 6, 2), np.uint8)
-    rngs = randomness.image_keys(jax.random.key(0), jnp.arange(400))
-    rng_7 = randomness.image_keys(jax.random.key(0), jnp.arange(7, 8))
-    x_0, t, eps = training.draw(images, image_rngs=rngs, num_timesteps=10, random_flip=True)
+    draw = functools.partial(
+        training.draw, rng=jax.random.key(0), num_timesteps=10, t_sampling="uniform",
+        loss_history={}, random_flip=True,
+    )
+    x_0, t, weight, eps = draw(images, places=jnp.arange(400))
     plain = images / 127.5 - 1
     straight = np.abs(x_0 - plain).max(axis=(1, 2, 3)) < 1e-6
     mirrored = np.abs(x_0 - plain[:, :, ::-1]).max(axis=(1, 2, 3)) < 1e-6
@@ -221,11 +228,65 @@ def test_flips_are_left_to_right_one_image_in_two():
     assert abs(mirrored.mean() - 0.5) < 5 * 0.5 / 20  # five standard errors
     assert set(np.unique(t)) == set(range(10))
     assert abs(np.mean(eps)) < 5 / np.sqrt(eps.size)
-    again = training.draw(
-        images[7:8], image_rngs=rng_7, num_timesteps=10, random_flip=True
-    )
-    for whole, single in zip((x_0, t, eps), again):
+    np.testing.assert_array_equal(weight, 1)
+    again = draw(images[7:8], places=jnp.arange(7, 8))
+    for whole, single in zip((x_0, t, weight, eps), again):
         np.testing.assert_array_equal(whole[7], single[0])
+
+
+def test_antithetic_partners_stand_side_by_side_on_any_device():
+    rng, places = jax.random.key(0), jnp.arange(1000)
+    settings = dict(num_timesteps=10, t_sampling="antithetic", loss_history={})
+    t, weight = training.draw_t(rng, places, **settings)
+    np.testing.assert_array_equal(t[0::2] + t[1::2], 9)
+    np.testing.assert_array_equal(weight, 1)
+    counts = np.bincount(t, minlength=10)
+    # Pairs are drawn: 500 of 10 pairs of steps, five standard errors.
+    assert np.all(np.abs(counts - 100) < 5 * np.sqrt(500 * 0.2 * 0.8))
+    share, _ = training.draw_t(rng, places[501:504], **settings)
+    np.testing.assert_array_equal(share, t[501:504])
+
+
+def test_importance_is_part_of_the_step_and_of_what_is_saved():
+    """Devices pool their losses; the gradient is that of the weighted mean."""
+    config, model = small_config(t_sampling="importance"), TinyNet()
+    x_0, t, _, eps = drawn(config)
+    state, (metrics,) = run(config, model)
+    u = [jax.random.uniform(jax.random.split(key, 3)[0]) for key in randomness.image_keys(
+        jax.random.split(jax.random.fold_in(jax.random.key(1), 0))[0], jnp.arange(BATCH))]
+    t = np.floor(np.array(u) * 20).astype(int)  # all equally likely at first
+    loss = losses.training_loss(
+        config_lib.schedule(config),
+        lambda x, t: model.apply({"params": nonzero_params(model)}, x, t, train=False),
+        x_0, t, eps,
+    )
+    np.testing.assert_allclose(metrics["loss"], loss.mean(), **SAME)
+    saved = state_lib.to_saved(state)["loss_history"]
+    np.testing.assert_array_equal(saved["count"], np.bincount(t, minlength=20))
+    np.testing.assert_allclose(saved["loss"].sum(), loss.sum(), **SAME)
+
+
+def test_importance_leaves_the_mean_gradient_as_it_is():
+    """With a history that prefers late steps: the weighted loss estimates the plain one."""
+    config = small_config(t_sampling="importance", batch_size=4096, log_every=1)
+    size = np.arange(1, 21, dtype=np.float32)
+    history = {"loss": jnp.tile(size[:, None], 10), "count": jnp.full(20, 10, jnp.int32)}
+    state = state_of(config, TinyNet()).replace(loss_history=history)
+    images = np.tile(data.digits("train")[0][:512], (8, 1, 1, 1))
+    found = {}
+    for t_sampling in ("importance", "uniform"):
+        config.train.t_sampling = t_sampling
+        _, found[t_sampling] = step_of(config)(
+            parallel.replicate(jax.tree.map(jnp.copy, state)), parallel.shard(images),
+            jax.random.key(1),
+        )
+    # 4,096 losses each, of a spread like their mean: a standard error of 2 %.
+    np.testing.assert_allclose(
+        found["importance"]["loss"], found["uniform"]["loss"], rtol=0.1
+    )
+    np.testing.assert_allclose(
+        found["importance"]["grad_norm"], found["uniform"]["grad_norm"], rtol=0.1
+    )
 
 
 def test_held_out_loss_counts_a_ragged_batch_exactly():
@@ -243,7 +304,7 @@ def test_held_out_loss_counts_a_ragged_batch_exactly():
     images = source.read(np.linspace(0, 299, 21).round().astype(int)) / np.float32(127.5) - 1
     rngs = randomness.image_keys(jax.random.key(2), jnp.arange(21))
     eps = jax.vmap(lambda rng: jax.random.normal(rng, SHAPE))(rngs)
-    loss = losses.simple_loss(
+    loss = losses.training_loss(
         config_lib.schedule(config),
         jax.jit(lambda x, t: model.apply({"params": params}, x, t, train=False)),
         images.astype(np.float32), jnp.arange(21) * 20 // 21, eps,
