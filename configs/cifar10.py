@@ -89,4 +89,21 @@ def get_config() -> ml_collections.ConfigDict:
         seed=0,
         weights="ema",        # "raw", or one of extra_ema_decays such as "0.999"
     ))
+    config.evaluate = ml_collections.ConfigDict(dict(
+        metrics=("bpd",),     # bpd ode_bpd progressive fid sfid kid is precision_recall
+                              # nearest_pixels nearest_features
+        checkpoints="newest",                # or "all", "follow" (a running job), or a step
+        best="",              # keep the best checkpoint by such as "bpd", "fid/train"
+        split="test",         # of bpd and ode_bpd
+        num_images=0,         # of it; 0: all
+        num_samples=50_000,   # of fid and the others on samples, drawn as `sample` says
+        rounding=True,        # samples to uint8, as files have them; the paper's had floats
+        references=("train", "test"),        # or a folder of pictures, or an .npz
+        inception="",         # the file of Inception's weights; "": in the cache, or fetched
+        ode_steps=100,
+        ode_probes=1,
+        batch_size=0,         # images at a time; 0: what fits
+        matmul_precision="highest",
+        seed=0,
+    ))
     return config.lock()

@@ -12,7 +12,9 @@ import pkgutil
 from importlib import metadata
 
 _HOME = {
+    "bits_per_dim": "bits",
     "denoise_fn": "state",
+    "evaluate": "evaluation",
     "load": "pretrained",
     "sample": "sampling",
     "train": "training",

@@ -188,6 +188,11 @@ def restore_part(workdir, name: str, step: int | None = None) -> tuple:
     )
 
 
+def steps(workdir) -> list[int]:
+    """The steps of which a run has checkpoints, in order."""
+    return sorted(_steps(_folder(workdir)))
+
+
 def library_versions() -> dict[str, str]:
     """The version of each library that a run depends on, by its name on PyPI."""
     names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ddpm_jax")

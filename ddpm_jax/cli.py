@@ -12,24 +12,27 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 _HELP = """\
-Train a diffusion model, or sample from one.
+Train a diffusion model, sample from one, or measure it.
 
   python main.py --config=configs/digits.py --workdir=runs/digits
   python main.py --config=configs/digits.py --workdir=runs/digits --mode=sample
+  python main.py --config=configs/digits.py --workdir=runs/digits --mode=evaluate
 
-  --config=FILE           what to train: a file of configs/. With --mode=sample it may be left
-                          out: the workdir knows its own.
+  --config=FILE           what to train: a file of configs/. With the other modes it may be
+                          left out: the workdir knows its own.
   --config.GROUP.NAME=V   another value for one setting; tuples as "(1, 2, 2)".
   --workdir=FOLDER        checkpoints, samples and logs; a second start continues.
-  --mode=train|sample     train is the default; sample writes config.sample.num_images images to
-                          FOLDER/samples as a PNG grid and as .npz (arr_0, uint8 [n, h, w, c]).
+  --mode=train|sample|evaluate
+                          train is the default; sample writes config.sample.num_images images to
+                          FOLDER/samples as a PNG grid and as .npz (arr_0, uint8 [n, h, w, c]);
+                          evaluate measures config.evaluate.metrics, such as "('bpd', 'fid')".
 
 Every setting, its value and its meaning: configs/cifar10.py."""
 
-MODES = ("train", "sample")
+MODES = ("train", "sample", "evaluate")
 _config = config_flags.DEFINE_config_file("config", lock_config=True)
 _workdir = flags.DEFINE_string("workdir", None, "Folder of the run.")
-_mode = flags.DEFINE_string("mode", "train", "One of train, sample.")
+_mode = flags.DEFINE_string("mode", "train", "One of train, sample, evaluate.")
 
 
 class UserError(Exception):
@@ -130,7 +133,9 @@ def _run(argv):
     del argv
     logging.set_verbosity(logging.WARNING)
     try:
-        {"train": _train, "sample": _sample}[_mode.value](_config.value, _workdir.value)
+        {"train": _train, "sample": _sample, "evaluate": _evaluate}[_mode.value](
+            _config.value, _workdir.value
+        )
     except (ValueError, FloatingPointError) as error:
         if not _ours(error):
             raise
@@ -162,8 +167,7 @@ def _sample(config, workdir):
     from ddpm_jax import images, pretrained, sampling
     from ddpm_jax import workdir as workdir_lib
 
-    stored = workdir_lib.stored_config(workdir)
-    config = stored if config is None else config_lib.as_stored(config, stored, workdir)
+    config = workdir_lib.config_for(config, workdir)
     config_lib.check_numbers(config)
     settings = config.sample
     step, trained = pretrained.load_step(workdir, weights=settings.weights)
@@ -178,3 +182,10 @@ def _sample(config, workdir):
     with path.with_suffix(".npz").open("wb") as file:
         np.savez_compressed(file, arr_0=samples)
     print(f"{len(samples)} images in {path.with_suffix('.npz')}, a grid of them in {path}")
+
+
+def _evaluate(config, workdir):
+    from ddpm_jax import evaluation
+    from ddpm_jax import workdir as workdir_lib
+
+    evaluation.evaluate(workdir_lib.config_for(config, workdir), workdir)

@@ -17,6 +17,8 @@ from ddpm_jax import schedule as schedule_lib
 
 DTYPES = ("float32", "bfloat16")
 PRECISIONS = ("default", "high", "highest")
+EVALUATIONS = ("bpd", "ode_bpd", "progressive", "fid", "sfid", "kid", "is", "precision_recall",
+               "nearest_pixels", "nearest_features")
 T_SAMPLINGS = ("uniform", "antithetic", "importance")
 
 
@@ -99,6 +101,16 @@ def optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation
     )
 
 
+def data_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The arguments of `data.load`, but for the split."""
+    settings = config.data
+    return dict(
+        name=settings.name, data_dir=settings.dir, image_size=settings.image_size,
+        image_width=settings.image_width, channels=settings.channels, holdout=settings.holdout,
+        seed=config.seed,
+    )
+
+
 def image_shape(config: ml_collections.ConfigDict) -> tuple[int, int, int] | None:
     """(h, w, c) where the config says all of it, None where the data will."""
     height, channels = config.data.image_size, config.data.channels
@@ -134,11 +146,7 @@ def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
             f"{', '.join(T_SAMPLINGS)}."
         )
     _check_batch(config.train.batch_size, config.train.accumulate, num_devices)
-    if config.train.matmul_precision not in PRECISIONS:
-        raise ValueError(
-            f"config.train.matmul_precision={config.train.matmul_precision!r} is not known; "
-            f"use one of {', '.join(PRECISIONS)}."
-        )
+    _check_precision("train", config.train.matmul_precision)
     shape = image_shape(config)
     if shape:
         check_images(config, shape)
@@ -181,6 +189,12 @@ def check_numbers(config: ml_collections.ConfigDict) -> None:
         ("sample.num_steps", 0, config.diffusion.num_timesteps, 0),
         ("sample.batch_size", 0, huge, 0),
         ("sample.seed", 0, huge, 0),
+        ("evaluate.num_images", 0, huge, 0),
+        ("evaluate.num_samples", 2, huge, 50_000),
+        ("evaluate.batch_size", 0, huge, 0),
+        ("evaluate.ode_steps", 1, huge, 100),
+        ("evaluate.ode_probes", 1, huge, 1),
+        ("evaluate.seed", 0, huge, 0),
     ):
         group, _, name = setting.rpartition(".")
         value = (config[group] if group else config)[name]
@@ -223,6 +237,44 @@ def _check_batch(batch_size, accumulate, num_devices):
             f"config.train.accumulate={accumulate} does not divide the {share} images that "
             f"each device has of config.train.batch_size={batch_size}; try "
             f"--config.train.accumulate={works}."
+        )
+
+
+def check_evaluation(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError naming the first setting by which nothing can be measured."""
+    check_numbers(config)
+    settings = config.evaluate
+    for metric in settings.metrics:
+        if metric not in EVALUATIONS:
+            raise ValueError(
+                f"config.evaluate.metrics has {metric!r}, which is not known; use some of "
+                f"{', '.join(EVALUATIONS)}, written as --config.evaluate.metrics=\"('bpd',)\"."
+            )
+    if not settings.metrics:
+        raise ValueError(
+            "config.evaluate.metrics=() asks for nothing; try "
+            "--config.evaluate.metrics=\"('bpd',)\"."
+        )
+    which = settings.checkpoints
+    if which not in ("newest", "all", "follow") and not which.isdigit():
+        raise ValueError(
+            f"config.evaluate.checkpoints={which!r} must be newest, all, follow or a step; try "
+            "--config.evaluate.checkpoints=newest."
+        )
+    if settings.best and settings.best.split("/")[0] not in settings.metrics:
+        raise ValueError(
+            f"config.evaluate.best={settings.best!r} is none of config.evaluate.metrics="
+            f"{settings.metrics!r}; try --config.evaluate.best={settings.metrics[0]}, followed "
+            "by /train where there are references."
+        )
+    _check_precision("evaluate", settings.matmul_precision)
+
+
+def _check_precision(group, value):
+    if value not in PRECISIONS:
+        raise ValueError(
+            f"config.{group}.matmul_precision={value!r} is not known; use one of "
+            f"{', '.join(PRECISIONS)}."
         )
 
 

@@ -3,12 +3,13 @@
 One rule everywhere: uint8 v is v / 127.5 - 1; back it is round((x + 1) * 127.5), clipped.
 """
 
-import io
 import math
+from collections.abc import Sequence
 
 import numpy as np
-from etils import epath
 from PIL import Image
+
+from ddpm_jax import files
 
 GREY = 128  # of borders and gaps: stands out from black, white and most pictures
 
@@ -129,10 +130,23 @@ def save_png(path, image: np.ndarray) -> None:
             f"the image is {image.dtype} {list(image.shape)}; a PNG needs uint8 [h, w, c] "
             "with c of 1, 3 or 4: use images.grid on a batch, images.to_uint8 on floats."
         )
-    data = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(data, "PNG")
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data.getvalue())
-    temporary.replace(path)
+    files.write(path, lambda file: _pillow(image).save(file, "PNG"))
+
+
+def save_gif(path, frames: Sequence[np.ndarray], milliseconds: int = 100) -> None:
+    """Writes pictures as a GIF that repeats for ever; the last stays for a second.
+
+    Args:
+        path: str or path; replaced if it exists.
+        frames: uint8 [h, w, c], all of one shape.
+        milliseconds: that each frame stays.
+    """
+    first, *others = (_pillow(frame).convert("RGB") for frame in frames)
+    durations = [milliseconds] * len(others) + [1000]
+    files.write(path, lambda file: first.save(
+        file, "GIF", save_all=True, append_images=others, duration=durations, loop=0
+    ))
+
+
+def _pillow(image: np.ndarray) -> Image.Image:
+    return Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)

@@ -17,6 +17,8 @@ import tqdm
 from etils import epath
 from tensorboardX import SummaryWriter
 
+from ddpm_jax import files
+
 
 class Rate:
     """Speed and time to go, by the wall clock.
@@ -173,9 +175,7 @@ def _drop_rows_after(path, step: int) -> None:
         return
     lines = path.read_text().splitlines(keepends=True)
     kept = [line for line in lines if line.endswith("\n") and _step_of(line) <= step]
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(kept))
-    temporary.replace(path)
+    files.write(path, "".join(kept).encode())
 
 
 def _step_of(line: str) -> float:

@@ -34,3 +34,8 @@ def as_key(rng) -> jax.Array:
 def image_keys(rng: jax.Array, places: jax.Array) -> jax.Array:
     """One key an image, [b], from its place in the global batch (int32 [b])."""
     return jax.vmap(jax.random.fold_in, (None, 0))(rng, places)
+
+
+def fold_each(rngs: jax.Array, use: int | jax.Array) -> jax.Array:
+    """The key of one use or step of each image, [b], from the images' keys [b]."""
+    return jax.vmap(jax.random.fold_in, (0, None))(rngs, use)

@@ -5,10 +5,12 @@ A sampler takes the schedule of the chain that it runs (respaced or not), a func
 depends on its own key alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Key
 
 from ddpm_jax.diffusion import Images, Prediction
@@ -20,37 +22,81 @@ def standard_normal(rngs: Key[Array, " b"], shape: tuple[int, ...]) -> Array:
     return jax.vmap(lambda rng: jax.random.normal(rng, shape))(rngs)
 
 
+@flax.struct.dataclass
+class Trajectory:
+    """What a chain passed through, at the steps asked for.
+
+    Attributes:
+        x_t: [k, b, h, w, c], the images before each of these steps.
+        x_0: [k, b, h, w, c], what the network then took the finished image to be.
+    """
+
+    x_t: Array
+    x_0: Array
+
+
 def ancestral(
     schedule: Schedule,
     predict_fn: Callable[[Array, Array], Prediction],
     x_T: Images,
     rngs: Key[Array, " b"],
     *,
+    start: int | None = None,
+    stop: int = 0,
+    trajectory: Sequence[int] = (),
     on_step: Callable[[Array], None] | None = None,
-) -> Images:
+) -> Images | tuple[Images, Trajectory]:
     """Draws x_0 by the ancestral chain (Algorithm 2 of Ho, Jain and Abbeel 2020).
 
     x_{t-1} = mean + sigma_t z with z ~ N(0, I), and no noise at t = 0. The noise of step t is
     drawn from `fold_in(rngs[i], t)`.
 
     Args:
-        schedule: T steps; the scan has this length and calls the network once in each.
+        schedule: T steps; the scan calls the network once in each.
         predict_fn: (x_t, t [b] int32) -> Prediction.
-        x_T: [b, h, w, c] standard normal.
+        x_T: [b, h, w, c] standard normal; with `start` the images noised start times.
         rngs: [b] keys.
+        start: how many steps are left to undo, 1..T; None is all, T.
+        stop: how many to leave undone, 0..start - 1; the result is then x noised so often.
+        trajectory: indices t, stop <= t < start, at which to keep x_t and the predicted x_0.
         on_step: called inside the scan with t, before the step; for progress reports.
 
     Returns:
-        x_0: [b, h, w, c] float32, in [-1, 1] where the prediction clips.
-    """
+        x_0: [b, h, w, c] float32, in [-1, 1] where the prediction clips; with `trajectory` also
+        the `Trajectory`, in the order asked for.
 
-    def step(x_t, t):
+    Raises:
+        ValueError: start, stop or trajectory leave the chain.
+    """
+    start = schedule.num_timesteps if start is None else start
+    if not 0 <= stop < start <= schedule.num_timesteps:
+        raise ValueError(
+            f"start={start} and stop={stop} must be 0 <= stop < start <= "
+            f"{schedule.num_timesteps}, the steps of the schedule."
+        )
+    trajectory = np.asarray(trajectory, np.int32)
+    if trajectory.size and not (stop <= trajectory.min() and trajectory.max() < start):
+        raise ValueError(
+            f"trajectory={trajectory.tolist()} must lie in {stop}..{start - 1}, the steps run."
+        )
+
+    def step(carry, t):
+        x_t, kept = carry
         if on_step is not None:
             on_step(t)
         prediction = predict_fn(x_t, jnp.full(x_t.shape[:1], t))
+        if kept is not None:
+            here = (trajectory == t).reshape(-1, *(1,) * x_t.ndim)
+            kept = Trajectory(*(
+                jnp.where(here, now, before)
+                for now, before in ((x_t, kept.x_t), (prediction.x_0, kept.x_0))
+            ))
         z = standard_normal(jax.vmap(jax.random.fold_in, (0, None))(rngs, t), x_t.shape[1:])
         sigma = jnp.where(t > 0, jnp.exp(0.5 * prediction.log_variance), 0.0)
-        return prediction.mean + sigma * z, None
+        return (prediction.mean + sigma * z, kept), None
 
-    t = jnp.arange(schedule.num_timesteps, dtype=jnp.int32)
-    return jax.lax.scan(step, x_T, t, reverse=True)[0]
+    none_yet = jnp.zeros((trajectory.size, *x_T.shape))
+    kept = Trajectory(none_yet, none_yet) if trajectory.size else None
+    t = jnp.arange(stop, start, dtype=jnp.int32)
+    (x_0, kept), _ = jax.lax.scan(step, (x_T, kept), t, reverse=True)
+    return x_0 if kept is None else (x_0, kept)

@@ -1,24 +1,22 @@
 """`sample(params, rng, n)`: devices, padding, batches and progress around one compiled scan."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 
 from ddpm_jax import diffusion as diffusion_lib
-from ddpm_jax import parallel, randomness, samplers
+from ddpm_jax import parallel, randomness, rounds, samplers
 from ddpm_jax import schedule as schedule_lib
 from ddpm_jax.images import to_uint8
 from ddpm_jax.state import Trained
 from ddpm_jax.unet import UNet
 
 SAMPLERS = ("ancestral",)
-_REPORTS = 100  # Progress reports a chain.
-_bar: tqdm.tqdm | None = None  # The bar that a running chain reports to.
+_X_T, _Z = range(2)  # Addresses below an image's key: the prior draw, the noise of the steps.
 
 
 def sample(
@@ -69,25 +67,53 @@ def sample(
             not fit the model (the first leaf that differs is named).
     """
     trained = _trained(params, model, schedule, diffusion, image_shape)
-    if sampler not in SAMPLERS:
-        raise ValueError(f"sampler={sampler!r} is not known; use one of {', '.join(SAMPLERS)}.")
     if output not in ("float", "uint8"):
         raise ValueError(f"output={output!r} is not known; use 'float' or 'uint8'.")
+    rngs = _keys(rng, n, seeds)
+    images = np.concatenate(list(stream(
+        trained, rngs, sampler=sampler, num_steps=num_steps, clip=clip, batch_size=batch_size,
+        progress=progress,
+    )))
+    return to_uint8(images) if output == "uint8" else images
+
+
+def stream(
+    trained: Trained,
+    rngs: jax.Array,
+    *,
+    sampler: str = "ancestral",
+    num_steps: int | None = None,
+    clip: bool = True,
+    batch_size: int | None = None,
+    progress: bool = False,
+    done: int = 0,
+) -> Iterator[np.ndarray]:
+    """The images of `sample`, a round at a time, float32 [<= batch, h, w, c].
+
+    Args:
+        trained: parameters and what they need.
+        rngs: [n], one key an image.
+        sampler, num_steps, clip, batch_size, progress: as of `sample`.
+        done: images at the start to leave out.
+
+    Raises:
+        ValueError: as `sample` does.
+    """
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sampler={sampler!r} is not known; use one of {', '.join(SAMPLERS)}.")
     trained.diffusion.check(trained.schedule)
     check_params(trained)
-    rngs = _keys(rng, n, seeds)
-    chain_schedule = trained.schedule
+    schedule, full = trained.schedule, None
     if num_steps:
-        steps = schedule_lib.evenly_spaced(chain_schedule.num_timesteps, num_steps)
-        chain_schedule = schedule_lib.respace(chain_schedule, steps)
-    full = trained.schedule if chain_schedule is not trained.schedule else None
-    chain = _pmap_chain(
-        trained.model, trained.diffusion, trained.image_shape, clip, progress
+        steps = schedule_lib.evenly_spaced(schedule.num_timesteps, num_steps)
+        schedule, full = schedule_lib.respace(schedule, steps), schedule
+    chain = _pmap_chain(trained.model, trained.diffusion, trained.image_shape, clip, progress)
+    draw = functools.partial(chain, parallel.replicate(trained.params), schedule, full)
+    return rounds.run(
+        draw, lambda places: rngs[places], len(rngs),
+        rounds.batch_size(trained, len(rngs) - done, batch_size),
+        num_steps=schedule.num_timesteps, progress=progress, done=done,
     )
-    draw = functools.partial(chain, parallel.replicate(trained.params), chain_schedule, full)
-    batch = _batch_size(trained, len(rngs), batch_size)
-    images = _in_batches(draw, rngs, batch, chain_schedule.num_timesteps, progress)
-    return to_uint8(images) if output == "uint8" else images
 
 
 def _trained(params, model, schedule, diffusion, image_shape) -> Trained:
@@ -133,66 +159,21 @@ def _keys(rng, n, seeds) -> jax.Array:
     return randomness.image_keys(randomness.as_key(rng), jnp.arange(n))
 
 
-def _batch_size(trained: Trained, n: int, batch_size: int | None) -> int:
-    """Images at a time: `batch_size` or what fits, in whole rounds of equal size."""
-    num_devices = jax.local_device_count()
-    fits = batch_size if batch_size else num_devices * _fits(trained)
-    rounds = -(-n // max(fits, 1))
-    return -(-n // (rounds * num_devices)) * num_devices
-
-
-def _fits(trained: Trained) -> int:
-    """A careful guess at how many images one device samples at a time, at most 256."""
-    height, width, _ = trained.image_shape
-    # The skip stack and the working set come to about 16 maps of the first level.
-    per_image = 16 * 4 * height * width * getattr(trained.model, "channels", 128)
-    memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 4 * 2**30)
-    return int(np.clip(memory // 2 // per_image, 1, 256))
-
-
-def _in_batches(draw, rngs, batch, num_steps, progress) -> np.ndarray:
-    global _bar
-    n = len(rngs)
-    padded = rngs[jnp.minimum(jnp.arange(-(-n // batch) * batch), n - 1)]
-    _bar = tqdm.tqdm(total=len(padded) // batch * num_steps, unit="step", disable=not progress)
-    try:
-        images = [
-            np.asarray(jax.device_get(draw(parallel.shard(padded[i:i + batch]))))
-            for i in range(0, len(padded), batch)
-        ]
-        jax.effects_barrier()
-    finally:
-        _bar.close()
-        _bar = None
-    return np.concatenate([x.reshape(batch, *x.shape[2:]) for x in images])[:n]
-
-
 @functools.lru_cache(maxsize=64)
 def _pmap_chain(model, diffusion, image_shape, clip, progress):
     """(params, schedule, full or None, keys [d, b]) -> x_0 [d, b, h, w, c]; once a shape."""
 
     def chain(params, schedule, full, rngs):
-        rngs_x_T, rngs_z = (jax.vmap(jax.random.fold_in, (0, None))(rngs, i) for i in (0, 1))
+        rngs_x_T, rngs_z = (randomness.fold_each(rngs, use) for use in (_X_T, _Z))
         predict_fn = diffusion_lib.predict_fn(
             schedule,
             lambda x_t, t: model.apply({"params": params}, x_t, t, train=False),
             mean=diffusion.mean, variance=diffusion.variance, full=full, clip=clip,
         )
         x_T = samplers.standard_normal(rngs_x_T, image_shape)
-        report = functools.partial(_report, schedule.num_timesteps) if progress else None
-        return samplers.ancestral(schedule, predict_fn, x_T, rngs_z, on_step=report)
+        return samplers.ancestral(
+            schedule, predict_fn, x_T, rngs_z,
+            on_step=rounds.on_step(schedule.num_timesteps, progress),
+        )
 
     return jax.pmap(chain, axis_name=parallel.AXIS, in_axes=(None, None, None, 0))
-
-
-def _report(num_steps, t):
-    """Moves the bar from inside a scan, from one device, about `_REPORTS` times a chain."""
-    every = max(1, num_steps // _REPORTS)
-    speaks = (t % every == 0) & (jax.lax.axis_index(parallel.AXIS) == 0)
-    move = functools.partial(_move_bar, every, num_steps)
-    jax.lax.cond(speaks, lambda: jax.debug.callback(move, t), lambda: None)
-
-
-def _move_bar(every, num_steps, t):
-    if _bar is not None:
-        _bar.update(min(every, num_steps - int(t)))

@@ -310,16 +310,10 @@ def train(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -> 
 
 def open_data(config: ml_collections.ConfigDict, data: Any):
     """The images to train on and those held out (None where there are none)."""
-    settings = config.data
     if data is not None:
         return data_lib.from_array(data), None
-    arguments = dict(
-        data_dir=settings.dir, image_size=settings.image_size, channels=settings.channels,
-        image_width=settings.image_width, holdout=settings.holdout, seed=config.seed,
-    )
-    return tuple(
-        data_lib.load(settings.name, split=split, **arguments) for split in ("train", "test")
-    )
+    settings = config_lib.data_settings(config)
+    return tuple(data_lib.load(split=split, **settings) for split in ("train", "test"))
 
 
 def every(step: int, period: int, last: int) -> bool:

@@ -7,6 +7,7 @@ import ml_collections
 from etils import epath
 
 from ddpm_jax import config as config_lib
+from ddpm_jax import files
 
 
 def create(workdir: Any) -> epath.Path:
@@ -38,9 +39,7 @@ def store_config(config: ml_collections.ConfigDict, workdir: epath.Path) -> None
     path = workdir / "config.json"
     if path.exists():
         config_lib.check_same_run(config, config_lib.parse(path.read_text()), workdir)
-    temporary = workdir / "config.json.tmp"
-    temporary.write_text(config_lib.dump(config) + "\n")
-    temporary.replace(path)
+    files.write(path, (config_lib.dump(config) + "\n").encode())
 
 
 def stored_config(workdir: Any) -> ml_collections.ConfigDict:
@@ -56,3 +55,15 @@ def stored_config(workdir: Any) -> ml_collections.ConfigDict:
             f"--mode=train --workdir={workdir}, or name another --workdir."
         )
     return config_lib.parse(path.read_text())
+
+
+def config_for(
+    config: ml_collections.ConfigDict | None, workdir: Any
+) -> ml_collections.ConfigDict:
+    """`config` for use with the finished or running run in `workdir`; None is the run's own.
+
+    Raises:
+        ValueError: there is no run, or `config` describes another model than its.
+    """
+    stored = stored_config(workdir)
+    return stored if config is None else config_lib.as_stored(config, stored, workdir)

@@ -135,20 +135,16 @@ def test_png_round_trip(tmp_path, c, mode):
     assert [p.name for p in path.parent.iterdir()] == ["step_5.png"]
 
 
-def test_png_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
-    path, image = tmp_path / "a.png", pictures(1, 5, 7, 3)[0]
-    images.save_png(path, image)
-    before = path.read_bytes()
-
-    def full(self, data):
-        with open(self, "wb") as file:
-            file.write(data[:10])
-        raise OSError("disk full")
-
-    monkeypatch.setattr(type(images.epath.Path(path)), "write_bytes", full)
-    with pytest.raises(OSError, match="disk full"):
-        images.save_png(path, 255 - image)
-    assert path.read_bytes() == before
+def test_gif_shows_every_frame_and_rests_on_the_last(tmp_path):
+    frames = [np.full((4, 6, 1), value, np.uint8) for value in (0, 100, 255)]
+    images.save_gif(tmp_path / "new" / "a.gif", frames, milliseconds=50)
+    with Image.open(tmp_path / "new" / "a.gif") as gif:
+        assert gif.n_frames == 3 and gif.info["loop"] == 0 and gif.size == (6, 4)
+        seen = []
+        for i in range(3):
+            gif.seek(i)
+            seen.append((gif.info["duration"], np.asarray(gif.convert("L")).mean()))
+    assert seen == [(50, 0), (50, 100), (1000, 255)]
 
 
 @pytest.mark.parametrize("shape", [(4, 4, 2), (1, 4, 4, 3), (4, 4)])

@@ -7,15 +7,15 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "ddpm_jax"
 LEVELS = [
-    {"parallel", "randomness"},
-    {"schedule", "unet", "checkpoints", "images", "importance", "logs", "state",
-     "sources"},
-    {"diffusion", "pictures", "tfds_source"},
+    {"files", "metrics", "parallel", "randomness", "torch_file"},
+    {"checkpoints", "images", "importance", "inception", "logs", "neighbours", "parts",
+     "references", "schedule", "sources", "state", "unet"},
+    {"audit", "diffusion", "pictures", "rounds", "tfds_source"},
     {"data", "losses", "samplers"},
-    {"config", "sampling"},
-    {"workdir"},
-    {"pretrained", "monitoring"},
-    {"training"},
+    {"config", "likelihood", "progressive", "quality", "sampling"},
+    {"bits", "plots", "workdir"},
+    {"pretrained", "measures", "monitoring"},
+    {"evaluation", "training"},
     {"__init__", "cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

@@ -215,3 +215,48 @@ def test_on_step_hears_of_every_step():
     ancestral(FULL, scripted(lambda x_t, t: x_t), x_T, keys(1), on_step=hear)
     jax.effects_barrier()
     assert heard == list(range(19, -1, -1))
+
+
+def test_a_chain_in_two_parts_is_the_chain():
+    predict = predict_fn(FULL, tiny_network(KERNEL))
+    rngs, x_T = keys(3), standard_normal(keys(3, seed=1), SHAPE)
+    with jax.debug_key_reuse(False):  # The same keys, on purpose.
+        whole = jit(lambda x_T, rngs: ancestral(FULL, predict, x_T, rngs))(x_T, rngs)
+        x_7 = jit(lambda x_T, rngs: ancestral(FULL, predict, x_T, rngs, stop=7))(x_T, rngs)
+        rest = jit(lambda x_7, rngs: ancestral(FULL, predict, x_7, rngs, start=7))(x_7, rngs)
+    # Compiled apart: some float32 roundings.
+    assert_allclose(rest, whole, rtol=0, atol=1e-5)
+    assert np.abs(x_7 - whole).max() > 0.1
+
+
+def test_a_trajectory_holds_the_steps_asked_for():
+    """x -> 2 x + t again; the prediction's x_0 is -x_t."""
+    def predict(x_t, t):
+        double = 2 * x_t + t.astype(jnp.float32)[:, None, None, None]
+        return Prediction(
+            eps=x_t, x_0=-x_t, mean=double, log_variance=jnp.full((1, 1, 1, 1), -np.inf)
+        )
+
+    x_T = jnp.ones((1, 1, 1, 1))
+    x_0, trajectory = jit(
+        lambda rngs: ancestral(FULL, predict, x_T, rngs, trajectory=(19, 0, 16))
+    )(keys(1))
+    before, x = {}, 1.0
+    for t in range(19, -1, -1):
+        before[t] = x
+        x = 2 * x + t
+    assert x_0.item() == x
+    assert_array_equal(trajectory.x_t.ravel(), [before[19], before[0], before[16]])
+    assert_array_equal(trajectory.x_0, -trajectory.x_t)
+    assert trajectory.x_t.shape == (3, 1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("arguments, says", [
+    (dict(start=21), "start=21 and stop=0 must be .* <= 20"),
+    (dict(start=5, stop=5), "start=5 and stop=5 must"),
+    (dict(stop=-1), "stop=-1 must"),
+    (dict(start=5, trajectory=(5,)), "trajectory=.5. must lie in 0..4"),
+])
+def test_steps_outside_the_chain_are_refused(arguments, says):
+    with pytest.raises(ValueError, match=says):
+        ancestral(FULL, scripted(lambda x, t: x), jnp.zeros((1, 1, 1, 1)), keys(1), **arguments)

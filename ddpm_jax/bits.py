@@ -1,0 +1,165 @@
+"""Bits/dim of many images on every device: `bits_per_dim`, and its terms, resumable."""
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+
+from ddpm_jax import diffusion as diffusion_lib
+from ddpm_jax import images as images_lib
+from ddpm_jax import likelihood, parallel, parts, randomness, rounds, sources
+from ddpm_jax.likelihood import Terms
+from ddpm_jax.state import Trained
+
+_MOST = 64  # Images a round and device: a part file is lost work at most this long.
+
+
+def bits_per_dim(
+    trained: Trained,
+    rng: Any,
+    images: np.ndarray,
+    *,
+    clip: bool = True,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> np.ndarray:
+    """The variational bound of each image in bits/dim (Eq. 5 of Ho et al. 2020).
+
+    T network calls an image. Its draws depend on (rng, i) alone.
+
+    Args:
+        trained: what `load` and `train` return.
+        rng: a typed key, a legacy `PRNGKey` or an int.
+        images: uint8 [n, h, w, c].
+        clip: keep the predicted x_0 in [-1, 1], as the paper's evaluation does.
+        batch_size: images at a time on all devices together; what fits by default.
+        progress: show a bar.
+
+    Returns:
+        float64 [n].
+
+    Raises:
+        ValueError: the images are not uint8 or of another shape than the model's.
+    """
+    return likelihood.total_bits(terms(
+        trained, rng, sources.from_array(images), clip=clip, batch_size=batch_size,
+        progress=progress,
+    ))
+
+
+def terms(
+    trained: Trained,
+    rng: Any,
+    source: sources.Source,
+    *,
+    clip: bool = True,
+    batch_size: int | None = None,
+    progress: bool = False,
+    folder: Any = None,
+) -> Terms:
+    """Every term of the bound for every image of `source`, NumPy arrays [n, ...].
+
+    Args:
+        source: uint8 images.
+        folder: where finished rounds are kept, one file each, so that a second call with the
+            same arguments continues; None keeps nothing.
+
+    The other arguments, and the errors, are those of `bits_per_dim`.
+    """
+    chain = _pmap_terms(trained, clip, progress)
+    return _each_image(
+        trained, rng, source, chain, Terms, num_steps=trained.schedule.num_timesteps,
+        batch_size=batch_size, progress=progress, folder=folder,
+    )
+
+
+def ode_bits_per_dim(
+    trained: Trained,
+    rng: Any,
+    source: sources.Source,
+    *,
+    num_steps: int = 100,
+    num_probes: int = 1,
+    batch_size: int | None = None,
+    progress: bool = False,
+    folder: Any = None,
+) -> np.ndarray:
+    """Bits/dim of each image under the probability-flow ODE (`likelihood.ode_bits_per_dim`).
+
+    Args:
+        num_steps: Heun steps, two network calls each.
+        num_probes: probes of the divergence an image.
+
+    The other arguments, and the errors, are those of `terms`.
+
+    Returns:
+        float32 [n].
+    """
+    chain = _pmap_ode(trained, num_steps, num_probes, progress)
+    return _each_image(
+        trained, rng, source, chain, dict, num_steps=num_steps, batch_size=batch_size,
+        progress=progress, folder=folder,
+    )["bits"]
+
+
+def _pmap_terms(trained, clip, progress):
+    schedule, diffusion = trained.schedule, trained.diffusion
+
+    def chain(params, uint8, rngs):
+        predict_fn = diffusion_lib.predict_fn(
+            schedule,
+            functools.partial(trained.model.apply, {"params": params}, train=False),
+            mean=diffusion.mean, variance=diffusion.variance, clip=clip,
+        )
+        report = rounds.on_step(schedule.num_timesteps, progress)
+        x_0 = images_lib.to_float(uint8)
+        return vars(likelihood.vlb_terms(schedule, predict_fn, x_0, rngs, on_step=report))
+
+    return jax.pmap(chain, axis_name=parallel.AXIS, in_axes=(None, 0, 0))
+
+
+def _pmap_ode(trained, num_steps, num_probes, progress):
+    def chain(params, uint8, rngs):
+        return {"bits": likelihood.ode_bits_per_dim(
+            trained.schedule,
+            functools.partial(trained.model.apply, {"params": params}, train=False),
+            uint8, rngs, mean=trained.diffusion.mean, variance=trained.diffusion.variance,
+            num_steps=num_steps, num_probes=num_probes,
+            on_step=rounds.on_step(num_steps, progress),
+        )}
+
+    return jax.pmap(chain, axis_name=parallel.AXIS, in_axes=(None, 0, 0))
+
+
+def _each_image(
+    trained, rng, source, chain, container, *, num_steps, batch_size, progress, folder
+):
+    if tuple(source.image_shape) != tuple(trained.image_shape):
+        raise ValueError(
+            f"images are {list(source.image_shape)}, and the model's {list(trained.image_shape)}"
+            "; bits/dim need images of its own size: set config.data.image_size to it."
+        )
+    n, rng = len(source), randomness.as_key(rng)
+    found = list(parts.finished(folder)) if folder else []
+    done = sum(map(parts.num_rows, found))
+    if done < n:
+        batch = rounds.batch_size(
+            trained, n - done, batch_size or _MOST * jax.local_device_count()
+        )
+        run = functools.partial(_split_inputs, chain, parallel.replicate(trained.params))
+        for part in rounds.run(
+            run, lambda places: (source.read(places), randomness.image_keys(rng, places)),
+            n, batch, num_steps=num_steps, progress=progress, done=done,
+        ):
+            if folder:
+                parts.keep(folder, done, part)
+            done += parts.num_rows(part)
+            found.append(part)
+    return container(**{
+        name: np.concatenate([part[name] for part in found]) for name in found[0]
+    })
+
+
+def _split_inputs(chain, params, inputs):
+    return chain(params, *inputs)

@@ -1,0 +1,268 @@
+"""What can be measured of a checkpoint: one function a metric, each from a `Job`.
+
+Every function returns the JSON of a row: `value`, what belongs to it, and a standard error
+where there is one. Files go into the folder it is given.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from etils import epath
+
+from ddpm_jax import audit, bits, data, files, images, likelihood, parts, plots, progressive
+from ddpm_jax import config as config_lib
+from ddpm_jax import quality, randomness, sampling, sources
+from ddpm_jax.state import Trained
+
+_BITS, _ODE, _SAMPLES, _PICTURES = range(4)  # Addresses below the seed of an evaluation.
+_DRAWN = 10  # Images in the pictures of progressive coding.
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One checkpoint and how to measure it.
+
+    Attributes:
+        config: its groups `evaluate`, `sample` and `data` are read.
+        step: updates that the parameters have seen.
+        trained: the parameters and what they need.
+        folder: of this checkpoint's evaluations.
+        progress: show bars.
+        network: Inception, where a metric of samples is asked for.
+    """
+
+    config: ml_collections.ConfigDict
+    step: int
+    trained: Trained
+    folder: epath.Path
+    progress: bool
+    network: quality.Network | None
+
+    def rng(self, use: int) -> jax.Array:
+        """The key of one use."""
+        return jax.random.fold_in(randomness.as_key(self.config.evaluate.seed), use)
+
+    def source(self, split: str, num_images: int = 0) -> sources.Source:
+        """A split of the run's data: `num_images` of it spread evenly, 0 for all."""
+        source = data.load(split=split, **config_lib.data_settings(self.config))
+        if source is None:
+            raise ValueError(
+                f"config.evaluate.split={split!r}, but config.data.name="
+                f"{self.config.data.name!r} has no such split; write "
+                "--config.evaluate.split=train, or set config.data.holdout when training."
+            )
+        if not num_images or num_images >= len(source):
+            return source
+        chosen = np.linspace(0, len(source) - 1, num_images).round().astype(np.int64)
+        return sources.Source(
+            num_images, source.image_shape, lambda places: source.read(chosen[places]),
+            source.in_memory,
+        )
+
+    def samples(self) -> Iterator[np.ndarray]:
+        """`evaluate.num_samples` images in batches: uint8, or float32 in 0..255 unrounded.
+
+        Finished batches stay in the folder, from which a second call reads them.
+        """
+        n, sample = self.config.evaluate.num_samples, self.config.sample
+        folder = self.folder / f"samples-{key(sampling_protocol(self))}"
+        done = 0
+        for part in parts.finished(folder):
+            done += parts.num_rows(part)
+            yield part["arr_0"]
+        if done >= n:
+            return
+        rngs = randomness.image_keys(self.rng(_SAMPLES), jnp.arange(n))
+        for batch in sampling.stream(
+            self.trained, rngs, sampler=sample.sampler, num_steps=sample.num_steps,
+            clip=sample.clip, batch_size=sample.batch_size, progress=self.progress, done=done,
+        ):
+            if self.config.evaluate.rounding:
+                batch = images.to_uint8(batch)
+            else:
+                batch = np.clip((batch + 1) * 127.5, 0, 255)
+            parts.keep(folder, done, {"arr_0": batch})
+            done += len(batch)
+            yield batch
+
+    @functools.cached_property
+    def scored(self) -> quality.Samples:
+        """Features of the samples; one pass through Inception serves every score."""
+        return quality.Samples.of(self.samples(), self.network)
+
+
+def key(protocol: dict[str, Any]) -> str:
+    """A short name for a protocol."""
+    text = json.dumps(protocol, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def protocol(job: Job, metric: str, reference: str | None) -> dict[str, Any]:
+    """Everything that the value of a metric depends on, JSON."""
+    settings = job.config.evaluate
+    found = {
+        "step": job.step,
+        "weights": job.config.sample.weights,
+        "dtype": str(jnp.dtype(job.trained.model.dtype)),
+        "matmul_precision": settings.matmul_precision,
+        "seed": settings.seed,
+    }
+    if metric in ("bpd", "ode_bpd"):
+        found |= {"split": settings.split, "num_images": settings.num_images or "all"}
+    if metric in ("bpd", "progressive"):
+        found["clip"] = job.config.sample.clip
+    if metric == "ode_bpd":
+        found |= {"ode_steps": settings.ode_steps, "ode_probes": settings.ode_probes}
+    if metric in OF_SAMPLES:
+        found |= sampling_protocol(job)
+    if metric in NEEDS_INCEPTION:
+        found |= {"resize": quality.RESIZE, "inception": job.network.checksum[:16]}
+    if reference is not None:
+        found["reference"] = reference
+    return found
+
+
+def sampling_protocol(job: Job) -> dict[str, Any]:
+    """Everything that the samples of a checkpoint depend on, JSON."""
+    settings, sample = job.config.evaluate, job.config.sample
+    return {
+        "num_samples": settings.num_samples, "weights": sample.weights,
+        "sampler": sample.sampler,
+        "num_steps": sample.num_steps or job.trained.schedule.num_timesteps,
+        "clip": sample.clip, "rounding": "uint8" if settings.rounding else "none",
+        "matmul_precision": settings.matmul_precision, "seed": settings.seed,
+    }
+
+
+def bpd(job: Job, folder: epath.Path) -> dict[str, Any]:
+    """The variational bound (Ho et al. 2020, Eq. 5), with its terms, curves and Table 4."""
+    settings = job.config.evaluate
+    source = job.source(settings.split, settings.num_images)
+    terms = bits.terms(
+        job.trained, job.rng(_BITS), source, clip=job.config.sample.clip,
+        batch_size=settings.batch_size, progress=job.progress, folder=folder / "parts",
+    )
+    total = likelihood.total_bits(terms)
+    prior, vlb, mse_x_0, mse_eps = (
+        np.mean(x, axis=0, dtype=np.float64)
+        for x in (terms.prior, terms.vlb, terms.mse_x_0, terms.mse_eps)
+    )
+    curve = likelihood.rate_distortion(vlb, prior, mse_x_0)
+    files.write_npz(folder / "terms.npz", dict(
+        bits=total, prior=terms.prior, vlb=vlb, mse_x_0=mse_x_0, mse_eps=mse_eps,
+        vlb_standard_error=standard_error(terms.vlb),
+    ))
+    plots.bound(folder / "bound.png", vlb, mse_eps)
+    plots.rate_distortion(folder / "rate_distortion.png", curve)
+    lines = ["reverse_steps,rate_bits_per_dim,distortion_rmse"] + [
+        f"{n},{rate:.6g},{distortion:.6g}" for n, rate, distortion in zip(
+            curve.reverse_steps, curve.rate, curve.distortion)
+    ]
+    files.write(folder / "rate_distortion.csv", ("\n".join(lines) + "\n").encode())
+    (folder / "parts").rmtree()
+    return {
+        "value": float(total.mean()), "standard_error": standard_error(total), "n": len(total),
+        "L_T": float(prior), "L_1_to_T-1": float(vlb[1:].sum()), "L_0": float(vlb[0]),
+        "rmse": float(curve.distortion[-1]),
+    }
+
+
+def ode_bpd(job: Job, folder: epath.Path) -> dict[str, Any]:
+    """Bits/dim under the probability-flow ODE, uniformly dequantised (Song et al. 2021)."""
+    settings = job.config.evaluate
+    found = bits.ode_bits_per_dim(
+        job.trained, job.rng(_ODE), job.source(settings.split, settings.num_images),
+        num_steps=settings.ode_steps, num_probes=settings.ode_probes,
+        batch_size=settings.batch_size, progress=job.progress, folder=folder / "parts",
+    )
+    files.write_npz(folder / "bits.npz", {"bits": found})
+    (folder / "parts").rmtree()
+    return {"value": float(np.mean(found, dtype=np.float64)),
+            "standard_error": standard_error(found), "n": len(found)}
+
+
+def standard_error(x: np.ndarray) -> Any:
+    """Of the mean over the first axis; None for one row."""
+    if len(x) < 2:
+        return None
+    error = np.std(x, axis=0, ddof=1, dtype=np.float64) / len(x) ** 0.5
+    return float(error) if np.ndim(error) == 0 else error
+
+
+def draw_progressive(job: Job, folder: epath.Path) -> dict[str, Any]:
+    """Pictures of progressive generation and of completions (Ho et al. 2020, Figs. 6 and 7)."""
+    num_timesteps, clip = job.trained.schedule.num_timesteps, job.config.sample.clip
+    x_t, x_0 = progressive.generate(
+        job.trained, job.rng(_PICTURES), _DRAWN, num_frames=20, clip=clip
+    )
+    x_t, x_0 = images.to_uint8(x_t), images.to_uint8(x_0)
+    strips = np.concatenate([x_0[::2], x_0[-1:]]).swapaxes(0, 1)  # [n, frames, h, w, c]
+    images.save_png(folder / "generation.png", images.grid(
+        strips.reshape(-1, *strips.shape[2:]), columns=strips.shape[1]
+    ))
+    images.save_gif(folder / "generation.gif", [
+        images.beside(images.grid(a, columns=5), images.grid(b, columns=5))
+        for a, b in zip(x_t, x_0)
+    ])
+    shared = sorted({max(1, num_timesteps * k // 4) for k in (1, 2, 3, 4)}, reverse=True)
+    x_t, completions = progressive.complete(
+        job.trained, job.rng(_PICTURES), 8, shared=shared, clip=clip
+    )
+    rows = images.to_uint8(np.concatenate([x_t[:, None], completions], axis=1))
+    images.save_png(folder / "completions.png", images.grid(
+        rows.reshape(-1, *rows.shape[2:]), columns=rows.shape[1]
+    ))
+    return {"value": None, "shared": shared}
+
+
+def nearest(job: Job, folder: epath.Path, *, features: bool) -> dict[str, Any]:
+    """Share of samples that the audit takes for copies of training images."""
+    source = job.source("train")
+    samples = np.concatenate(list(job.samples()))
+    if features:
+        of = lambda uint8: job.network.features(uint8).pool  # noqa: E731
+        queries = job.scored.features
+    else:
+        of, queries = audit.pixels, audit.pixels(samples)
+    found = audit.audit(queries, quality.batches(source, progress=job.progress), of)
+    audit.save_table(folder / "nearest.csv", found)
+    uint8 = samples if samples.dtype == np.uint8 else np.round(samples).astype(np.uint8)
+    images.save_png(folder / "nearest.png", audit.picture(uint8, found, source))
+    return {
+        "value": float(found.is_copy.mean()), "copies": int(found.is_copy.sum()),
+        "median_distance": float(np.median(found.distances[:, 0])),
+        "smallest_ratio": float(found.ratio.min()),
+    }
+
+
+def score(job: Job, folder: epath.Path, reference: str | None, *, metric: str) -> dict[str, Any]:
+    """A score of the samples, against a reference where it needs one."""
+    if reference is None:
+        return quality.SCORES[metric](job.scored)
+    against = quality.reference(
+        reference, job.network, image_shape=job.trained.image_shape,
+        data_settings=config_lib.data_settings(job.config), progress=job.progress,
+    )
+    return quality.SCORES[metric](job.scored, against)
+
+
+METRICS: dict[str, Callable[..., dict[str, Any]]] = {
+    "bpd": bpd,
+    "ode_bpd": ode_bpd,
+    "progressive": draw_progressive,
+    "nearest_pixels": functools.partial(nearest, features=False),
+    "nearest_features": functools.partial(nearest, features=True),
+    **{name: functools.partial(score, metric=name) for name in quality.SCORES},
+}
+AGAINST_REFERENCES = tuple(set(quality.SCORES) - set(quality.REFERENCE_FREE))
+NEEDS_INCEPTION = (*quality.SCORES, "nearest_features")
+OF_SAMPLES = (*NEEDS_INCEPTION, "nearest_pixels")
+HIGHER_IS_BETTER = ("is", "precision_recall")

@@ -1,0 +1,295 @@
+"""Scores of a set of images, from features: FID, KID and the Inception Score.
+
+Features are rows [n, d] of any network (`inception.py` has the usual one). Everything is
+float64 on the host. Precision and recall are in `neighbours.py`.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+ROWS = 2048  # in one block of logits
+
+
+class Estimate(NamedTuple):
+    """A mean over parts of the data.
+
+    Attributes:
+        mean: over the parts.
+        std: standard deviation over the parts (divided by their number); None for one part.
+        standard_error: std / sqrt(parts): how far `mean` may be off from the choice of
+            parts. It does not cover that the images are themselves a draw.
+    """
+
+    mean: float
+    std: float | None
+    standard_error: float | None
+
+
+class Moments(NamedTuple):
+    """Count, mean and scatter of feature rows seen so far; start from `Moments.empty(d)`.
+
+    A value: `update` and `merge` return a new one. Batches are joined by the exact formula
+    of Chan, Golub and LeVeque (1979), which loses no digits to a large mean.
+
+    Attributes:
+        count: rows seen.
+        mean: float64 [d].
+        scatter: float64 [d, d], the sum of (x - mean)(x - mean)^T.
+    """
+
+    count: int
+    mean: np.ndarray
+    scatter: np.ndarray
+
+    @classmethod
+    def empty(cls, dimension: int) -> "Moments":
+        """No rows yet, of `dimension` features."""
+        return cls(0, np.zeros(dimension), np.zeros((dimension, dimension)))
+
+    def update(self, features: Any) -> "Moments":
+        """With the rows of `features` [b, d] added; b may differ from batch to batch.
+
+        Raises:
+            ValueError: not [b, d] with the d of before, or NaN or infinity among them.
+        """
+        features = checked_rows(features, "features", empty=True).astype(np.float64)
+        if features.shape[1] != self.mean.size:
+            raise ValueError(
+                f"features are {list(features.shape)}, and the moments are of rows of "
+                f"{self.mean.size}: start others with Moments.empty({features.shape[1]})."
+            )
+        if not len(features):
+            return self
+        mean = features.mean(axis=0)
+        centred = features - mean
+        return self.merge(Moments(len(features), mean, centred.T @ centred))
+
+    def merge(self, other: "Moments") -> "Moments":
+        """Of the rows of both, such as those seen by two processes.
+
+        Raises:
+            ValueError: they are of different dimensions.
+        """
+        if self.mean.size != other.mean.size:
+            raise ValueError(
+                f"moments of {self.mean.size} and {other.mean.size} features cannot be "
+                "merged: use the same network for both."
+            )
+        count = self.count + other.count
+        if not count:
+            return self
+        difference = other.mean - self.mean
+        between = difference * (self.count * other.count / count) ** 0.5
+        return Moments(
+            count,
+            self.mean + difference * (other.count / count),
+            self.scatter + other.scatter + np.outer(between, between),
+        )
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """float64 [d, d], unbiased (divided by count - 1).
+
+        Raises:
+            ValueError: fewer than two rows.
+        """
+        if self.count < 2:
+            raise ValueError(
+                f"count={self.count}: a covariance needs at least 2 rows; add more images."
+            )
+        return self.scatter / (self.count - 1)
+
+
+def frechet_distance(mean_1: Any, cov_1: Any, mean_2: Any, cov_2: Any) -> float:
+    """|mean_1 - mean_2|^2 + tr(cov_1 + cov_2 - 2 (cov_1 cov_2)^(1/2)), never below 0.
+
+    FID (Heusel et al. 2017, Eq. 6) on pooled Inception features, sFID (Nash et al. 2021) on
+    spatial ones. The trace of the root is taken as the sum of the singular values of
+    cov_1^(1/2) cov_2^(1/2): no complex numbers, and no loss where a covariance is singular.
+    It has no standard error here: it is one number of the whole set, biased upward for
+    fewer images.
+
+    Args:
+        mean_1, mean_2: [d].
+        cov_1, cov_2: [d, d], symmetric; rounding may leave eigenvalues just below zero.
+
+    Raises:
+        ValueError: the shapes do not fit, a value is NaN or infinite, or a matrix is no
+            covariance.
+    """
+    mean_1, mean_2, cov_1, cov_2 = (
+        np.asarray(x, np.float64) for x in (mean_1, mean_2, cov_1, cov_2)
+    )
+    shapes = [list(x.shape) for x in (mean_1, cov_1, mean_2, cov_2)]
+    d = mean_1.size
+    if shapes != [[d], [d, d], [d], [d, d]]:
+        raise ValueError(
+            f"means and covariances are {shapes[0]}, {shapes[1]} and {shapes[2]}, "
+            f"{shapes[3]}; both must be [d], [d, d]: use the same network for both."
+        )
+    root_1, root_2 = _root(cov_1, "cov_1"), _root(cov_2, "cov_2")
+    overlap = np.linalg.svd(root_1.T @ root_2, compute_uv=False).sum()
+    difference = mean_1 - mean_2
+    if not np.isfinite(difference).all():
+        raise ValueError("a mean holds NaN or infinity: compute the moments again.")
+    traces = np.trace(cov_1) + np.trace(cov_2)
+    return max(0.0, float(difference @ difference + traces - 2 * overlap))
+
+
+def _root(cov: np.ndarray, name: str) -> np.ndarray:
+    """A matrix r with r r^T = cov."""
+    largest = np.abs(cov).max()
+    if not np.isfinite(largest):
+        raise ValueError(f"{name} holds NaN or infinity: compute the moments again.")
+    if np.abs(cov - cov.T).max() > 1e-5 * largest:
+        raise ValueError(f"{name} is not symmetric, as a covariance is: write np.cov(x.T).")
+    values, vectors = np.linalg.eigh(cov)
+    if values[0] < -1e-4 * values[-1]:  # float32 files are off by less
+        raise ValueError(
+            f"{name} has the eigenvalue {values[0]:.3g}, and a covariance has none below "
+            "0: write np.cov(x.T)."
+        )
+    return vectors * np.sqrt(values.clip(0))
+
+
+def kernel_distance(
+    features: Any,
+    reference: Any,
+    *,
+    num_subsets: int = 100,
+    subset_size: int = 1000,
+    seed: int = 2020,
+) -> Estimate:
+    """KID: the unbiased squared MMD with kernel (x.y / d + 1)^3, over random subsets.
+
+    Binkowski et al. 2018, Sec. 4. Subsets are drawn as torch-fidelity draws them, so that
+    the same `seed` (2020 is its default) gives its numbers. They are taken from the same
+    rows and overlap: `std` is what the field prints after ±, and `standard_error` covers
+    only the choice of subsets.
+
+    Args:
+        features: [n, d].
+        reference: [m, d].
+        num_subsets: how many pairs of subsets.
+        subset_size: rows of each, at most n and m.
+        seed: of the choice of subsets.
+
+    Returns:
+        In the unit of the kernel (often printed times 1,000); may lie slightly below 0.
+
+    Raises:
+        ValueError: the two differ in d, hold NaN or infinity, or are fewer than
+            `subset_size`; or a number leaves num_subsets >= 1, subset_size >= 2.
+    """
+    features, reference = checked_pair(features, reference)
+    check_at_least("num_subsets", num_subsets, 1)
+    check_at_least("subset_size", subset_size, 2)
+    fewest = min(len(features), len(reference))
+    if subset_size > fewest:
+        raise ValueError(
+            f"subset_size={subset_size} is more than the {fewest} rows of the smaller set; "
+            f"use more images, or write subset_size={fewest}."
+        )
+    random = np.random.RandomState(seed)
+    values = []
+    for _ in range(num_subsets):
+        x = features[random.choice(len(features), subset_size, replace=False)]
+        y = reference[random.choice(len(reference), subset_size, replace=False)]
+        values.append(_squared_mmd(x.astype(np.float64), y.astype(np.float64)))
+    return _estimate(values)
+
+
+def _squared_mmd(x: np.ndarray, y: np.ndarray) -> float:
+    def kernel(a, b):
+        return (a @ b.T / a.shape[1] + 1) ** 3
+
+    def mean_off_diagonal(k):
+        return (k.sum() - np.trace(k)) / (len(k) * (len(k) - 1))
+
+    within = mean_off_diagonal(kernel(x, x)) + mean_off_diagonal(kernel(y, y))
+    return float(within - 2 * kernel(x, y).mean())
+
+
+def _estimate(values: list[float]) -> Estimate:
+    mean, std = float(np.mean(values)), float(np.std(values))
+    if len(values) == 1:
+        return Estimate(mean, None, None)
+    return Estimate(mean, std, std / len(values) ** 0.5)
+
+
+def inception_score(logits: Any, splits: int = 1) -> Estimate:
+    """exp(E[KL(p(y|x) || p(y))]), p(y) the mean of p(y|x) (Salimans et al. 2016, Sec. 4).
+
+    With `splits=1` over the whole set, as the DDPM authors computed it; with `splits=10`
+    the mean over ten consecutive parts, and its std, as in OpenAI's code. The parts must be
+    in random order: shuffle images that are sorted by class. Fewer images a part give a
+    lower score, so compare only equal numbers of images and splits.
+
+    Args:
+        logits: [n, classes], before the softmax.
+        splits: parts, at most n.
+
+    Returns:
+        From 1 (all predictions equal) to the number of classes.
+
+    Raises:
+        ValueError: logits are not [n, classes] or hold NaN or infinity, or splits leaves
+            1..n.
+    """
+    logits = checked_rows(logits, "logits")
+    if not 1 <= splits <= len(logits):
+        raise ValueError(
+            f"splits={splits} must lie in 1..{len(logits)}, the number of images; write "
+            "splits=1 for the whole set."
+        )
+    ends = [i * len(logits) // splits for i in range(splits + 1)]
+    return _estimate([_score(logits[a:b]) for a, b in zip(ends[:-1], ends[1:])])
+
+
+def _score(logits: np.ndarray) -> float:
+    """E[KL] as E[sum p log p] - sum q log q, block by block."""
+    negentropy, total = 0.0, np.zeros(logits.shape[1])
+    for start in range(0, len(logits), ROWS):
+        block = logits[start : start + ROWS].astype(np.float64)
+        log_p = block - block.max(axis=1, keepdims=True)
+        log_p -= np.log(np.exp(log_p).sum(axis=1, keepdims=True))
+        p = np.exp(log_p)
+        negentropy += (p * log_p).sum()
+        total += p.sum(axis=0)
+    q = total / len(logits)
+    q = q[q > 0]  # 0 log 0 = 0
+    return float(np.exp(negentropy / len(logits) - (q * np.log(q)).sum()))
+
+
+def checked_rows(x: Any, name: str, *, empty: bool = False) -> np.ndarray:
+    """`x` as an array [n, d] of finite numbers, n >= 1 unless `empty`."""
+    x = np.asarray(x)
+    if x.ndim != 2 or not x.shape[1] or not (len(x) or empty):
+        raise ValueError(
+            f"{name} are {list(x.shape)}; write an array [n, d], one row an image, n >= 1."
+        )
+    bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
+    if bad.size:
+        raise ValueError(
+            f"{name}[{bad[0]}] holds NaN or infinity, as do {bad.size} of {len(x)} rows; a "
+            "score needs finite numbers: look for images that are NaN."
+        )
+    return x
+
+
+def checked_pair(a: Any, b: Any, name: str = "features") -> tuple[np.ndarray, np.ndarray]:
+    """Both as `checked_rows` gives them, with rows of one length."""
+    a, b = checked_rows(a, name), checked_rows(b, "reference")
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(
+            f"{name} are {list(a.shape)} and reference {list(b.shape)}; rows must be of "
+            "one length: use the same network for both."
+        )
+    return a, b
+
+
+def check_at_least(name: str, value: int, least: int) -> None:
+    """Raises ValueError where `value` is less than `least`."""
+    if value < least:
+        raise ValueError(f"{name}={value} is too few; write {name}={least} or more.")

@@ -1,0 +1,88 @@
+"""Many images through one compiled `pmap`: rounds of equal size, padding and a progress bar."""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+
+from ddpm_jax import parallel
+from ddpm_jax.state import Trained
+
+_REPORTS = 100  # Progress reports a chain.
+_bar: tqdm.tqdm | None = None  # The bar that a running chain reports to.
+
+
+def batch_size(trained: Trained, n: int, wanted: int | None = None) -> int:
+    """Images a round on all devices together: `wanted` or what fits, in rounds of equal size."""
+    num_devices = jax.local_device_count()
+    fits = wanted if wanted else num_devices * _fits(trained)
+    rounds = -(-n // max(fits, 1))
+    return -(-n // (rounds * num_devices)) * num_devices
+
+
+def _fits(trained: Trained) -> int:
+    """A careful guess at how many images one device takes at a time, at most 256."""
+    height, width, _ = trained.image_shape
+    # The skip stack and the working set come to about 16 maps of the first level.
+    per_image = 16 * 4 * height * width * getattr(trained.model, "channels", 128)
+    memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 4 * 2**30)
+    return int(np.clip(memory // 2 // per_image, 1, 256))
+
+
+def run(
+    chain: Callable[[Any], Any],
+    inputs: Callable[[np.ndarray], Any],
+    n: int,
+    batch: int,
+    *,
+    num_steps: int,
+    progress: bool,
+    done: int = 0,
+) -> Iterator[Any]:
+    """What `chain` makes of images done..n-1, a round at a time, as arrays [<= batch, ...].
+
+    Args:
+        chain: compiled by `pmap`: what `inputs` gave, as [d, b, ...] -> arrays [d, b, ...].
+        inputs: indices [batch] -> arrays [batch, ...]; the last round repeats image n - 1.
+        n: how many images.
+        batch: images a round, divisible by the number of devices.
+        num_steps: steps of the chain, for the bar.
+        progress: show a bar; the chain moves it through `on_step`.
+        done: images to leave out.
+    """
+    global _bar
+    starts = range(done, n, batch)
+    _bar = tqdm.tqdm(total=len(starts) * num_steps, unit="step", disable=not progress)
+    try:
+        for start in starts:
+            places = np.minimum(np.arange(start, start + batch), n - 1)
+            outputs = jax.device_get(chain(parallel.shard(inputs(places))))
+            yield jax.tree.map(
+                lambda x: np.asarray(x).reshape(batch, *x.shape[2:])[: n - start], outputs
+            )
+        jax.effects_barrier()
+    finally:
+        _bar.close()
+        _bar = None
+
+
+def on_step(num_steps: int, progress: bool) -> Callable[[jax.Array], None] | None:
+    """What a scan over t calls to move the bar, from one device, about 100 times a chain."""
+    if not progress:
+        return None
+    every = max(1, num_steps // _REPORTS)
+    move = functools.partial(_move_bar, every, num_steps)
+
+    def report(t):
+        speaks = (t % every == 0) & (jax.lax.axis_index(parallel.AXIS) == 0)
+        jax.lax.cond(speaks, lambda: jax.debug.callback(move, t), lambda: None)
+
+    return report
+
+
+def _move_bar(every, num_steps, t):
+    if _bar is not None:
+        _bar.update(min(every, num_steps - int(t)))

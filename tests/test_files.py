@@ -1,0 +1,55 @@
+"""Files are whole or not there."""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from ddpm_jax import files, parts
+
+
+def test_a_file_is_made_with_its_folder_and_replaced(tmp_path):
+    path = tmp_path / "a" / "b.txt"
+    files.write(path, b"first")
+    files.write(str(path), lambda file: file.write(b"second"))
+    assert path.read_bytes() == b"second"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_write_that_fails_leaves_the_old_file_alone(tmp_path):
+    path = tmp_path / "a.txt"
+    files.write(path, b"first")
+
+    def full(file):
+        file.write(b"sec")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        files.write(path, full)
+    assert path.read_bytes() == b"first" and list(tmp_path.iterdir()) == [path]
+
+
+def test_the_cache_is_where_the_environment_says(monkeypatch):
+    monkeypatch.setenv("DDPM_JAX_CACHE", "/somewhere/else")
+    assert files.cache_folder() == pathlib.Path("/somewhere/else")
+    monkeypatch.delenv("DDPM_JAX_CACHE")
+    assert files.cache_folder() == pathlib.Path.home() / ".cache" / "ddpm_jax"
+
+
+def test_parts_are_taken_up_to_the_first_that_is_missing_or_damaged(tmp_path):
+    assert list(parts.finished(tmp_path / "none")) == []
+    rows, done = np.arange(10), 0
+    for stop in (3, 4, 8, 10):
+        parts.keep(tmp_path, done, {"rows": rows[done:stop], "twice": 2 * rows[done:stop]})
+        done = stop
+    found = list(parts.finished(tmp_path))
+    np.testing.assert_array_equal(np.concatenate([part["rows"] for part in found]), rows)
+    np.testing.assert_array_equal(found[2]["twice"], [8, 10, 12, 14])
+    assert [parts.num_rows(part) for part in found] == [3, 1, 4, 2]
+
+    third = sorted(tmp_path.iterdir())[2]
+    for damage in (third.read_bytes()[:50], b""):
+        third.write_bytes(damage)
+        assert len(list(parts.finished(tmp_path))) == 2
+    third.unlink()
+    assert len(list(parts.finished(tmp_path))) == 2

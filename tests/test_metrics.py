@@ -1,0 +1,423 @@
+"""Scores against torch-fidelity, closed formulas and plain loops over every pair."""
+
+import contextlib
+import pathlib
+import sys
+
+import hypothesis
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from ddpm_jax import metrics, neighbours
+
+FIXTURES = pathlib.Path(__file__).parent / "fixtures"
+sys.path.insert(0, str(FIXTURES))
+
+import make_metrics  # noqa: E402
+
+SETTINGS = hypothesis.settings(max_examples=40, deadline=None, derandomize=True)
+
+
+@pytest.fixture(scope="module")
+def sets():
+    return make_metrics.sets()
+
+
+@pytest.fixture(scope="module")
+def expected():
+    with np.load(FIXTURES / "metrics.npz", allow_pickle=False) as numbers:
+        return {name: numbers[name].item() for name in numbers}
+
+
+def moments(*batches):
+    found = metrics.Moments.empty(batches[0].shape[1])
+    for batch in batches:
+        found = found.update(batch)
+    return found
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+@contextlib.contextmanager
+def small_blocks():
+    """Every loop over blocks turns several times, the last one ragged."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in dict(ROWS=7, REFERENCE_ROWS=11, COLUMNS=5, SPARE=2).items():
+            patch.setattr(neighbours, name, value)
+        patch.setattr(metrics, "ROWS", 7)
+        yield
+
+
+# Moments
+
+
+@pytest.mark.parametrize("offset", [0, 1e3, -1e6])
+def test_moments_of_uneven_batches_are_those_of_all_rows(offset):
+    x = normal(0, 500, 12) @ normal(1, 12, 12) + offset
+    found = moments(*np.split(x, [1, 3, 3, 130, 499]))  # one of them empty
+    assert found.count == 500
+    # Rounding of the rows themselves: float64 eps times the offset, times a few.
+    rounding = 1e-12 * max(1, abs(offset) / 1e3)
+    np.testing.assert_allclose(found.mean, x.mean(axis=0), rtol=1e-12, atol=1e-12)
+    want = np.cov(x, rowvar=False)
+    np.testing.assert_allclose(found.covariance, want, rtol=0, atol=rounding * want.max())
+    np.testing.assert_array_equal(found.covariance, found.covariance.T)
+
+
+def test_moments_take_float32_and_jax_arrays_in_float64():
+    x = (normal(0, 100, 3) + 1e3).astype(np.float32)
+    found = moments(jnp.asarray(x[:40]), x[40:])
+    assert found.mean.dtype == found.covariance.dtype == np.float64
+    want = np.cov(x.astype(np.float64), rowvar=False)
+    np.testing.assert_allclose(found.covariance, want, rtol=0, atol=1e-12 * want.max())
+
+
+@SETTINGS
+@hypothesis.given(st.lists(st.integers(0, 5), min_size=1, max_size=6), st.integers(0, 99))
+def test_merging_in_any_grouping_is_the_same(sizes, seed):
+    batches = [normal(seed + i, size, 3) + 10 for i, size in enumerate(sizes)]
+    one = moments(*batches)
+    other = metrics.Moments.empty(3)
+    for batch in reversed(batches):
+        other = moments(batch).merge(other)
+    assert one.count == other.count == sum(sizes)
+    # Some tens of float64 roundings of values near 10 and their squares.
+    np.testing.assert_allclose(one.mean, other.mean, rtol=1e-13)
+    np.testing.assert_allclose(one.scatter, other.scatter, rtol=0, atol=1e-11)
+
+
+def test_update_leaves_the_moments_before_as_they_were():
+    before = moments(normal(0, 5, 2))
+    mean, scatter = before.mean.copy(), before.scatter.copy()
+    before.update(normal(1, 5, 2))
+    np.testing.assert_array_equal(before.mean, mean)
+    np.testing.assert_array_equal(before.scatter, scatter)
+
+
+# Frechet distance
+
+
+def distance(x, y):
+    x, y = moments(x), moments(y)
+    return metrics.frechet_distance(x.mean, x.covariance, y.mean, y.covariance)
+
+
+@pytest.mark.parametrize("name", ["samples", "few"])
+def test_frechet_distance_is_that_of_torch_fidelity(sets, expected, name):
+    trace = np.trace(np.cov(sets["reference"], rowvar=False))
+    found = distance(sets[name], sets["reference"])
+    # Its root of a singular product keeps half the digits: 1e-8 for each of 64 features.
+    assert abs(found - expected[f"frechet_{name}"]) < 1e-6 * trace
+    assert abs(found - distance(sets["reference"], sets[name])) < 1e-10 * trace
+
+
+@pytest.mark.parametrize("n", [2, 20, 300])
+def test_frechet_distance_of_a_set_with_itself_is_zero(n):
+    x = normal(0, n, 60) * np.exp(-np.arange(60) / 5) + 3  # singular for 2 and 20
+    trace = np.trace(np.cov(x, rowvar=False))
+    assert 0 <= distance(x, x) < 1e-10 * trace  # a hundred times 60 roundings
+
+
+def test_frechet_distance_of_shifted_sets_is_the_squared_shift():
+    x, shift = normal(0, 200, 8), normal(1, 8)
+    assert distance(x + shift, x) == pytest.approx(shift @ shift, rel=1e-10)
+
+
+def test_frechet_distance_of_gaussians_along_the_axes():
+    a, b, m = np.array([4.0, 9, 0]), np.array([1.0, 25, 16]), np.array([1.0, 2, 3])
+    found = metrics.frechet_distance(m, np.diag(a), 0 * m, np.diag(b))
+    # sum of (sqrt a - sqrt b)^2 = 1 + 4 + 16, and |m|^2 = 14
+    assert found == pytest.approx(35, rel=1e-12)
+
+
+def test_frechet_distance_of_gaussians_in_the_plane():
+    a, b = np.array([[5.0, 2], [2, 1]]), np.array([[2.0, -1], [-1, 3]])
+    # A 2x2 root has trace sqrt(trace + 2 sqrt(determinant)), by Cayley and Hamilton.
+    root = np.sqrt(np.trace(a @ b) + 2 * np.sqrt(np.linalg.det(a) * np.linalg.det(b)))
+    want = np.trace(a) + np.trace(b) - 2 * root
+    found = metrics.frechet_distance(np.zeros(2), a, np.zeros(2), b)
+    assert found == pytest.approx(want, rel=1e-12)
+
+
+def test_frechet_distance_bears_the_rounding_of_float32_files():
+    cov = np.cov(normal(0, 20, 60), rowvar=False)
+    rounded = cov.astype(np.float32)
+    assert np.linalg.eigvalsh(rounded.astype(np.float64))[0] < 0
+    found = metrics.frechet_distance(np.zeros(60), rounded, np.zeros(60), cov)
+    # float32's 6e-8 of the trace, and as much in each of the 41 null directions.
+    assert found < 1e-5 * np.trace(cov)
+
+
+# Kernel distance
+
+
+def test_kernel_distance_is_that_of_torch_fidelity(sets, expected):
+    found = metrics.kernel_distance(
+        sets["samples"], sets["reference"], **make_metrics.SUBSETS
+    )
+    # Sums of 100^2 kernel values of order 10, in float64 on both sides.
+    assert found.mean == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-9)
+    assert found.std == pytest.approx(expected["kernel_inception_distance_std"], rel=1e-9)
+    assert found.standard_error == pytest.approx(found.std / 20**0.5)
+
+
+def test_kernel_distance_of_whole_sets_is_the_sum_over_pairs():
+    x, y = normal(0, 6, 3), normal(1, 6, 3) + 0.5
+
+    def kernel(a, b):
+        return (sum(p * q for p, q in zip(a, b)) / 3 + 1) ** 3
+
+    within = sum(
+        kernel(s[i], s[j]) for s in (x, y) for i in range(6) for j in range(6) if i != j
+    )
+    between = sum(kernel(a, b) for a in x for b in y)
+    found = metrics.kernel_distance(x, y, num_subsets=4, subset_size=6)
+    assert found.mean == pytest.approx(within / 30 - 2 * between / 36, rel=1e-12)
+    assert found.std < 1e-12  # the same sums in another order
+
+
+def test_kernel_distance_of_one_distribution_is_zero_on_average():
+    x, y = normal(0, 4000, 4), normal(1, 4000, 4)
+    found = metrics.kernel_distance(x, y, num_subsets=40, subset_size=100)
+    # 40 disjoint subsets' worth of rows: five standard errors.
+    assert abs(found.mean) < 5 * found.standard_error
+    assert min(found.mean, found.mean - found.std) < 0  # unbiased: may be negative
+
+
+def test_kernel_distance_follows_its_seed():
+    x, y = normal(0, 50, 4), normal(1, 60, 4)
+    settings = dict(num_subsets=3, subset_size=10)
+    first = metrics.kernel_distance(x, y, **settings)
+    assert first == metrics.kernel_distance(x, y, **settings, seed=2020)
+    assert first != metrics.kernel_distance(x, y, **settings, seed=1)
+    assert metrics.kernel_distance(x, y, num_subsets=1, subset_size=10)[1:] == (None, None)
+
+
+# Inception score
+
+
+@pytest.mark.parametrize("splits", [1, 10])
+def test_inception_score_is_that_of_torch_fidelity(sets, expected, splits):
+    found = metrics.inception_score(sets["logits"], splits)
+    # Its softmax and sums are float64 as well.
+    assert found.mean == pytest.approx(expected[f"score_{splits}_mean"], rel=1e-10)
+    if splits == 10:
+        assert found.std == pytest.approx(expected["score_10_std"], rel=1e-9)
+
+
+@pytest.mark.parametrize("constant", [0, 1e4])
+def test_inception_score_of_equal_predictions_is_one(constant):
+    logits = np.tile(normal(0, 7), (30, 1)) + constant
+    assert metrics.inception_score(logits).mean == pytest.approx(1, rel=1e-9)
+
+
+@pytest.mark.parametrize("height", [50, 1e4])  # 1e4 underflows: 0 log 0
+@pytest.mark.parametrize("classes", [1, 2, 9])
+def test_inception_score_of_certain_and_even_predictions_is_the_classes(height, classes):
+    logits = np.tile(np.eye(classes, 12), (5, 1)) * height
+    found = metrics.inception_score(logits)
+    assert found.mean == pytest.approx(classes, rel=1e-9)
+    assert found.std is None and found.standard_error is None
+
+
+def test_inception_score_splits_are_consecutive():
+    one, all_five = np.tile(np.eye(5)[:1], (10, 1)), np.tile(np.eye(5), (2, 1))
+    found = metrics.inception_score(np.concatenate([one, all_five]) * 99, splits=2)
+    # scores 1 and 5
+    assert found == pytest.approx((3, 2, 2**0.5), rel=1e-9)
+
+
+def test_inception_score_block_by_block(sets, expected):
+    with small_blocks():
+        found = metrics.inception_score(sets["logits"])
+    assert found.mean == pytest.approx(expected["score_1_mean"], rel=1e-10)
+
+
+# Nearest neighbours
+
+
+def check_nearest(queries, reference, k):
+    found = neighbours.nearest(queries, reference, k)
+    every = np.linalg.norm(
+        queries[:, None].astype(np.float64) - reference[None].astype(np.float64), axis=2
+    )
+    want = np.sort(every, axis=1)[:, :k]
+    assert found.distances.shape == found.indices.shape == (len(queries), k)
+    # float64 sums of differences on both sides, in another order.
+    np.testing.assert_allclose(found.distances, want, rtol=1e-13, atol=0)
+    there = np.take_along_axis(every, found.indices, axis=1)
+    np.testing.assert_allclose(there, want, rtol=1e-13, atol=0)
+    assert all(len(set(row)) == k for row in found.indices.tolist())
+
+
+@pytest.mark.parametrize("k", [1, 5, 40])
+def test_nearest_is_found_among_all(k):
+    check_nearest(normal(0, 30, 17), normal(1, 40, 17), k)
+
+
+@SETTINGS
+@hypothesis.given(
+    st.sampled_from([1, 7, 20]), st.sampled_from([1, 11, 40]), st.sampled_from([1, 12]),
+    st.integers(1, 4), st.sampled_from([2, 100]), st.integers(0, 999),
+)
+def test_nearest_block_by_block(n, m, d, k, levels, seed):
+    random = np.random.default_rng(seed)  # few levels: many duplicates and ties
+    queries, reference = (random.integers(0, levels, (size, d)) for size in (n, m))
+    with small_blocks():
+        check_nearest(queries.astype(np.uint8), reference.astype(np.uint8), min(k, m))
+
+
+def test_identical_rows_are_at_distance_zero_wherever_they_lie():
+    reference = (normal(0, 300, 50) + 1e4).astype(np.float32)
+    found = neighbours.nearest(reference[[3, 299]], reference, 2)
+    assert found.indices[:, 0].tolist() == [3, 299]
+    assert found.distances[:, 0].tolist() == [0, 0] and found.distances[:, 1].min() > 1
+
+
+def clusters(seed, n, spread):
+    """Rows [n, 20] around two points 9,000 apart, where float32 screens to about 2^2."""
+    random = np.random.default_rng(seed)
+    return random.choice([1e3, -1e3], (n, 1)) + spread * random.normal(size=(n, 20))
+
+
+SPREADS = [1e-3, 0.1, 0.3, 1, 3]
+
+
+@pytest.mark.parametrize("spread", SPREADS)
+def test_rows_that_float32_cannot_tell_apart_are_told_apart(spread):
+    # About 100 rows of a cluster, far more than there are candidates.
+    check_nearest(clusters(0, 40, spread), clusters(1, 200, spread), 3)
+
+
+def test_ordinary_rows_are_settled_among_the_candidates(monkeypatch):
+    seen, distances = [], neighbours._distances
+    monkeypatch.setattr(
+        neighbours, "_distances", lambda q, rows: seen.append(len(rows)) or distances(q, rows)
+    )
+    x, y = normal(0, 50, 4096) + 3, normal(1, 150, 4096) + 3
+    neighbours.nearest(x, y, 2)
+    neighbours.precision_recall(x, y)
+    assert max(seen) == neighbours.SPARE + 4  # of the radii, k = 3 and the row itself
+
+
+def test_equal_distances_come_in_the_order_of_the_reference():
+    found = neighbours.nearest([[0.0]], [[1.0], [-1.0], [0.5], [1.0]], 4)
+    assert found.indices.tolist() == [[2, 0, 1, 3]]
+
+
+# Precision and recall
+
+
+def brute_precision_recall(x, y, k):
+    def share(queries, centres):
+        every = [[np.linalg.norm(a - b) for b in centres] for a in centres]
+        radii = [sorted(row[:i] + row[i + 1 :])[k - 1] for i, row in enumerate(every)]
+        inside = [
+            any(np.linalg.norm(q - c) <= r for c, r in zip(centres, radii)) for q in queries
+        ]
+        return sum(inside) / len(inside)
+
+    return share(x, y), share(y, x)
+
+
+def test_precision_and_recall_are_those_of_torch_fidelity(sets, expected):
+    found = neighbours.precision_recall(sets["samples"], sets["reference"])
+    # Its shares are float32; one image more would be 0.002.
+    assert found == pytest.approx((expected["precision"], expected["recall"]), abs=1e-6)
+
+
+@SETTINGS
+@hypothesis.given(
+    st.sampled_from([4, 7, 25]), st.sampled_from([5, 11, 30]), st.integers(1, 3),
+    st.integers(0, 999),
+)
+def test_precision_and_recall_against_loops(n, m, k, seed):
+    random = np.random.default_rng(seed)  # integers: duplicates, and rows just on a sphere
+    x, y = random.integers(0, 5, (n, 2)).astype(float), random.integers(1, 7, (m, 2)) * 1.0
+    with small_blocks():
+        found = neighbours.precision_recall(x, y, k)
+    assert found == pytest.approx(brute_precision_recall(x, y, k), rel=1e-12)
+
+
+@pytest.mark.parametrize("spread", SPREADS)
+def test_precision_and_recall_where_float32_cannot_tell(spread):
+    x, y = clusters(0, 60, spread), clusters(1, 70, spread)
+    with small_blocks():
+        found = neighbours.precision_recall(x, y)
+    assert found == pytest.approx(brute_precision_recall(x, y, 3), rel=1e-12)
+
+
+def test_precision_and_recall_are_not_each_other():
+    reference = np.arange(10.0)[:, None]
+    samples = np.array([[0.1], [0.2], [0.3], [0.4], [50.0]])  # near 0, and one far off
+    found = neighbours.precision_recall(samples, reference, k=1)
+    # Balls around the samples reach 0.1, and 49.6 around the far one: 0.4 to 99.6.
+    assert found == (0.8, 1.0)
+    assert neighbours.precision_recall(samples[:4], reference, k=1) == (1.0, 0.1)
+
+
+def test_a_row_on_the_sphere_is_inside():
+    reference = np.array([[0.0], [1.0], [2.0]])
+    samples = np.array([[-1.0], [3.0], [-1.0000001], [3.1]])
+    assert neighbours.precision_recall(samples, reference, k=1).precision == 0.5
+
+
+@pytest.mark.parametrize("copies", [1, 50])
+def test_precision_and_recall_of_identical_sets(copies):
+    x = np.repeat(normal(0, 20, 6) + 100, copies, axis=0)
+    assert neighbours.precision_recall(x, x[::-1]) == (1, 1)
+
+
+def test_precision_and_recall_of_sets_far_apart():
+    x = normal(0, 50, 6)
+    assert neighbours.precision_recall(x, x + 1e3) == (0, 0)
+
+
+# Bad input
+
+X = normal(0, 8, 3)
+NAN = np.where(np.arange(3) == 1, np.nan, X)
+I3 = np.eye(3)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: moments(NAN), "NaN or infinity, as do 8 of 8"),
+        (lambda: moments(X).update(X[:, :2]), r"Moments.empty\(2\)"),
+        (lambda: moments(X).update(X[0]), r"\[n, d\]"),
+        (lambda: moments(X).merge(moments(X[:, :2])), "3 and 2"),
+        (lambda: moments(X[:1]).covariance, "count=1"),
+        (lambda: metrics.frechet_distance(X[0], I3, X[0, :2], I3[:2, :2]), "same network"),
+        (lambda: metrics.frechet_distance(X[0], I3[:2], X[0], I3), "same network"),
+        (lambda: metrics.frechet_distance(NAN[0], I3, X[0], I3), "NaN"),
+        (lambda: metrics.frechet_distance(X[0], I3, X[0], I3 * np.nan), "cov_2 holds NaN"),
+        (lambda: metrics.frechet_distance(X[0], np.tri(3), X[0], I3), "cov_1 is not symm"),
+        (lambda: metrics.frechet_distance(X[0], I3, X[0], I3 - 2), "eigenvalue"),
+        (lambda: metrics.kernel_distance(X, X), "write subset_size=8"),
+        (lambda: metrics.kernel_distance(X, X, subset_size=1), "subset_size=1 "),
+        (lambda: metrics.kernel_distance(X, X, num_subsets=0, subset_size=4), "subsets=0 "),
+        (lambda: metrics.kernel_distance(X, X[:, :2], subset_size=4), "same network"),
+        (lambda: metrics.kernel_distance(X, NAN, subset_size=4), r"reference\[0\] holds"),
+        (lambda: metrics.inception_score(X, splits=9), "splits=9 must lie in 1..8"),
+        (lambda: metrics.inception_score(X, splits=0), "splits=0"),
+        (lambda: metrics.inception_score(NAN), r"logits\[0\] holds NaN"),
+        (lambda: metrics.inception_score(X[:0]), "n >= 1"),
+        (lambda: neighbours.precision_recall(X, X[:3]), "k=3"),
+        (lambda: neighbours.precision_recall(X, X, k=0), "k=0"),
+        (lambda: neighbours.precision_recall(NAN, X), "features"),
+        (lambda: neighbours.nearest(X, X, k=9), "k=9 must lie in 1..8"),
+        (lambda: neighbours.nearest(X, X, k=0), "k=0"),
+        (lambda: neighbours.nearest(X, X[:, :2]), "queries are"),
+        (lambda: neighbours.nearest(X, np.inf * X), "reference"),
+        (lambda: neighbours.nearest(X.reshape(2, 2, 2, 3), X), "one row an image"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(call, words):
+    with pytest.raises(ValueError, match=words) as error:
+        call()
+    assert "\n" not in str(error.value)
