@@ -100,7 +100,7 @@ def get_config() -> ml_collections.ConfigDict:
         rounding=True,        # samples to uint8, as files have them; the paper's had floats
         references=("train", "test"),        # or a folder of pictures, or an .npz
         inception="",         # the file of Inception's weights; "": in the cache, or fetched
-        ode_steps=100,
+        ode_steps=200,
         ode_probes=1,
         batch_size=0,         # images at a time; 0: what fits
         matmul_precision="highest",

@@ -9,6 +9,7 @@ import numpy as np
 from ddpm_jax import diffusion as diffusion_lib
 from ddpm_jax import images as images_lib
 from ddpm_jax import likelihood, parallel, parts, randomness, rounds, sources
+from ddpm_jax import schedule as schedule_lib
 from ddpm_jax.likelihood import Terms
 from ddpm_jax.state import Trained
 
@@ -67,7 +68,7 @@ def terms(
 
     The other arguments, and the errors, are those of `bits_per_dim`.
     """
-    chain = _pmap_terms(trained, clip, progress)
+    chain = _pmap_terms(*_static(trained), clip, progress)
     return _each_image(
         trained, rng, source, chain, Terms, num_steps=trained.schedule.num_timesteps,
         batch_size=batch_size, progress=progress, folder=folder,
@@ -79,7 +80,7 @@ def ode_bits_per_dim(
     rng: Any,
     source: sources.Source,
     *,
-    num_steps: int = 100,
+    num_steps: int = 200,
     num_probes: int = 1,
     batch_size: int | None = None,
     progress: bool = False,
@@ -96,20 +97,35 @@ def ode_bits_per_dim(
     Returns:
         float32 [n].
     """
-    chain = _pmap_ode(trained, num_steps, num_probes, progress)
+    chain = _pmap_ode(*_static(trained), num_steps, num_probes, progress)
     return _each_image(
         trained, rng, source, chain, dict, num_steps=num_steps, batch_size=batch_size,
         progress=progress, folder=folder,
     )["bits"]
 
 
-def _pmap_terms(trained, clip, progress):
-    schedule, diffusion = trained.schedule, trained.diffusion
+def _static(trained):
+    """(model, diffusion, schedule as bytes): the same for every checkpoint of a run."""
+    beta, timesteps = trained.schedule.beta, trained.schedule.timesteps
+    return trained.model, trained.diffusion, (
+        np.asarray(beta, np.float64).tobytes(), np.asarray(timesteps, np.int32).tobytes()
+    )
+
+
+def _schedule(packed):
+    beta, timesteps = packed
+    schedule = schedule_lib.from_betas(np.frombuffer(beta, np.float64))
+    return schedule.replace(timesteps=np.frombuffer(timesteps, np.int32))
+
+
+@functools.lru_cache(maxsize=16)
+def _pmap_terms(model, diffusion, packed, clip, progress):
+    schedule = _schedule(packed)
 
     def chain(params, uint8, rngs):
         predict_fn = diffusion_lib.predict_fn(
             schedule,
-            functools.partial(trained.model.apply, {"params": params}, train=False),
+            functools.partial(model.apply, {"params": params}, train=False),
             mean=diffusion.mean, variance=diffusion.variance, clip=clip,
         )
         report = rounds.on_step(schedule.num_timesteps, progress)
@@ -119,12 +135,14 @@ def _pmap_terms(trained, clip, progress):
     return jax.pmap(chain, axis_name=parallel.AXIS, in_axes=(None, 0, 0))
 
 
-def _pmap_ode(trained, num_steps, num_probes, progress):
+@functools.lru_cache(maxsize=16)
+def _pmap_ode(model, diffusion, packed, num_steps, num_probes, progress):
+    schedule = _schedule(packed)
+
     def chain(params, uint8, rngs):
         return {"bits": likelihood.ode_bits_per_dim(
-            trained.schedule,
-            functools.partial(trained.model.apply, {"params": params}, train=False),
-            uint8, rngs, mean=trained.diffusion.mean, variance=trained.diffusion.variance,
+            schedule, functools.partial(model.apply, {"params": params}, train=False),
+            uint8, rngs, mean=diffusion.mean, variance=diffusion.variance,
             num_steps=num_steps, num_probes=num_probes,
             on_step=rounds.on_step(num_steps, progress),
         )}
@@ -144,9 +162,7 @@ def _each_image(
     found = list(parts.finished(folder)) if folder else []
     done = sum(map(parts.num_rows, found))
     if done < n:
-        batch = rounds.batch_size(
-            trained, n - done, batch_size or _MOST * jax.local_device_count()
-        )
+        batch = rounds.batch_size(trained, n - done, batch_size, most=_MOST)
         run = functools.partial(_split_inputs, chain, parallel.replicate(trained.params))
         for part in rounds.run(
             run, lambda places: (source.read(places), randomness.image_keys(rng, places)),

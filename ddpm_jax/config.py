@@ -192,7 +192,7 @@ def check_numbers(config: ml_collections.ConfigDict) -> None:
         ("evaluate.num_images", 0, huge, 0),
         ("evaluate.num_samples", 2, huge, 50_000),
         ("evaluate.batch_size", 0, huge, 0),
-        ("evaluate.ode_steps", 1, huge, 100),
+        ("evaluate.ode_steps", 1, huge, 200),
         ("evaluate.ode_probes", 1, huge, 1),
         ("evaluate.seed", 0, huge, 0),
     ):

@@ -194,10 +194,9 @@ def normal_kl(mean_1, log_variance_1, mean_2, log_variance_2):
 
     Elementwise; the arguments broadcast.
     """
-    return 0.5 * (
-        log_variance_2 - log_variance_1 - 1 + jnp.exp(log_variance_1 - log_variance_2)
-        + jnp.square(mean_1 - mean_2) * jnp.exp(-log_variance_2)
-    )
+    difference = log_variance_2 - log_variance_1
+    spread = difference + jnp.expm1(-difference)  # Small where the two are nearly equal.
+    return 0.5 * (spread + jnp.square(mean_1 - mean_2) * jnp.exp(-log_variance_2))
 
 
 def discretized_gaussian_log_likelihood(x: Any, mean: Any, log_scale: Any) -> Array:

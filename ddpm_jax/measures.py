@@ -85,10 +85,9 @@ class Job:
             self.trained, rngs, sampler=sample.sampler, num_steps=sample.num_steps,
             clip=sample.clip, batch_size=sample.batch_size, progress=self.progress, done=done,
         ):
-            if self.config.evaluate.rounding:
-                batch = images.to_uint8(batch)
-            else:
-                batch = np.clip((batch + 1) * 127.5, 0, 255)
+            uint8 = images.to_uint8(batch)  # Which refuses NaN.
+            unrounded = np.clip((batch + 1) * 127.5, 0, 255)
+            batch = uint8 if self.config.evaluate.rounding else unrounded
             parts.keep(folder, done, {"arr_0": batch})
             done += len(batch)
             yield batch
@@ -243,7 +242,9 @@ def nearest(job: Job, folder: epath.Path, *, features: bool) -> dict[str, Any]:
     }
 
 
-def score(job: Job, folder: epath.Path, reference: str | None, *, metric: str) -> dict[str, Any]:
+def score(
+    job: Job, folder: epath.Path, reference: str | None = None, *, metric: str
+) -> dict[str, Any]:
     """A score of the samples, against a reference where it needs one."""
     if reference is None:
         return quality.SCORES[metric](job.scored)

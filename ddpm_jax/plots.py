@@ -19,10 +19,11 @@ def bound(path: Any, vlb: np.ndarray, mse_eps: np.ndarray) -> None:
     figure, (left, right) = _figure(2)
     steps = np.arange(1, len(vlb) + 1)
     left.plot(steps, vlb)
-    left.set(xlabel="step t (0 is L_0)", ylabel="bits/dim", xscale="log", yscale="log",
-             title="terms of the bound")
+    left.set(xlabel="step t of the paper (1: the decoder)", ylabel="bits/dim",
+             xscale="log", yscale="log", title="terms of the bound")
     right.plot(steps, mse_eps)
-    right.set(xlabel="step t", ylabel="mean squared error", yscale="log", title="error of eps")
+    right.set(xlabel="step t of the paper", ylabel="mean squared error", yscale="log",
+              title="error of eps")
     _save(figure, path)
 
 

@@ -142,6 +142,8 @@ def reference(
         said = {"data": data_settings["name"], "split": name}
     elif str(name).endswith(".npz"):
         loaded = references.load(name)
+        if loaded.images is not None:
+            _check_size(name, loaded.images[1:], image_shape)
         if loaded.statistics is not None:
             return loaded.statistics
         source = _npz_source(name, loaded.images)
@@ -149,12 +151,7 @@ def reference(
     else:
         source = data.load("image_folder", data_dir=name, channels=3)
         said = {"folder": epath.Path(name).name}
-    if tuple(source.image_shape[:2]) != tuple(image_shape[:2]):
-        raise ValueError(
-            f"reference {name} has images of {source.image_shape[0]}x{source.image_shape[1]}, "
-            f"and the samples are {image_shape[0]}x{image_shape[1]}; FID compares images of one "
-            "size: resize the reference first."
-        )
+    _check_size(name, source.image_shape, image_shape)
     provenance = {
         **said, "n": len(source), "shape": list(source.image_shape),
         "fingerprint": fingerprint(source), "resize": RESIZE, "inception": network.checksum,
@@ -163,6 +160,15 @@ def reference(
     return references.cached(
         files.cache_folder(), provenance, lambda: _compute(source, network, provenance, progress)
     )
+
+
+def _check_size(name, found, wanted):
+    if tuple(found[:2]) != tuple(wanted[:2]):
+        raise ValueError(
+            f"reference {name} has images of {found[0]}x{found[1]}, and the samples are "
+            f"{wanted[0]}x{wanted[1]}; FID compares images of one size: resize the "
+            "reference first."
+        )
 
 
 def _npz_source(path, shape) -> Source:

@@ -15,21 +15,29 @@ _REPORTS = 100  # Progress reports a chain.
 _bar: tqdm.tqdm | None = None  # The bar that a running chain reports to.
 
 
-def batch_size(trained: Trained, n: int, wanted: int | None = None) -> int:
-    """Images a round on all devices together: `wanted` or what fits, in rounds of equal size."""
+def batch_size(
+    trained: Trained, n: int, wanted: int | None = None, *, most: int = 256
+) -> int:
+    """Images a round on all devices together, in rounds of equal size.
+
+    Args:
+        trained: what the chain runs.
+        n: how many images there are.
+        wanted: how many a round; None is what fits, at most `most` a device.
+    """
     num_devices = jax.local_device_count()
-    fits = wanted if wanted else num_devices * _fits(trained)
+    fits = wanted if wanted else num_devices * min(most, _fits(trained))
     rounds = -(-n // max(fits, 1))
     return -(-n // (rounds * num_devices)) * num_devices
 
 
 def _fits(trained: Trained) -> int:
-    """A careful guess at how many images one device takes at a time, at most 256."""
+    """A careful guess at how many images one device takes at a time, at least 1."""
     height, width, _ = trained.image_shape
     # The skip stack and the working set come to about 16 maps of the first level.
     per_image = 16 * 4 * height * width * getattr(trained.model, "channels", 128)
     memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 4 * 2**30)
-    return int(np.clip(memory // 2 // per_image, 1, 256))
+    return max(1, int(memory // 2 // per_image))
 
 
 def run(
@@ -55,18 +63,16 @@ def run(
     """
     global _bar
     starts = range(done, n, batch)
-    _bar = tqdm.tqdm(total=len(starts) * num_steps, unit="step", disable=not progress)
-    try:
+    total = len(starts) * num_steps
+    with tqdm.tqdm(total=total, unit="step", disable=not progress) as bar:
         for start in starts:
             places = np.minimum(np.arange(start, start + batch), n - 1)
+            _bar = bar  # Whoever takes our rounds may have run others meanwhile.
             outputs = jax.device_get(chain(parallel.shard(inputs(places))))
+            jax.effects_barrier()
             yield jax.tree.map(
                 lambda x: np.asarray(x).reshape(batch, *x.shape[2:])[: n - start], outputs
             )
-        jax.effects_barrier()
-    finally:
-        _bar.close()
-        _bar = None
 
 
 def on_step(num_steps: int, progress: bool) -> Callable[[jax.Array], None] | None:

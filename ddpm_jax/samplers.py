@@ -6,6 +6,7 @@ depends on its own key alone.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.struct
 import jax
@@ -31,8 +32,8 @@ class Trajectory:
         x_0: [k, b, h, w, c], what the network then took the finished image to be.
     """
 
-    x_t: Array
-    x_0: Array
+    x_t: Any
+    x_0: Any
 
 
 def ancestral(

@@ -14,6 +14,7 @@ class TinyNet(nn.Module):
     """What training asks of a network, in three layers that compile in a second."""
 
     dropout: float = 0.0
+    out_channels: int | None = None
 
     @nn.compact
     def __call__(self, x, t, *, train, places=None):
@@ -21,7 +22,7 @@ class TinyNet(nn.Module):
         h = nn.Conv(4, (3, 3), name="conv_in")(x)
         h = h + nn.Dense(4, name="temb")(jnp.float32(t)[:, None] / 20)[:, None, None, :]
         h = Dropout(self.dropout)(nn.swish(h), places, train=train)
-        return nn.Conv(x.shape[-1], (3, 3), name="conv_out")(h)
+        return nn.Conv(self.out_channels or x.shape[-1], (3, 3), name="conv_out")(h)
 
 
 def tiny_unet(**settings):

@@ -102,6 +102,24 @@ def test_kill_and_resume_equals_no_interruption_bit_for_bit(undisturbed, tmp_pat
         np.testing.assert_array_equal(resumed, whole)
 
 
+def test_a_run_is_measured_from_the_command_line(undisturbed):
+    workdir, _ = undisturbed
+    measure = [sys.executable, str(ROOT / "main.py"), f"--workdir={workdir}", "--mode=evaluate"]
+    with_config = command(workdir, "evaluate", **{
+        "evaluate.num_images": 10, "evaluate.metrics": "('bpd', 'nearest_pixels')",
+        "evaluate.num_samples": 6, "train.num_steps": 120,
+    })
+    said = run(with_config)
+    assert "step 120  bpd = " in said and "step 120  nearest_pixels = " in said
+    known = [json.loads(line) for line in
+             (workdir / "evaluations.jsonl").read_text().splitlines()]
+    assert [row["metric"] for row in known] == ["bpd", "nearest_pixels"]
+    assert known[0]["n"] == 10 and 0 < known[0]["value"] < 20
+    assert "known already" in run(with_config)
+    said = run([*measure, "--config.evaluate.metrics=('fid',)"], fails=True)
+    assert said.count("\n") == 1 and "add --config=FILE" in said
+
+
 def test_one_two_and_eight_devices_give_the_same_losses(undisturbed, tmp_path):
     workdir, _ = undisturbed
     two = [row["loss"] for row in rows(workdir)[:4]]

@@ -1,0 +1,76 @@
+"""Every objective on the digits: does it learn, and what does it reach in bits/dim?
+
+    python -m benchmarks.objectives --workdir=runs/objectives [--only=3,5] [--num_steps=600]
+
+Trains `configs/digits.py` with each objective for the same number of steps and prints a
+Markdown row: the held-out loss at its first evaluation and at the end (of its own objective,
+so rows do not compare), and the bits/dim of 100 held-out digits, the column that does
+compare. A second start continues.
+"""
+
+import argparse
+import json
+import pathlib
+
+import jax
+
+import ddpm_jax
+from configs import digits
+from ddpm_jax import evaluation
+
+OBJECTIVES = [  # mean, variance, loss, weighting, t
+    ("eps", "fixed_large", "simple", "constant", "uniform"),
+    ("eps", "fixed_large", "simple", "constant", "antithetic"),
+    ("eps", "fixed_large", "simple", "min_snr", "uniform"),
+    ("eps", "fixed_large", "simple", "p2", "uniform"),
+    ("x_0", "fixed_large", "simple", "constant", "uniform"),
+    ("v", "fixed_large", "simple", "constant", "uniform"),
+    ("x_prev", "fixed_large", "simple", "constant", "uniform"),
+    ("x_prev", "fixed_large", "rescaled_vlb", "constant", "uniform"),
+    ("x_prev", "learned", "rescaled_vlb", "constant", "uniform"),
+    ("eps", "fixed_large", "rescaled_vlb", "constant", "uniform"),
+    ("eps", "learned", "rescaled_vlb", "constant", "uniform"),
+    ("eps", "learned_range", "rescaled_vlb", "constant", "importance"),
+    ("eps", "learned_range", "rescaled_hybrid", "constant", "uniform"),
+]
+
+
+def config_of(objective, num_steps):
+    """The digits' config with another objective, looked at every tenth of the run."""
+    config = digits.get_config()
+    diffusion = config.diffusion
+    (diffusion.mean, diffusion.variance, diffusion.loss, diffusion.weighting,
+     config.train.t_sampling) = objective
+    config.train.num_steps = num_steps
+    config.train.log_every = config.train.eval_every = num_steps // 10
+    config.train.sample_every = config.train.checkpoint_every = num_steps
+    config.evaluate.metrics = ("bpd",)
+    config.evaluate.num_images = 100
+    return config
+
+
+def main():
+    """Prints one row an objective."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workdir", required=True)
+    parser.add_argument("--num_steps", type=int, default=600)
+    parser.add_argument("--only", default="", help="rows, such as 0,12; all by default")
+    args = parser.parse_args()
+    chosen = [int(i) for i in args.only.split(",") if i] or range(len(OBJECTIVES))
+    print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}, {args.num_steps} steps")
+    table = ["| mean | variance | loss | weighting | t | first | last | bits/dim |",
+             "|---|---|---|---|---|---|---|---|"]
+    for i in chosen:
+        config = config_of(OBJECTIVES[i], args.num_steps)
+        workdir = pathlib.Path(args.workdir, "-".join(OBJECTIVES[i]))
+        ddpm_jax.train(config, workdir)
+        (row,) = evaluation.evaluate(config, workdir)
+        losses = [json.loads(line)["heldout_loss"]
+                  for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        table.append("| " + " | ".join(OBJECTIVES[i]) + f" | {losses[0]:.4g} | {losses[-1]:.4g} "
+                     f"| {row['value']:.3f} +- {row['standard_error']:.3f} |")
+    print("\n".join(table))
+
+
+if __name__ == "__main__":
+    main()

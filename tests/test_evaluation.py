@@ -1,0 +1,280 @@
+"""`evaluate`: rows with their protocol, each computed once, on one checkpoint or many."""
+
+import json
+import os
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import ddpm_jax
+from configs import digits
+from ddpm_jax import config as config_lib
+from ddpm_jax import evaluation, inception, measures, quality, references
+from ddpm_jax.inception import Features
+
+
+POOL, SPATIAL = 32, 24
+
+
+class FakeNetwork:
+    """Small random projections in place of Inception: as deterministic, and instant."""
+
+    checksum = "fake"
+    calls = 0
+
+    def __init__(self, path=None):
+        random = np.random.default_rng(0)
+        self._to = [random.standard_normal((64, d)).astype(np.float32)
+                    for d in (POOL, SPATIAL, 7)]
+
+    def features(self, images):
+        type(self).calls += len(images)
+        rows = images.mean(axis=-1).reshape(len(images), -1) / np.float32(255)
+        return Features(*(rows @ to for to in self._to))
+
+
+def small_config(**evaluate):
+    config = digits.get_config()
+    config.model.channels = 8
+    config.model.channel_multipliers = (1,)
+    config.model.attention_resolutions = ()
+    config.diffusion.num_timesteps = 4
+    config.diffusion.beta_end = 0.9
+    config.train.num_steps = 6
+    config.train.batch_size = 16
+    config.train.checkpoint_every = config.train.eval_every = config.train.sample_every = 2
+    config.train.keep = 3
+    config.train.sample_images = 8
+    config.train.eval_images = 8
+    config.evaluate.num_images = 11
+    config.evaluate.num_samples = 13
+    config.evaluate.ode_steps = 3
+    for name, value in evaluate.items():
+        config.evaluate[name] = value
+    return config
+
+
+@pytest.fixture(scope="module")
+def trained_workdir(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    ddpm_jax.train(small_config(), workdir)
+    return workdir
+
+
+@pytest.fixture
+def workdir(trained_workdir, tmp_path, monkeypatch):
+    """A run of its own for each test, with a cache and a network of its own."""
+    monkeypatch.setenv("DDPM_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(quality, "Network", FakeNetwork)
+    for module in (quality, references):
+        monkeypatch.setattr(module, "POOL", POOL)
+        monkeypatch.setattr(module, "SPATIAL", SPATIAL)
+    for name in ("checkpoints", "config.json"):
+        os.symlink(trained_workdir / name, tmp_path / name)
+    return tmp_path
+
+
+def test_every_metric_leaves_a_row_and_a_line(workdir, capsys):
+    config = small_config(metrics=config_lib.EVALUATIONS)
+    rows = ddpm_jax.evaluate(config, workdir)
+    against = ("fid", "sfid", "kid", "precision_recall")
+    names = [(m, r) for m in config_lib.EVALUATIONS
+             for r in (("train", "test") if m in against else (None,))]
+    assert [(row["metric"], row["reference"]) for row in rows] == names
+    assert rows == evaluation.rows(workdir)
+    said = capsys.readouterr().out
+    for row in rows:
+        assert row["step"] == 6 and row["protocol"]["step"] == 6
+        assert row["value"] is None or np.isfinite(row["value"])
+        assert f"{row['metric']}{'/' * bool(row['reference'])}{row['reference'] or ''} " in said
+    found = {(row["metric"], row["reference"]): row for row in rows}
+    assert found["bpd", None]["n"] == found["ode_bpd", None]["n"] == 11
+    assert found["bpd", None]["standard_error"] > 0
+    parts = sum(found["bpd", None][name] for name in ("L_T", "L_1_to_T-1", "L_0"))
+    assert found["bpd", None]["value"] == pytest.approx(parts)
+    assert found["fid", "train"]["remarks"] and "13" in said
+    protocol = found["fid", "train"]["protocol"]
+    assert protocol == {
+        "step": 6, "weights": "ema", "dtype": "float32", "matmul_precision": "highest",
+        "seed": 0, "num_samples": 13, "sampler": "ancestral", "num_steps": 4, "clip": True,
+        "rounding": "uint8", "resize": quality.RESIZE, "inception": "fake",
+        "reference": "train",
+    }
+    files = {path.name for path in (workdir / "evaluations").rglob("*") if path.is_file()}
+    assert {"terms.npz", "bound.png", "rate_distortion.png", "rate_distortion.csv",
+            "generation.png", "generation.gif", "completions.png", "nearest.csv",
+            "nearest.png", "bits.npz"} <= files
+    assert not [path for path in (workdir / "evaluations").rglob("parts")]
+    assert list((workdir / "tensorboard" / "evaluation").iterdir())
+
+
+def test_a_protocol_is_measured_once_and_another_anew(workdir, capsys):
+    config = small_config(metrics=("bpd", "fid"), references=("train",))
+    first = ddpm_jax.evaluate(config, workdir)
+    calls = FakeNetwork.calls
+    capsys.readouterr()
+    assert ddpm_jax.evaluate(config, workdir) == first
+    assert capsys.readouterr().out.count("known already") == 2
+    assert FakeNetwork.calls == calls
+    config.evaluate.seed = 1
+    second = ddpm_jax.evaluate(config, workdir)
+    assert [row["value"] for row in second] != [row["value"] for row in first]
+    assert len(evaluation.rows(workdir)) == 4
+    # A new score of the same samples draws none, and another split is another protocol.
+    config = small_config(metrics=("is", "bpd"), split="train", seed=1)
+    drawn = sorted((workdir / "evaluations").rglob("samples-*/*.npz"))
+    times = [path.stat().st_mtime_ns for path in drawn]
+    more = ddpm_jax.evaluate(config, workdir)
+    assert [path.stat().st_mtime_ns for path in drawn] == times
+    assert sorted((workdir / "evaluations").rglob("samples-*/*.npz")) == drawn
+    assert more[1]["value"] != second[0]["value"]
+
+
+def test_samples_are_those_of_sample_and_their_number_is_exact(workdir):
+    config = small_config(metrics=("is",), num_samples=21)
+    config.sample.batch_size = 8
+    ddpm_jax.evaluate(config, workdir)
+    folder, = (workdir / "evaluations" / "step_00000006").glob("samples-*")
+    parts = [np.load(path)["arr_0"] for path in sorted(folder.iterdir())]
+    images = np.concatenate(parts)
+    assert len(parts) == 3 and images.shape == (21, 8, 8, 1) and images.dtype == np.uint8
+    rng = measures.Job(config, 6, None, None, False, None).rng(measures._SAMPLES)
+    expected = ddpm_jax.sample(ddpm_jax.load(workdir), rng, 21, output="uint8")
+    # Other batches sum in another order: at most one grey level of rounding.
+    assert np.abs(images.astype(int) - expected).max() <= 1
+
+
+def test_a_killed_evaluation_is_taken_up_where_it_was(workdir, monkeypatch):
+    config = small_config(metrics=("is",), num_samples=24)
+    config.sample.batch_size = 8
+    (whole,) = ddpm_jax.evaluate(config, workdir)
+    (workdir / "evaluations.jsonl").unlink()
+    folder, = (workdir / "evaluations" / "step_00000006").glob("samples-*")
+    kept, *lost = sorted(folder.iterdir())
+    before = kept.stat().st_mtime_ns
+    for path in lost:
+        path.unlink()
+    (again,) = ddpm_jax.evaluate(config, workdir)
+    assert kept.stat().st_mtime_ns == before
+    assert again["value"] == pytest.approx(whole["value"], rel=1e-3)
+
+
+def test_unrounded_samples_are_floats(workdir):
+    config = small_config(metrics=("is", "nearest_pixels"), rounding=False)
+    rows = ddpm_jax.evaluate(config, workdir)
+    assert rows[0]["protocol"]["rounding"] == "none"
+    path, = (workdir / "evaluations").rglob("samples-*/*.npz")
+    images = np.load(path)["arr_0"]
+    assert images.dtype == np.float32 and images.min() >= 0 and images.max() <= 255
+    assert np.any(images != np.round(images))
+
+
+def test_all_checkpoints_and_the_best_of_them(workdir, capsys):
+    config = small_config(metrics=("bpd",), checkpoints="all", best="bpd")
+    rows = ddpm_jax.evaluate(config, workdir)
+    assert [row["step"] for row in rows] == [2, 4, 6]
+    best = min(rows, key=lambda row: row["value"])["step"]
+    assert [p.name for p in (workdir / "best" / "checkpoints").iterdir()] == [str(best)]
+    kept, original = ddpm_jax.load(workdir / "best"), ddpm_jax.load(workdir, step=best)
+    for a, b in zip(*(map(np.asarray, _leaves(t.params)) for t in (kept, original))):
+        np.testing.assert_array_equal(a, b)
+    # Where more is better, the highest.
+    row = {**rows[0], "metric": "is", "reference": None}
+    scores = {2: 1.5, 4: 2.5, 6: 2.0}
+    (workdir / "evaluations.jsonl").write_text("".join(
+        json.dumps({**row, "step": step, "value": value}) + "\n"
+        for step, value in scores.items()
+    ))
+    evaluation._keep_best(evaluation.epath.Path(workdir), "is")
+    assert [p.name for p in (workdir / "best" / "checkpoints").iterdir()] == ["4"]
+
+
+def _leaves(tree):
+    import jax
+
+    return jax.tree.leaves(tree)
+
+
+def test_one_checkpoint_by_its_step(workdir):
+    (row,) = ddpm_jax.evaluate(small_config(checkpoints="4"), workdir)
+    assert row["step"] == 4
+    with pytest.raises(ValueError, match="no checkpoint of step 5"):
+        ddpm_jax.evaluate(small_config(checkpoints="5"), workdir)
+
+
+def test_following_a_running_job_ends_with_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "_POLL", 0.05)
+    config = small_config(checkpoints="follow")
+    config.train.keep = 10
+    failed = []
+
+    def run():
+        try:
+            ddpm_jax.train(config, tmp_path)
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    while not (tmp_path / "config.json").exists() and thread.is_alive():
+        thread.join(0.05)
+    rows = ddpm_jax.evaluate(config, tmp_path)
+    thread.join()
+    assert not failed and [row["step"] for row in rows] == [2, 4, 6]
+
+
+def test_a_torn_last_row_is_dropped(workdir):
+    (row,) = ddpm_jax.evaluate(small_config(), workdir)
+    path = workdir / "evaluations.jsonl"
+    path.write_text(path.read_text() + '{"step": 6, "met')
+    assert evaluation.rows(workdir) == [row]
+    ddpm_jax.evaluate(small_config(seed=2), workdir)
+    assert len(path.read_text().splitlines()) == 2
+
+
+def test_a_folder_of_pictures_is_a_reference(workdir):
+    folder = workdir / "pictures"
+    folder.mkdir()
+    for i, image in enumerate(np.random.default_rng(0).integers(0, 256, (5, 8, 8), np.uint8)):
+        Image.fromarray(image).save(folder / f"{i}.png")
+    config = small_config(metrics=("kid",), references=(str(folder),))
+    (row,) = ddpm_jax.evaluate(config, workdir)
+    assert row["reference"] == str(folder) and row["subset_size"] == 5
+
+
+def test_names_in_the_config_are_those_of_the_metrics():
+    assert set(config_lib.EVALUATIONS) == set(measures.METRICS)
+
+
+@pytest.mark.parametrize("name, value, says", [
+    ("metrics", ("fidd",), "config.evaluate.metrics has 'fidd'.*use some of bpd"),
+    ("metrics", (), "asks for nothing"),
+    ("checkpoints", "last", "checkpoints='last' must be newest, all, follow or a step"),
+    ("best", "fid/train", "best='fid/train' is none of"),
+    ("matmul_precision", "bf16", "config.evaluate.matmul_precision='bf16'"),
+    ("num_samples", 1, "config.evaluate.num_samples=1 must be at least 2"),
+    ("split", "validation", "split"),
+])
+def test_mistakes_are_told_in_one_line(workdir, name, value, says):
+    with pytest.raises(ValueError, match=says) as error:
+        ddpm_jax.evaluate(small_config(**{name: value}), workdir)
+    assert "\n" not in str(error.value)
+    assert not (workdir / "evaluations.jsonl").exists()
+
+
+def test_no_weights_and_no_network_say_what_to_fetch(trained_workdir, tmp_path, monkeypatch):
+    monkeypatch.setenv("DDPM_JAX_CACHE", str(tmp_path))
+    monkeypatch.setattr(inception, "URL", "http://127.0.0.1:9/weights.pth")
+    with pytest.raises(ValueError, match="download.*config.evaluate.inception=PATH") as error:
+        ddpm_jax.evaluate(small_config(metrics=("fid",)), trained_workdir)
+    assert "\n" not in str(error.value)
+    (tmp_path / "wrong.pth").write_bytes(b"something else")
+    with pytest.raises(ValueError, match="SHA-256") as error:
+        ddpm_jax.evaluate(
+            small_config(metrics=("fid",), inception=str(tmp_path / "wrong.pth")),
+            trained_workdir,
+        )
+    assert "\n" not in str(error.value)
+    assert not (trained_workdir / "evaluations.jsonl").exists()
