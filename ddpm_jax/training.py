@@ -1,4 +1,4 @@
-"""`train(config, workdir)`: the recipe, its step, and the `pmap` around it."""
+"""`train(config, workdir)`: the recipe around the step."""
 
 import collections
 import contextlib
@@ -8,203 +8,23 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import optax
 
 from ddpm_jax import config as config_lib
 from ddpm_jax import data as data_lib
-from ddpm_jax import importance, losses, monitoring, parallel, randomness
+from ddpm_jax import importance, monitoring, parallel, randomness
 from ddpm_jax import state as state_lib
 from ddpm_jax import workdir as workdir_lib
 from ddpm_jax.checkpoints import Checkpoints, library_versions
-from ddpm_jax.diffusion import Parameterization
-from ddpm_jax.images import save_png, to_float
+from ddpm_jax.images import save_png
 from ddpm_jax.logs import Logs, Rate
 from ddpm_jax.state import Trained, TrainState
+from ddpm_jax.train_step import pmap_train_step, step_settings
 
 # Addresses below the seed: each use of randomness folds in its own.
 _INIT, _STEP, _HELD_OUT, _GRID = range(4)
 _IN_FLIGHT = 2  # Steps queued ahead; more can hang where CPU devices wait for one another.
-
-
-@dataclasses.dataclass(frozen=True)
-class StepSettings:
-    """What `train_step` needs of the config, hashable."""
-
-    parameterization: Parameterization
-    objective: losses.Objective
-    t_sampling: str
-    random_flip: bool
-    accumulate: int
-    ema_decay: float
-    ema_warmup: bool
-    log_every: int
-
-
-def train_step(
-    state: TrainState, images: jax.Array, rng: jax.Array, *, schedule, learning_rate, settings
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update from this device's share of the batch (Algorithm 1); call under `pmap`.
-
-    Args:
-        state: replicated.
-        images: uint8 [b, h, w, c], this device's share of the global batch.
-        rng: the run's key; the step and each image's place are folded in.
-        schedule: the noise schedule.
-        learning_rate: step -> rate, for the log.
-        settings: `StepSettings`.
-
-    Returns:
-        The new state and metrics, all equal on every device: `loss` and `loss_quartile_1..4`
-        (by t; means since the last logged row, over uniform t however it is drawn),
-        `grad_norm` before clipping, `learning_rate`.
-    """
-    rng_draw, rng_dropout = jax.random.split(jax.random.fold_in(rng, state.step))
-
-    def loss_fn(params, images, places):
-        x_0, t, weight, eps = draw(
-            images, rng=rng_draw, places=places, num_timesteps=schedule.num_timesteps,
-            t_sampling=settings.t_sampling, loss_history=state.loss_history,
-            random_flip=settings.random_flip,
-        )
-        denoise_fn = functools.partial(
-            state.apply_fn, {"params": params}, train=True, places=places,
-            rngs={"dropout": rng_dropout},
-        )
-        loss = losses.training_loss(
-            schedule, denoise_fn, x_0, t, eps,
-            parameterization=settings.parameterization, objective=settings.objective,
-        )
-        return jnp.mean(weight * loss), (loss, t, weight)
-
-    grads, per_image = accumulated_gradients(
-        loss_fn, state.params, images, parallel.places(len(images)), settings.accumulate
-    )
-    grads = jax.lax.pmean(grads, parallel.AXIS)
-    loss, t, weight = jax.lax.all_gather(per_image, parallel.AXIS, tiled=True)
-    starts_row = state.step % settings.log_every == 0
-    tally = jnp.where(starts_row, 0.0, state.tally)
-    tally += tally_by_quartile(loss, t, weight, schedule.num_timesteps)
-    metrics = {
-        "loss": tally[0].sum() / tally[1].sum(),
-        **{f"loss_quartile_{i + 1}": tally[0, i] / tally[1, i] for i in range(4)},
-        "grad_norm": optax.tree.norm(grads),
-        "learning_rate": learning_rate(state.step),
-    }
-    state = state.apply_gradients(grads=grads)
-
-    def average(ema, decay):
-        return optax.incremental_update(state.params, ema, 1 - decay)
-
-    decay = functools.partial(ema_decay_at, step=state.step, warmup=settings.ema_warmup)
-    state = state.replace(
-        ema_params=average(state.ema_params, decay(settings.ema_decay)),
-        extra_ema_params={
-            name: average(ema, decay(float(name)))
-            for name, ema in state.extra_ema_params.items()
-        },
-        tally=tally,
-    )
-    if settings.t_sampling == "importance":
-        state = state.replace(loss_history=importance.record(state.loss_history, t, loss))
-    return state, metrics
-
-
-def draw(images, *, rng, places, num_timesteps, t_sampling, loss_history, random_flip):
-    """x_0 (flipped or not), t, the weight of its loss and eps of each image, from its own key.
-
-    Args:
-        images: uint8 [b, h, w, c].
-        rng: the step's key.
-        places: [b] where the images stand in the global batch.
-        num_timesteps: T.
-        t_sampling: see `draw_t`.
-        loss_history: see `draw_t`.
-        random_flip: mirror half of the images left and right.
-    """
-    def draw_one(rng, image):
-        _, rng_eps, rng_flip = jax.random.split(rng, 3)
-        x_0 = to_float(image)
-        if random_flip:
-            x_0 = jnp.where(jax.random.bernoulli(rng_flip), x_0[:, ::-1], x_0)
-        return x_0, jax.random.normal(rng_eps, image.shape)
-
-    x_0, eps = jax.vmap(draw_one)(randomness.image_keys(rng, places), images)
-    t, weight = draw_t(
-        rng, places, num_timesteps=num_timesteps, t_sampling=t_sampling,
-        loss_history=loss_history,
-    )
-    return x_0, t, weight, eps
-
-
-def draw_t(rng, places, *, num_timesteps, t_sampling, loss_history):
-    """t of each image, int32 [b] in 0..T-1, and the weight of its loss, float32 [b].
-
-    "uniform"; "antithetic", where the images at places 2k and 2k + 1 have t and T - 1 - t; or
-    "importance", from the losses seen so far (see `importance`).
-    """
-    odd = places % 2
-    rngs = randomness.image_keys(rng, places - odd if t_sampling == "antithetic" else places)
-    rngs = jax.vmap(lambda rng: jax.random.split(rng, 3)[0])(rngs)
-    if t_sampling == "importance":
-        return importance.draw(loss_history, jax.vmap(jax.random.uniform)(rngs))
-    t = jax.vmap(lambda rng: jax.random.randint(rng, (), 0, num_timesteps))(rngs)
-    if t_sampling == "antithetic":
-        t = jnp.where(odd == 1, num_timesteps - 1 - t, t)
-    return t, jnp.ones(t.shape)
-
-
-def tally_by_quartile(loss, t, weight, num_timesteps):
-    """Weighted sum of losses, and of weights, in each quarter of the steps, float32 [2, 4]."""
-    quartile = jax.nn.one_hot(4 * t // num_timesteps, 4) * weight[:, None]  # [b, 4]
-    return jnp.stack([loss @ quartile, quartile.sum(axis=0)])
-
-
-def accumulated_gradients(loss_fn, params, images, places, accumulate):
-    """Mean gradient over `accumulate` micro-batches of equal size, and what each image gave.
-
-    Args:
-        loss_fn: (params, images, places) -> (mean loss, arrays [b], one entry an image).
-        params: what to differentiate by.
-        images: [b, ...]; b divides by `accumulate`.
-        places: [b].
-        accumulate: micro-batches, one after the other.
-    """
-    gradients = jax.grad(loss_fn, has_aux=True)
-    if accumulate == 1:
-        return gradients(params, images, places)
-
-    def add(total, micro_batch):
-        grads, per_image = gradients(params, *micro_batch)
-        return jax.tree.map(jnp.add, total, grads), per_image
-
-    micro_batches = jax.tree.map(
-        lambda x: x.reshape(accumulate, -1, *x.shape[1:]), (images, places)
-    )
-    zero = jax.tree.map(jnp.zeros_like, params)
-    # A convolution's gradient inside a loop is some 20 times slower on CPU: unroll there.
-    unroll = accumulate if jax.default_backend() == "cpu" else 1
-    grads, per_image = jax.lax.scan(add, zero, micro_batches, unroll=unroll)
-    grads = jax.tree.map(lambda x: x / accumulate, grads)
-    return grads, jax.tree.map(lambda x: x.reshape(-1), per_image)
-
-
-def ema_decay_at(decay, *, step, warmup):
-    """The decay of the running average at update `step` (1, 2, ...), lower early on if asked."""
-    return jnp.minimum(decay, (1 + step) / (10 + step)) if warmup else decay
-
-
-def pmap_train_step(**settings):
-    """Compiles `train_step` for all devices; the state stays replicated, and is donated."""
-    return jax.pmap(
-        functools.partial(train_step, **settings),
-        axis_name=parallel.AXIS,
-        in_axes=(None, 0, None),
-        out_axes=None,
-        donate_argnums=(0,),
-    )
 
 
 def train(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -> Trained:
@@ -223,89 +43,140 @@ def train(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -> 
         ValueError: a setting is wrong, or the workdir was made with another model.
         FloatingPointError: the loss is not finite.
     """
+    run = prepare(config, workdir, data)
+    config, num_steps = run.config, run.config.train.num_steps
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(Checkpoints(
+            run.workdir, keep=config.train.keep, keep_every=config.train.keep_every
+        ))
+        state = fresh_state(run)
+        restored = checkpoints.restore(state_lib.to_saved(state))
+        state = parallel.replicate(state.replace(**restored[1]) if restored else state)
+        start = int(state.step)
+        logs = stack.enter_context(Logs(run.workdir, start_step=start, num_steps=num_steps))
+        for line in monitoring.opening_lines(
+            config, state, run.source, run.held_out, run.workdir
+        ):
+            logs.say(line)
+        logs.text("config", f"```json\n{config_lib.dump(config)}\n```")
+        step_fn = pmap_train_step(
+            schedule=run.schedule,
+            learning_rate=config_lib.learning_rate(config),
+            settings=step_settings(config),
+        )
+        observe = observer(run, logs, checkpoints, start)
+        batches = stack.enter_context(contextlib.closing(data_lib.batches(
+            run.source, seed=config.seed, batch_size=config.train.batch_size, start=start,
+            process_index=jax.process_index(), process_count=jax.process_count(),
+        )))
+        stack.enter_context(jax.default_matmul_precision(config.train.matmul_precision))
+        in_flight = collections.deque()
+        began = time.perf_counter()
+
+        for step in range(start + 1, num_steps + 1):
+            state, metrics = step_fn(state, parallel.shard(next(batches)), run.rng(_STEP))
+            in_flight.append(metrics["loss"])
+            if len(in_flight) > _IN_FLIGHT:
+                jax.block_until_ready(in_flight.popleft())
+            observe(step, state, metrics)
+            if step == start + 1:
+                jax.block_until_ready(state)
+                logs.say(f"memory after the first step: {monitoring.memory()}")
+        checkpoints.close()
+        logs.say(monitoring.closing_line(
+            start, num_steps, time.perf_counter() - began, run.workdir
+        ))
+    return Trained(
+        jax.device_get(state.ema_params), run.model, run.schedule,
+        config_lib.parameterization(config), run.source.image_shape,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a run is made of, once its settings are known to be sound.
+
+    Attributes:
+        config: with the shape of the images in it.
+        workdir: made and writable.
+        source: images to train on.
+        held_out: images kept from training; None where there are none.
+        schedule: the noise schedule.
+        model: the network.
+    """
+
+    config: ml_collections.ConfigDict
+    workdir: Any
+    source: Any
+    held_out: Any
+    schedule: Any
+    model: Any
+
+    def rng(self, use: int) -> jax.Array:
+        """The key of one use of randomness."""
+        return jax.random.fold_in(randomness.as_key(self.config.seed), use)
+
+
+def prepare(config: ml_collections.ConfigDict, workdir: Any, data: Any) -> Run:
+    """Checks everything, opens the data and stores the config; compiles nothing.
+
+    Raises:
+        ValueError: as `train` does.
+    """
     config_lib.validate(config, num_devices=jax.device_count())
     workdir = workdir_lib.create(workdir)
     source, held_out = open_data(config, data)
     config = config_lib.resolved(config, source.image_shape)
     config_lib.check_images(config, source.image_shape)
     workdir_lib.store_config(config, workdir)
-
-    schedule = config_lib.schedule(config)
     model = config_lib.model(config, source.image_shape[-1])
-    rng = randomness.as_key(config.seed)
-    rng_init, rng_step, rng_held_out, rng_grid = (
-        jax.random.fold_in(rng, use) for use in (_INIT, _STEP, _HELD_OUT, _GRID)
-    )
-    state = state_lib.create(
-        model, config_lib.optimizer(config), rng_init, source.image_shape,
-        extra_ema_decays=tuple(config.train.extra_ema_decays),
+    return Run(config, workdir, source, held_out, config_lib.schedule(config), model)
+
+
+def fresh_state(run: Run) -> TrainState:
+    """The state at step 0."""
+    train = run.config.train
+    importance_sampled = train.t_sampling == "importance"
+    return state_lib.create(
+        run.model, config_lib.optimizer(run.config), run.rng(_INIT), run.source.image_shape,
+        extra_ema_decays=tuple(train.extra_ema_decays),
         loss_history=(
-            importance.fresh(schedule.num_timesteps)
-            if config.train.t_sampling == "importance" else {}
+            importance.fresh(run.schedule.num_timesteps) if importance_sampled else {}
         ),
     )
-    with contextlib.ExitStack() as stack:
-        checkpoints = stack.enter_context(Checkpoints(
-            workdir, keep=config.train.keep, keep_every=config.train.keep_every
-        ))
-        restored = checkpoints.restore(state_lib.to_saved(state))
-        state = parallel.replicate(state.replace(**restored[1]) if restored else state)
-        start, num_steps = int(state.step), config.train.num_steps
-        logs = stack.enter_context(Logs(workdir, start_step=start, num_steps=num_steps))
-        for line in monitoring.opening_lines(config, state, source, held_out, workdir):
-            logs.say(line)
-        logs.text("config", f"```json\n{config_lib.dump(config)}\n```")
-        step_fn = pmap_train_step(
-            schedule=schedule,
-            learning_rate=config_lib.learning_rate(config),
-            settings=step_settings(config),
-        )
-        evaluate = monitoring.held_out_loss(config, model, schedule, held_out, rng_held_out)
-        draw_grid = monitoring.grid(config, model, schedule, source.image_shape, rng_grid)
-        batches = stack.enter_context(contextlib.closing(data_lib.batches(
-            source, seed=config.seed, batch_size=config.train.batch_size, start=start,
-            process_index=jax.process_index(), process_count=jax.process_count(),
-        )))
-        rate = Rate(
-            start_step=start, num_steps=num_steps, batch_size=config.train.batch_size
-        )
-        stack.enter_context(jax.default_matmul_precision(config.train.matmul_precision))
-        in_flight = collections.deque()
-        began = time.perf_counter()
 
-        for step in range(start + 1, num_steps + 1):
-            due = functools.partial(every, step, last=num_steps)
-            state, metrics = step_fn(state, parallel.shard(next(batches)), rng_step)
-            in_flight.append(metrics["loss"])
-            if len(in_flight) > _IN_FLIGHT:
-                jax.block_until_ready(in_flight.popleft())
-            logs.advance(step)
-            evaluates = evaluate is not None and due(config.train.eval_every)
-            if evaluates or due(config.train.log_every):
-                row = finite_row(metrics, step, workdir)
-                if evaluates:
-                    with rate.paused():
-                        row["heldout_loss"] = evaluate(state.ema_params)
-                logs.write(step, row | rate.read(step))
-            if due(config.train.sample_every):
-                with rate.paused():
-                    picture = draw_grid(state, step)
-                    save_png(workdir / "samples" / f"step_{step:08d}.png", picture)
-                    logs.images("samples", picture, step)
-            if due(config.train.checkpoint_every):
-                with rate.paused():
-                    checkpoints.save(step, state_lib.to_saved(state), metadata(config))
-            if step == start + 1:
-                jax.block_until_ready(state)
-                logs.say(f"memory after the first step: {monitoring.memory()}")
-        checkpoints.close()
-        logs.say(monitoring.closing_line(
-            start, num_steps, time.perf_counter() - began, workdir
-        ))
-    return Trained(
-        jax.device_get(state.ema_params), model, schedule,
-        config_lib.parameterization(config), source.image_shape,
+
+def observer(run: Run, logs: Logs, checkpoints: Checkpoints, start: int):
+    """(step, state, metrics) -> None: logs, draws and saves what is due after a step."""
+    config, train = run.config, run.config.train
+    evaluate = monitoring.held_out_loss(
+        config, run.model, run.schedule, run.held_out, run.rng(_HELD_OUT)
     )
+    draw_grid = monitoring.grid(
+        config, run.model, run.schedule, run.source.image_shape, run.rng(_GRID)
+    )
+    rate = Rate(start_step=start, num_steps=train.num_steps, batch_size=train.batch_size)
+
+    def observe(step, state, metrics):
+        due = functools.partial(every, step, last=train.num_steps)
+        logs.advance(step)
+        evaluates = evaluate is not None and due(train.eval_every)
+        if evaluates or due(train.log_every):
+            row = finite_row(metrics, step, run.workdir)
+            if evaluates:
+                with rate.paused():
+                    row["heldout_loss"] = evaluate(state.ema_params)
+            logs.write(step, row | rate.read(step))
+        if due(train.sample_every):
+            with rate.paused():
+                picture = draw_grid(state, step)
+                save_png(run.workdir / "samples" / f"step_{step:08d}.png", picture)
+                logs.images("samples", picture, step)
+        if due(train.checkpoint_every):
+            with rate.paused():
+                checkpoints.save(step, state_lib.to_saved(state), metadata(config))
+
+    return observe
 
 
 def open_data(config: ml_collections.ConfigDict, data: Any):
@@ -319,20 +190,6 @@ def open_data(config: ml_collections.ConfigDict, data: Any):
 def every(step: int, period: int, last: int) -> bool:
     """Whether something of this period is due after `step`; at the last step always."""
     return step % period == 0 or step == last
-
-
-def step_settings(config: ml_collections.ConfigDict) -> StepSettings:
-    """The settings of `train_step` from a config."""
-    return StepSettings(
-        parameterization=config_lib.parameterization(config),
-        objective=config_lib.objective(config),
-        t_sampling=config.train.t_sampling,
-        random_flip=config.data.random_flip,
-        accumulate=config.train.accumulate,
-        ema_decay=config.train.ema_decay,
-        ema_warmup=config.train.ema_warmup,
-        log_every=config.train.log_every,
-    )
 
 
 def finite_row(metrics: dict[str, jax.Array], step: int, workdir: Any) -> dict[str, float]:

@@ -14,7 +14,7 @@ LEVELS = [
     {"data", "losses", "samplers"},
     {"config", "likelihood", "progressive", "quality", "sampling"},
     {"bits", "plots", "workdir"},
-    {"pretrained", "measures", "monitoring"},
+    {"pretrained", "measures", "monitoring", "train_step"},
     {"evaluation", "training"},
     {"__init__", "cli"},
 ]

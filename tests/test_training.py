@@ -12,6 +12,7 @@ from configs import cifar10, digits
 from ddpm_jax import config as config_lib
 from ddpm_jax import data, importance, losses, monitoring, parallel, randomness, training
 from ddpm_jax import state as state_lib
+from ddpm_jax import train_step
 from nonzero import SHAPE, TinyNet, nonzero_params
 
 BATCH = 16
@@ -48,10 +49,10 @@ def state_of(config, model):
 
 
 def step_of(config):
-    return training.pmap_train_step(
+    return train_step.pmap_train_step(
         schedule=config_lib.schedule(config),
         learning_rate=config_lib.learning_rate(config),
-        settings=training.step_settings(config),
+        settings=train_step.step_settings(config),
     )
 
 
@@ -72,7 +73,7 @@ def one_step():
 
 def drawn(config, step=0):
     """What the step draws for the whole batch, without devices."""
-    return training.draw(
+    return train_step.draw(
         data.digits("train")[0][:BATCH],
         rng=jax.random.split(jax.random.fold_in(jax.random.key(1), step))[0],
         places=jnp.arange(BATCH), num_timesteps=config.diffusion.num_timesteps,
@@ -165,9 +166,9 @@ def test_averages_are_copies():
 
 @pytest.mark.parametrize("step, decay", [(1, 2 / 11), (10, 11 / 20), (10**6, 0.9999)])
 def test_average_warms_up(step, decay):
-    actual = training.ema_decay_at(0.9999, step=step, warmup=True)
+    actual = train_step.ema_decay_at(0.9999, step=step, warmup=True)
     np.testing.assert_allclose(actual, decay, rtol=1e-6)  # float32
-    assert training.ema_decay_at(0.9999, step=step, warmup=False) == 0.9999
+    assert train_step.ema_decay_at(0.9999, step=step, warmup=False) == 0.9999
 
 
 def test_every_replica_holds_the_same():
@@ -217,7 +218,7 @@ def test_micro_batches_are_unrolled_on_cpu():
 def test_flips_are_left_to_right_one_image_in_two():
     images = np.random.default_rng(0).integers(0, 256, (400, 4, 6, 2), np.uint8)
     draw = functools.partial(
-        training.draw, rng=jax.random.key(0), num_timesteps=10, t_sampling="uniform",
+        train_step.draw, rng=jax.random.key(0), num_timesteps=10, t_sampling="uniform",
         loss_history={}, random_flip=True,
     )
     x_0, t, weight, eps = draw(images, places=jnp.arange(400))
@@ -237,13 +238,13 @@ def test_flips_are_left_to_right_one_image_in_two():
 def test_antithetic_partners_stand_side_by_side_on_any_device():
     rng, places = jax.random.key(0), jnp.arange(1000)
     settings = dict(num_timesteps=10, t_sampling="antithetic", loss_history={})
-    t, weight = training.draw_t(rng, places, **settings)
+    t, weight = train_step.draw_t(rng, places, **settings)
     np.testing.assert_array_equal(t[0::2] + t[1::2], 9)
     np.testing.assert_array_equal(weight, 1)
     counts = np.bincount(t, minlength=10)
     # Pairs are drawn: 500 of 10 pairs of steps, five standard errors.
     assert np.all(np.abs(counts - 100) < 5 * np.sqrt(500 * 0.2 * 0.8))
-    share, _ = training.draw_t(rng, places[501:504], **settings)
+    share, _ = train_step.draw_t(rng, places[501:504], **settings)
     np.testing.assert_array_equal(share, t[501:504])
 
 

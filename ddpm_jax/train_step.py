@@ -1,0 +1,207 @@
+"""One training step (Algorithm 1 of Ho, Jain and Abbeel 2020) and the `pmap` around it."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from ddpm_jax import config as config_lib
+from ddpm_jax import importance, losses, parallel, randomness
+from ddpm_jax.diffusion import Parameterization
+from ddpm_jax.images import to_float
+from ddpm_jax.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class StepSettings:
+    """What `train_step` needs of the config, hashable."""
+
+    parameterization: Parameterization
+    objective: losses.Objective
+    t_sampling: str
+    random_flip: bool
+    accumulate: int
+    ema_decay: float
+    ema_warmup: bool
+    log_every: int
+
+
+def train_step(
+    state: TrainState, images: jax.Array, rng: jax.Array, *, schedule, learning_rate, settings
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One update from this device's share of the batch (Algorithm 1); call under `pmap`.
+
+    Args:
+        state: replicated.
+        images: uint8 [b, h, w, c], this device's share of the global batch.
+        rng: the run's key; the step and each image's place are folded in.
+        schedule: the noise schedule.
+        learning_rate: step -> rate, for the log.
+        settings: `StepSettings`.
+
+    Returns:
+        The new state and metrics, all equal on every device: `loss` and `loss_quartile_1..4`
+        (by t; means since the last logged row, over uniform t however it is drawn),
+        `grad_norm` before clipping, `learning_rate`.
+    """
+    rng_draw, rng_dropout = jax.random.split(jax.random.fold_in(rng, state.step))
+
+    def loss_fn(params, images, places):
+        x_0, t, weight, eps = draw(
+            images, rng=rng_draw, places=places, num_timesteps=schedule.num_timesteps,
+            t_sampling=settings.t_sampling, loss_history=state.loss_history,
+            random_flip=settings.random_flip,
+        )
+        denoise_fn = functools.partial(
+            state.apply_fn, {"params": params}, train=True, places=places,
+            rngs={"dropout": rng_dropout},
+        )
+        loss = losses.training_loss(
+            schedule, denoise_fn, x_0, t, eps,
+            parameterization=settings.parameterization, objective=settings.objective,
+        )
+        return jnp.mean(weight * loss), (loss, t, weight)
+
+    grads, per_image = accumulated_gradients(
+        loss_fn, state.params, images, parallel.places(len(images)), settings.accumulate
+    )
+    grads = jax.lax.pmean(grads, parallel.AXIS)
+    loss, t, weight = jax.lax.all_gather(per_image, parallel.AXIS, tiled=True)
+    starts_row = state.step % settings.log_every == 0
+    tally = jnp.where(starts_row, 0.0, state.tally)
+    tally += tally_by_quartile(loss, t, weight, schedule.num_timesteps)
+    metrics = {
+        "loss": tally[0].sum() / tally[1].sum(),
+        **{f"loss_quartile_{i + 1}": tally[0, i] / tally[1, i] for i in range(4)},
+        "grad_norm": optax.tree.norm(grads),
+        "learning_rate": learning_rate(state.step),
+    }
+    state = state.apply_gradients(grads=grads)
+
+    def average(ema, decay):
+        return optax.incremental_update(state.params, ema, 1 - decay)
+
+    decay = functools.partial(ema_decay_at, step=state.step, warmup=settings.ema_warmup)
+    state = state.replace(
+        ema_params=average(state.ema_params, decay(settings.ema_decay)),
+        extra_ema_params={
+            name: average(ema, decay(float(name)))
+            for name, ema in state.extra_ema_params.items()
+        },
+        tally=tally,
+    )
+    if settings.t_sampling == "importance":
+        state = state.replace(loss_history=importance.record(state.loss_history, t, loss))
+    return state, metrics
+
+
+def draw(images, *, rng, places, num_timesteps, t_sampling, loss_history, random_flip):
+    """x_0 (flipped or not), t, the weight of its loss and eps of each image, from its own key.
+
+    Args:
+        images: uint8 [b, h, w, c].
+        rng: the step's key.
+        places: [b] where the images stand in the global batch.
+        num_timesteps: T.
+        t_sampling: see `draw_t`.
+        loss_history: see `draw_t`.
+        random_flip: mirror half of the images left and right.
+    """
+    def draw_one(rng, image):
+        _, rng_eps, rng_flip = jax.random.split(rng, 3)
+        x_0 = to_float(image)
+        if random_flip:
+            x_0 = jnp.where(jax.random.bernoulli(rng_flip), x_0[:, ::-1], x_0)
+        return x_0, jax.random.normal(rng_eps, image.shape)
+
+    x_0, eps = jax.vmap(draw_one)(randomness.image_keys(rng, places), images)
+    t, weight = draw_t(
+        rng, places, num_timesteps=num_timesteps, t_sampling=t_sampling,
+        loss_history=loss_history,
+    )
+    return x_0, t, weight, eps
+
+
+def draw_t(rng, places, *, num_timesteps, t_sampling, loss_history):
+    """t of each image, int32 [b] in 0..T-1, and the weight of its loss, float32 [b].
+
+    "uniform"; "antithetic", where the images at places 2k and 2k + 1 have t and T - 1 - t; or
+    "importance", from the losses seen so far (see `importance`).
+    """
+    odd = places % 2
+    rngs = randomness.image_keys(rng, places - odd if t_sampling == "antithetic" else places)
+    rngs = jax.vmap(lambda rng: jax.random.split(rng, 3)[0])(rngs)
+    if t_sampling == "importance":
+        return importance.draw(loss_history, jax.vmap(jax.random.uniform)(rngs))
+    t = jax.vmap(lambda rng: jax.random.randint(rng, (), 0, num_timesteps))(rngs)
+    if t_sampling == "antithetic":
+        t = jnp.where(odd == 1, num_timesteps - 1 - t, t)
+    return t, jnp.ones(t.shape)
+
+
+def tally_by_quartile(loss, t, weight, num_timesteps):
+    """Weighted sum of losses, and of weights, in each quarter of the steps, float32 [2, 4]."""
+    quartile = jax.nn.one_hot(4 * t // num_timesteps, 4) * weight[:, None]  # [b, 4]
+    return jnp.stack([loss @ quartile, quartile.sum(axis=0)])
+
+
+def accumulated_gradients(loss_fn, params, images, places, accumulate):
+    """Mean gradient over `accumulate` micro-batches of equal size, and what each image gave.
+
+    Args:
+        loss_fn: (params, images, places) -> (mean loss, arrays [b], one entry an image).
+        params: what to differentiate by.
+        images: [b, ...]; b divides by `accumulate`.
+        places: [b].
+        accumulate: micro-batches, one after the other.
+    """
+    gradients = jax.grad(loss_fn, has_aux=True)
+    if accumulate == 1:
+        return gradients(params, images, places)
+
+    def add(total, micro_batch):
+        grads, per_image = gradients(params, *micro_batch)
+        return jax.tree.map(jnp.add, total, grads), per_image
+
+    micro_batches = jax.tree.map(
+        lambda x: x.reshape(accumulate, -1, *x.shape[1:]), (images, places)
+    )
+    zero = jax.tree.map(jnp.zeros_like, params)
+    # A convolution's gradient inside a loop is some 20 times slower on CPU: unroll there.
+    unroll = accumulate if jax.default_backend() == "cpu" else 1
+    grads, per_image = jax.lax.scan(add, zero, micro_batches, unroll=unroll)
+    grads = jax.tree.map(lambda x: x / accumulate, grads)
+    return grads, jax.tree.map(lambda x: x.reshape(-1), per_image)
+
+
+def ema_decay_at(decay, *, step, warmup):
+    """The decay of the running average at update `step` (1, 2, ...), lower early on if asked."""
+    return jnp.minimum(decay, (1 + step) / (10 + step)) if warmup else decay
+
+
+def pmap_train_step(**settings):
+    """Compiles `train_step` for all devices; the state stays replicated, and is donated."""
+    return jax.pmap(
+        functools.partial(train_step, **settings),
+        axis_name=parallel.AXIS,
+        in_axes=(None, 0, None),
+        out_axes=None,
+        donate_argnums=(0,),
+    )
+
+
+def step_settings(config: ml_collections.ConfigDict) -> StepSettings:
+    """The settings of `train_step` from a config."""
+    return StepSettings(
+        parameterization=config_lib.parameterization(config),
+        objective=config_lib.objective(config),
+        t_sampling=config.train.t_sampling,
+        random_flip=config.data.random_flip,
+        accumulate=config.train.accumulate,
+        ema_decay=config.train.ema_decay,
+        ema_warmup=config.train.ema_warmup,
+        log_every=config.train.log_every,
+    )
