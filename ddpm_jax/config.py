@@ -19,6 +19,7 @@ DTYPES = ("float32", "bfloat16")
 PRECISIONS = ("default", "high", "highest")
 EVALUATIONS = ("bpd", "ode_bpd", "progressive", "fid", "sfid", "kid", "is", "precision_recall",
                "nearest_pixels", "nearest_features")
+AGAINST_REFERENCES = ("fid", "sfid", "kid", "precision_recall")
 T_SAMPLINGS = ("uniform", "antithetic", "importance")
 
 
@@ -261,13 +262,24 @@ def check_evaluation(config: ml_collections.ConfigDict) -> None:
             f"config.evaluate.checkpoints={which!r} must be newest, all, follow or a step; try "
             "--config.evaluate.checkpoints=newest."
         )
-    if settings.best and settings.best.split("/")[0] not in settings.metrics:
+    names = ["/".join(filter(None, item)) for item in measured(config)]
+    if settings.best and settings.best not in names:
         raise ValueError(
-            f"config.evaluate.best={settings.best!r} is none of config.evaluate.metrics="
-            f"{settings.metrics!r}; try --config.evaluate.best={settings.metrics[0]}, followed "
-            "by /train where there are references."
+            f"config.evaluate.best={settings.best!r} is not measured; use one of "
+            f"{', '.join(names)}, such as --config.evaluate.best={names[0]}."
         )
     _check_precision("evaluate", settings.matmul_precision)
+
+
+def measured(config: ml_collections.ConfigDict) -> list[tuple[str, str | None]]:
+    """(metric, reference or None) of everything that `config.evaluate` asks for."""
+    settings = config.evaluate
+    return [
+        (metric, reference) for metric in settings.metrics
+        for reference in (
+            map(str, settings.references) if metric in AGAINST_REFERENCES else (None,)
+        )
+    ]
 
 
 def _check_precision(group, value):

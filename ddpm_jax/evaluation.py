@@ -58,8 +58,11 @@ def evaluate(config: ml_collections.ConfigDict, workdir: Any) -> list[dict[str, 
                 config, step, trained, workdir / "evaluations" / f"step_{step:08d}",
                 sys.stderr.isatty(), network,
             )
-            found += [_measured(job, workdir, *item) for item in _items(settings)]
-            _keep_best(workdir, settings.best)
+            for item in config_lib.measured(config):
+                row = _measured(job, workdir, *item)
+                found.append(row)
+                if _name(row) == settings.best:
+                    _keep_best(workdir, row)
     return found
 
 
@@ -68,15 +71,6 @@ def rows(workdir: Any) -> list[dict[str, Any]]:
     path = epath.Path(workdir).expanduser() / "evaluations.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-def _items(settings) -> Iterator[tuple[str, str | None]]:
-    """(metric, reference or None) of everything asked for."""
-    for metric in settings.metrics:
-        if metric in measures.AGAINST_REFERENCES:
-            yield from ((metric, str(reference)) for reference in settings.references)
-        else:
-            yield metric, None
 
 
 def _measured(job, workdir, metric, reference) -> dict[str, Any]:
@@ -146,15 +140,14 @@ def _steps(workdir: epath.Path, which: str) -> Iterator[int | None]:
             time.sleep(_POLL)
 
 
-def _keep_best(workdir: epath.Path, best: str) -> None:
-    """Leaves the best checkpoint by `best`, such as "fid/train", as a workdir of its own."""
-    if not best:
-        return
-    scored = [row for row in rows(workdir) if _name(row) == best and row["value"] is not None]
-    if not scored:
-        return
-    sign = -1 if best.split("/")[0] in measures.HIGHER_IS_BETTER else 1
-    step = min(scored, key=lambda row: sign * row["value"])["step"]
+def _keep_best(workdir: epath.Path, row: dict[str, Any]) -> None:
+    """Leaves the best checkpoint, among those measured like `row`, as a workdir of its own."""
+    def way(row):
+        return row["metric"], {k: v for k, v in row["protocol"].items() if k != "step"}
+
+    sign = -1 if row["metric"] in measures.HIGHER_IS_BETTER else 1
+    alike = [other for other in rows(workdir) if way(other) == way(row)]
+    step = min(alike, key=lambda other: sign * other["value"])["step"]
     source, target = workdir / "checkpoints" / str(step), workdir / "best"
     if (target / "checkpoints" / str(step)).exists() or not source.exists():
         return
@@ -166,7 +159,7 @@ def _keep_best(workdir: epath.Path, best: str) -> None:
     if target.exists():
         target.rmtree()
     temporary.rename(target)
-    print(f"best by {best}: step {step:,}, kept in {target}", flush=True)
+    print(f"best by {_name(row)}: step {step:,}, kept in {target}", flush=True)
 
 
 def _copy(source: epath.Path, target: epath.Path) -> None:

@@ -252,7 +252,7 @@ def score(
         reference, job.network, image_shape=job.trained.image_shape,
         data_settings=config_lib.data_settings(job.config), progress=job.progress,
     )
-    return quality.SCORES[metric](job.scored, against)
+    return quality.SCORES[metric](job.scored, against) | {"reference_n": against.count}
 
 
 METRICS: dict[str, Callable[..., dict[str, Any]]] = {
@@ -263,7 +263,6 @@ METRICS: dict[str, Callable[..., dict[str, Any]]] = {
     "nearest_features": functools.partial(nearest, features=True),
     **{name: functools.partial(score, metric=name) for name in quality.SCORES},
 }
-AGAINST_REFERENCES = tuple(set(quality.SCORES) - set(quality.REFERENCE_FREE))
 NEEDS_INCEPTION = (*quality.SCORES, "nearest_features")
 OF_SAMPLES = (*NEEDS_INCEPTION, "nearest_pixels")
 HIGHER_IS_BETTER = ("is", "precision_recall")

@@ -267,4 +267,3 @@ SCORES: dict[str, Callable[..., dict[str, Any]]] = {
     "fid": fid, "sfid": sfid, "kid": kid, "is": inception_score,
     "precision_recall": precision_recall,
 }
-REFERENCE_FREE = ("is",)

@@ -181,13 +181,17 @@ def test_all_checkpoints_and_the_best_of_them(workdir, capsys):
     for a, b in zip(*(map(np.asarray, _leaves(t.params)) for t in (kept, original))):
         np.testing.assert_array_equal(a, b)
     # Where more is better, the highest.
-    row = {**rows[0], "metric": "is", "reference": None}
-    scores = {2: 1.5, 4: 2.5, 6: 2.0}
-    (workdir / "evaluations.jsonl").write_text("".join(
-        json.dumps({**row, "step": step, "value": value}) + "\n"
-        for step, value in scores.items()
-    ))
-    evaluation._keep_best(evaluation.epath.Path(workdir), "is")
+    # Rows of another protocol do not count.
+
+    def scored(step, value, seed=0):
+        return {"step": step, "metric": "is", "reference": None, "value": value,
+                "protocol": {"step": step, "seed": seed}}
+
+    known = [scored(2, 1.5), scored(4, 2.5), scored(6, 2.0), scored(6, 9.0, seed=1)]
+    (workdir / "evaluations.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in known)
+    )
+    evaluation._keep_best(evaluation.epath.Path(workdir), known[2])
     assert [p.name for p in (workdir / "best" / "checkpoints").iterdir()] == ["4"]
 
 
@@ -246,13 +250,14 @@ def test_a_folder_of_pictures_is_a_reference(workdir):
 
 def test_names_in_the_config_are_those_of_the_metrics():
     assert set(config_lib.EVALUATIONS) == set(measures.METRICS)
+    assert set(quality.SCORES) - {"is"} == set(config_lib.AGAINST_REFERENCES)
 
 
 @pytest.mark.parametrize("name, value, says", [
     ("metrics", ("fidd",), "config.evaluate.metrics has 'fidd'.*use some of bpd"),
     ("metrics", (), "asks for nothing"),
     ("checkpoints", "last", "checkpoints='last' must be newest, all, follow or a step"),
-    ("best", "fid/train", "best='fid/train' is none of"),
+    ("best", "fid/train", "best='fid/train' is not measured; use one of bpd"),
     ("matmul_precision", "bf16", "config.evaluate.matmul_precision='bf16'"),
     ("num_samples", 1, "config.evaluate.num_samples=1 must be at least 2"),
     ("split", "validation", "split"),

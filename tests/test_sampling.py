@@ -112,6 +112,17 @@ def test_progress_moves_a_bar_to_its_end_and_changes_nothing(trained, eleven, ca
     assert "40/40" in capsys.readouterr().err  # two batches of 20 steps
 
 
+def test_another_chain_may_run_between_two_rounds(trained, eleven, capsys):
+    """As when samples go through Inception while more are being drawn."""
+    rngs = sampling._keys(jax.random.key(3), 11, None)
+    found = []
+    for batch in sampling.stream(trained, rngs, batch_size=8, progress=True):
+        ddpm_jax.sample(trained, 1, 2)
+        found.append(batch)
+    np.testing.assert_allclose(np.concatenate(found), eleven, **SAME)
+    assert "100%" in capsys.readouterr().err
+
+
 def test_a_second_call_compiles_nothing(trained):
     compiled = []
     ddpm_jax.sample(trained, jax.random.key(3), 6)
