@@ -123,7 +123,8 @@ def reference(
 
     Args:
         name: "train" or "test", a split of the model's own data; a folder of pictures; or an
-            `.npz`: mu and sigma of pytorch-fid, or a batch of ADM.
+            `.npz`: mu and sigma of pytorch-fid, or a batch of ADM, whose images count where
+            it has statistics too, for KID needs them.
         network: for images.
         image_shape: (h, w, c) of the samples; images of another size are refused.
         data_settings: arguments of `data.load`, for "train" and "test".
@@ -142,10 +143,9 @@ def reference(
         said = {"data": data_settings["name"], "split": name}
     elif str(name).endswith(".npz"):
         loaded = references.load(name)
-        if loaded.images is not None:
-            _check_size(name, loaded.images[1:], image_shape)
-        if loaded.statistics is not None:
+        if loaded.images is None:
             return loaded.statistics
+        _check_size(name, loaded.images[1:], image_shape)
         source = _npz_source(name, loaded.images)
         said = {"file": epath.Path(name).name}
     else:

@@ -1,0 +1,370 @@
+"""Bits/dim on every device equal those of each image alone; finished rounds are kept."""
+
+import types
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ddpm_jax
+from ddpm_jax import bits, diffusion, likelihood, parts, rounds, schedule, sources
+from nonzero import SHAPE, TinyNet, nonzero_params
+
+# Sums over pixels in another order, of terms of up to 20 bits: some float32 roundings.
+SAME = dict(rtol=1e-5, atol=1e-5)
+T, KEY = 6, 3
+FAST = {"xla_backend_optimization_level": 0}  # Compiles in half the time.
+FIELDS = ("vlb", "prior", "mse_x_0", "mse_eps")
+
+
+class Pair(nn.Module):
+    """A mean and a variance, of a tiny network each."""
+
+    @nn.compact
+    def __call__(self, x, t, *, train):
+        outputs = [TinyNet(name=name)(x, t, train=train) for name in ("mean", "variance")]
+        return jnp.concatenate(outputs, axis=-1)
+
+
+def trained_as(mean, variance):
+    model = Pair() if variance.startswith("learned") else TinyNet()
+    return ddpm_jax.Trained(
+        nonzero_params(model), model, schedule.linear(T, 1e-2, 0.6),
+        diffusion.Parameterization(mean, variance), SHAPE,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return trained_as("eps", "fixed_large")
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return np.random.default_rng(0).integers(0, 256, (20, *SHAPE), np.uint8)
+
+
+def key(i):
+    return jax.random.fold_in(jax.random.key(KEY), i)
+
+
+def one_by_one(trained, images, clip):
+    """Terms of each image by the pure function, on one device without `pmap`."""
+    predict_fn = diffusion.predict_fn(
+        trained.schedule, ddpm_jax.denoise_fn(trained), mean=trained.diffusion.mean,
+        variance=trained.diffusion.variance, clip=clip,
+    )
+    terms = jax.jit(lambda x_0, rngs: likelihood.vlb_terms(
+        trained.schedule, predict_fn, x_0, rngs), compiler_options=FAST)
+    found = [
+        terms(np.float32(image[None] / 127.5 - 1), key(i)[None])
+        for i, image in enumerate(images)
+    ]
+    return {name: np.concatenate([getattr(f, name) for f in found]) for name in FIELDS}
+
+
+@pytest.fixture(scope="module")
+def expected(trained, pixels):
+    return one_by_one(trained, pixels, clip=True)
+
+
+def assert_terms(found, expected, n):
+    assert isinstance(found, likelihood.Terms)
+    for name in FIELDS:
+        array = getattr(found, name)
+        assert isinstance(array, np.ndarray) and len(array) == n, name
+        np.testing.assert_allclose(array, expected[name][:n], err_msg=name, **SAME)
+
+
+class Recording:
+    """A source that remembers which images were read."""
+
+    def __init__(self, images):
+        self.read = []
+        self.source = sources.Source(len(images), images.shape[1:], self._read)
+        self.images = images
+
+    def _read(self, places):
+        self.read.append(np.asarray(places).tolist())
+        return self.images[places]
+
+
+# The bound.
+
+
+def test_images_cost_differently(expected):
+    """So the tests below see which image a value is of, and which term."""
+    assert expected["vlb"].std(axis=0).min() > 1e-3
+    assert np.abs(np.diff(expected["vlb"].mean(axis=0))).min() > 1e-3
+
+
+@pytest.mark.parametrize("n, batch_size", [
+    (1, None), (5, 3), (11, None), (11, 3), (11, 16),
+])
+def test_terms_are_those_of_each_image_alone(trained, pixels, expected, n, batch_size):
+    source = sources.from_array(pixels[:n])
+    found = bits.terms(trained, KEY, source, batch_size=batch_size)
+    assert_terms(found, expected, n)
+
+
+@pytest.mark.parametrize("mean, variance, clip", [
+    ("v", "learned_range", True), ("x_0", "fixed_small", False),
+])
+def test_the_networks_output_is_taken_for_what_it_is(pixels, mean, variance, clip):
+    trained = trained_as(mean, variance)
+    found = bits.terms(trained, KEY, sources.from_array(pixels[:3]), clip=clip)
+    assert_terms(found, one_by_one(trained, pixels[:3], clip), 3)
+
+
+@pytest.mark.parametrize("other", [
+    schedule.linear(T, 1e-2, 0.3),
+    schedule.respace(schedule.linear(9, 1e-2, 0.4), schedule.evenly_spaced(9, T)),
+], ids=["other betas", "steps of a longer one"])
+def test_the_schedule_is_the_one_given(trained, pixels, expected, other):
+    """Of the same length as the one before, for which a program may be known."""
+    changed = trained.replace(schedule=other)
+    found = bits.terms(changed, KEY, sources.from_array(pixels[:3]))
+    assert_terms(found, one_by_one(changed, pixels[:3], clip=True), 3)
+    assert np.abs(found.vlb - expected["vlb"][:3]).max() > 0.01
+
+
+def test_the_next_checkpoint_compiles_nothing(trained, pixels):
+    def run(trained):
+        source = sources.from_array(pixels[:5])
+        ode = bits.ode_bits_per_dim(trained, KEY, source, num_steps=2)
+        return bits.terms(trained, KEY, source).vlb, ode
+
+    compiled, before = [], run(trained)
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, _, **__: "backend_compile" in event and compiled.append(event)
+    )
+    after = run(trained.replace(params=jax.tree.map(lambda x: x + 0.1, trained.params)))
+    assert compiled == []
+    assert all(np.abs(a - b).max() > 1e-3 for a, b in zip(after, before))
+    run(trained.replace(schedule=schedule.linear(T, 1e-2, 0.5)))
+    assert compiled != []  # The listener listens.
+
+
+def test_bits_are_the_sum_of_the_terms(trained, pixels, expected):
+    found = ddpm_jax.bits_per_dim(trained, jax.random.PRNGKey(KEY), pixels[:11])
+    assert ddpm_jax.bits_per_dim is bits.bits_per_dim
+    assert found.shape == (11,) and found.dtype == np.float64
+    total = expected["vlb"].astype(np.float64).sum(axis=1) + expected["prior"]
+    np.testing.assert_allclose(found, total[:11], **SAME)
+    clipped = ddpm_jax.bits_per_dim(trained, KEY, pixels[:11], clip=False)
+    assert np.abs(clipped - found).max() > 0.01
+    other = ddpm_jax.bits_per_dim(trained, KEY + 1, pixels[:11])
+    assert np.abs(other - found).max() > 0.01
+
+
+def test_the_last_round_is_counted_once(trained, pixels):
+    """Eight devices, eleven images: five places of the second round are filled up."""
+    recording = Recording(pixels[:11])
+    found = bits.terms(trained, KEY, recording.source, batch_size=8)
+    assert recording.read == [list(range(8)), [8, 9, 10, 10, 10, 10, 10, 10]]
+    assert {len(getattr(found, name)) for name in FIELDS} == {11}
+
+
+def test_progress_moves_a_bar_to_its_end_and_changes_nothing(
+    trained, pixels, expected, capsys
+):
+    source = sources.from_array(pixels[:11])
+    found = bits.terms(trained, KEY, source, batch_size=8, progress=True)
+    assert_terms(found, expected, 11)
+    assert f"{2 * T}/{2 * T}" in capsys.readouterr().err  # Two rounds of T steps.
+    bits.bits_per_dim(trained, KEY, pixels[:11], batch_size=8, progress=True)
+    assert f"{2 * T}/{2 * T}" in capsys.readouterr().err
+    bits.terms(trained, KEY, source)
+    assert capsys.readouterr().err == ""
+
+
+# Resuming.
+
+
+@pytest.fixture
+def folder(tmp_path, trained, pixels):
+    """The parts of 20 images in rounds of 8."""
+    folder = tmp_path / "made" / "parts"
+    bits.terms(trained, KEY, sources.from_array(pixels), batch_size=8, folder=folder)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "000000000.npz", "000000008.npz", "000000016.npz"]
+    return folder
+
+
+def test_parts_hold_the_rows_once(folder, expected):
+    found = list(parts.finished(folder))
+    assert [parts.num_rows(part) for part in found] == [8, 8, 4]
+    for name in FIELDS:
+        rows = np.concatenate([part[name] for part in found])
+        np.testing.assert_allclose(rows, expected[name], err_msg=name, **SAME)
+
+
+def test_finished_parts_are_taken_as_they_are(trained, pixels, expected, folder):
+    part = dict(np.load(folder / "000000008.npz"))
+    parts.keep(folder, 8, part | {"vlb": part["vlb"] + 100})
+    (folder / "000000016.npz").unlink()
+    planted = dict(expected, vlb=expected["vlb"].copy())
+    planted["vlb"][8:16] += 100
+    recording = Recording(pixels)
+    found = bits.terms(trained, KEY, recording.source, batch_size=8, folder=folder)
+    np.testing.assert_allclose(found.vlb[8:16], part["vlb"] + 100, rtol=1e-6)
+    assert_terms(found, planted, 20)
+    assert recording.read == [[16, 17, 18, 19, 19, 19, 19, 19]]
+    assert (folder / "000000016.npz").exists()
+
+    again = bits.terms(trained, KEY, recording.source, batch_size=8, folder=folder)
+    assert len(recording.read) == 1  # Nothing more was read.
+    for name in FIELDS:
+        np.testing.assert_array_equal(getattr(again, name), getattr(found, name))
+
+
+def test_a_damaged_part_is_computed_again(trained, pixels, expected, folder):
+    path = folder / "000000008.npz"
+    path.write_bytes(path.read_bytes()[:-30])
+    recording = Recording(pixels)
+    found = bits.terms(trained, KEY, recording.source, batch_size=16, folder=folder)
+    assert_terms(found, expected, 20)
+    assert recording.read == [[8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, *4 * [19]]]
+    assert sum(parts.num_rows(part) for part in parts.finished(folder)) == 20
+
+
+def test_what_is_killed_continues(tmp_path, trained, pixels, expected):
+    recording = Recording(pixels)
+
+    def killed(places):
+        if places[0] >= 16:
+            raise KeyboardInterrupt
+        return pixels[places]
+
+    source = sources.Source(20, SHAPE, killed)
+    with pytest.raises(KeyboardInterrupt):
+        bits.terms(trained, KEY, source, batch_size=8, folder=tmp_path)
+    found = bits.terms(trained, KEY, recording.source, batch_size=8, folder=tmp_path)
+    assert [places[0] for places in recording.read] == [16]
+    assert_terms(found, expected, 20)
+
+
+def test_progress_of_the_rest_reaches_its_end(trained, pixels, folder, capsys):
+    (folder / "000000016.npz").unlink()
+    source = sources.from_array(pixels)
+    bits.terms(trained, KEY, source, batch_size=8, folder=folder, progress=True)
+    assert f"{T}/{T}" in capsys.readouterr().err
+
+
+# The probability-flow ODE.
+
+
+@pytest.mark.parametrize("mean, variance, num_probes", [
+    ("eps", "fixed_large", 1), ("v", "learned_range", 2),
+])
+def test_ode_bits_are_those_of_each_image_alone(pixels, mean, variance, num_probes):
+    trained = trained_as(mean, variance)
+    settings = dict(num_steps=4, num_probes=num_probes)
+    alone = jax.jit(lambda images, rngs: likelihood.ode_bits_per_dim(
+        trained.schedule, ddpm_jax.denoise_fn(trained), images, rngs, mean=mean,
+        variance=variance, **settings,
+    ), compiler_options=FAST)
+    expected = [alone(pixels[i : i + 1], key(i)[None])[0] for i in range(11)]
+    assert np.std(expected) > 0.01
+    for n, batch_size in ((11, 8), (5, None)):
+        found = bits.ode_bits_per_dim(
+            trained, KEY, sources.from_array(pixels[:n]), batch_size=batch_size, **settings)
+        assert found.shape == (n,) and found.dtype == np.float32
+        np.testing.assert_allclose(found, expected[:n], **SAME)
+
+
+def test_ode_bits_resume_and_move_a_bar(tmp_path, trained, pixels, capsys):
+    def run(source):
+        return bits.ode_bits_per_dim(
+            trained, KEY, source, num_steps=5, batch_size=8, folder=tmp_path, progress=True)
+
+    found = run(sources.from_array(pixels[:11]))
+    assert "10/10" in capsys.readouterr().err  # Two rounds of 5 steps.
+    parts.keep(tmp_path, 0, {"bits": np.full(8, 100, np.float32)})
+    (tmp_path / "000000008.npz").unlink()
+    recording = Recording(pixels[:11])
+    again = run(recording.source)
+    assert [places[0] for places in recording.read] == [8]
+    np.testing.assert_array_equal(again, np.append(np.full(8, 100), found[8:]))
+
+
+# Mistakes.
+
+
+@pytest.mark.parametrize("compute", [bits.terms, bits.ode_bits_per_dim])
+@pytest.mark.parametrize("shape", [(4, 4, 1), (8, 8, 3)])
+def test_images_of_another_shape_are_refused(trained, compute, shape):
+    source = sources.from_array(np.zeros((2, *shape), np.uint8))
+    with pytest.raises(ValueError, match=r"config\.data\.image_size") as error:
+        compute(trained, KEY, source)
+    assert "\n" not in str(error.value)
+    assert str(list(shape)) in str(error.value) and str(list(SHAPE)) in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int64])
+def test_other_than_uint8_is_refused(trained, dtype):
+    with pytest.raises(ValueError, match="must be uint8") as error:
+        ddpm_jax.bits_per_dim(trained, KEY, np.zeros((2, *SHAPE), dtype))
+    assert "\n" not in str(error.value)
+
+
+def test_images_of_another_shape_are_refused_by_the_short_way(trained):
+    with pytest.raises(ValueError, match=r"config\.data\.image_size"):
+        ddpm_jax.bits_per_dim(trained, KEY, np.zeros((2, 4, 4, 1), np.uint8))
+
+
+# Rounds.
+
+
+def test_a_round_holds_what_fits_and_at_most_64_a_device(trained, pixels, monkeypatch):
+    def sizes():
+        recording = Recording(pixels)
+        bits.terms(trained, KEY, recording.source)
+        return [len(places) for places in recording.read]
+
+    assert sizes() == [24]
+    monkeypatch.setattr(rounds, "_fits", lambda trained: 1)
+    assert sizes() == [8, 8, 8]
+    monkeypatch.setattr(rounds, "_fits", lambda trained: 256)
+    monkeypatch.setattr(bits, "_MOST", 2)
+    assert sizes() == [16, 16]
+
+
+@pytest.mark.parametrize("n, wanted, batch", [
+    (1, None, 8), (8, None, 8), (9, None, 16), (2048, None, 2048), (2049, None, 1032),
+    (20, 8, 8), (20, 16, 16), (17, 16, 16), (33, 32, 24), (20, 3, 8), (5, 100, 8),
+])
+def test_rounds_are_of_equal_size(trained, n, wanted, batch):
+    """The fewest rounds, and of these the least padding to eight devices."""
+    assert rounds.batch_size(trained, n, wanted) == batch
+
+
+def test_large_images_go_through_few_at_a_time():
+    def batch(size, channels):
+        model = types.SimpleNamespace(channels=channels)
+        large = types.SimpleNamespace(image_shape=(size, size, 3), model=model)
+        return rounds.batch_size(large, 10_000)
+
+    assert batch(32, 128) > batch(64, 128) > batch(256, 128) > batch(256, 512) == 8
+    assert batch(2048, 512) == 8  # At least one a device.
+
+
+def test_rounds_within_rounds_leave_the_bar_alone(capsys):
+    """Samples go through Inception between two rounds of their own chain."""
+    def chain(x):
+        report = rounds.on_step(2, progress=True)
+        jax.lax.scan(lambda _, t: (None, report(t)), None, jnp.arange(2))
+        return x
+
+    outer = jax.pmap(chain, axis_name="batch")
+    inner = jax.pmap(lambda x: 2 * x, axis_name="batch")
+    found = []
+    for x in rounds.run(outer, np.float32, 20, 8, num_steps=2, progress=True):
+        found += [
+            y for y in rounds.run(
+                inner, lambda places: x[places], len(x), 8, num_steps=1, progress=False)
+        ]
+    np.testing.assert_array_equal(np.concatenate(found), 2 * np.arange(20))
+    assert "6/6" in capsys.readouterr().err

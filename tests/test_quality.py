@@ -1,0 +1,503 @@
+"""Features by every device, references and their cache, and scores by their formulas."""
+
+import shutil
+import tempfile
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from PIL import Image
+from scipy import linalg, special
+from sklearn import metrics as sklearn_metrics
+
+import test_inception
+from ddpm_jax import data, inception, metrics, neighbours, quality, references, sources
+
+CHECKSUM = "c" * 64
+
+
+class Fake:
+    """A network in the place of Inception: projections by the number of pixels alone."""
+
+    def __init__(self, checksum=CHECKSUM):
+        self.checksum = checksum
+        self.seen = []  # Images a call.
+
+    def features(self, images):
+        assert isinstance(images, np.ndarray)
+        self.seen.append(len(images))
+        rows = np.float64(images).reshape(len(images), -1) / 255
+        random = np.random.default_rng(rows.shape[1])
+        return inception.Features(*(
+            np.float32(rows @ random.normal(size=(rows.shape[1], d)))
+            for d in (2048, 2023, 1008)
+        ))
+
+
+def pixels(n, seed=0, shape=(4, 4, 3)):
+    return np.random.default_rng(seed).integers(0, 256, (n, *shape), np.uint8)
+
+
+@pytest.fixture
+def cache(monkeypatch):
+    """An empty cache folder, removed at once: a file in it has 68 MB."""
+    folder = tempfile.mkdtemp(prefix="ddpm_jax_cache_")
+    monkeypatch.setenv("DDPM_JAX_CACHE", folder)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def fails(message, function, *arguments, **settings):
+    with pytest.raises(ValueError, match=message) as error:
+        function(*arguments, **settings)
+    assert "\n" not in str(error.value)
+
+
+# The network.
+
+
+@pytest.fixture(scope="module")
+def network():
+    """Inception with the weights of test_inception.py."""
+    entries = {
+        name: test_inception.SCRIPT["weights"](name, shape)
+        for name, shape in test_inception.SHAPES.items()
+    }
+    params = inception.params_from_torch(entries)
+    asked = []
+
+    def load(path, *, sha256):
+        asked.append((path, sha256))
+        return params
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inception, "load", load)
+        made = quality.Network("weights.pth", sha256=None)
+        assert made.checksum == "unchecked"
+        assert quality.Network().checksum == inception.SHA256
+        assert quality.Network(sha256=CHECKSUM).checksum == CHECKSUM
+    assert asked == [("weights.pth", None), (None, inception.SHA256), (None, CHECKSUM)]
+    return made
+
+
+NAMES = ("pool", "spatial", "logits")
+
+
+def test_features_on_every_device_are_inceptions(network):
+    """Three images on eight devices, against what torch-fidelity makes of them alone."""
+    with np.load(test_inception.FIXTURES / "inception_features.npz") as stored:
+        expected = dict(stored)
+    found = network.features(expected["images"][:3])
+    floats = network.features(np.float32(expected["images"][:3]))
+    for name in NAMES:
+        array, scale = getattr(found, name), np.abs(expected[name]).max()
+        assert isinstance(array, np.ndarray) and array.dtype == np.float32
+        # Float32 sums of up to 4,032 products, 20 layers deep, as in test_inception.py.
+        assert_allclose(array, expected[name][:3], rtol=0, atol=2e-5 * scale)
+        # Another program, which XLA may sum in another order.
+        assert_allclose(getattr(floats, name), array, rtol=0, atol=2e-6 * scale)
+
+
+def test_grey_is_repeated_three_times(network):
+    grey = pixels(2, shape=(32, 32, 1))
+    found, expected = network.features(grey), network.features(grey.repeat(3, axis=3))
+    for name in NAMES:
+        assert_array_equal(getattr(found, name), getattr(expected, name))
+
+
+@pytest.fixture
+def sums(monkeypatch):
+    """A `Network` whose features are sums of the pixels of a channel."""
+    class Sums:
+        def apply(self, variables, images):
+            channels = np.float32(1) * images.sum((1, 2))
+            factor = variables["params"]["factor"][None]
+            return inception.Features(*(factor * channels[:, i : i + 1] for i in range(3)))
+
+    monkeypatch.setattr(inception, "Inception", Sums)
+    monkeypatch.setattr(
+        inception, "load", lambda path, sha256: {"factor": np.float32([1, 2])})
+    return quality.Network()
+
+
+@pytest.mark.parametrize("n", [1, 8, 9, 16, 37])
+def test_any_number_of_images_goes_through_in_order(sums, monkeypatch, n):
+    monkeypatch.setattr(quality, "_BATCH", 2)  # 16 a round
+    images = pixels(n)
+    for given in (images, np.float32(images)):
+        found = sums.features(given)
+        for channel, name in enumerate(NAMES):
+            total = np.float64(images)[..., channel].sum((1, 2))
+            assert_array_equal(getattr(found, name), total[:, None] * [1, 2])
+
+
+@pytest.mark.parametrize("images, message", [
+    (np.zeros((2, 4, 4, 2), np.uint8), r"2 channels .*config\.data\.channels=3"),
+    (np.zeros((2, 4, 4, 4), np.uint8), r"4 channels .*config\.data\.channels=3"),
+    (np.full((2, 4, 4, 3), np.nan, np.float32), "NaN or infinity"),
+    (np.full((2, 4, 4, 1), np.inf, np.float32), "NaN or infinity"),
+    (np.linspace(-1, 1, 48, dtype=np.float32).reshape(1, 4, 4, 3), r"lie in -1\.\.1 "),
+    (np.full((2, 4, 4, 3), 255.5, np.float32), r"lie in 255\.5\.\.255\.5 "),
+])
+def test_images_that_inception_cannot_take_are_refused(sums, images, message):
+    fails(message, sums.features, images)
+
+
+# Samples.
+
+
+class Given(NamedTuple):
+    count: int
+    mean: np.ndarray
+    covariance: np.ndarray
+
+
+def assert_moments(moments, rows):
+    rows = np.float64(rows)
+    assert moments.count == len(rows)
+    for found, expected in (
+        (moments.mean, rows.mean(axis=0)), (moments.covariance, np.cov(rows.T)),
+    ):  # float64, of batches and at once; a batch changes features by a float32 rounding.
+        assert_allclose(found, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+
+
+def test_samples_have_the_moments_of_all_their_features():
+    images, fake = pixels(30), Fake()
+    batches = (images[a:b] for a, b in ((0, 13), (13, 14), (14, 30)))
+    found = quality.Samples.of(batches, fake)
+    assert fake.seen == [13, 1, 16]
+    whole = Fake().features(images)
+    assert_moments(found.pool, whole.pool)
+    assert_moments(found.spatial, whole.spatial)
+    # A product of float64 matrices may depend on their size; float32 then.
+    assert_allclose(found.features, whole.pool, rtol=1e-6)
+    assert_allclose(found.logits, whole.logits, rtol=1e-6)
+    assert found.features.dtype == found.logits.dtype == np.float32
+
+
+def test_samples_of_nan_are_refused(sums):
+    images = np.float32(pixels(4))
+    images[2, 0, 0, 0] = np.nan
+    fails("NaN", quality.Samples.of, [images], sums)
+    features = Fake().features(pixels(4))
+    features.spatial[1] = np.nan
+    broken = type("Broken", (), {"features": lambda self, images: features})()
+    fails("NaN", quality.Samples.of, [images], broken)
+
+
+# References.
+
+
+def assert_reference(found, images, fake):
+    features = Fake().features(images)
+    n = len(images)
+    assert_moments(Given(n, found.mu, found.sigma), features.pool)
+    assert_moments(Given(n, found.mu_s, found.sigma_s), features.spatial)
+    assert found.count == len(images)
+    assert found.provenance["n"] == len(images)
+    assert found.provenance["inception"] == fake.checksum
+    assert found.provenance["resize"] == quality.RESIZE
+
+
+def npz(folder, **arrays):
+    np.savez(folder / "images.npz", **arrays)
+    return {"name": "npz", "data_dir": str(folder / "images.npz")}
+
+
+def test_splits_of_the_data_are_references(cache):
+    settings = dict(image_shape=(8, 8, 1), data_settings={"name": "digits"})
+    for split, n in (("train", 1497), ("test", 300)):
+        fake, images = Fake(), data.digits(split)[0]
+        found = quality.reference(split, fake, **settings)
+        assert len(images) == n and sum(fake.seen) == n
+        assert_reference(found, images, fake)
+        assert found.provenance["data"] == "digits" and found.provenance["split"] == split
+        assert_allclose(found.features, Fake().features(images).pool, rtol=1e-5, atol=1e-5)
+
+
+def test_a_large_set_goes_through_in_batches(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(quality, "_BATCH", 1)  # 64 at a time on eight devices
+    images, fake = pixels(150), Fake()
+    found = quality.reference(
+        "train", fake, image_shape=(4, 4, 3), data_settings=npz(tmp_path, train=images))
+    assert fake.seen == [64, 64, 22]
+    assert_reference(found, images, fake)
+
+
+def test_progress_is_shown_where_asked_for(capsys):
+    source = sources.from_array(pixels(9))
+    for progress in (True, False):
+        (places, images), = quality.batches(source, progress=progress)
+        assert_array_equal(places, np.arange(9))
+        assert_array_equal(images, pixels(9))
+        assert ("9/9" in capsys.readouterr().err) is progress
+
+
+def test_a_file_of_images_is_a_reference(cache, tmp_path):
+    images, fake = pixels(10), Fake()
+    np.savez(tmp_path / "batch.npz", images, np.arange(10))  # arr_0 and labels, as ADM's
+    name = str(tmp_path / "batch.npz")
+    found = quality.reference(name, fake, image_shape=(4, 4, 1), data_settings={})
+    assert_reference(found, images, fake)
+    assert found.provenance["file"] == "batch.npz"
+    assert_allclose(found.features, Fake().features(images).pool, rtol=1e-5, atol=1e-5)
+    fails("batch.npz has images of 4x4, and the samples are 8x8", quality.reference,
+          name, fake, image_shape=(8, 8, 3), data_settings={})
+
+
+def test_a_file_of_statistics_is_a_reference_as_it_is(cache, tmp_path):
+    mu, sigma, fake = np.arange(2048.0), np.eye(2048), Fake()
+    np.savez(tmp_path / "stats.npz", mu=mu, sigma=sigma)
+    name = str(tmp_path / "stats.npz")
+    found = quality.reference(name, fake, image_shape=(32, 32, 3), data_settings={})
+    assert_array_equal(found.mu, mu)
+    assert_array_equal(found.sigma, sigma)
+    assert fake.seen == [] and found.features is found.mu_s is found.count is None
+    samples = quality.Samples.of([pixels(6)], Fake())
+    for metric in ("sfid", "kid", "precision_recall"):
+        fails(rf"^{metric} needs .*config\.evaluate\.metrics", quality.SCORES[metric],
+              samples, found)
+
+
+def test_of_a_file_of_both_the_images_count(cache, tmp_path):
+    """KID needs features, and one network should have seen both sides."""
+    images, fake = pixels(3), Fake()
+    np.savez(tmp_path / "both.npz", arr_0=images, mu=np.zeros(2048), sigma=np.eye(2048))
+    name = str(tmp_path / "both.npz")
+    found = quality.reference(name, fake, image_shape=(4, 4, 3), data_settings={})
+    assert_reference(found, images, fake)
+    fails("both.npz has images of 4x4, and the samples are 4x8", quality.reference,
+          name, fake, image_shape=(4, 8, 3), data_settings={})
+
+
+def test_a_folder_of_pictures_is_a_reference(cache, tmp_path):
+    images, fake, folder = pixels(5), Fake(), tmp_path / "faces"
+    (folder / "below").mkdir(parents=True)
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(folder / "below" / f"{i}.png")
+    found = quality.reference(str(folder), fake, image_shape=(4, 4, 3), data_settings={})
+    assert_reference(found, images, fake)
+    assert found.provenance["folder"] == "faces"
+    fails("not a folder", quality.reference, str(tmp_path / "none"), fake,
+          image_shape=(4, 4, 3), data_settings={})
+
+
+def test_a_missing_test_split_is_said(cache, tmp_path):
+    settings = npz(tmp_path, train=pixels(4))
+    fails("'npz' has no test split; .*config.evaluate.references", quality.reference,
+          "test", Fake(), image_shape=(4, 4, 3), data_settings=settings)
+
+
+def test_a_split_of_another_size_is_refused(cache):
+    fails("train has images of 8x8, and the samples are 8x16", quality.reference,
+          "train", Fake(), image_shape=(8, 16, 1), data_settings={"name": "digits"})
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Files of a few kilobytes: features of a few numbers."""
+    monkeypatch.setattr(references, "POOL", 5)
+    monkeypatch.setattr(references, "SPATIAL", 3)
+    monkeypatch.setattr(quality, "POOL", 5)
+    monkeypatch.setattr(quality, "SPATIAL", 3)
+
+    class Small(Fake):
+        def features(self, images):
+            pool, spatial, logits = super().features(images)
+            return inception.Features(pool[:, :5], spatial[:, :3], logits)
+
+    return Small
+
+
+def test_what_is_known_is_not_computed_again(cache, tmp_path, small):
+    def computed(train, fake, **more):
+        settings = npz(tmp_path, train=train) | more
+        found = quality.reference(
+            "train", fake, image_shape=(4, 4, 3), data_settings=settings)
+        seen, fake.seen = sum(fake.seen), []
+        return found, seen
+
+    images, fake = pixels(70), small()
+    first, seen = computed(images, fake)
+    assert seen == 70
+    again, seen = computed(images, fake)
+    assert seen == 0 and again.provenance == first.provenance
+    for name in ("mu", "sigma", "mu_s", "sigma_s", "features"):
+        assert_array_equal(getattr(again, name), getattr(first, name))
+    assert computed(images, small())[1] == 0  # Another run, the same weights.
+    assert computed(images, small("d" * 64))[1] == 70
+    assert computed(pixels(70, seed=1), fake)[1] == 70
+    assert computed(images[:69], fake)[1] == 69
+    changed = images.copy()
+    changed[-1, 3, 3, 2] ^= 1
+    assert computed(changed, fake)[1] == 70
+    assert computed(images.reshape(70, 2, 8, 3), fake, image_size=4)[1] == 70
+    assert computed(images, fake)[1] == 0  # Nothing was overwritten.
+
+
+def test_kept_features_are_spread_over_the_set(cache, tmp_path, small, monkeypatch):
+    images = pixels(200)
+    pool = small().features(images).pool
+    for kept, batch in ((7, 1), (198, 1), (200, 64), (1000, 64)):
+        monkeypatch.setattr(quality, "KEPT", kept)
+        monkeypatch.setattr(quality, "_BATCH", batch)
+        fake = small()
+        found = quality.reference(
+            "train", fake, image_shape=(4, 4, 3), data_settings=npz(tmp_path, train=images))
+        # 1,000 of 200 are as many as 200, and known by then.
+        assert sum(fake.seen) == (0 if kept == 1000 else 200)
+        count = min(kept, 200)
+        places = [round(i * 199 / (count - 1)) for i in range(count)]
+        assert_allclose(found.features, pool[places], rtol=1e-5, atol=1e-5)
+        assert found.provenance["kept"] == count and found.count == 200
+
+
+def test_fingerprints_tell_sets_apart():
+    images = pixels(100)
+    known = quality.fingerprint(sources.from_array(images))
+    assert known == quality.fingerprint(sources.from_array(images.copy()))
+    assert len(known) == 16 and int(known, 16)
+    for i in (0, 99):
+        changed = images.copy()
+        changed[i, 0, 0, 0] ^= 1
+        assert quality.fingerprint(sources.from_array(changed)) != known
+    same_bytes = images.reshape(100, 4, 3, 4)
+    assert quality.fingerprint(sources.from_array(same_bytes)) != known
+    constant = np.zeros((100, 4, 4, 3), np.uint8)
+    assert quality.fingerprint(sources.from_array(constant)) != quality.fingerprint(
+        sources.from_array(constant[:99]))
+    assert quality.fingerprint(sources.from_array(images[:3]))  # Fewer than 64.
+    asked = []
+
+    def read(places):
+        asked.extend(places)
+        return np.zeros((len(places), 1, 1, 1), np.uint8)
+
+    quality.fingerprint(sources.Source(10**6, (1, 1, 1), read))
+    assert len(asked) == 64 and asked[0] == 0 and asked[-1] == 10**6 - 1
+
+
+# Scores.
+
+
+def features_of(n, seed, mean=0.0):
+    random = np.random.default_rng(seed)
+    spread = np.random.default_rng(9).normal(size=(6, 6))
+    return np.float32(random.normal(size=(n, 6)) @ spread + mean)
+
+
+def samples_of(pool, spatial=None, logits=None):
+    spatial = pool[:, :4] ** 2 if spatial is None else spatial
+    return quality.Samples(
+        metrics.Moments.empty(6).update(pool), metrics.Moments.empty(4).update(spatial),
+        pool, np.float32(pool @ np.eye(6, 11)) if logits is None else logits,
+    )
+
+
+def reference_of(pool, spatial):
+    return references.Reference(
+        mu=pool.mean(axis=0, dtype=np.float64), sigma=np.cov(np.float64(pool).T),
+        mu_s=spatial.mean(axis=0, dtype=np.float64), sigma_s=np.cov(np.float64(spatial).T),
+        features=pool, count=len(pool),
+    )
+
+
+X, Y = features_of(60, seed=0), features_of(80, seed=1, mean=0.5)
+SAMPLES, AGAINST = samples_of(X), reference_of(Y, np.abs(Y[:, :4]))
+
+
+def frechet(x, y):
+    """By the matrix square root of scipy."""
+    x, y = np.float64(x), np.float64(y)
+    root = linalg.sqrtm(np.cov(x.T) @ np.cov(y.T))
+    traces = np.trace(np.cov(x.T) + np.cov(y.T) - 2 * root.real)
+    return np.sum((x.mean(axis=0) - y.mean(axis=0)) ** 2) + traces
+
+
+def test_fid_is_of_pooled_and_sfid_of_spatial_features():
+    found = quality.SCORES["fid"](SAMPLES, AGAINST)
+    assert_allclose(found["value"], frechet(X, Y), rtol=1e-8)  # Roots of float64.
+    assert found["remarks"] == []
+    found = quality.SCORES["sfid"](SAMPLES, AGAINST)
+    assert_allclose(found["value"], frechet(X[:, :4] ** 2, np.abs(Y[:, :4])), rtol=1e-8)
+
+
+def test_fid_of_few_images_carries_remarks():
+    few = samples_of(X[:6])
+    remarks = quality.SCORES["fid"](few, reference_of(Y[:5], Y[:5, :4]))["remarks"]
+    assert len(remarks) == 2 and "\n" not in "".join(remarks)
+    assert "6 samples leave a singular covariance" in remarks[0]
+    assert "5 reference images leave" in remarks[1]
+    assert remarks == references.remarks(few.pool, reference_of(Y[:5], Y[:5, :4]))
+
+
+def test_kid_is_of_subsets_as_large_as_there_are(monkeypatch):
+    def mmd(x, y):
+        def kernel(a, b=None):
+            return sklearn_metrics.pairwise.polynomial_kernel(
+                np.float64(a), None if b is None else np.float64(b), degree=3, coef0=1)
+
+        within = [(k.sum() - np.trace(k)) / (len(k) * (len(k) - 1))
+                  for k in (kernel(x), kernel(y))]
+        return sum(within) - 2 * kernel(x, y).mean()
+
+    found = quality.SCORES["kid"](SAMPLES, AGAINST)
+    assert found["subset_size"] == 60
+    same = metrics.kernel_distance(X, Y, subset_size=60)
+    assert (found["value"], found["std"], found["standard_error"]) == same
+    assert_allclose(found["standard_error"], found["std"] / 10)  # 100 subsets
+    equal = quality.SCORES["kid"](SAMPLES, reference_of(Y[:60], Y[:60, :4]))
+    assert_allclose(equal["value"], mmd(X, Y[:60]), rtol=1e-9)  # Each subset is the set.
+
+    def told(*features, subset_size):
+        return metrics.Estimate(subset_size, 0, 0)
+
+    monkeypatch.setattr(metrics, "kernel_distance", told)
+    for n, m, size in ((1200, 1100, 1000), (1200, 999, 999), (998, 1100, 998)):
+        reference = features_of(m, seed=3)
+        against = reference_of(reference, reference[:, :4])
+        found = quality.SCORES["kid"](samples_of(features_of(n, seed=2)), against)
+        assert found["subset_size"] == found["value"] == size
+
+
+def test_precision_and_recall_are_told_apart():
+    found = quality.SCORES["precision_recall"](SAMPLES, AGAINST)
+    distances = {
+        name: np.sqrt(((np.float64(a)[:, None] - np.float64(b)[None]) ** 2).sum(axis=2))
+        for name, a, b in (("xx", X, X), ("yy", Y, Y), ("xy", X, Y))
+    }
+    radii = {name: np.sort(distances[2 * name], axis=1)[:, 3] for name in "xy"}
+    precision = np.mean((distances["xy"] <= radii["y"][None]).any(axis=1))
+    recall = np.mean((distances["xy"].T <= radii["x"][None]).any(axis=1))
+    assert found == {"value": precision, "recall": recall} and precision != recall
+    assert neighbours.precision_recall(X, Y) == (precision, recall)
+
+
+def test_inception_score_is_of_the_logits():
+    """Of the whole set, and of ten parts in order; it needs no reference."""
+    def score(logits):
+        p = special.softmax(np.float64(logits), axis=1)
+        return np.exp(special.rel_entr(p, p.mean(axis=0)).sum(axis=1).mean())
+
+    logits = np.random.default_rng(5).normal(0, 3, (60, 11)).astype(np.float32)
+    found = quality.SCORES["is"](samples_of(X, logits=logits))
+    parts = [score(part) for part in np.split(logits, 10)]
+    assert_allclose(found["value"], score(logits))
+    assert_allclose(found["ten_splits"], np.mean(parts))
+    assert_allclose(found["std"], np.std(parts))
+    assert_allclose(found["standard_error"], np.std(parts) / 10**0.5)
+    assert set(quality.SCORES["is"](samples_of(X[:10], logits=logits[:10]))) > {"std"}
+    assert set(quality.SCORES["is"](samples_of(X[:9], logits=logits[:9]))) == {"value"}
+
+
+def test_every_score_is_a_number_and_perfect_samples_are_perfect():
+    assert set(quality.SCORES) == {"fid", "sfid", "kid", "is", "precision_recall"}
+    itself = reference_of(X, X[:, :4] ** 2)
+    found = {
+        name: score(SAMPLES, itself)["value"] for name, score in quality.SCORES.items()
+    }
+    assert all(isinstance(value, float) for value in found.values())
+    # Traces of up to 214 cancel in float64.
+    assert found["fid"] < 1e-8 and found["sfid"] < 1e-8 and found["kid"] < 0
+    assert found["precision_recall"] == 1
