@@ -81,8 +81,11 @@ def get_config() -> ml_collections.ConfigDict:
         sample_num_steps=0,   # 0: all, or as many as a tenth of the run pays for
     ))
     config.sample = ml_collections.ConfigDict(dict(
-        sampler="ancestral",
+        sampler="ancestral",  # ddim dpm_solver dpm_solver_2 dpm_solver_pp dpm_solver_pp_3
+                              # dpm_solver_pp_sde heun (see sampling.Settings)
         num_steps=0,          # network calls an image; 0: all of the schedule
+        eta=0.0,              # noise of ddim, to 1
+        grid="uniform",       # of ancestral and ddim: or quadratic, trailing, "10,10,20"
         num_images=64,
         batch_size=0,         # at a time; 0: what fits
         clip=True,            # keep x_0 in [-1, 1] at every step

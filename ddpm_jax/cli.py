@@ -3,6 +3,7 @@
 JAX is imported only when the work begins, so `--help` and mistakes in flags are instant.
 """
 
+import dataclasses
 import difflib
 import importlib.util
 import os
@@ -169,14 +170,14 @@ def _sample(config, workdir):
 
     config = workdir_lib.config_for(config, workdir)
     config_lib.check_numbers(config)
-    settings = config.sample
+    settings, how = config.sample, config_lib.sampling_settings(config)
     step, trained = pretrained.load_step(workdir, weights=settings.weights)
     samples = sampling.sample(
-        trained, settings.seed, settings.num_images, sampler=settings.sampler,
-        num_steps=settings.num_steps, clip=settings.clip, batch_size=settings.batch_size,
-        output="uint8", progress=sys.stderr.isatty(),
+        trained, settings.seed, settings.num_images, **dataclasses.asdict(how),
+        batch_size=settings.batch_size, output="uint8", progress=sys.stderr.isatty(),
     )
-    name = f"{settings.weights}_step_{step:08d}_seed_{settings.seed}"
+    calls = f"{how.sampler}_{how.num_calls(trained.schedule)}"
+    name = f"{settings.weights}_step_{step:08d}_{calls}_seed_{settings.seed}"
     path = epath.Path(workdir).expanduser() / "samples" / f"{name}.png"
     images.save_png(path, images.grid(samples[:100]))
     with path.with_suffix(".npz").open("wb") as file:

@@ -12,7 +12,7 @@ import ml_collections
 import optax
 
 from ddpm_jax import diffusion as diffusion_lib
-from ddpm_jax import losses, unet
+from ddpm_jax import losses, sampling, unet
 from ddpm_jax import schedule as schedule_lib
 
 DTYPES = ("float32", "bfloat16")
@@ -110,6 +110,16 @@ def data_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
         image_width=settings.image_width, channels=settings.channels, holdout=settings.holdout,
         seed=config.seed,
     )
+
+
+def sampling_settings(config: ml_collections.ConfigDict) -> sampling.Settings:
+    """How to sample, checked."""
+    settings = config.sample
+    found = sampling.Settings(
+        settings.sampler, settings.num_steps or None, settings.eta, settings.grid, settings.clip
+    )
+    found.check()
+    return found
 
 
 def image_shape(config: ml_collections.ConfigDict) -> tuple[int, int, int] | None:

@@ -72,7 +72,7 @@ class Job:
 
         Finished batches stay in the folder, from which a second call reads them.
         """
-        n, sample = self.config.evaluate.num_samples, self.config.sample
+        n = self.config.evaluate.num_samples
         folder = self.folder / f"samples-{key(sampling_protocol(self))}"
         done = 0
         for part in parts.finished(folder):
@@ -82,8 +82,8 @@ class Job:
             return
         rngs = randomness.image_keys(self.rng(_SAMPLES), jnp.arange(n))
         for batch in sampling.stream(
-            self.trained, rngs, sampler=sample.sampler, num_steps=sample.num_steps,
-            clip=sample.clip, batch_size=sample.batch_size, progress=self.progress, done=done,
+            self.trained, rngs, config_lib.sampling_settings(self.config),
+            batch_size=self.config.sample.batch_size, progress=self.progress, done=done,
         ):
             uint8 = images.to_uint8(batch)  # Which refuses NaN.
             unrounded = np.clip((batch + 1) * 127.5, 0, 255)
@@ -131,12 +131,11 @@ def protocol(job: Job, metric: str, reference: str | None) -> dict[str, Any]:
 
 def sampling_protocol(job: Job) -> dict[str, Any]:
     """Everything that the samples of a checkpoint depend on, JSON."""
-    settings, sample = job.config.evaluate, job.config.sample
+    settings, how = job.config.evaluate, config_lib.sampling_settings(job.config)
     return {
-        "num_samples": settings.num_samples, "weights": sample.weights,
-        "sampler": sample.sampler,
-        "num_steps": sample.num_steps or job.trained.schedule.num_timesteps,
-        "clip": sample.clip, "rounding": "uint8" if settings.rounding else "none",
+        "num_samples": settings.num_samples, "weights": job.config.sample.weights,
+        **dataclasses.asdict(how), "num_steps": how.num_calls(job.trained.schedule),
+        "rounding": "uint8" if settings.rounding else "none",
         "matmul_precision": settings.matmul_precision, "seed": settings.seed,
     }
 

@@ -1,5 +1,6 @@
 """`sample(params, rng, n)`: devices, padding, batches and progress around one compiled scan."""
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -9,14 +10,67 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import diffusion as diffusion_lib
-from ddpm_jax import parallel, randomness, rounds, samplers
+from ddpm_jax import grids, parallel, randomness, rounds, samplers, solvers
 from ddpm_jax import schedule as schedule_lib
 from ddpm_jax.images import to_uint8
 from ddpm_jax.state import Trained
 from ddpm_jax.unet import UNet
 
-SAMPLERS = ("ancestral",)
+SAMPLERS = ("ancestral", "ddim", *solvers.NAMED)
 _X_T, _Z = range(2)  # Addresses below an image's key: the prior draw, the noise of the steps.
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How to sample, hashable.
+
+    Attributes:
+        sampler: "ancestral" (Ho et al. 2020, Algorithm 2), "ddim" (Song, Meng and Ermon 2021)
+            or one of `solvers.NAMED`.
+        num_steps: network calls an image; None is all steps of the schedule, which the
+            solvers need to be told.
+        eta: noise of "ddim", 0 (none) to 1 (as much as the ancestral chain).
+        grid: which steps "ancestral" and "ddim" visit where they are fewer: "uniform",
+            "quadratic", "trailing", section counts such as "10,10,20" or "ddim50", or the
+            indices themselves; see `grids.named`.
+        clip: keep the predicted x_0 in [-1, 1] at every step.
+    """
+
+    sampler: str = "ancestral"
+    num_steps: int | None = None
+    eta: float = 0.0
+    grid: str | tuple[int, ...] = "uniform"
+    clip: bool = True
+
+    @property
+    def by_grid(self) -> bool:
+        """Whether the chain visits whole steps of the schedule."""
+        return self.sampler in ("ancestral", "ddim")
+
+    def check(self) -> None:
+        """Raises ValueError where a choice is unknown or has no effect."""
+        if self.sampler not in SAMPLERS:
+            raise ValueError(
+                f"sampler={self.sampler!r} is not known; use one of {', '.join(SAMPLERS)}."
+            )
+        if not 0 <= self.eta <= 1 or (self.eta and self.sampler != "ddim"):
+            raise ValueError(
+                f"eta={self.eta} must lie in 0..1, and is for sampler='ddim' alone; write eta=0."
+            )
+        if not self.by_grid and self.grid != "uniform":
+            raise ValueError(
+                f"grid={self.grid!r} is for sampler='ancestral' and 'ddim'; {self.sampler!r} has "
+                "levels of its own: write grid='uniform'."
+            )
+        if not self.by_grid and not self.num_steps:
+            raise ValueError(
+                f"sampler={self.sampler!r} needs num_steps, the network calls an image; write "
+                "such as num_steps=21."
+            )
+
+    def num_calls(self, schedule: schedule_lib.Schedule) -> int:
+        """Network calls an image, on this schedule."""
+        return _plan(self, schedule)[2]
 
 
 def sample(
@@ -31,11 +85,14 @@ def sample(
     image_shape: tuple[int, int, int] | None = None,
     sampler: str = "ancestral",
     num_steps: int | None = None,
+    eta: float = 0.0,
+    grid: str | Sequence[int] = "uniform",
     clip: bool = True,
+    trajectory: Sequence[int] = (),
     batch_size: int | None = None,
     output: str = "float",
     progress: bool = False,
-) -> np.ndarray:
+) -> np.ndarray | tuple[np.ndarray, samplers.Trajectory]:
     """Draws n images on every local device.
 
     Image i is a function of (params, rng, i): asking for more images, in other batches, or on
@@ -51,16 +108,23 @@ def sample(
         schedule: the noise schedule; the paper's by default.
         diffusion: what the output means; noise and the larger variance by default.
         image_shape: (h, w, c); (32, 32, 3) by default.
-        sampler: "ancestral".
-        num_steps: network calls an image; all steps of the schedule by default, fewer visit an
-            even choice of them with betas re-derived.
+        sampler: "ancestral", "ddim", or a solver, which needs 10 to 50 calls: "dpm_solver",
+            "dpm_solver_2", "dpm_solver_pp", "dpm_solver_pp_3", "dpm_solver_pp_sde", "heun".
+        num_steps: network calls an image; all steps of the schedule by default. Fewer visit
+            those of `grid`, with betas re-derived.
+        eta: noise of "ddim", 0 to 1.
+        grid: "uniform", "quadratic", "trailing", section counts such as "10,10,20" or "ddim50",
+            or a list of indices; for "ancestral" and "ddim".
         clip: keep the predicted x_0 in [-1, 1] at every step.
+        trajectory: for "ancestral" and "ddim", steps of the chain, 0 (the last) and up, at
+            which to keep x_t and the predicted x_0.
         batch_size: images at a time on all devices together; what fits by default.
         output: "float", float32 in [-1, 1] (where `clip`), or "uint8".
         progress: show a bar.
 
     Returns:
-        NumPy array [n, h, w, c].
+        NumPy array [n, h, w, c]; with `trajectory` also a `samplers.Trajectory` of float32
+        arrays [k, n, h, w, c].
 
     Raises:
         ValueError: an argument is unknown or does not suit the others, or the parameters do
@@ -69,21 +133,26 @@ def sample(
     trained = _trained(params, model, schedule, diffusion, image_shape)
     if output not in ("float", "uint8"):
         raise ValueError(f"output={output!r} is not known; use 'float' or 'uint8'.")
-    rngs = _keys(rng, n, seeds)
-    images = np.concatenate(list(stream(
-        trained, rngs, sampler=sampler, num_steps=num_steps, clip=clip, batch_size=batch_size,
-        progress=progress,
-    )))
-    return to_uint8(images) if output == "uint8" else images
+    settings = Settings(
+        sampler, num_steps, eta, grid if isinstance(grid, str) else tuple(grid), clip
+    )
+    found = list(_rounds(
+        trained, _keys(rng, n, seeds), settings, tuple(trajectory), batch_size, progress, 0
+    ))
+    images = np.concatenate([images for images, _ in found])
+    images = to_uint8(images) if output == "uint8" else images
+    if not trajectory:
+        return images
+    return images, jax.tree.map(
+        lambda *parts: np.moveaxis(np.concatenate(parts), 0, 1), *(kept for _, kept in found)
+    )
 
 
 def stream(
     trained: Trained,
     rngs: jax.Array,
+    settings: Settings = Settings(),
     *,
-    sampler: str = "ancestral",
-    num_steps: int | None = None,
-    clip: bool = True,
     batch_size: int | None = None,
     progress: bool = False,
     done: int = 0,
@@ -93,27 +162,48 @@ def stream(
     Args:
         trained: parameters and what they need.
         rngs: [n], one key an image.
-        sampler, num_steps, clip, batch_size, progress: as of `sample`.
+        settings: how to sample.
+        batch_size, progress: as of `sample`.
         done: images at the start to leave out.
 
     Raises:
         ValueError: as `sample` does.
     """
-    if sampler not in SAMPLERS:
-        raise ValueError(f"sampler={sampler!r} is not known; use one of {', '.join(SAMPLERS)}.")
+    for images, _ in _rounds(trained, rngs, settings, (), batch_size, progress, done):
+        yield images
+
+
+def _rounds(trained, rngs, settings, trajectory, batch_size, progress, done):
+    """(images [b, h, w, c], Trajectory of [b, k, h, w, c] or None) of each round."""
+    settings.check()
+    if trajectory and not settings.by_grid:
+        raise ValueError(
+            f"trajectory={list(trajectory)} is for sampler='ancestral' and 'ddim', not "
+            f"{settings.sampler!r}; write trajectory=()."
+        )
     trained.diffusion.check(trained.schedule)
     check_params(trained)
-    schedule, full = trained.schedule, None
-    if num_steps:
-        steps = schedule_lib.evenly_spaced(schedule.num_timesteps, num_steps)
-        schedule, full = schedule_lib.respace(schedule, steps), schedule
-    chain = _pmap_chain(trained.model, trained.diffusion, trained.image_shape, clip, progress)
-    draw = functools.partial(chain, parallel.replicate(trained.params), schedule, full)
+    plan, full, num_calls = _plan(settings, trained.schedule)
+    chain = _pmap_chain(
+        trained.model, trained.diffusion, trained.image_shape, settings, trajectory, progress
+    )
+    draw = functools.partial(chain, parallel.replicate(trained.params), plan, full)
     return rounds.run(
         draw, lambda places: rngs[places], len(rngs),
         rounds.batch_size(trained, len(rngs) - done, batch_size),
-        num_steps=schedule.num_timesteps, progress=progress, done=done,
+        num_steps=num_calls, progress=progress, done=done,
     )
+
+
+def _plan(settings, schedule):
+    """(the chain's schedule or the solver's plan, the full schedule if respaced, calls)."""
+    if not settings.by_grid:
+        plan = solvers.named(settings.sampler, schedule, settings.num_steps)
+        return plan, None, plan.num_calls
+    if not settings.num_steps and settings.grid == "uniform":
+        return schedule, None, schedule.num_timesteps
+    steps = grids.named(settings.grid, schedule.num_timesteps, settings.num_steps or None)
+    return schedule_lib.respace(schedule, steps), schedule, len(steps)
 
 
 def _trained(params, model, schedule, diffusion, image_shape) -> Trained:
@@ -160,20 +250,30 @@ def _keys(rng, n, seeds) -> jax.Array:
 
 
 @functools.lru_cache(maxsize=64)
-def _pmap_chain(model, diffusion, image_shape, clip, progress):
-    """(params, schedule, full or None, keys [d, b]) -> x_0 [d, b, h, w, c]; once a shape."""
+def _pmap_chain(model, diffusion, image_shape, settings, trajectory, progress):
+    """(params, schedule or plan, full or None, keys [d, b]) -> what `_rounds` gives."""
 
-    def chain(params, schedule, full, rngs):
+    def chain(params, plan, full, rngs):
         rngs_x_T, rngs_z = (randomness.fold_each(rngs, use) for use in (_X_T, _Z))
-        predict_fn = diffusion_lib.predict_fn(
-            schedule,
-            lambda x_t, t: model.apply({"params": params}, x_t, t, train=False),
-            mean=diffusion.mean, variance=diffusion.variance, full=full, clip=clip,
-        )
         x_T = samplers.standard_normal(rngs_x_T, image_shape)
-        return samplers.ancestral(
-            schedule, predict_fn, x_T, rngs_z,
-            on_step=rounds.on_step(schedule.num_timesteps, progress),
+        kinds = dict(mean=diffusion.mean, variance=diffusion.variance, clip=settings.clip)
+
+        def denoise_fn(x_t, t):
+            return model.apply({"params": params}, x_t, t, train=False)
+
+        if not settings.by_grid:
+            report = rounds.on_step(plan.num_calls, progress)
+            return solvers.solve(plan, denoise_fn, x_T, rngs_z, on_step=report, **kinds), None
+        predict_fn = diffusion_lib.predict_fn(plan, denoise_fn, full=full, **kinds)
+        run = samplers.ancestral
+        if settings.sampler == "ddim":
+            run = functools.partial(solvers.ddim, eta=settings.eta)
+        x_0 = run(
+            plan, predict_fn, x_T, rngs_z, trajectory=trajectory,
+            on_step=rounds.on_step(plan.num_timesteps, progress),
         )
+        if not trajectory:
+            return x_0, None
+        return x_0[0], jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), x_0[1])
 
     return jax.pmap(chain, axis_name=parallel.AXIS, in_axes=(None, None, None, 0))

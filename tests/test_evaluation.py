@@ -99,6 +99,7 @@ def test_every_metric_leaves_a_row_and_a_line(workdir, capsys):
     assert protocol == {
         "step": 6, "weights": "ema", "dtype": "float32", "matmul_precision": "highest",
         "seed": 0, "num_samples": 13, "sampler": "ancestral", "num_steps": 4, "clip": True,
+        "eta": 0.0, "grid": "uniform",
         "rounding": "uint8", "resize": quality.RESIZE, "inception": "fake",
         "reference": "train",
     }

@@ -1,5 +1,7 @@
 """`sample`: image i is a function of (params, rng, i) alone, whatever else is asked for."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -187,3 +189,71 @@ def test_trained_is_a_pytree_with_hashable_statics(trained):
     np.testing.assert_array_equal(
         doubled["conv_in"]["bias"], 2 * trained.params["conv_in"]["bias"]
     )
+
+
+SOLVERS = [("ddim", 6), ("dpm_solver", 6), ("dpm_solver_2", 6), ("dpm_solver_pp", 6),
+           ("dpm_solver_pp_3", 6), ("dpm_solver_pp_sde", 6), ("heun", 7)]
+
+
+@pytest.mark.parametrize("sampler, num_steps", SOLVERS)
+def test_every_sampler_calls_the_network_as_often_as_it_says(sampler, num_steps):
+    """And each image depends on its own key alone, in any batch."""
+    calls = []
+
+    class Counting(sampling.UNet):
+        def __call__(self, x, t, *, train):
+            jax.debug.callback(lambda t: calls.append(float(t)), t[0])
+            return x * 0.5
+
+    draw = functools.partial(
+        ddpm_jax.sample, {}, 0, model=Counting(), schedule=schedule.linear(100, 1e-3, 0.2),
+        image_shape=SHAPE, sampler=sampler, num_steps=num_steps,
+    )
+    images = draw(n=9)
+    jax.effects_barrier()
+    assert len(calls) == num_steps * jax.device_count()
+    assert images.shape == (9, *SHAPE) and np.abs(images).max() <= 1 + 1e-6
+    np.testing.assert_allclose(draw(n=3, batch_size=8), images[:3], **SAME)
+    assert np.abs(images[0] - images[1]).max() > 0.01
+    settings = sampling.Settings(sampler, num_steps)
+    assert settings.num_calls(schedule.linear(100, 1e-3, 0.2)) == num_steps
+
+
+def test_ddim_is_the_one_of_the_solvers(trained):
+    from ddpm_jax import grids, samplers, solvers
+
+    steps = grids.quadratic(20, 5)
+    respaced = schedule.respace(trained.schedule, steps)
+    rng = jax.random.fold_in(jax.random.key(3), 4)
+    rng_x_T, rng_z = jax.random.fold_in(rng, 0), jax.random.fold_in(rng, 1)
+    x_T = jax.random.normal(rng_x_T, SHAPE)[None]
+    predict_fn = diffusion.predict_fn(respaced, ddpm_jax.denoise_fn(trained))
+    chain = jax.jit(lambda x, rngs: solvers.ddim(
+        respaced, predict_fn, x, rngs, eta=0.5, trajectory=(3, 0)))
+    expected, kept = chain(x_T, rng_z[None])
+    images, trajectory = ddpm_jax.sample(
+        trained, jax.random.key(3), 5, sampler="ddim", num_steps=5, eta=0.5, grid="quadratic",
+        trajectory=(3, 0),
+    )
+    np.testing.assert_allclose(images[4], expected[0], **SAME)
+    assert isinstance(trajectory, samplers.Trajectory)
+    assert trajectory.x_t.shape == trajectory.x_0.shape == (2, 5, *SHAPE)
+    np.testing.assert_allclose(trajectory.x_t[:, 4], kept.x_t[:, 0], **SAME)
+    np.testing.assert_allclose(trajectory.x_0[:, 4], kept.x_0[:, 0], **SAME)
+
+
+@pytest.mark.parametrize("arguments, says", [
+    (dict(sampler="heun"), "sampler='heun' needs num_steps"),
+    (dict(eta=0.5), "eta=0.5 must lie in 0..1, and is for sampler='ddim' alone"),
+    (dict(sampler="ddim", eta=1.5), "eta=1.5 must lie"),
+    (dict(sampler="heun", num_steps=5, grid="quadratic"), "grid='quadratic' is for"),
+    (dict(sampler="heun", num_steps=5, trajectory=(0,)), "trajectory=.0. is for"),
+    (dict(sampler="heun", num_steps=4), "num_steps=4 must be odd"),
+    (dict(grid="cubic", num_steps=4), "cubic"),
+    (dict(sampler="dpm_solver", num_steps=6,
+          diffusion=diffusion.Parameterization("x_prev")), "mean='x_prev' cannot go"),
+])
+def test_samplers_refuse_what_has_no_effect(trained, arguments, says):
+    with pytest.raises(ValueError, match=says) as error:
+        ddpm_jax.sample(trained, 0, 1, **arguments)
+    assert "\n" not in str(error.value)
