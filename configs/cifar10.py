@@ -27,6 +27,12 @@ def get_config() -> ml_collections.ConfigDict:
         channels=3,           # 1, 3 or 4; 0: as the data are
         holdout=0,            # images set aside where there is no test split
         random_flip=True,     # mirror left and right, half of the images
+        labels=False,         # train a class-conditional model
+        num_classes=0,        # of it; 0: as many as the data have
+        condition="",         # train an image-conditional model: "low_resolution", "noisy" (see
+                              # pairs.py), or "stored" in the .npz
+        condition_channels=0,                # of that image; 0: as the data are
+        factor=2,             # of "low_resolution"
     ))
     config.model = ml_collections.ConfigDict(dict(
         channels=128,
@@ -65,6 +71,7 @@ def get_config() -> ml_collections.ConfigDict:
         learning_rate=2e-4,
         warmup_steps=5000,
         t_sampling="uniform",                # or "antithetic", "importance"
+        label_dropout=0.1,    # share of images whose label is hidden, for guidance
         grad_clip=1.0,        # global norm; 0: none
         ema_decay=0.9999,
         ema_warmup=False,     # min(ema_decay, (1 + step) / (10 + step)), for short runs
@@ -90,6 +97,9 @@ def get_config() -> ml_collections.ConfigDict:
         batch_size=0,         # at a time; 0: what fits
         clip=True,            # keep x_0 in [-1, 1] at every step
         seed=0,
+        labels=(),            # of a class-conditional model, in turn; (): all classes in turn
+        guidance=1.0,         # classifier-free guidance scale; 1: none
+        guidance_interval=(),                # steps t to guide at, such as (100, 700); (): all
         weights="ema",        # "raw", or one of extra_ema_decays such as "0.999"
     ))
     config.evaluate = ml_collections.ConfigDict(dict(

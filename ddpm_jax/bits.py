@@ -8,7 +8,7 @@ import numpy as np
 
 from ddpm_jax import diffusion as diffusion_lib
 from ddpm_jax import images as images_lib
-from ddpm_jax import likelihood, parallel, parts, randomness, rounds, sources
+from ddpm_jax import conditioning, likelihood, parallel, parts, randomness, rounds, sources
 from ddpm_jax import schedule as schedule_lib
 from ddpm_jax.likelihood import Terms
 from ddpm_jax.state import Trained
@@ -21,6 +21,8 @@ def bits_per_dim(
     rng: Any,
     images: np.ndarray,
     *,
+    labels: Any = None,
+    condition: Any = None,
     clip: bool = True,
     batch_size: int | None = None,
     progress: bool = False,
@@ -33,6 +35,8 @@ def bits_per_dim(
         trained: what `load` and `train` return.
         rng: a typed key, a legacy `PRNGKey` or an int.
         images: uint8 [n, h, w, c].
+        labels: of a class-conditional model, [n] or one for all; None is no class.
+        condition: of an image-conditional model, [n, h, w, k]; uint8, or float in [-1, 1].
         clip: keep the predicted x_0 in [-1, 1], as the paper's evaluation does.
         batch_size: images at a time on all devices together; what fits by default.
         progress: show a bar.
@@ -41,11 +45,18 @@ def bits_per_dim(
         float64 [n].
 
     Raises:
-        ValueError: the images are not uint8 or of another shape than the model's.
+        ValueError: the images are not uint8 or of another shape than the model's, or the model
+            takes no such labels or condition.
     """
-    return likelihood.total_bits(terms(
-        trained, rng, sources.from_array(images), clip=clip, batch_size=batch_size,
-        progress=progress,
+    source = sources.from_array(images)
+    no_class = getattr(trained.model, "num_classes", 0) or None
+    told = conditioning.checked(
+        trained.model, len(source), source.image_shape,
+        labels=no_class if labels is None else labels, condition=condition,
+    )
+    return likelihood.total_bits(_terms(
+        trained, rng, source, lambda places: {name: x[places] for name, x in told.items()},
+        clip=clip, batch_size=batch_size, progress=progress, folder=None,
     ))
 
 
@@ -62,15 +73,22 @@ def terms(
     """Every term of the bound for every image of `source`, NumPy arrays [n, ...].
 
     Args:
-        source: uint8 images.
+        source: uint8 images, with labels or conditions where the model takes them.
         folder: where finished rounds are kept, one file each, so that a second call with the
             same arguments continues; None keeps nothing.
 
     The other arguments, and the errors, are those of `bits_per_dim`.
     """
+    return _terms(
+        trained, rng, source, source.model_kwargs, clip=clip, batch_size=batch_size,
+        progress=progress, folder=folder,
+    )
+
+
+def _terms(trained, rng, source, told, *, clip, batch_size, progress, folder):
     chain = _pmap_terms(*_static(trained), clip, progress)
     return _each_image(
-        trained, rng, source, chain, Terms, num_steps=trained.schedule.num_timesteps,
+        trained, rng, source, told, chain, Terms, num_steps=trained.schedule.num_timesteps,
         batch_size=batch_size, progress=progress, folder=folder,
     )
 
@@ -99,8 +117,8 @@ def ode_bits_per_dim(
     """
     chain = _pmap_ode(*_static(trained), num_steps, num_probes, progress)
     return _each_image(
-        trained, rng, source, chain, dict, num_steps=num_steps, batch_size=batch_size,
-        progress=progress, folder=folder,
+        trained, rng, source, source.model_kwargs, chain, dict, num_steps=num_steps,
+        batch_size=batch_size, progress=progress, folder=folder,
     )["bits"]
 
 
@@ -122,36 +140,40 @@ def _schedule(packed):
 def _pmap_terms(model, diffusion, packed, clip, progress):
     schedule = _schedule(packed)
 
-    def chain(params, uint8, rngs):
+    def chain(params, uint8, rngs, told):
         predict_fn = diffusion_lib.predict_fn(
-            schedule,
-            functools.partial(model.apply, {"params": params}, train=False),
+            schedule, _denoise_fn(model, params, told),
             mean=diffusion.mean, variance=diffusion.variance, clip=clip,
         )
         report = rounds.on_step(schedule.num_timesteps, progress)
         x_0 = images_lib.to_float(uint8)
         return vars(likelihood.vlb_terms(schedule, predict_fn, x_0, rngs, on_step=report))
 
-    return jax.pmap(chain, axis_name=parallel.AXIS, in_axes=(None, 0, 0))
+    return jax.pmap(chain, axis_name=parallel.AXIS, in_axes=(None, 0, 0, 0))
 
 
 @functools.lru_cache(maxsize=16)
 def _pmap_ode(model, diffusion, packed, num_steps, num_probes, progress):
     schedule = _schedule(packed)
 
-    def chain(params, uint8, rngs):
+    def chain(params, uint8, rngs, told):
         return {"bits": likelihood.ode_bits_per_dim(
-            schedule, functools.partial(model.apply, {"params": params}, train=False),
-            uint8, rngs, mean=diffusion.mean, variance=diffusion.variance,
-            num_steps=num_steps, num_probes=num_probes,
-            on_step=rounds.on_step(num_steps, progress),
+            schedule, _denoise_fn(model, params, told), uint8, rngs,
+            mean=diffusion.mean, variance=diffusion.variance, num_steps=num_steps,
+            num_probes=num_probes, on_step=rounds.on_step(num_steps, progress),
         )}
 
-    return jax.pmap(chain, axis_name=parallel.AXIS, in_axes=(None, 0, 0))
+    return jax.pmap(chain, axis_name=parallel.AXIS, in_axes=(None, 0, 0, 0))
+
+
+def _denoise_fn(model, params, told):
+    return functools.partial(
+        model.apply, {"params": params}, train=False, **conditioning.as_float(told)
+    )
 
 
 def _each_image(
-    trained, rng, source, chain, container, *, num_steps, batch_size, progress, folder
+    trained, rng, source, told, chain, container, *, num_steps, batch_size, progress, folder
 ):
     if tuple(source.image_shape) != tuple(trained.image_shape):
         raise ValueError(
@@ -165,7 +187,9 @@ def _each_image(
         batch = rounds.batch_size(trained, n - done, batch_size, most=_MOST)
         run = functools.partial(_split_inputs, chain, parallel.replicate(trained.params))
         for part in rounds.run(
-            run, lambda places: (source.read(places), randomness.image_keys(rng, places)),
+            run, lambda places: (
+                source.read(places), randomness.image_keys(rng, places), told(places)
+            ),
             n, batch, num_steps=num_steps, progress=progress, done=done,
         ):
             if folder:

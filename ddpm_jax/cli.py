@@ -165,23 +165,31 @@ def _sample(config, workdir):
     from etils import epath
 
     from ddpm_jax import config as config_lib
-    from ddpm_jax import images, pretrained, sampling
+    from ddpm_jax import conditioning, data, images, pretrained, sampling
     from ddpm_jax import workdir as workdir_lib
 
     config = workdir_lib.config_for(config, workdir)
     config_lib.check_numbers(config)
     settings, how = config.sample, config_lib.sampling_settings(config)
     step, trained = pretrained.load_step(workdir, weights=settings.weights)
+    source = None
+    if trained.model.condition_channels:
+        found = (data.load(split=s, **config_lib.data_settings(config)) for s in ("test", "train"))
+        source = next(filter(None, found))
+    told = conditioning.in_turn(source, settings.num_images, tuple(settings.labels))
     samples = sampling.sample(
-        trained, settings.seed, settings.num_images, **dataclasses.asdict(how),
+        trained, settings.seed, settings.num_images, **dataclasses.asdict(how), **told,
         batch_size=settings.batch_size, output="uint8", progress=sys.stderr.isatty(),
     )
     calls = f"{how.sampler}_{how.num_calls(trained.schedule)}"
     name = f"{settings.weights}_step_{step:08d}_{calls}_seed_{settings.seed}"
     path = epath.Path(workdir).expanduser() / "samples" / f"{name}.png"
-    images.save_png(path, images.grid(samples[:100]))
+    picture = images.grid(samples[:100])
+    if "condition" in told:
+        picture = images.beside(images.grid(told["condition"][:100]), picture)
+    images.save_png(path, picture)
     with path.with_suffix(".npz").open("wb") as file:
-        np.savez_compressed(file, arr_0=samples)
+        np.savez_compressed(file, arr_0=samples, **told)
     print(f"{len(samples)} images in {path.with_suffix('.npz')}, a grid of them in {path}")
 
 

@@ -12,7 +12,7 @@ import ml_collections
 import optax
 
 from ddpm_jax import diffusion as diffusion_lib
-from ddpm_jax import losses, sampling, unet
+from ddpm_jax import losses, sampling, sources, unet
 from ddpm_jax import schedule as schedule_lib
 
 DTYPES = ("float32", "bfloat16")
@@ -76,7 +76,10 @@ def model(config: ml_collections.ConfigDict, channels: int) -> unet.UNet:
             f"config.model.dtype={settings['dtype']!r} is not known; use one of "
             f"{', '.join(DTYPES)}."
         )
+    data = config.data
     return unet.UNet(**(settings | {
+        "num_classes": data.num_classes if data.labels else 0,
+        "condition_channels": data.condition_channels if data.condition else 0,
         "channel_multipliers": tuple(settings["channel_multipliers"]),
         "attention_resolutions": tuple(settings["attention_resolutions"]),
         "num_groups": settings["num_groups"] or None,
@@ -108,7 +111,8 @@ def data_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return dict(
         name=settings.name, data_dir=settings.dir, image_size=settings.image_size,
         image_width=settings.image_width, channels=settings.channels, holdout=settings.holdout,
-        seed=config.seed,
+        seed=config.seed, labels=settings.labels, condition=settings.condition,
+        factor=settings.factor,
     )
 
 
@@ -116,7 +120,8 @@ def sampling_settings(config: ml_collections.ConfigDict) -> sampling.Settings:
     """How to sample, checked."""
     settings = config.sample
     found = sampling.Settings(
-        settings.sampler, settings.num_steps or None, settings.eta, settings.grid, settings.clip
+        settings.sampler, settings.num_steps or None, settings.eta, settings.grid, settings.clip,
+        settings.guidance, tuple(settings.guidance_interval),
     )
     found.check()
     return found
@@ -130,11 +135,26 @@ def image_shape(config: ml_collections.ConfigDict) -> tuple[int, int, int] | Non
 
 
 def resolved(
-    config: ml_collections.ConfigDict, shape: tuple[int, int, int]
+    config: ml_collections.ConfigDict, source: sources.Source
 ) -> ml_collections.ConfigDict:
-    """A copy of the config that says the images' shape, as it is stored with a run."""
+    """A copy of the config that says what the data are, as it is stored with a run.
+
+    Raises:
+        ValueError: the data have more classes than the config.
+    """
     config = config.copy_and_resolve_references()
-    config.data.image_size, config.data.image_width, config.data.channels = shape
+    data = config.data
+    data.image_size, data.image_width, data.channels = source.image_shape
+    data.labels, data.condition = source.num_classes > 0, (
+        (data.condition or "stored") if source.condition_channels else ""
+    )
+    if data.num_classes and source.num_classes > data.num_classes:
+        raise ValueError(
+            f"config.data.num_classes={data.num_classes}, but {data.name} has "
+            f"{source.num_classes}; write --config.data.num_classes={source.num_classes}, or 0."
+        )
+    data.num_classes = data.num_classes or source.num_classes
+    data.condition_channels = source.condition_channels
     return config
 
 
@@ -172,6 +192,9 @@ def check_numbers(config: ml_collections.ConfigDict) -> None:
         ("data.image_width", 0, huge, 0),
         ("data.channels", 0, huge, 3),
         ("data.holdout", 0, huge, 0),
+        ("data.num_classes", 0, huge, 0),
+        ("data.condition_channels", 0, huge, 0),
+        ("data.factor", 2, huge, 2),
         ("model.channels", 2, huge, 128),
         ("model.num_res_blocks", 1, huge, 2),
         ("model.dropout", 0, 0.999, 0.1),
@@ -187,6 +210,7 @@ def check_numbers(config: ml_collections.ConfigDict) -> None:
         ("train.grad_clip", 0, huge, 1.0),
         ("train.ema_decay", 0, 1 - 1e-9, 0.9999),
         ("train.accumulate", 1, huge, 1),
+        ("train.label_dropout", 0, 1, 0.1),
         ("train.log_every", 1, huge, 100),
         ("train.eval_every", 1, huge, 5000),
         ("train.eval_images", 0, huge, 1024),
@@ -200,6 +224,7 @@ def check_numbers(config: ml_collections.ConfigDict) -> None:
         ("sample.num_steps", 0, config.diffusion.num_timesteps, 0),
         ("sample.batch_size", 0, huge, 0),
         ("sample.seed", 0, huge, 0),
+        ("sample.guidance", 0, huge, 1.0),
         ("evaluate.num_images", 0, huge, 0),
         ("evaluate.num_samples", 2, huge, 50_000),
         ("evaluate.batch_size", 0, huge, 0),
@@ -356,7 +381,8 @@ def parse(text: str) -> ml_collections.ConfigDict:
 
 # What a workdir's parameters and optimizer state depend on; the rest may change on resume.
 _FIXED = ("model", "diffusion", "data.image_size", "data.image_width", "data.channels",
-          "train.extra_ema_decays", "train.t_sampling")
+          "data.labels", "data.num_classes", "data.condition", "data.condition_channels",
+          "data.factor", "train.extra_ema_decays", "train.t_sampling")
 _FREE = ("model.dropout", "model.dtype")
 
 
@@ -389,7 +415,9 @@ def as_stored(
     Raises:
         ValueError: it describes another model than the run's.
     """
-    config = resolved(config, image_shape(config) or image_shape(stored))
+    config = config.copy_and_resolve_references()
+    for name in ("image_size", "image_width", "channels", "num_classes", "condition_channels"):
+        config.data[name] = config.data[name] or stored.data[name]
     config.train = stored.train
     check_same_run(config, stored, workdir)
     return config

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ddpm_jax import pictures, sources, tfds_source
+from ddpm_jax import pairs, pictures, sources, tfds_source
 from ddpm_jax.sources import Source, from_array
 
 
@@ -26,6 +26,9 @@ def load(
     channels: int = 0,
     holdout: int = 0,
     seed: int = 0,
+    labels: bool = False,
+    condition: str = "",
+    factor: int = 2,
 ) -> Source | None:
     """Opens one split of a data set; None for the test split of a set that has none.
 
@@ -50,26 +53,48 @@ def load(
         image_width: width in pixels; 0 means `image_size`.
         channels: 1, 3 or 4; 0 keeps those of the data (for folders: 3).
         holdout: number of images to set aside as "test" where the set has no test split.
-        seed: chooses which images are set aside.
+        seed: chooses which images are set aside, and the noise of `pairs.noisy`.
+        labels: the source is to have labels: those of digits or of a TFDS set, the first
+            folder below `data_dir` on the way to each picture, or the .npz file's
+            "train_labels" and "test_labels".
+        condition: the source is to have an image beside each: "low_resolution" or "noisy" (see
+            `pairs`), or "stored", the .npz file's uint8 [n, h, w, k] "train_condition" and
+            "test_condition".
+        factor: of "low_resolution".
 
     Raises:
         ValueError: a setting is out of range or the data are missing, empty, damaged
-            beyond `pictures.MAX_UNREADABLE`, or of varying size with `image_size=0`.
+            beyond `pictures.MAX_UNREADABLE`, of varying size with `image_size=0`, or without
+            the labels or the condition asked for.
     """
     _check_settings(split, image_size, image_width, channels, holdout)
+    known = ("", *pairs.NAMED, *(("stored",) if name == "npz" else ()))
+    if condition not in known:
+        raise ValueError(
+            f"config.data.condition={condition!r}: must be one of {', '.join(pairs.NAMED)}, "
+            "'stored' with --config.data.name=npz, or '' for none."
+        )
     want = (image_size, image_width or image_size, channels)
-    if name == "digits":
-        return _from_pixels(digits(split)[0], want)
     data_dir = os.path.expanduser(data_dir)
 
     def part(n):
         return _split_indices(n, split, holdout, seed)
 
-    if name == "image_folder":
-        return pictures.load(data_dir, part, want)
-    if name == "npz":
-        return _load_npz(data_dir, split, part, want)
-    return tfds_source.load(name, data_dir, split, part, want)
+    if name == "digits":
+        images, classes = digits(split)
+        source = _from_pixels(images, want)
+        source = source.with_labels(classes, 10) if labels else source
+    elif name == "image_folder":
+        source = pictures.load(data_dir, part, want, labels)
+    elif name == "npz":
+        source = _load_npz(data_dir, split, part, want, labels, condition == "stored")
+    else:
+        source = tfds_source.load(name, data_dir, split, part, want, labels)
+    if source is not None and condition == "low_resolution":
+        return pairs.low_resolution(source, factor)
+    if source is not None and condition == "noisy":
+        return pairs.noisy(source, seed=seed, training=split == "train")
+    return source
 
 
 def batches(
@@ -80,7 +105,7 @@ def batches(
     start: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-) -> Iterator[np.ndarray]:
+) -> Iterator[dict[str, np.ndarray]]:
     """This process's share of batches `start`, `start + 1`, ... without end.
 
     Every epoch visits each image once, in an order of its own; batches run across the
@@ -96,7 +121,8 @@ def batches(
         process_count: divides `batch_size`.
 
     Returns:
-        An iterator of uint8 [batch_size // process_count, h, w, c].
+        An iterator of `source.examples`: "images", uint8 [batch_size // process_count, h, w, c],
+        and where the source has them "labels" and "condition".
 
     Raises:
         ValueError: `seed` is negative or `batch_size` does not divide.
@@ -116,7 +142,7 @@ def batches(
     shares = order.batch(batch_size // process_count)[process_index::process_count]
     threads = 1 if source.in_memory else pictures.THREADS
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(4, threads))
-    return iter(shares[start:].map(source.read).to_iter_dataset(options))
+    return iter(shares[start:].map(source.examples).to_iter_dataset(options))
 
 
 def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -178,15 +204,17 @@ def _from_pixels(images, want):
     return from_array(images)
 
 
-def _load_npz(data_dir, split, part, want):
+def _load_npz(data_dir, split, part, want, labels, condition):
     if not zipfile.is_zipfile(data_dir):
         raise ValueError(
             f"config.data.dir={data_dir!r}: not an .npz file; make one with "
             "np.savez('images.npz', train=images), and write --config.data.dir=images.npz."
         )
     with np.load(data_dir, allow_pickle=False) as arrays:
+        beside = ("labels", "condition")
+        alone = [key for key in arrays.files if not key.endswith(beside)]
         names = [key for key in ("train", "images", "arr_0") if key in arrays]
-        names = names or (arrays.files if len(arrays.files) == 1 else [])
+        names = names or (alone if len(alone) == 1 else [])
         if not names:
             raise ValueError(
                 f"config.data.dir={data_dir!r}: holds {arrays.files}, none called 'train'; "
@@ -195,7 +223,41 @@ def _load_npz(data_dir, split, part, want):
         own_test = "test" in arrays and names[0] != "test"
         key = "test" if own_test and split == "test" else names[0]
         images = arrays[key]
+        told = {
+            name: _beside(arrays, key, name, data_dir)
+            for name, wanted in zip(beside, (labels, condition)) if wanted
+        }
+        num_classes = int(_beside(arrays, names[0], "labels", data_dir).max()) + 1 if labels else 0
     sources.in_memory(images, f"config.data.dir={data_dir!r} {key!r}")
     if not own_test:
-        images = images[part(len(images))]
-    return _from_pixels(images, want) if len(images) else None
+        chosen = part(len(images))
+        images = images[chosen]
+        told = {name: array[chosen] for name, array in told.items()}
+    if not len(images):
+        return None
+    source = _from_pixels(images, want)
+    if labels:
+        source = source.with_labels(told["labels"], num_classes)
+    if condition:
+        sources.in_memory(told["condition"], f"config.data.dir={data_dir!r} {key}_condition")
+        planes = [  # One by one, for there may be any number of channels.
+            _from_pixels(plane[..., None], (*source.image_shape[:2], 1))
+            for plane in np.moveaxis(told["condition"], -1, 0)
+        ]
+        source = source.with_condition(
+            lambda indices: np.concatenate([plane.read(indices) for plane in planes], axis=-1),
+            len(planes),
+        )
+    return source
+
+
+def _beside(arrays, key, name, data_dir):
+    """What an .npz file has for the images `key`."""
+    found = [k for k in (f"{key}_{name}", name) if k in arrays]
+    if not found or len(arrays[found[0]]) != len(arrays[key]):
+        example = "uint8 [n, h, w, k]" if name == "condition" else "int [n]"
+        raise ValueError(
+            f"config.data.dir={data_dir!r}: has no {key}_{name} of {len(arrays[key])} rows; "
+            f"write np.savez('images.npz', {key}=images, {key}_{name}={name}), {example}."
+        )
+    return arrays[found[0]]

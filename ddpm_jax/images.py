@@ -99,9 +99,13 @@ def _grey(h: int, w: int, c: int) -> np.ndarray:
 def beside(left: np.ndarray, right: np.ndarray, gap: int = 16) -> np.ndarray:
     """Two pictures uint8 [h, w, c] in one, aligned at the top, `gap` grey pixels between.
 
+    Of a grey and a coloured one the grey one becomes RGB.
+
     Raises:
-        ValueError: they differ in channels.
+        ValueError: they differ in channels otherwise.
     """
+    if {left.shape[2], right.shape[2]} == {1, 3}:
+        left, right = (np.broadcast_to(x, (*x.shape[:2], 3)) for x in (left, right))
     if left.shape[2] != right.shape[2]:
         raise ValueError(
             f"pictures of {left.shape[2]} and {right.shape[2]} channels cannot stand in "

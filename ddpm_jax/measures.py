@@ -19,7 +19,7 @@ from etils import epath
 
 from ddpm_jax import audit, bits, data, files, images, likelihood, parts, plots, progressive
 from ddpm_jax import config as config_lib
-from ddpm_jax import quality, randomness, sampling, sources
+from ddpm_jax import conditioning, quality, randomness, sampling, sources
 from ddpm_jax.state import Trained
 
 _BITS, _ODE, _SAMPLES, _PICTURES = range(4)  # Addresses below the seed of an evaluation.
@@ -62,10 +62,13 @@ class Job:
         if not num_images or num_images >= len(source):
             return source
         chosen = np.linspace(0, len(source) - 1, num_images).round().astype(np.int64)
-        return sources.Source(
-            num_images, source.image_shape, lambda places: source.read(chosen[places]),
-            source.in_memory,
-        )
+        return source.select(chosen)
+
+    def told(self, n: int) -> dict[str, Any]:
+        """What n samples are told, by `conditioning.in_turn`; conditions are of `split`."""
+        conditional = getattr(self.trained.model, "condition_channels", 0)
+        source = self.source(self.config.evaluate.split) if conditional else None
+        return conditioning.in_turn(source, n, tuple(self.config.sample.labels))
 
     def samples(self) -> Iterator[np.ndarray]:
         """`evaluate.num_samples` images in batches: uint8, or float32 in 0..255 unrounded.
@@ -82,7 +85,7 @@ class Job:
             return
         rngs = randomness.image_keys(self.rng(_SAMPLES), jnp.arange(n))
         for batch in sampling.stream(
-            self.trained, rngs, config_lib.sampling_settings(self.config),
+            self.trained, rngs, config_lib.sampling_settings(self.config), **self.told(n),
             batch_size=self.config.sample.batch_size, progress=self.progress, done=done,
         ):
             uint8 = images.to_uint8(batch)  # Which refuses NaN.
@@ -135,9 +138,19 @@ def sampling_protocol(job: Job) -> dict[str, Any]:
     return {
         "num_samples": settings.num_samples, "weights": job.config.sample.weights,
         **dataclasses.asdict(how), "num_steps": how.num_calls(job.trained.schedule),
-        "rounding": "uint8" if settings.rounding else "none",
+        **_told_protocol(job), "rounding": "uint8" if settings.rounding else "none",
         "matmul_precision": settings.matmul_precision, "seed": settings.seed,
     }
+
+
+def _told_protocol(job) -> dict[str, Any]:
+    """What conditional samples were told."""
+    model, found = job.trained.model, {}
+    if getattr(model, "num_classes", 0):
+        found["labels"] = list(job.config.sample.labels) or "in turn"
+    if getattr(model, "condition_channels", 0):
+        found["conditions"] = job.config.evaluate.split
+    return found
 
 
 def bpd(job: Job, folder: epath.Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 
 from ddpm_jax import config as config_lib
-from ddpm_jax import images, losses, parallel, randomness, sampling
+from ddpm_jax import conditioning, images, losses, parallel, randomness, sampling
 from ddpm_jax import state as state_lib
 from ddpm_jax.logs import format_duration
 from ddpm_jax.state import Trained, TrainState
@@ -21,17 +21,20 @@ _FRESH = 0.05  # Weight of the initial parameters above which an average is not 
 
 
 def pmap_held_out_loss(model, *, schedule, parameterization, objective, num_images):
-    """(params, images [d, b, ...], places [d, b], rng) -> summed loss of places < num_images.
+    """(params, batch [d, b, ...], places [d, b], rng) -> summed loss of places < num_images.
 
     The image at place i has always t = i * T // num_images and the same noise, so the figure
     moves with the parameters alone.
     """
 
-    def summed_loss(params, uint8, places, rng):
+    def summed_loss(params, batch, places, rng):
+        uint8, model_kwargs = conditioning.split(batch)
         t = jnp.minimum(places, num_images - 1) * schedule.num_timesteps // num_images
         rngs = randomness.image_keys(rng, places)
         eps = jax.vmap(lambda rng: jax.random.normal(rng, uint8.shape[1:]))(rngs)
-        denoise_fn = functools.partial(model.apply, {"params": params}, train=False)
+        denoise_fn = functools.partial(
+            model.apply, {"params": params}, train=False, **model_kwargs
+        )
         x_0 = images.to_float(uint8)
         loss = losses.training_loss(
             schedule, denoise_fn, x_0, t, eps,
@@ -68,8 +71,8 @@ def held_out_loss(
         for start in range(0, num_images, batch_size):
             first = start + jax.process_index() * share
             places = first + np.arange(share, dtype=np.int32)
-            uint8 = source.read(chosen[np.minimum(places, num_images - 1)])
-            total += float(loss_fn(params, *parallel.shard((uint8, places)), rng))
+            batch = source.examples(chosen[np.minimum(places, num_images - 1)])
+            total += float(loss_fn(params, *parallel.shard((batch, places)), rng))
         return total / num_images
 
     return evaluate
@@ -95,13 +98,14 @@ def grid_cost(config: ml_collections.ConfigDict, *, sets: int) -> tuple[int, int
 
 
 def grid(
-    config: ml_collections.ConfigDict, model, schedule, image_shape, rng: jax.Array
+    config: ml_collections.ConfigDict, model, schedule, source, rng: jax.Array
 ) -> Callable[[TrainState, int], np.ndarray]:
     """(state, step) -> a picture, uint8 [h, w, c]: samples from the running average.
 
     While the average is still largely the initial parameters, samples from the raw ones stand
     at its right. The same prior draws every time. A shortened chain takes the smaller of the
-    fixed variances, which suits few steps.
+    fixed variances, which suits few steps. A class-conditional network draws every class in
+    turn; an image-conditional one the images of `source`, whose conditions stand at the left.
     """
 
     def draw(state, step):
@@ -111,10 +115,12 @@ def grid(
         diffusion = config_lib.parameterization(config)
         if num_steps < schedule.num_timesteps and diffusion.variance == "fixed_large":
             diffusion = dataclasses.replace(diffusion, variance="fixed_small")
-        pictures = [
+        told = conditioning.in_turn(source, num_images)
+        pictures = [images.grid(told["condition"])] if "condition" in told else []
+        pictures += [
             images.grid(sampling.sample(
-                Trained(params, model, schedule, diffusion, image_shape), rng, num_images,
-                num_steps=num_steps, clip=config.sample.clip, output="uint8",
+                Trained(params, model, schedule, diffusion, source.image_shape), rng,
+                num_images, num_steps=num_steps, clip=config.sample.clip, output="uint8", **told,
             ))
             for params in sets
         ]

@@ -23,16 +23,20 @@ _UNREADABLE = (  # what Pillow raises on damaged files
 )  # fmt: skip
 
 
-def load(data_dir: str, part, want: tuple[int, int, int]) -> Source | None:
+def load(
+    data_dir: str, part, want: tuple[int, int, int], labels: bool = False
+) -> Source | None:
     """The pictures below a folder; None where `part` leaves none.
 
     Args:
         data_dir: the folder.
         part: number of files -> indices of those to take.
         want: (height, width, channels); 0 for as the pictures are.
+        labels: the first folder on the way to a picture is its class, in alphabetical order.
 
     Raises:
-        ValueError: no such folder, no pictures, too many unreadable, or of varying size.
+        ValueError: no such folder, no pictures, too many unreadable, of varying size, or
+            pictures outside of the folders of classes.
     """
     if not os.path.isdir(data_dir):
         raise ValueError(
@@ -46,15 +50,31 @@ def load(data_dir: str, part, want: tuple[int, int, int]) -> Source | None:
             "--config.data.dir=PATH, a folder with .png, .jpg or other picture files."
         )
     total = len(files)
+    classes = sorted(_classes(data_dir, files)) if labels else []
     files = [files[i] for i in part(total)]
     if not files:
         return None
-    folder = _Folder(data_dir, files, (*want[:2], want[2] or 3), total)
+    folder = _Folder(data_dir, files, (*want[:2], want[2] or 3), total, classes)
     if sources.fits(len(files), folder.shape):
         return folder.in_memory()
     if not want[0]:
         folder.check_sizes()
     return folder.streamed()
+
+
+def _classes(data_dir, files):
+    """The first folders on the way to the files."""
+    bare = [file for file in files if "/" not in file]
+    if bare:
+        raise ValueError(
+            f"config.data.dir={data_dir!r}: {bare[0]} is in no folder of a class; put each "
+            "class into a folder of its own, or write --config.data.labels=False."
+        )
+    return {_class(file) for file in files}
+
+
+def _class(file):
+    return file.partition("/")[0]
 
 
 def picture_files(folder: str) -> list[str]:
@@ -76,9 +96,10 @@ def picture_files(folder: str) -> list[str]:
 class _Folder:
     """Picture files decoded one by one, with an account of those that cannot be."""
 
-    def __init__(self, path, files, want, total):
+    def __init__(self, path, files, want, total, classes):
         self.path, self.files, self.want = path, files, want
         self.total = total  # files in all splits: the share that may be skipped is of these
+        self.classes = classes  # names, sorted; empty where they are not asked for
         self.unreadable, self.lock = {}, threading.Lock()
         self.shape = None
         self.shape = self.nearest(0).shape
@@ -97,11 +118,25 @@ class _Folder:
         return image
 
     def nearest(self, i):
-        """Image i, or the next one that can be read."""
-        while (image := self.decode(i)) is None:
+        """Image i, or the next one, of the same class, that can be read."""
+        for j in (*range(i, len(self.files)), *range(i)):
+            if self.classes and _class(self.files[j]) != _class(self.files[i]):
+                continue
+            if (image := self.decode(j)) is not None:
+                return image
             self.check()
-            i = (i + 1) % len(self.files)
-        return image
+        raise ValueError(
+            f"config.data.dir={self.path!r}: all pictures of {_class(self.files[i])} are "
+            "unreadable; mend them or remove that folder."
+        )
+
+    def labelled(self, source, kept=slice(None)):
+        """The source with its labels, where they are asked for."""
+        if not self.classes:
+            return source
+        number = {name: i for i, name in enumerate(self.classes)}
+        labels = np.array([number[_class(file)] for file in self.files], np.int32)
+        return source.with_labels(labels[kept], len(self.classes))
 
     def note(self, i, error):
         with self.lock:
@@ -152,12 +187,12 @@ class _Folder:
         if len(self.unreadable) > 10:
             logging.warning("Skipped %d files in all.", len(self.unreadable))
         self.check()
-        return sources.from_array(images if kept.all() else images[kept])
+        return self.labelled(sources.from_array(images if kept.all() else images[kept]), kept)
 
     def streamed(self):
         """A source that decodes pictures as they are asked for."""
         read = lambda indices: np.stack([self.nearest(int(i)) for i in indices])
-        return Source(len(self.files), self.shape, read)
+        return self.labelled(Source(len(self.files), self.shape, read))
 
 
 def _decode(path, shape):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import diffusion as diffusion_lib
-from ddpm_jax import grids, parallel, randomness, rounds, samplers, solvers
+from ddpm_jax import conditioning, grids, parallel, randomness, rounds, samplers, solvers
 from ddpm_jax import schedule as schedule_lib
 from ddpm_jax.images import to_uint8
 from ddpm_jax.state import Trained
@@ -34,6 +34,8 @@ class Settings:
             "quadratic", "trailing", section counts such as "10,10,20" or "ddim50", or the
             indices themselves; see `grids.named`.
         clip: keep the predicted x_0 in [-1, 1] at every step.
+        guidance: scale of classifier-free guidance towards the label; 1 is none.
+        guidance_interval: first and last step t at which to guide; () is every step.
     """
 
     sampler: str = "ancestral"
@@ -41,6 +43,8 @@ class Settings:
     eta: float = 0.0
     grid: str | tuple[int, ...] = "uniform"
     clip: bool = True
+    guidance: float = 1.0
+    guidance_interval: tuple[float, ...] = ()
 
     @property
     def by_grid(self) -> bool:
@@ -67,6 +71,17 @@ class Settings:
                 f"sampler={self.sampler!r} needs num_steps, the network calls an image; write "
                 "such as num_steps=21."
             )
+        if self.guidance < 0:
+            raise ValueError(
+                f"guidance={self.guidance} must be at least 0; 1 is no guidance, write such as "
+                "guidance=2.0."
+            )
+        interval = self.guidance_interval
+        if interval and (len(interval) != 2 or interval[0] > interval[1] or self.guidance == 1):
+            raise ValueError(
+                f"guidance_interval={interval} must be the first and the last step to guide at, "
+                "with guidance other than 1; write such as guidance_interval=(100, 700)."
+            )
 
     def num_calls(self, schedule: schedule_lib.Schedule) -> int:
         """Network calls an image, on this schedule."""
@@ -88,6 +103,10 @@ def sample(
     eta: float = 0.0,
     grid: str | Sequence[int] = "uniform",
     clip: bool = True,
+    labels: Any = None,
+    condition: Any = None,
+    guidance: float = 1.0,
+    guidance_interval: Sequence[float] = (),
     trajectory: Sequence[int] = (),
     batch_size: int | None = None,
     output: str = "float",
@@ -116,6 +135,14 @@ def sample(
         grid: "uniform", "quadratic", "trailing", section counts such as "10,10,20" or "ddim50",
             or a list of indices; for "ancestral" and "ddim".
         clip: keep the predicted x_0 in [-1, 1] at every step.
+        labels: of a class-conditional model, one for all or one an image, in 0..num_classes;
+            num_classes is no class. Every class in turn by default.
+        condition: of an image-conditional model, [n, h, w, k], or [h, w, k] for all; uint8, or
+            float in [-1, 1].
+        guidance: classifier-free guidance (see `conditioning.guided`): 1 is none, more follows
+            the labels more closely and varies less; twice the cost.
+        guidance_interval: the first and the last step t of the full schedule to guide at; all
+            by default.
         trajectory: for "ancestral" and "ddim", steps of the chain, 0 (the last) and up, at
             which to keep x_t and the predicted x_0.
         batch_size: images at a time on all devices together; what fits by default.
@@ -134,10 +161,13 @@ def sample(
     if output not in ("float", "uint8"):
         raise ValueError(f"output={output!r} is not known; use 'float' or 'uint8'.")
     settings = Settings(
-        sampler, num_steps, eta, grid if isinstance(grid, str) else tuple(grid), clip
+        sampler, num_steps, eta, grid if isinstance(grid, str) else tuple(grid), clip,
+        guidance, tuple(guidance_interval),
     )
+    rngs = _keys(rng, n, seeds)
     found = list(_rounds(
-        trained, _keys(rng, n, seeds), settings, tuple(trajectory), batch_size, progress, 0
+        trained, rngs, settings, dict(labels=labels, condition=condition), tuple(trajectory),
+        batch_size, progress, 0,
     ))
     images = np.concatenate([images for images, _ in found])
     images = to_uint8(images) if output == "uint8" else images
@@ -153,6 +183,8 @@ def stream(
     rngs: jax.Array,
     settings: Settings = Settings(),
     *,
+    labels: Any = None,
+    condition: Any = None,
     batch_size: int | None = None,
     progress: bool = False,
     done: int = 0,
@@ -163,17 +195,18 @@ def stream(
         trained: parameters and what they need.
         rngs: [n], one key an image.
         settings: how to sample.
-        batch_size, progress: as of `sample`.
+        labels, condition, batch_size, progress: as of `sample`.
         done: images at the start to leave out.
 
     Raises:
         ValueError: as `sample` does.
     """
-    for images, _ in _rounds(trained, rngs, settings, (), batch_size, progress, done):
+    told = dict(labels=labels, condition=condition)
+    for images, _ in _rounds(trained, rngs, settings, told, (), batch_size, progress, done):
         yield images
 
 
-def _rounds(trained, rngs, settings, trajectory, batch_size, progress, done):
+def _rounds(trained, rngs, settings, told, trajectory, batch_size, progress, done):
     """(images [b, h, w, c], Trajectory of [b, k, h, w, c] or None) of each round."""
     settings.check()
     if trajectory and not settings.by_grid:
@@ -183,13 +216,23 @@ def _rounds(trained, rngs, settings, trajectory, batch_size, progress, done):
         )
     trained.diffusion.check(trained.schedule)
     check_params(trained)
+    told = conditioning.checked(trained.model, len(rngs), trained.image_shape, **told)
+    if settings.guidance != 1 and "labels" not in told:
+        raise ValueError(
+            f"guidance={settings.guidance} follows labels, and this model is not "
+            "class-conditional; write guidance=1, or train with --config.data.labels=True."
+        )
     plan, full, num_calls = _plan(settings, trained.schedule)
     chain = _pmap_chain(
         trained.model, trained.diffusion, trained.image_shape, settings, trajectory, progress
     )
-    draw = functools.partial(chain, parallel.replicate(trained.params), plan, full)
+    params = parallel.replicate(trained.params)
+
+    def draw(inputs):
+        return chain(params, plan, full, *inputs)
+
     return rounds.run(
-        draw, lambda places: rngs[places], len(rngs),
+        draw, lambda places: (rngs[places], {k: x[places] for k, x in told.items()}), len(rngs),
         rounds.batch_size(trained, len(rngs) - done, batch_size),
         num_steps=num_calls, progress=progress, done=done,
     )
@@ -251,15 +294,21 @@ def _keys(rng, n, seeds) -> jax.Array:
 
 @functools.lru_cache(maxsize=64)
 def _pmap_chain(model, diffusion, image_shape, settings, trajectory, progress):
-    """(params, schedule or plan, full or None, keys [d, b]) -> what `_rounds` gives."""
+    """(params, schedule or plan, full or None, keys [d, b], told) -> what `_rounds` gives."""
 
-    def chain(params, plan, full, rngs):
+    def chain(params, plan, full, rngs, told):
         rngs_x_T, rngs_z = (randomness.fold_each(rngs, use) for use in (_X_T, _Z))
         x_T = samplers.standard_normal(rngs_x_T, image_shape)
         kinds = dict(mean=diffusion.mean, variance=diffusion.variance, clip=settings.clip)
 
-        def denoise_fn(x_t, t):
-            return model.apply({"params": params}, x_t, t, train=False)
+        told = conditioning.as_float(told)
+        apply_fn = functools.partial(model.apply, {"params": params}, train=False)
+        denoise_fn = functools.partial(apply_fn, **told)
+        if settings.guidance != 1:
+            denoise_fn = conditioning.guided(
+                apply_fn, told, null_label=model.num_classes, scale=settings.guidance,
+                interval=settings.guidance_interval, variance=diffusion.variance,
+            )
 
         if not settings.by_grid:
             report = rounds.on_step(plan.num_calls, progress)
@@ -276,4 +325,4 @@ def _pmap_chain(model, diffusion, image_shape, settings, trajectory, progress):
             return x_0, None
         return x_0[0], jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), x_0[1])
 
-    return jax.pmap(chain, axis_name=parallel.AXIS, in_axes=(None, None, None, 0))
+    return jax.pmap(chain, axis_name=parallel.AXIS, in_axes=(None, None, None, 0, 0))

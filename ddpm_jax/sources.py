@@ -13,7 +13,7 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels -> Pillow's name for them
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Source:
-    """A random-access set of uint8 images of one size.
+    """A random-access set of uint8 images of one size, and what is known of each.
 
     Attributes:
         size: number of images; also `len(source)`.
@@ -21,24 +21,102 @@ class Source:
         read: maps an int array [k] of indices in 0..size-1 to uint8 [k, h, w, c]; pure,
             and safe to call from several threads.
         in_memory: whether `read` only copies, rather than decodes.
+        labels: int32 [size] in 0..num_classes-1; None where there are none.
+        num_classes: 0 without labels.
+        read_condition: indices [k] -> uint8 [k, h, w, condition_channels], the image that goes
+            with each; None where there is none.
+        condition_channels: 0 without `read_condition`.
     """
 
     size: int
     image_shape: tuple[int, int, int]
     read: Callable[[np.ndarray], np.ndarray]
     in_memory: bool = False
+    labels: np.ndarray | None = None
+    num_classes: int = 0
+    read_condition: Callable[[np.ndarray], np.ndarray] | None = None
+    condition_channels: int = 0
 
     def __len__(self) -> int:
         return self.size
 
+    def model_kwargs(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """What a conditional network is told of these images: `labels`, `condition` (uint8)."""
+        told = {}
+        if self.labels is not None:
+            told["labels"] = self.labels[indices]
+        if self.read_condition is not None:
+            told["condition"] = self.read_condition(indices)
+        return told
 
-def from_array(images: np.ndarray) -> Source:
-    """A source of the images of an array, uint8 [n, h, w, c]; not copied.
+    def examples(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """`images` [k, h, w, c], and what `model_kwargs` says of them."""
+        return {"images": self.read(indices), **self.model_kwargs(indices)}
+
+    def select(self, chosen: np.ndarray) -> "Source":
+        """The source of some of the images, by their indices [n], in that order."""
+        def of(read):
+            return None if read is None else lambda indices: read(chosen[indices])
+
+        return dataclasses.replace(
+            self, size=len(chosen), read=of(self.read), read_condition=of(self.read_condition),
+            labels=None if self.labels is None else self.labels[chosen],
+        )
+
+    def with_labels(self, labels: np.ndarray, num_classes: int = 0) -> "Source":
+        """The same images with labels [size]; 0 classes: one more than the largest label.
+
+        Raises:
+            ValueError: the labels are not whole numbers in 0..num_classes-1, one an image.
+        """
+        labels = np.asarray(labels)
+        whole = np.issubdtype(labels.dtype, np.integer) and labels.shape == (self.size,)
+        num_classes = num_classes or (int(labels.max()) + 1 if whole else 1)
+        if not whole or labels.min() < 0 or labels.max() >= num_classes:
+            raise ValueError(
+                f"labels={labels.dtype} {list(labels.shape)}: must be whole numbers in "
+                f"0..{num_classes - 1}, one for each of the {self.size} images; write such as "
+                "np.int32([0, 1, ...])."
+            )
+        return dataclasses.replace(
+            self, labels=labels.astype(np.int32), num_classes=num_classes
+        )
+
+    def with_condition(self, read_condition: Callable, channels: int) -> "Source":
+        """The same images, each with an image of `channels` that a network is told."""
+        return dataclasses.replace(
+            self, read_condition=read_condition, condition_channels=channels
+        )
+
+
+def from_array(
+    images: np.ndarray,
+    *,
+    labels: np.ndarray | None = None,
+    condition: np.ndarray | None = None,
+) -> Source:
+    """A source of the images of an array; not copied.
+
+    Args:
+        images: uint8 [n, h, w, c].
+        labels: whole numbers [n], from 0.
+        condition: uint8 [n, h, w, k], the image that goes with each.
 
     Raises:
-        ValueError: `images` has another dtype or shape, or is empty.
+        ValueError: an array has another dtype or shape, or is empty.
     """
-    return in_memory(np.asarray(images), "data")
+    source = in_memory(np.asarray(images), "data")
+    if labels is not None:
+        source = source.with_labels(labels)
+    if condition is not None:
+        beside = in_memory(np.asarray(condition), "condition")
+        if (len(beside), *beside.image_shape[:2]) != (len(source), *source.image_shape[:2]):
+            raise ValueError(
+                f"condition={list(condition.shape)}: must go with images "
+                f"{list(images.shape)}, as many and of their size; resize it first."
+            )
+        source = source.with_condition(beside.read, beside.image_shape[-1])
+    return source
 
 
 def in_memory(images: np.ndarray, name: str) -> Source:

@@ -14,7 +14,9 @@ from ddpm_jax.sources import Source
 _CHUNK = 1000  # images decoded at a time
 
 
-def load(name: str, data_dir: str, split: str, part, want: tuple[int, int, int]) -> Source | None:
+def load(
+    name: str, data_dir: str, split: str, part, want: tuple[int, int, int], labels: bool = False
+) -> Source | None:
     """One split of a TFDS data set; None where it has no test split and `part` leaves none.
 
     Args:
@@ -23,9 +25,11 @@ def load(name: str, data_dir: str, split: str, part, want: tuple[int, int, int])
         split: "train" or "test".
         part: number of images -> indices to take, for a set without a test split.
         want: (height, width, channels); 0 for as the data are.
+        labels: with the set's labels.
 
     Raises:
-        ValueError: the set is not there and cannot be prepared, or cannot be read.
+        ValueError: the set is not there and cannot be prepared, cannot be read, or has no
+            labels where they are asked for.
     """
     root = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     root = epath.Path(root).expanduser()
@@ -51,10 +55,14 @@ def load(name: str, data_dir: str, split: str, part, want: tuple[int, int, int])
     indices = np.arange(size) if own_test else part(size)
     if not len(indices):
         return None
-    key, shape = _image_feature(name, builder.info.features, want)
+    features = builder.info.features
+    key, shape = _image_feature(name, features, want)
+    label = _label_feature(name, features) if labels else None
     if tfds.core.FileFormat.ARRAY_RECORD in builder.info.available_file_formats():
-        return _read_array_record(builder, stored, key, indices, shape)
-    return _read_tfrecord(name, builder, stored, key, indices, shape)
+        source, found = _read_array_record(builder, stored, key, indices, shape, label)
+    else:
+        source, found = _read_tfrecord(name, builder, stored, key, indices, shape, label)
+    return source.with_labels(found, features[label].num_classes) if labels else source
 
 
 def _not_about_opencv(record):
@@ -139,23 +147,55 @@ def _image_feature(name, features, want):
     return keys[0], shape
 
 
-def _read_array_record(builder, split, key, indices, shape):
+def _label_feature(name, features):
+    """The key of the first label among the features."""
+    import tensorflow_datasets as tfds
+
+    keys = [key for key in features if isinstance(features[key], tfds.features.ClassLabel)]
+    if not keys:
+        raise ValueError(
+            f"config.data.labels=True: {name} has no label among {sorted(features)}; write "
+            "--config.data.labels=False."
+        )
+    return keys[0]
+
+
+def _read_array_record(builder, split, key, indices, shape, label):
+    """The source, and the labels or None."""
     source = builder.as_data_source(split, file_format="array_record")
 
     def read(i):
         examples = source.__getitems__(indices[i].tolist())
         return np.stack([sources.convert(example[key], shape) for example in examples])
 
+    labels = None if label is None else _labels(builder, split, key, indices, label)
     if not sources.fits(len(indices), shape):
-        return Source(len(indices), shape, read)
+        return Source(len(indices), shape, read), labels
     images = np.empty((len(indices), *shape), np.uint8)
-    for chunk in np.split(np.arange(len(images)), range(_CHUNK, len(images), _CHUNK)):
+    for chunk in _chunks(len(images)):
         images[chunk] = read(chunk)
-    return sources.from_array(images)
+    return sources.from_array(images), labels
 
 
-def _read_tfrecord(name, builder, split, key, indices, shape):
-    """All images of a TFRecord directory, which only TensorFlow reads, in memory."""
+def _chunks(n):
+    return np.split(np.arange(n), range(_CHUNK, n, _CHUNK))
+
+
+def _labels(builder, split, key, indices, label):
+    """All labels, int32 [n], with the images left undecoded."""
+    import tensorflow_datasets as tfds
+
+    source = builder.as_data_source(
+        split, file_format="array_record", decoders={key: tfds.decode.SkipDecoding()}
+    )
+    return np.array([
+        example[label] for chunk in _chunks(len(indices))
+        for example in source.__getitems__(indices[chunk].tolist())
+    ], np.int32)
+
+
+def _read_tfrecord(name, builder, split, key, indices, shape, label):
+    """All images of a TFRecord directory, which only TensorFlow reads, in memory; labels."""
     if _tensorflow() is None:
         raise ValueError(
             f"config.data.name={name!r}: {builder.data_path} is in TFRecord format, which "
@@ -170,13 +210,13 @@ def _read_tfrecord(name, builder, split, key, indices, shape):
         )
     import tensorflow_datasets as tfds
 
+    wanted = [key] if label is None else [key, label]
     examples = builder.as_dataset(
         split=split,
         read_config=tfds.ReadConfig(interleave_cycle_length=1),  # the order of the files
-        decoders=tfds.decode.PartialDecoding({key: True}),
+        decoders=tfds.decode.PartialDecoding(dict.fromkeys(wanted, True)),
     )
     chosen = set(indices.tolist())
-    return sources.from_array(np.stack([
-        sources.convert(example[key], shape)
-        for i, example in enumerate(tfds.as_numpy(examples)) if i in chosen
-    ]))
+    kept = [e for i, e in enumerate(tfds.as_numpy(examples)) if i in chosen]
+    images = sources.from_array(np.stack([sources.convert(e[key], shape) for e in kept]))
+    return images, None if label is None else np.array([e[label] for e in kept], np.int32)

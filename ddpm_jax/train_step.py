@@ -15,6 +15,9 @@ from ddpm_jax.images import to_float
 from ddpm_jax.state import TrainState
 
 
+_LABEL = 3  # Address below an image's key; 0, 1 and 2 are t, eps and the mirror.
+
+
 @dataclasses.dataclass(frozen=True)
 class StepSettings:
     """What `train_step` needs of the config, hashable."""
@@ -23,6 +26,8 @@ class StepSettings:
     objective: losses.Objective
     t_sampling: str
     random_flip: bool
+    label_dropout: float
+    null_label: int
     accumulate: int
     ema_decay: float
     ema_warmup: bool
@@ -30,13 +35,15 @@ class StepSettings:
 
 
 def train_step(
-    state: TrainState, images: jax.Array, rng: jax.Array, *, schedule, learning_rate, settings
+    state: TrainState, batch: dict[str, jax.Array], rng: jax.Array, *, schedule, learning_rate,
+    settings,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update from this device's share of the batch (Algorithm 1); call under `pmap`.
 
     Args:
         state: replicated.
-        images: uint8 [b, h, w, c], this device's share of the global batch.
+        batch: this device's share of the global batch: `images`, uint8 [b, h, w, c], and for a
+            conditional network `labels`, int32 [b], or `condition`, uint8 [b, h, w, k].
         rng: the run's key; the step and each image's place are folded in.
         schedule: the noise schedule.
         learning_rate: step -> rate, for the log.
@@ -49,15 +56,16 @@ def train_step(
     """
     rng_draw, rng_dropout = jax.random.split(jax.random.fold_in(rng, state.step))
 
-    def loss_fn(params, images, places):
-        x_0, t, weight, eps = draw(
-            images, rng=rng_draw, places=places, num_timesteps=schedule.num_timesteps,
+    def loss_fn(params, batch, places):
+        x_0, t, weight, eps, model_kwargs = draw(
+            batch, rng=rng_draw, places=places, num_timesteps=schedule.num_timesteps,
             t_sampling=settings.t_sampling, loss_history=state.loss_history,
-            random_flip=settings.random_flip,
+            random_flip=settings.random_flip, label_dropout=settings.label_dropout,
+            null_label=settings.null_label,
         )
         denoise_fn = functools.partial(
             state.apply_fn, {"params": params}, train=True, places=places,
-            rngs={"dropout": rng_dropout},
+            rngs={"dropout": rng_dropout}, **model_kwargs,
         )
         loss = losses.training_loss(
             schedule, denoise_fn, x_0, t, eps,
@@ -66,7 +74,7 @@ def train_step(
         return jnp.mean(weight * loss), (loss, t, weight)
 
     grads, per_image = accumulated_gradients(
-        loss_fn, state.params, images, parallel.places(len(images)), settings.accumulate
+        loss_fn, state.params, batch, parallel.places(len(batch["images"])), settings.accumulate
     )
     grads = jax.lax.pmean(grads, parallel.AXIS)
     loss, t, weight = jax.lax.all_gather(per_image, parallel.AXIS, tiled=True)
@@ -98,31 +106,48 @@ def train_step(
     return state, metrics
 
 
-def draw(images, *, rng, places, num_timesteps, t_sampling, loss_history, random_flip):
-    """x_0 (flipped or not), t, the weight of its loss and eps of each image, from its own key.
+def draw(
+    batch, *, rng, places, num_timesteps, t_sampling, loss_history, random_flip, label_dropout,
+    null_label,
+):
+    """x_0, t, the weight of its loss, eps and what the network is told, by each image's own key.
 
     Args:
-        images: uint8 [b, h, w, c].
+        batch: `images` uint8 [b, h, w, c], and `labels` [b] or `condition` [b, h, w, k].
         rng: the step's key.
         places: [b] where the images stand in the global batch.
         num_timesteps: T.
         t_sampling: see `draw_t`.
         loss_history: see `draw_t`.
-        random_flip: mirror half of the images left and right.
+        random_flip: mirror half of the images left and right, with their conditions.
+        label_dropout: share of the labels that become `null_label` (Ho and Salimans 2022).
+        null_label: the network's.
     """
-    def draw_one(rng, image):
+    def draw_one(rng, image, model_kwargs):
         _, rng_eps, rng_flip = jax.random.split(rng, 3)
-        x_0 = to_float(image)
-        if random_flip:
-            x_0 = jnp.where(jax.random.bernoulli(rng_flip), x_0[:, ::-1], x_0)
-        return x_0, jax.random.normal(rng_eps, image.shape)
+        flips = jax.random.bernoulli(rng_flip) if random_flip else False
 
-    x_0, eps = jax.vmap(draw_one)(randomness.image_keys(rng, places), images)
+        def turned(uint8):
+            x = to_float(uint8)
+            return jnp.where(flips, x[:, ::-1], x) if random_flip else x
+
+        told = {}
+        if "condition" in model_kwargs:
+            told["condition"] = turned(model_kwargs["condition"])
+        if "labels" in model_kwargs:
+            hides = jax.random.bernoulli(jax.random.fold_in(rng, _LABEL), label_dropout)
+            told["labels"] = jnp.where(hides, null_label, model_kwargs["labels"])
+        return turned(image), jax.random.normal(rng_eps, image.shape), told
+
+    model_kwargs = {name: x for name, x in batch.items() if name != "images"}
+    x_0, eps, model_kwargs = jax.vmap(draw_one)(
+        randomness.image_keys(rng, places), batch["images"], model_kwargs
+    )
     t, weight = draw_t(
         rng, places, num_timesteps=num_timesteps, t_sampling=t_sampling,
         loss_history=loss_history,
     )
-    return x_0, t, weight, eps
+    return x_0, t, weight, eps, model_kwargs
 
 
 def draw_t(rng, places, *, num_timesteps, t_sampling, loss_history):
@@ -148,26 +173,26 @@ def tally_by_quartile(loss, t, weight, num_timesteps):
     return jnp.stack([loss @ quartile, quartile.sum(axis=0)])
 
 
-def accumulated_gradients(loss_fn, params, images, places, accumulate):
+def accumulated_gradients(loss_fn, params, batch, places, accumulate):
     """Mean gradient over `accumulate` micro-batches of equal size, and what each image gave.
 
     Args:
-        loss_fn: (params, images, places) -> (mean loss, arrays [b], one entry an image).
+        loss_fn: (params, batch, places) -> (mean loss, arrays [b], one entry an image).
         params: what to differentiate by.
-        images: [b, ...]; b divides by `accumulate`.
+        batch: arrays [b, ...]; b divides by `accumulate`.
         places: [b].
         accumulate: micro-batches, one after the other.
     """
     gradients = jax.grad(loss_fn, has_aux=True)
     if accumulate == 1:
-        return gradients(params, images, places)
+        return gradients(params, batch, places)
 
     def add(total, micro_batch):
         grads, per_image = gradients(params, *micro_batch)
         return jax.tree.map(jnp.add, total, grads), per_image
 
     micro_batches = jax.tree.map(
-        lambda x: x.reshape(accumulate, -1, *x.shape[1:]), (images, places)
+        lambda x: x.reshape(accumulate, -1, *x.shape[1:]), (batch, places)
     )
     zero = jax.tree.map(jnp.zeros_like, params)
     # A convolution's gradient inside a loop is some 20 times slower on CPU: unroll there.
@@ -200,6 +225,8 @@ def step_settings(config: ml_collections.ConfigDict) -> StepSettings:
         objective=config_lib.objective(config),
         t_sampling=config.train.t_sampling,
         random_flip=config.data.random_flip,
+        label_dropout=config.train.label_dropout,
+        null_label=config.data.num_classes,
         accumulate=config.train.accumulate,
         ema_decay=config.train.ema_decay,
         ema_warmup=config.train.ema_warmup,

@@ -19,6 +19,7 @@ from ddpm_jax import workdir as workdir_lib
 from ddpm_jax.checkpoints import Checkpoints, library_versions
 from ddpm_jax.images import save_png
 from ddpm_jax.logs import Logs, Rate
+from ddpm_jax.sources import Source
 from ddpm_jax.state import Trained, TrainState
 from ddpm_jax.train_step import pmap_train_step, step_settings
 
@@ -34,7 +35,8 @@ def train(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -> 
         config: as in `configs/cifar10.py`.
         workdir: folder for `config.json`, `metrics.jsonl`, `checkpoints/`, `samples/` and
             `tensorboard/`.
-        data: uint8 [n, h, w, c] to train on; None for what `config.data` names.
+        data: uint8 [n, h, w, c] to train on, or a `sources.from_array` of images with labels
+            or conditions; None for what `config.data` names.
 
     Returns:
         The running average of the parameters, on the host, with its configuration.
@@ -126,7 +128,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: Any, data: Any) -> Run:
     config_lib.validate(config, num_devices=jax.device_count())
     workdir = workdir_lib.create(workdir)
     source, held_out = open_data(config, data)
-    config = config_lib.resolved(config, source.image_shape)
+    config = config_lib.resolved(config, source)
     config_lib.check_images(config, source.image_shape)
     workdir_lib.store_config(config, workdir)
     model = config_lib.model(config, source.image_shape[-1])
@@ -153,7 +155,7 @@ def observer(run: Run, logs: Logs, checkpoints: Checkpoints, start: int):
         config, run.model, run.schedule, run.held_out, run.rng(_HELD_OUT)
     )
     draw_grid = monitoring.grid(
-        config, run.model, run.schedule, run.source.image_shape, run.rng(_GRID)
+        config, run.model, run.schedule, run.held_out or run.source, run.rng(_GRID)
     )
     rate = Rate(start_step=start, num_steps=train.num_steps, batch_size=train.batch_size)
 
@@ -182,7 +184,15 @@ def observer(run: Run, logs: Logs, checkpoints: Checkpoints, start: int):
 def open_data(config: ml_collections.ConfigDict, data: Any):
     """The images to train on and those held out (None where there are none)."""
     if data is not None:
-        return data_lib.from_array(data), None
+        source = data if isinstance(data, Source) else data_lib.from_array(data)
+        there = {"labels": source.num_classes, "condition": source.condition_channels}
+        for name in there:
+            if config.data[name] and not there[name]:
+                raise ValueError(
+                    f"config.data.{name}={config.data[name]!r}, but the array given has none; pass "
+                    f"data=ddpm_jax.data.from_array(images, {name}=...)."
+                )
+        return source, None
     settings = config_lib.data_settings(config)
     return tuple(data_lib.load(split=split, **settings) for split in ("train", "test"))
 

@@ -1,4 +1,4 @@
-"""The paper's U-Net (Ho, Jain and Abbeel 2020, Appendix B); knows images and timesteps only.
+"""The paper's U-Net (Ho, Jain and Abbeel 2020, Appendix B): images, timesteps and conditions.
 
 `UNet()` with its defaults is the CIFAR-10 network, 35,746,307 parameters. Shapes in comments:
 b images, h and w pixels, c channels, d the width of the timestep embedding.
@@ -163,6 +163,10 @@ class UNet(nn.Module):
             chain's network steps of 0..1000 (improved-diffusion).
         norm_eps: added to the variance in GroupNorm.
         num_groups: groups of every GroupNorm; None for `default_num_groups`.
+        num_classes: classes of a conditional network, whose embedding is added to that of t as
+            in improved-diffusion; label `num_classes` is the null label. 0: unconditional.
+        condition_channels: channels of an image, of the size of x, that stands beside x at the
+            input; 0: none.
         dtype: of the torso; parameters, norms, softmax, the input convolution and the output
             are float32 whatever it is.
     """
@@ -181,10 +185,12 @@ class UNet(nn.Module):
     timestep_scale: float = 1.0
     norm_eps: float = 1e-6
     num_groups: int | None = None
+    num_classes: int = 0
+    condition_channels: int = 0
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, t, *, train: bool, places=None):
+    def __call__(self, x, t, *, train: bool, places=None, labels=None, condition=None):
         """Applies the network.
 
         Args:
@@ -193,13 +199,20 @@ class UNet(nn.Module):
             train: draw dropout masks, from `rngs={"dropout": key}`.
             places: int32 [b], each image's place in the global batch, which addresses its
                 masks; 0..b-1 by default.
+            labels: int32 [b] in 0..num_classes; None is the null label, `num_classes`.
+            condition: [b, h, w, condition_channels] float32.
 
         Raises:
-            ValueError: the setting does not suit the image size; see `check`.
+            ValueError: the setting does not suit the image size (see `check`), or the network
+                is not of the kind that takes these labels or this condition.
         """
         check(self, x.shape[1], x.shape[2])
         places = jnp.arange(x.shape[0]) if places is None else places
         temb = self.embed(t)
+        if self.num_classes or labels is not None:
+            temb = temb + self.embed_labels(labels, x.shape[0])
+        if self.condition_channels or condition is not None:
+            x = jnp.concatenate([x, self.checked(condition, x)], axis=-1)
         norms = dict(num_groups=self.num_groups, norm_eps=self.norm_eps, dtype=self.dtype)
 
         def block(h, multiplier, name):
@@ -252,6 +265,27 @@ class UNet(nn.Module):
         return nn.Dense(4 * self.channels, kernel_init=fan_avg, name="temb_dense_1")(
             nn.swish(temb)
         )
+
+    def embed_labels(self, labels, b):  # [b] -> [b, d]
+        if not self.num_classes:
+            raise ValueError(
+                "labels were given to an unconditional network; train one with "
+                "--config.data.labels=True, or leave labels out."
+            )
+        labels = jnp.full((b,), self.num_classes) if labels is None else labels
+        return nn.Embed(
+            self.num_classes + 1, 4 * self.channels, name="label_embedding",
+            embedding_init=nn.initializers.normal(1.0),
+        )(labels)
+
+    def checked(self, condition, x):
+        if condition is None and self.is_initializing():
+            condition = jnp.zeros((*x.shape[:3], self.condition_channels))
+        wanted = (*x.shape[:3], self.condition_channels)
+        if condition is None or condition.shape != wanted:
+            found = None if condition is None else list(condition.shape)
+            raise ValueError(f"condition={found} must be [b, h, w, c] = {list(wanted)}.")
+        return condition
 
     def downsample(self, h, name):  # [b, h, w, c] -> [b, h/2, w/2, c]
         padding = {"asymmetric": (0, 1), "symmetric": (1, 1)}[self.downsample_padding]

@@ -7,6 +7,7 @@ import pytest
 
 from configs import cifar10, digits
 from ddpm_jax import config as config_lib
+from ddpm_jax import data
 
 MISTAKES = {
     "train.batch_size": (130, "8 devices", "128"),
@@ -133,15 +134,19 @@ def test_json_gives_the_config_back():
     assert again.to_dict() == config.to_dict() and again.is_locked
 
 
+def resolved():
+    return config_lib.resolved(digits.get_config(), data.load("digits"))
+
+
 def test_another_model_is_refused_by_name_and_another_speed_is_not():
-    stored = config_lib.resolved(digits.get_config(), (8, 8, 1))
+    stored = resolved()
     for name, value in (("diffusion.beta_end", 0.01), ("model.channels", 64),
                         ("train.extra_ema_decays", (0.9,)), ("data.image_size", 16)):
-        config = config_lib.resolved(digits.get_config(), (8, 8, 1))
+        config = resolved()
         group, key = name.split(".")
         config[group][key] = value
         with pytest.raises(ValueError, match=f"config.{name}=.*runs/x was made with"):
             config_lib.check_same_run(config, stored, "runs/x")
-    config = config_lib.resolved(digits.get_config(), (8, 8, 1))
+    config = resolved()
     config.train.learning_rate, config.model.dropout, config.train.num_steps = 1e-5, 0.3, 9
     config_lib.check_same_run(config, stored, "runs/x")

@@ -19,6 +19,8 @@ PARAMETERS = {
     "cifar10": 35_746_307, "celebahq256": 113_673_219, "lsun_bedroom256": 113_673_219,
     "lsun_cat256": 113_673_219, "lsun_church256": 113_673_219, "digits": 701_345,
     "fashion_mnist": 25_833_985, "image_folder": 78_700_803, "improved_cifar10": 52_546_438,
+    "cifar10_conditional": 35_746_307 + 11 * 512, "digits_conditional": 701_345 + 11 * 128,
+    "digits_superres": 701_345 + 9 * 32, "digits_segment": 701_345 + 9 * 32,
 }
 NAMES = sorted(PARAMETERS)
 
@@ -38,11 +40,13 @@ def test_full_size_by_shape(name):
     config_lib.validate(config, num_devices=8)
     assert config_lib.warnings(config) == []
     shape = config_lib.image_shape(config)
+    config.data.num_classes, config.data.condition_channels = 10, 1  # as the data would say
     model = config_lib.model(config, shape[-1])
     x, t = jnp.zeros((2, *shape)), jnp.zeros((2,), jnp.int32)
     params = jax.eval_shape(lambda: model.init(jax.random.key(0), x, t, train=False))
     assert state.num_params(params) == PARAMETERS[name]
-    output = jax.eval_shape(lambda p: model.apply(p, x, t, train=False), params)
+    told = {"condition": x[..., :1]} if config.data.condition else {}
+    output = jax.eval_shape(lambda p: model.apply(p, x, t, train=False, **told), params)
     channels = config_lib.parameterization(config).out_channels(shape[-1])
     assert output.shape == (*x.shape[:-1], channels) and output.dtype == jnp.float32
 
@@ -68,9 +72,10 @@ def pictures(n, shape=(40, 48, 3)):
 
 def check_run(config, workdir):
     trained = ddpm_jax.train(config, workdir)
-    height, width, channels = trained.image_shape
     images, steps = monitoring.grid_cost(config, sets=1)  # what the run has compiled
-    samples = ddpm_jax.sample(ddpm_jax.load(workdir), 0, images, num_steps=steps)
+    height, width, channels = trained.image_shape
+    told = {"condition": np.zeros((height, width, 1))} if config.data.condition else {}
+    samples = ddpm_jax.sample(ddpm_jax.load(workdir), 0, images, num_steps=steps, **told)
     assert samples.shape == (images, height, width, channels)
     assert np.all(np.isfinite(samples)) and np.all(np.abs(samples) <= 1 + 1e-6)
     with Image.open(pathlib.Path(workdir) / "samples" / "step_00000002.png") as picture:
@@ -79,13 +84,13 @@ def check_run(config, workdir):
 
 
 @pytest.mark.parametrize("name", [
-    "digits",
+    "digits", "digits_conditional", "digits_superres", "digits_segment",
     pytest.param("cifar10", marks=needs("cifar10")),
     pytest.param("improved_cifar10", marks=needs("cifar10")),
     pytest.param("fashion_mnist", marks=needs("fashion_mnist")),
 ])
 def test_two_steps_on_the_real_data(name, tmp_path):
-    assert os.path.isdir(TFDS) or name == "digits"
+    assert os.path.isdir(TFDS) or name.startswith("digits")
     check_run(shrunk(name), tmp_path)
 
 

@@ -33,9 +33,9 @@ def numbered(n, shape=(2, 3, 1)):
 
 
 def take(source, count, **kwargs):
-    """The first `count` batches, and the reading thread ended."""
+    """The images of the first `count` batches, and the reading thread ended."""
     iterator = data.batches(source, **{"seed": 0, "batch_size": 4, **kwargs})
-    found = list(itertools.islice(iterator, count))
+    found = [batch["images"] for batch in itertools.islice(iterator, count)]
     iterator.close()
     return np.stack(found)
 
@@ -495,8 +495,11 @@ def test_fashion_mnist_is_streamed_and_resized(monkeypatch):
     assert data.load("fashion_mnist", image_size=32).image_shape == (32, 32, 1)
 
 
-def write_tfds(root, images, file_format="array_record", version="1.0.0"):
-    """A TFDS directory "tiny", one train split, made by hand without TensorFlow."""
+def write_tfds(root, images, file_format="array_record", version="1.0.0", labels=None):
+    """A TFDS directory "tiny", one train split, made by hand without TensorFlow.
+
+    With labels it has five classes.
+    """
     import tensorflow_datasets as tfds
     from array_record.python import array_record_module
 
@@ -504,15 +507,19 @@ def write_tfds(root, images, file_format="array_record", version="1.0.0"):
     path.mkdir(parents=True)
     one = len({image.shape for image in images}) == 1
     shape = images[0].shape if one else (None, None, images[0].shape[-1])
-    features = tfds.features.FeaturesDict({"photo": tfds.features.Image(shape=shape)})
+    kinds = {"photo": tfds.features.Image(shape=shape)}
+    if labels is not None:
+        kinds["kind"] = tfds.features.ClassLabel(num_classes=5)
+    features = tfds.features.FeaturesDict(kinds)
     features.save_config(path)
     record = str(path / f"tiny-train.{file_format}-00000-of-00001")
     writer = array_record_module.ArrayRecordWriter(record, "group_size:1")
-    for image in images:
+    for i, image in enumerate(images):
         png = io.BytesIO()
         Image.fromarray(image).save(png, "png")
         png.seek(0)
-        writer.write(features.serialize_example({"photo": png}))
+        label = {} if labels is None else {"kind": int(labels[i])}
+        writer.write(features.serialize_example({"photo": png, **label}))
     writer.close()
     split = {
         "name": "train", "numBytes": "1", "shardLengths": [str(len(images))],
@@ -575,3 +582,129 @@ def test_what_needs_tensorflow_says_so(tmp_path, monkeypatch):
         assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="nowhere': does not exist"):
         data.load("tiny", data_dir=str(tmp_path / "nowhere"))
+
+
+# Labels and conditions.
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_labels_of_digits(split):
+    source = data.load("digits", split=split, labels=True)
+    np.testing.assert_array_equal(source.labels, data.digits(split)[1])
+    assert source.num_classes == 10 and source.labels.dtype == np.int32
+    assert data.load("digits", split=split).labels is None
+
+
+@needs("cifar10")
+def test_labels_of_cifar10_are_those_of_tfds():
+    import tensorflow_datasets as tfds
+
+    source = data.load("cifar10", split="test", labels=True)
+    chosen = np.array([0, 7, 999, 1000, 9999])
+    examples = tfds.data_source("cifar10", split="test", data_dir=TFDS)
+    expected = [examples[int(i)] for i in chosen]
+    told = source.examples(chosen)
+    np.testing.assert_array_equal(told["labels"], [e["label"] for e in expected])
+    np.testing.assert_array_equal(told["images"], [e["image"] for e in expected])
+    assert source.num_classes == 10 and len(source.labels) == 10_000
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_labels_of_a_tfds_set_that_is_split_here(tmp_path, monkeypatch, streamed):
+    write_tfds(tmp_path, list(numbered(9, (2, 5, 3))), labels=np.arange(9) % 4)
+    if streamed:
+        monkeypatch.setattr(sources, "MEMORY_BUDGET", 1)
+    for split, size in (("train", 6), ("test", 3)):
+        source = data.load("tiny", data_dir=str(tmp_path), split=split, holdout=3, labels=True)
+        told = source.examples(np.arange(size))
+        np.testing.assert_array_equal(told["labels"], told["images"][:, 0, 0, 0] % 4)
+        assert source.num_classes == 5 and source.in_memory != streamed
+
+
+def test_a_tfds_set_without_labels_is_refused(tmp_path):
+    write_tfds(tmp_path, ramp(3))
+    with pytest.raises(ValueError, match="config.data.labels=True: tiny has no label among"):
+        data.load("tiny", data_dir=str(tmp_path), labels=True)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_folders_are_classes(tmp_path, monkeypatch, streamed):
+    for name, value in (("cats", 10), ("ants", 20), ("dogs/small", 30)):
+        (tmp_path / name).mkdir(parents=True)
+        for i in range(9):
+            Image.new("L", (4, 4), value + i).save(tmp_path / name / f"{i}.png")
+    (tmp_path / "cats" / "0.png").write_bytes(b"damaged")
+    if streamed:
+        monkeypatch.setattr(sources, "MEMORY_BUDGET", 1)
+    for split, size in (("train", 19 + streamed), ("test", 7)):
+        source = folder(tmp_path, split=split, holdout=7, labels=True, channels=1)
+        told = source.examples(np.arange(len(source)))
+        values = told["images"][:, 0, 0, 0].astype(int)
+        np.testing.assert_array_equal(told["labels"], np.array([1, 0, 2])[values // 10 - 1])
+        assert source.num_classes == 3
+    (tmp_path / "bare.png").write_bytes((tmp_path / "cats" / "1.png").read_bytes())
+    with pytest.raises(ValueError, match="bare.png is in no folder of a class"):
+        folder(tmp_path, labels=True)
+
+
+def test_a_class_of_damaged_pictures_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "MEMORY_BUDGET", 1)
+    monkeypatch.setattr(pictures, "MAX_UNREADABLE", 0.9)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            Image.new("L", (4, 4), i).save(tmp_path / name / f"{i}.png")
+            if name == "b":
+                (tmp_path / name / f"{i}.png").write_bytes(b"damaged")
+    source = folder(tmp_path, labels=True)
+    with pytest.raises(ValueError, match="all pictures of b are unreadable"):
+        source.read(np.array([4]))
+
+
+def test_labels_and_conditions_of_an_npz(tmp_path):
+    path = str(tmp_path / "x.npz")
+    images, beside = numbered(10), numbered(10, (2, 3, 2))
+    np.savez(path, train=images, train_labels=np.arange(10) % 3, train_condition=beside)
+    asked = dict(data_dir=path, labels=True, condition="stored", holdout=4)
+    for split, size in (("train", 6), ("test", 4)):
+        source = data.load("npz", split=split, **asked)
+        told = source.examples(np.arange(size))
+        chosen = told["images"][:, 0, 0, 0]
+        np.testing.assert_array_equal(told["labels"], chosen % 3)
+        np.testing.assert_array_equal(told["condition"], beside[chosen])
+        assert source.num_classes == 3 and source.condition_channels == 2
+    resized = data.load("npz", image_size=4, **asked).examples(np.arange(6))
+    assert resized["images"].shape == (6, 4, 4, 1) and resized["condition"].shape[1:3] == (4, 4)
+    only = data.load("npz", data_dir=path)
+    assert only.labels is None and only.read_condition is None
+    np.savez(path, train=images)
+    with pytest.raises(ValueError, match="has no train_labels of 10 rows"):
+        data.load("npz", data_dir=path, labels=True)
+    np.savez(path, train=images, labels=np.arange(9))
+    with pytest.raises(ValueError, match="has no train_labels of 10 rows"):
+        data.load("npz", data_dir=path, labels=True)
+    with pytest.raises(ValueError, match="config.data.condition='stored': must be one of"):
+        data.load("digits", condition="stored")
+    with pytest.raises(ValueError, match="config.data.condition='x': must be one of .*noisy, 's"):
+        data.load("npz", data_dir=path, condition="x")
+
+
+def test_arrays_with_labels_and_conditions():
+    images = numbered(6)
+    source = data.from_array(images, labels=[0, 1, 2, 0, 1, 2], condition=images[..., [0, 0]])
+    some = source.select(np.array([4, 2]))
+    assert len(some) == 2 and some.num_classes == 3 and some.condition_channels == 2
+    told = some.examples(np.array([1, 0]))
+    np.testing.assert_array_equal(told["labels"], [2, 1])
+    np.testing.assert_array_equal(told["condition"][..., :1], images[[2, 4]])
+    np.testing.assert_array_equal(told["images"], images[[2, 4]])
+    for labels in ([0, 1], [0.0] * 6, [-1] * 6):
+        with pytest.raises(ValueError, match="must be whole numbers in 0..*each of the 6"):
+            data.from_array(images, labels=labels)
+    for condition in (images[:5], images[:, :1]):
+        with pytest.raises(ValueError, match="must go with images"):
+            data.from_array(images, condition=condition)
+    batch = next(data.batches(source, seed=0, batch_size=4))
+    rows = batch["images"][:, 0, 0, 0]
+    np.testing.assert_array_equal(batch["labels"], rows % 3)
+    np.testing.assert_array_equal(batch["condition"][:, 0, 0, 0], rows)

@@ -120,8 +120,10 @@ def test_beside_keeps_both_and_fills_below_the_lower():
     np.testing.assert_array_equal(got[:, :4], left)
     np.testing.assert_array_equal(got[:3, 6:], right)
     assert (got[:, 4:6] == images.GREY).all() and (got[3:, 6:] == images.GREY).all()
-    with pytest.raises(ValueError, match="3 and 1 channels"):
-        images.beside(left, right[..., :1])
+    grey = images.beside(left, right[..., :1], gap=2)
+    np.testing.assert_array_equal(grey[:3, 6:], right[..., :1].repeat(3, axis=2))
+    with pytest.raises(ValueError, match="3 and 2 channels"):
+        images.beside(left, right[..., :2])
 
 
 @pytest.mark.parametrize(("c", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])

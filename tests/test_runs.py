@@ -153,7 +153,7 @@ def test_a_finished_run_does_nothing_and_can_be_sampled(undisturbed):
     assert "nothing to do" in said and rows(workdir) == before
     said = run(command(workdir, "sample", **{"sample.num_images": 5, "sample.num_steps": 7}))
     assert "5 images in" in said
-    path = workdir / "samples" / "ema_step_00000120_seed_0.npz"
+    path = workdir / "samples" / "ema_step_00000120_ancestral_7_seed_0.npz"
     images = np.load(path)["arr_0"]
     assert images.shape == (5, 8, 8, 1) and images.dtype == np.uint8
     assert path.with_suffix(".png").exists()

@@ -61,7 +61,7 @@ def run(config, model, num_steps=1):
     images = data.digits("train")[0][:BATCH]
     state, step, rows = parallel.replicate(state_of(config, model)), step_of(config), []
     for _ in range(num_steps):
-        state, metrics = step(state, parallel.shard(images), jax.random.key(1))
+        state, metrics = step(state, parallel.shard({"images": images}), jax.random.key(1))
         rows.append(jax.device_get(metrics))
     return jax.device_get(state), rows
 
@@ -74,10 +74,11 @@ def one_step():
 def drawn(config, step=0):
     """What the step draws for the whole batch, without devices."""
     return train_step.draw(
-        data.digits("train")[0][:BATCH],
+        {"images": data.digits("train")[0][:BATCH]},
         rng=jax.random.split(jax.random.fold_in(jax.random.key(1), step))[0],
         places=jnp.arange(BATCH), num_timesteps=config.diffusion.num_timesteps,
         t_sampling="uniform", loss_history={}, random_flip=config.data.random_flip,
+        label_dropout=0.0, null_label=0,
     )
 
 
@@ -85,7 +86,7 @@ def drawn(config, step=0):
 def whole_batch():
     """Loss an image, t and the mean gradient over the whole batch at once."""
     config, model = small_config(), TinyNet()
-    x_0, t, _, eps = drawn(config)
+    x_0, t, _, eps, _ = drawn(config)
 
     def loss_fn(params):
         def denoise_fn(x_t, t):
@@ -175,7 +176,7 @@ def test_every_replica_holds_the_same():
     config = small_config()
     state, _ = step_of(config)(
         parallel.replicate(state_of(config, TinyNet())),
-        parallel.shard(data.digits("train")[0][:BATCH]), jax.random.key(1),
+        parallel.shard({"images": data.digits("train")[0][:BATCH]}), jax.random.key(1),
     )
     for leaf in jax.tree.leaves(state):
         first, *others = (np.asarray(shard.data) for shard in leaf.addressable_shards)
@@ -207,8 +208,8 @@ def test_micro_batches_change_nothing_with_dropout():
 def test_micro_batches_are_unrolled_on_cpu():
     """A convolution's gradient inside a loop is some 20 times slower there."""
     config = small_config(accumulate=2)
-    images = parallel.shard(data.digits("train")[0][:BATCH])
-    lowered = step_of(config).lower(state_of(config, TinyNet()), images, jax.random.key(1))
+    batch = parallel.shard({"images": data.digits("train")[0][:BATCH]})
+    lowered = step_of(config).lower(state_of(config, TinyNet()), batch, jax.random.key(1))
     assert "stablehlo.convolution" in lowered.as_text()
     assert "convolution" not in "".join(
         part.split("stablehlo.return")[0] for part in lowered.as_text().split(" do {")[1:]
@@ -219,9 +220,11 @@ def test_flips_are_left_to_right_one_image_in_two():
     images = np.random.default_rng(0).integers(0, 256, (400, 4, 6, 2), np.uint8)
     draw = functools.partial(
         train_step.draw, rng=jax.random.key(0), num_timesteps=10, t_sampling="uniform",
-        loss_history={}, random_flip=True,
+        loss_history={}, random_flip=True, label_dropout=0.25, null_label=10,
     )
-    x_0, t, weight, eps = draw(images, places=jnp.arange(400))
+    labels = np.arange(400, dtype=np.int32) % 10
+    batch = {"images": images, "labels": labels, "condition": images[..., :1]}
+    x_0, t, weight, eps, told = draw(batch, places=jnp.arange(400))
     plain = images / 127.5 - 1
     straight = np.abs(x_0 - plain).max(axis=(1, 2, 3)) < 1e-6
     mirrored = np.abs(x_0 - plain[:, :, ::-1]).max(axis=(1, 2, 3)) < 1e-6
@@ -230,8 +233,15 @@ def test_flips_are_left_to_right_one_image_in_two():
     assert set(np.unique(t)) == set(range(10))
     assert abs(np.mean(eps)) < 5 / np.sqrt(eps.size)
     np.testing.assert_array_equal(weight, 1)
-    again = draw(images[7:8], places=jnp.arange(7, 8))
-    for whole, single in zip((x_0, t, weight, eps), again):
+    # What the network is told is mirrored with its image, and some labels are hidden.
+    np.testing.assert_array_equal(told["condition"], x_0[..., :1])
+    hidden = told["labels"] == 10
+    assert abs(hidden.mean() - 0.25) < 5 * (0.25 * 0.75 / 400) ** 0.5
+    np.testing.assert_array_equal(told["labels"][~hidden], labels[~hidden])
+    assert abs(np.corrcoef(hidden, mirrored)[0, 1]) < 5 / 20  # another draw than the mirror's
+    again = draw(jax.tree.map(lambda x: x[7:8], batch), places=jnp.arange(7, 8))
+    for whole, single in zip(jax.tree.leaves((x_0, t, weight, eps, told)),
+                             jax.tree.leaves(again)):
         np.testing.assert_array_equal(whole[7], single[0])
 
 
@@ -251,7 +261,7 @@ def test_antithetic_partners_stand_side_by_side_on_any_device():
 def test_importance_is_part_of_the_step_and_of_what_is_saved():
     """Devices pool their losses; the gradient is that of the weighted mean."""
     config, model = small_config(t_sampling="importance"), TinyNet()
-    x_0, t, _, eps = drawn(config)
+    x_0, t, _, eps, _ = drawn(config)
     state, (metrics,) = run(config, model)
     u = [jax.random.uniform(jax.random.split(key, 3)[0]) for key in randomness.image_keys(
         jax.random.split(jax.random.fold_in(jax.random.key(1), 0))[0], jnp.arange(BATCH))]
@@ -278,7 +288,7 @@ def test_importance_leaves_the_mean_gradient_as_it_is():
     for t_sampling in ("importance", "uniform"):
         config.train.t_sampling = t_sampling
         _, found[t_sampling] = step_of(config)(
-            parallel.replicate(jax.tree.map(jnp.copy, state)), parallel.shard(images),
+            parallel.replicate(jax.tree.map(jnp.copy, state)), parallel.shard({"images": images}),
             jax.random.key(1),
         )
     # 4,096 losses each, of a spread like their mean: a standard error of 2 %.
@@ -313,7 +323,7 @@ def test_every_objective_is_learned(mean, variance, loss, t_sampling):
     )
     images, found = data.digits("train")[0], []
     for i in range(60):
-        batch = images[64 * (i % 23) : 64 * (i % 23) + 64]
+        batch = {"images": images[64 * (i % 23) : 64 * (i % 23) + 64]}
         state, _ = step(state, parallel.shard(batch), jax.random.key(1))
         if i in (0, 59):
             found.append(evaluate(state.params))

@@ -1,6 +1,7 @@
 """The network against the paper's numbers and against plain NumPy."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -89,8 +90,10 @@ def tiny():
         (dict(channel_multipliers=(1, 1, 2, 2, 4, 4)), 256, 113_673_219),
         (dict(channels=192, channel_multipliers=(1, 1, 2, 2, 4, 4)), 256, 255_677_955),
         (dict(channel_multipliers=(1, 2, 2, 2, 4)), 64, 78_700_803),
+        (dict(num_classes=10), 32, 35_746_307 + 11 * 512),
+        (dict(condition_channels=3), 32, 35_746_307 + 9 * 3 * 128),
     ],
-    ids=["cifar10", "learned variance", "256", "256 large", "celeba64"],
+    ids=["cifar10", "learned variance", "256", "256 large", "celeba64", "classes", "condition"],
 )
 def test_parameter_counts(settings, size, count):
     params = unet_shapes(UNet(**settings), size, size)
@@ -154,6 +157,48 @@ def test_forward_pass_matches_numpy(tiny, width, scale):
     ]
     # Some 15 layers of float32 (6e-8 each), and the sine of an angle known to 6e-5.
     assert np.abs(actual - np.array(expected)).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_labels_and_conditions_match_numpy(tiny):
+    """A label is a bias of the last layer of t's embedding; a condition, further channels."""
+    model = dataclasses.replace(TINY, num_classes=3, condition_channels=2)
+    params = fill(unet_shapes(model), seed=1)
+    condition = np.float32(RNG.uniform(-1, 1, (*X.shape[:3], 2)))
+    labels = np.int32([2, 0, 3, 1])
+    run = jit(functools.partial(apply, model))
+    actual = run(params, labels=labels, condition=condition)
+    exact = jax.tree.map(np.float64, params)
+    embedding = exact.pop("label_embedding")["embedding"]
+    assert embedding.shape == (4, 32)
+    last = exact["temb_dense_1"]
+    expected = [
+        oracle_unet.forward(
+            exact | {"temb_dense_1": last | {"bias": last["bias"] + embedding[label]}},
+            np.float64(np.concatenate([image, beside], axis=-1)), t,
+            groups={8: 2, 16: 4, 24: 6, 32: 8}.get, channels=8, levels=2, blocks=1,
+            attend_at=(4,),
+        )
+        for image, beside, label, t in zip(X, condition, labels, T)
+    ]
+    # As above.
+    assert np.abs(actual - np.array(expected)).max() < 1e-4 * np.abs(expected).max()
+    # No label is the last one.
+    assert_array_equal(
+        run(params, condition=condition),
+        run(params, labels=np.int32([3] * 4), condition=condition),
+    )
+
+
+def test_labels_and_conditions_that_the_network_does_not_take(tiny):
+    with pytest.raises(ValueError, match="labels were given to an unconditional network"):
+        apply(TINY, tiny, labels=np.zeros(4, np.int32))
+    with pytest.raises(ValueError, match=r"condition=\[4, 8, 8, 1\] must be .* \[4, 8, 8, 0\]"):
+        apply(TINY, tiny, condition=np.zeros((4, 8, 8, 1), np.float32))
+    model = dataclasses.replace(TINY, condition_channels=1)
+    params = fill(unet_shapes(model))
+    for condition in (None, np.zeros((4, 4, 4, 1)), np.zeros((4, 8, 8, 3))):
+        with pytest.raises(ValueError, match=r"condition=.* = \[4, 8, 8, 1\]"):
+            apply(model, params, condition=condition)
 
 
 class Down(UNet):

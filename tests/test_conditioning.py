@@ -1,0 +1,256 @@
+"""Labels, conditions and guidance: as the formulas say, and from `sample` to the network."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ddpm_jax
+import tracing
+from ddpm_jax import bits, conditioning, diffusion, likelihood, samplers, schedule, sources
+from nonzero import SHAPE, TinyNet, nonzero_params
+
+# Batches of another size are summed in another order: some float32 roundings in 6 steps.
+SAME = dict(rtol=0, atol=1e-5)
+CLASSES = 3
+
+
+@pytest.fixture(scope="module")
+def by_class():
+    return trained_as(num_classes=CLASSES)
+
+
+@pytest.fixture(scope="module")
+def by_image():
+    return trained_as(condition_channels=2)
+
+
+def trained_as(**settings):
+    model = TinyNet(**settings)
+    params = nonzero_params(model)
+    return ddpm_jax.Trained(
+        params, model, schedule.linear(6, 1e-2, 0.6), diffusion.Parameterization(), SHAPE
+    )
+
+
+def closed_over(trained, **model_kwargs):
+    """(x_t, t) -> the output for one label or condition, [1, ...], whatever the batch."""
+    def denoise_fn(x, t):
+        told = {name: jnp.broadcast_to(value, (len(x), *np.shape(value)[1:]))
+                for name, value in model_kwargs.items()}
+        return trained.model.apply({"params": trained.params}, x, t, train=False, **told)
+
+    return denoise_fn
+
+
+# Guidance.
+
+
+def answers(x, t, *, labels, channels=1):
+    """A network that says its label, its x and its t."""
+    mean = x * (labels + 1.0).reshape(-1, 1, 1, 1) + t.reshape(-1, 1, 1, 1)
+    return jnp.concatenate([mean, 10 * mean], axis=-1) if channels == 2 else mean
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 3.5])
+def test_guidance_is_the_formula(scale):
+    x = np.float32(np.random.default_rng(0).standard_normal((3, 2, 2, 1)))
+    t, labels = np.float32([1, 5, 9]), np.int32([0, 2, 1])
+    told, untold = answers(x, t, labels=labels), answers(x, t, labels=np.int32([7, 7, 7]))
+    # Ho and Salimans: (1 + w) told - w untold, with scale 1 + w.
+    expected = scale * told - (scale - 1) * untold
+    guided = conditioning.guided(answers, {"labels": labels}, null_label=7, scale=scale)
+    np.testing.assert_allclose(guided(x, t), expected, rtol=1e-6, atol=1e-5)  # float32
+    inside = conditioning.guided(
+        answers, {"labels": labels}, null_label=7, scale=scale, interval=(2, 5)
+    )
+    np.testing.assert_allclose(inside(x, t)[1], expected[1], rtol=1e-6, atol=1e-5)
+    np.testing.assert_allclose(inside(x, t)[::2], told[::2], rtol=1e-6, atol=1e-5)
+
+
+def test_guidance_leaves_a_learned_variance_alone():
+    x, t, labels = jnp.ones((2, 2, 2, 1)), jnp.zeros(2), jnp.int32([1, 2])
+    says = functools.partial(answers, channels=2)
+    guided = conditioning.guided(
+        says, {"labels": labels}, null_label=5, scale=2.0, variance="learned_range"
+    )(x, t)
+    np.testing.assert_array_equal(guided[..., 1:], says(x, t, labels=labels)[..., 1:])
+    np.testing.assert_array_equal(guided[..., 0].mean(axis=(1, 2)), [2 * 2 - 6, 2 * 3 - 6])
+
+
+def test_guidance_is_one_call_of_twice_the_batch(by_class):
+    apply_fn = functools.partial(by_class.model.apply, {"params": by_class.params}, train=False)
+    plain = functools.partial(apply_fn, labels=jnp.zeros(4, jnp.int32))
+    guided = conditioning.guided(
+        apply_fn, {"labels": jnp.zeros(4, jnp.int32)}, null_label=CLASSES, scale=2.0
+    )
+    counts, batches = [], []
+    for f in (plain, guided):
+        jaxpr = jax.make_jaxpr(f)(jnp.zeros((4, *SHAPE)), jnp.zeros(4, jnp.int32)).jaxpr
+        found = [e for e in tracing.equations(jaxpr)
+                 if e.primitive.name == "conv_general_dilated"]
+        counts.append(len(found))
+        batches.append(found[0].invars[0].aval.shape[0])
+    assert counts[0] == counts[1] and batches == [4, 8]
+
+
+# `sample`.
+
+
+@pytest.fixture(scope="module")
+def seven(by_class):
+    return ddpm_jax.sample(by_class, 3, 7)
+
+
+def test_labels_are_every_class_in_turn(by_class, seven):
+    in_turn = ddpm_jax.sample(by_class, 3, 7, labels=[0, 1, 2, 0, 1, 2, 0])
+    np.testing.assert_array_equal(in_turn, seven)
+    for label in range(CLASSES + 1):
+        alone = ddpm_jax.sample(by_class, 3, 7, labels=label)
+        for i in range(7):
+            same = np.abs(alone[i] - seven[i]).max() < 1e-4
+            assert same == (i % CLASSES == label)
+
+
+def test_an_image_is_its_keys_and_its_labels(by_class, seven):
+    some = ddpm_jax.sample(by_class, 3, 2, batch_size=8)
+    np.testing.assert_allclose(some, seven[:2], **SAME)
+
+
+def test_a_label_reaches_the_network_unchanged(by_class, seven):
+    denoise = closed_over(by_class, labels=np.int32([1]))
+    predict_fn = diffusion.predict_fn(by_class.schedule, denoise)
+    rng = jax.random.fold_in(jax.random.key(3), 4)
+    x_T = jax.random.normal(jax.random.fold_in(rng, 0), SHAPE)[None]
+    alone = jax.jit(lambda x, rngs: samplers.ancestral(
+        by_class.schedule, predict_fn, x, rngs))(x_T, jax.random.fold_in(rng, 1)[None])
+    np.testing.assert_allclose(seven[4], alone[0], **SAME)
+
+
+def test_guidance_of_nothing_and_of_one(by_class, seven):
+    draw = functools.partial(ddpm_jax.sample, by_class, 3, 7)
+    np.testing.assert_allclose(
+        draw(guidance=0.0), draw(labels=CLASSES), rtol=0, atol=1e-4  # other sums, 6 steps
+    )
+    stronger = draw(guidance=3.0)
+    assert np.abs(stronger - seven).max() > 0.01
+    np.testing.assert_allclose(draw(guidance=3.0, guidance_interval=(0, 5)), stronger, **SAME)
+    nowhere = draw(guidance=3.0, guidance_interval=(5.5, 5.6))
+    np.testing.assert_allclose(nowhere, seven, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("settings", [dict(sampler="ddim"), dict(sampler="dpm_solver_pp")])
+def test_every_sampler_is_told(by_class, settings):
+    draw = functools.partial(ddpm_jax.sample, by_class, 3, 2, num_steps=3, **settings)
+    assert np.abs(draw(labels=0) - draw(labels=1)).max() > 1e-3
+    assert np.abs(draw(labels=0, guidance=3.0) - draw(labels=0)).max() > 1e-3
+
+
+def test_an_image_goes_by_its_own_condition(by_image):
+    condition = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 2), np.uint8)
+    draw = functools.partial(ddpm_jax.sample, by_image, 3)
+    found = draw(5, condition=condition)
+    np.testing.assert_allclose(  # The two divisions by 127.5 may differ in a last bit.
+        draw(5, condition=np.float32(condition / 127.5 - 1)), found, rtol=0, atol=1e-4
+    )
+    np.testing.assert_allclose(draw(3, condition=condition[:3]), found[:3], **SAME)
+    all_alike = draw(5, condition=condition[1])
+    np.testing.assert_allclose(all_alike[1], found[1], **SAME)
+    assert np.abs(all_alike[2] - found[2]).max() > 1e-3
+
+
+def test_float_and_uint8_conditions_are_the_same_to_the_network(by_image):
+    """By the closed-over condition, so that a swapped channel or sign would be seen."""
+    condition = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 2), np.uint8)
+    denoise = closed_over(by_image, condition=np.float32(condition) / 127.5 - 1)
+    x, t = jnp.ones((2, *SHAPE)), jnp.int32([0, 5])
+    told = conditioning.as_float({"condition": condition.repeat(2, axis=0)})
+    direct = by_image.model.apply({"params": by_image.params}, x, t, train=False, **told)
+    np.testing.assert_allclose(denoise(x, t), direct, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("arguments, says", [
+    (dict(labels=4), r"labels=4 must be .* in 0..2, or 3 for no class"),
+    (dict(labels=-1), "labels=-1 must"),
+    (dict(labels=[0, 1]), r"labels=\[0, 1\] must be one whole number or 7"),
+    (dict(labels=0.5), "labels=0.5 must"),
+    (dict(condition=np.zeros((8, 8, 1))), "this model takes no condition"),
+    (dict(guidance=-1.0), "guidance=-1.0 must be at least 0"),
+    (dict(guidance_interval=(0, 5)), "guidance other than 1"),
+    (dict(guidance=2.0, guidance_interval=(5, 0)), r"guidance_interval=\(5, 0\) must"),
+    (dict(guidance=2.0, guidance_interval=(5,)), "guidance_interval=.*the first and the last"),
+])
+def test_mistakes_with_labels(by_class, arguments, says):
+    with pytest.raises(ValueError, match=says) as error:
+        ddpm_jax.sample(by_class, 0, 7, **arguments)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("arguments, says", [
+    (dict(), r"condition=None: .*\[8, 8, 2\] for all or \[3, ...\]"),
+    (dict(condition=np.zeros((3, 8, 8, 1))), r"condition=\[3, 8, 8, 1\]: "),
+    (dict(condition=np.zeros((4, 8, 8, 2))), r"condition=\[4, 8, 8, 2\]: "),
+    (dict(condition=np.full((8, 8, 2), 255.0)), "condition reaches 255"),
+    (dict(condition=np.full((8, 8, 2), np.nan)), "condition reaches nan"),
+    (dict(condition=np.zeros((8, 8, 2)), labels=0), "labels=0, but this model is unconditional"),
+    (dict(condition=np.zeros((8, 8, 2)), guidance=2.0), "guidance=2.0 follows labels"),
+])
+def test_mistakes_with_conditions(by_image, arguments, says):
+    with pytest.raises(ValueError, match=says) as error:
+        ddpm_jax.sample(by_image, 0, 3, **arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_what_samples_are_told_in_turn():
+    images = np.zeros((3, 2, 2, 1), np.uint8)
+    condition = np.arange(12, dtype=np.uint8).reshape(3, 2, 2, 1)
+    source = sources.from_array(images, labels=np.array([2, 0, 1]), condition=condition)
+    assert conditioning.in_turn(None, 4) == {}
+    assert conditioning.in_turn(sources.from_array(images), 4) == {}
+    np.testing.assert_array_equal(conditioning.in_turn(None, 4, (5, 6))["labels"], [5, 6, 5, 6])
+    found = conditioning.in_turn(source, 5)
+    np.testing.assert_array_equal(found["labels"], [2, 0, 1, 2, 0])
+    np.testing.assert_array_equal(found["condition"], condition[[0, 1, 2, 0, 1]])
+    np.testing.assert_array_equal(conditioning.in_turn(source, 2, (1,))["labels"], [1, 1])
+
+
+# Bits/dim.
+
+
+def test_bits_are_those_of_the_label(by_class):
+    images = np.random.default_rng(0).integers(0, 256, (3, *SHAPE), np.uint8)
+    labels = np.int32([2, 0, 1])
+    found = ddpm_jax.bits_per_dim(by_class, 1, images, labels=labels)
+    source = sources.from_array(images, labels=labels)
+    terms = bits.terms(by_class, 1, source)
+    np.testing.assert_allclose(likelihood.total_bits(terms), found, rtol=1e-6)
+    for i in range(3):
+        predict_fn = diffusion.predict_fn(
+            by_class.schedule, closed_over(by_class, labels=labels[i : i + 1]))
+        alone = jax.jit(lambda x, rngs: likelihood.vlb_terms(
+            by_class.schedule, predict_fn, x, rngs))(
+                np.float32(images[i : i + 1] / 127.5 - 1),
+                jax.random.fold_in(jax.random.key(1), i)[None])
+        total = likelihood.total_bits(jax.device_get(alone))
+        np.testing.assert_allclose(found[i], total[0], rtol=1e-5)  # sums in another order
+    # Without labels: those of no class.
+    nothing = ddpm_jax.bits_per_dim(by_class, 1, images)
+    np.testing.assert_array_equal(
+        nothing, ddpm_jax.bits_per_dim(by_class, 1, images, labels=CLASSES))
+    assert np.abs(nothing - found).min() > 1e-4
+    with pytest.raises(ValueError, match="labels=9 must be"):
+        ddpm_jax.bits_per_dim(by_class, 1, images, labels=9)
+
+
+def test_bits_go_by_the_condition(by_image):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (3, *SHAPE), np.uint8)
+    condition = rng.integers(0, 256, (3, 8, 8, 2), np.uint8)
+    found = ddpm_jax.bits_per_dim(by_image, 1, images, condition=condition)
+    again = ddpm_jax.bits_per_dim(by_image, 1, images[:2], condition=condition[:2])
+    np.testing.assert_allclose(again, found[:2], rtol=1e-5)
+    other = ddpm_jax.bits_per_dim(by_image, 1, images, condition=condition[[0, 2, 1]])
+    np.testing.assert_allclose(other[0], found[0], rtol=1e-6)
+    assert np.abs(other - found)[1:].min() > 1e-4
