@@ -104,12 +104,13 @@ def get_config() -> ml_collections.ConfigDict:
     ))
     config.evaluate = ml_collections.ConfigDict(dict(
         metrics=("bpd",),     # bpd ode_bpd progressive fid sfid kid is precision_recall
-                              # nearest_pixels nearest_features
+                              # nearest_pixels nearest_features draws
         checkpoints="newest",                # or "all", "follow" (a running job), or a step
         best="",              # keep the best checkpoint by such as "bpd", "fid/train"
-        split="test",         # of bpd and ode_bpd
+        split="test",         # of bpd, ode_bpd and draws
         num_images=0,         # of it; 0: all
         num_samples=50_000,   # of fid and the others on samples, drawn as `sample` says
+        num_draws=16,         # of draws: how many for each condition
         rounding=True,        # samples to uint8, as files have them; the paper's had floats
         references=("train", "test"),        # or a folder of pictures, or an .npz
         inception="",         # the file of Inception's weights; "": in the cache, or fetched

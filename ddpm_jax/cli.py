@@ -184,9 +184,11 @@ def _sample(config, workdir):
     calls = f"{how.sampler}_{how.num_calls(trained.schedule)}"
     name = f"{settings.weights}_step_{step:08d}_{calls}_seed_{settings.seed}"
     path = epath.Path(workdir).expanduser() / "samples" / f"{name}.png"
-    picture = images.grid(samples[:100])
+    columns = conditioning.columns(trained.model)
+    picture = images.grid(samples[:100], columns=columns)
     if "condition" in told:
-        picture = images.beside(images.grid(told["condition"][:100]), picture)
+        shown = images.grid(told["condition"][:100], columns=columns)
+        picture = images.beside(shown, picture)
     images.save_png(path, picture)
     with path.with_suffix(".npz").open("wb") as file:
         np.savez_compressed(file, arr_0=samples, **told)

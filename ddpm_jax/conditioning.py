@@ -169,3 +169,9 @@ def in_turn(source: Source | None, n: int, labels: tuple[int, ...] = ()) -> dict
     if labels:
         told["labels"] = np.resize(np.asarray(labels), n)
     return told
+
+
+def columns(model: Any) -> int | None:
+    """How many images a row of a grid, so that each column is a class; None: no such number."""
+    num_classes = getattr(model, "num_classes", 0)
+    return num_classes if 1 < num_classes <= 16 else None

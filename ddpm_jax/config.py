@@ -17,8 +17,8 @@ from ddpm_jax import schedule as schedule_lib
 
 DTYPES = ("float32", "bfloat16")
 PRECISIONS = ("default", "high", "highest")
-EVALUATIONS = ("bpd", "ode_bpd", "progressive", "fid", "sfid", "kid", "is", "precision_recall",
-               "nearest_pixels", "nearest_features")
+EVALUATIONS = ("bpd", "ode_bpd", "progressive", "draws", "fid", "sfid", "kid", "is",
+               "precision_recall", "nearest_pixels", "nearest_features")
 AGAINST_REFERENCES = ("fid", "sfid", "kid", "precision_recall")
 T_SAMPLINGS = ("uniform", "antithetic", "importance")
 
@@ -227,6 +227,7 @@ def check_numbers(config: ml_collections.ConfigDict) -> None:
         ("sample.guidance", 0, huge, 1.0),
         ("evaluate.num_images", 0, huge, 0),
         ("evaluate.num_samples", 2, huge, 50_000),
+        ("evaluate.num_draws", 2, huge, 16),
         ("evaluate.batch_size", 0, huge, 0),
         ("evaluate.ode_steps", 1, huge, 200),
         ("evaluate.ode_probes", 1, huge, 1),

@@ -17,7 +17,7 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from ddpm_jax import audit, bits, data, files, images, likelihood, parts, plots, progressive
+from ddpm_jax import audit, bits, data, draws, files, images, likelihood, parts, plots, progressive
 from ddpm_jax import config as config_lib
 from ddpm_jax import conditioning, quality, randomness, sampling, sources
 from ddpm_jax.state import Trained
@@ -117,7 +117,7 @@ def protocol(job: Job, metric: str, reference: str | None) -> dict[str, Any]:
         "matmul_precision": settings.matmul_precision,
         "seed": settings.seed,
     }
-    if metric in ("bpd", "ode_bpd"):
+    if metric in ("bpd", "ode_bpd", "draws"):
         found |= {"split": settings.split, "num_images": settings.num_images or "all"}
     if metric in ("bpd", "progressive"):
         found["clip"] = job.config.sample.clip
@@ -125,6 +125,10 @@ def protocol(job: Job, metric: str, reference: str | None) -> dict[str, Any]:
         found |= {"ode_steps": settings.ode_steps, "ode_probes": settings.ode_probes}
     if metric in OF_SAMPLES:
         found |= sampling_protocol(job)
+    if metric == "draws":
+        sampled = sampling_protocol(job)
+        found |= {k: v for k, v in sampled.items() if k not in ("num_samples", "rounding")}
+        found["num_draws"] = settings.num_draws
     if metric in NEEDS_INCEPTION:
         found |= {"resize": quality.RESIZE, "inception": job.network.checksum[:16]}
     if reference is not None:
@@ -234,6 +238,42 @@ def draw_progressive(job: Job, folder: epath.Path) -> dict[str, Any]:
     return {"value": None, "shared": shared}
 
 
+def answer(job: Job, folder: epath.Path) -> dict[str, Any]:
+    """Several draws for each condition of a split: how close their mean is to the truth."""
+    settings = job.config.evaluate
+    if not getattr(job.trained.model, "condition_channels", 0):
+        raise ValueError(
+            "config.evaluate.metrics has 'draws', but this model takes no condition; leave it out, "
+            "or train with --config.data.condition."
+        )
+    source = job.source(settings.split, settings.num_images)
+    n, each = len(source), settings.num_draws
+    told = {
+        name: np.repeat(x, each, axis=0) for name, x in source.model_kwargs(np.arange(n)).items()
+    }
+    found = np.concatenate([images.to_uint8(batch) for batch in sampling.stream(
+        job.trained, randomness.image_keys(job.rng(_SAMPLES), jnp.arange(n * each)),
+        config_lib.sampling_settings(job.config), **told,
+        batch_size=job.config.sample.batch_size, progress=job.progress,
+    )])
+    found, truth = found.reshape(n, each, *found.shape[1:]), source.read(np.arange(n))
+    together = draws.summary(found, truth)
+    shown = np.arange(min(n, _DRAWN))
+    images.save_png(folder / "draws.png", draws.picture(
+        source.read_condition(shown), found[shown], draws.summary(found[shown], truth[shown]),
+        truth[shown],
+    ))
+    row = {
+        "value": float(together.error.mean()), "standard_error": standard_error(together.error),
+        "n": n, "single_draw": float(together.single_error.mean()),
+        "disagreement": float(together.disagreement.mean()),
+    }
+    if together.dice is not None:
+        row |= {"dice": float(together.dice.mean()),
+                "dice_standard_error": standard_error(together.dice)}
+    return row
+
+
 def nearest(job: Job, folder: epath.Path, *, features: bool) -> dict[str, Any]:
     """Share of samples that the audit takes for copies of training images."""
     source = job.source("train")
@@ -271,6 +311,7 @@ METRICS: dict[str, Callable[..., dict[str, Any]]] = {
     "bpd": bpd,
     "ode_bpd": ode_bpd,
     "progressive": draw_progressive,
+    "draws": answer,
     "nearest_pixels": functools.partial(nearest, features=False),
     "nearest_features": functools.partial(nearest, features=True),
     **{name: functools.partial(score, metric=name) for name in quality.SCORES},

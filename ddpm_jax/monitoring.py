@@ -116,12 +116,15 @@ def grid(
         if num_steps < schedule.num_timesteps and diffusion.variance == "fixed_large":
             diffusion = dataclasses.replace(diffusion, variance="fixed_small")
         told = conditioning.in_turn(source, num_images)
-        pictures = [images.grid(told["condition"])] if "condition" in told else []
+        columns = conditioning.columns(model)
+        pictures = []
+        if "condition" in told:
+            pictures.append(images.grid(told["condition"], columns=columns))
         pictures += [
             images.grid(sampling.sample(
                 Trained(params, model, schedule, diffusion, source.image_shape), rng,
                 num_images, num_steps=num_steps, clip=config.sample.clip, output="uint8", **told,
-            ))
+            ), columns=columns)
             for params in sets
         ]
         return functools.reduce(images.beside, pictures)

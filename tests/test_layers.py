@@ -10,7 +10,7 @@ LEVELS = [
     {"files", "metrics", "parallel", "randomness", "torch_file"},
     {"checkpoints", "images", "importance", "inception", "logs", "neighbours", "parts",
      "references", "schedule", "sources", "state", "unet"},
-    {"audit", "diffusion", "grids", "pairs", "pictures", "rounds", "tfds_source"},
+    {"audit", "diffusion", "draws", "grids", "pairs", "pictures", "rounds", "tfds_source"},
     {"conditioning", "data", "losses", "samplers"},
     {"likelihood", "progressive", "quality", "solvers"},
     {"bits", "plots", "sampling"},

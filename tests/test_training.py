@@ -245,6 +245,44 @@ def test_flips_are_left_to_right_one_image_in_two():
         np.testing.assert_array_equal(whole[7], single[0])
 
 
+@pytest.mark.parametrize("kind", ["labels", "condition"])
+def test_the_network_is_told_what_goes_with_each_image(kind):
+    """On eight devices: the loss is that of the whole batch, told by hand."""
+    config = small_config(label_dropout=0.5)
+    config.data.labels, config.data.num_classes = kind == "labels", 10 * (kind == "labels")
+    model = TinyNet(num_classes=config.data.num_classes,
+                    condition_channels=2 * (kind == "condition"))
+    images, labels = (x[:BATCH] for x in data.digits("train"))
+    batch = {"images": images, kind: {
+        "labels": labels, "condition": np.concatenate([images[::-1], 255 - images], axis=-1),
+    }[kind]}
+    _, metrics = step_of(config)(
+        parallel.replicate(state_of(config, model)), parallel.shard(batch), jax.random.key(1)
+    )
+    x_0, t, _, eps, told = train_step.draw(
+        batch, rng=jax.random.split(jax.random.fold_in(jax.random.key(1), 0))[0],
+        places=jnp.arange(BATCH), num_timesteps=20, t_sampling="uniform", loss_history={},
+        random_flip=False, label_dropout=0.5, null_label=10,
+    )
+    if kind == "condition":
+        np.testing.assert_allclose(told[kind], batch[kind] / 127.5 - 1, atol=1e-6)
+    denoise_fn = functools.partial(
+        model.apply, {"params": nonzero_params(model)}, train=False, **told)
+    loss = losses.training_loss(config_lib.schedule(config), denoise_fn, x_0, t, eps)
+    np.testing.assert_allclose(metrics["loss"], loss.mean(), **SAME)
+    evaluate = monitoring.held_out_loss(
+        config, model, config_lib.schedule(config),
+        data.from_array(**batch), jax.random.key(2),
+    )
+    held_out = evaluate(state_of(config, model).params)
+    assert np.isfinite(held_out)
+    told_otherwise = monitoring.held_out_loss(
+        config, model, config_lib.schedule(config),
+        data.from_array(images, **{kind: batch[kind][::-1]}), jax.random.key(2),
+    )(state_of(config, model).params)
+    assert abs(told_otherwise - held_out) > 1e-4
+
+
 def test_antithetic_partners_stand_side_by_side_on_any_device():
     rng, places = jax.random.key(0), jnp.arange(1000)
     settings = dict(num_timesteps=10, t_sampling="antithetic", loss_history={})
