@@ -1,9 +1,14 @@
 """Several draws together, by plain loops, and the metric from a run's folder."""
 
+import types
+
 import numpy as np
 import pytest
 
-from ddpm_jax import draws
+import ddpm_jax
+from configs import digits_superres
+from ddpm_jax import cli, data, draws, measures
+from ddpm_jax import config as config_lib
 
 RNG = np.random.default_rng(0)
 TRUTH = np.uint8(255 * RNG.integers(0, 2, (3, 4, 5, 1)))
@@ -49,3 +54,56 @@ def test_a_row_of_the_picture(channels):
                     TRUTH[row, ..., 0]]
         for column, image in enumerate(expected):
             np.testing.assert_array_equal(tile(row, column), image)
+
+
+def test_a_run_told_labels_and_images_is_measured_and_sampled(tmp_path, capsys):
+    """Training, evaluation and sampling of one run that is conditional in both ways."""
+    config = digits_superres.get_config()
+    config.data.labels = True
+    config.model.channels, config.model.channel_multipliers = 4, (1, 1)
+    config.diffusion.num_timesteps, config.diffusion.beta_end = 6, 0.9
+    config.train.num_steps = config.train.warmup_steps = 2
+    config.train.batch_size, config.train.eval_images, config.train.sample_images = 8, 8, 4
+    config.evaluate.metrics, config.evaluate.num_images = ("draws",), 3
+    config.evaluate.num_draws, config.sample.num_images = 2, 5
+    ddpm_jax.train(config, tmp_path)
+    stored = config_lib.parse((tmp_path / "config.json").read_text())
+    assert (stored.data.num_classes, stored.data.condition_channels) == (10, 1)
+    assert "heldout_loss" in (tmp_path / "metrics.jsonl").read_text()
+    measured, = ddpm_jax.evaluate(config, tmp_path)
+    assert measured["metric"] == "draws" and measured["n"] == 3 and "dice" not in measured
+    assert 0 < measured["value"] < measured["single_draw"] < 255
+    assert measured["protocol"]["num_draws"] == 2
+    assert ddpm_jax.evaluate(config, tmp_path) == [measured]
+    assert "known already" in capsys.readouterr().out
+    folder, = (tmp_path / "evaluations" / "step_00000002").glob("draws-*")
+    assert (folder / "draws.png").exists()
+    cli._sample(config, tmp_path)
+    path, = (tmp_path / "samples").glob("*.npz")
+    told = data.load("digits", split="test", labels=True, condition="low_resolution", factor=2)
+    with np.load(path) as arrays:
+        assert arrays["arr_0"].shape == (5, 8, 8, 1)
+        np.testing.assert_array_equal(arrays["labels"], told.labels[:5])
+        np.testing.assert_array_equal(arrays["condition"], told.read_condition(np.arange(5)))
+    config.train.num_steps, config.data.labels = 3, False
+    with pytest.raises(ValueError, match="config.data.labels=False, but .* was made with True"):
+        ddpm_jax.train(config, tmp_path)
+    config.data.labels, config.data.num_classes = True, 4
+    with pytest.raises(ValueError, match="num_classes=4, but digits has 10; write .*=10"):
+        ddpm_jax.train(config, tmp_path)
+
+
+@pytest.mark.parametrize("setting", ["labels", "condition"])
+def test_an_array_without_what_the_config_asks_for_is_refused(tmp_path, setting):
+    config = digits_superres.get_config()
+    config.data.condition = "stored" if setting == "condition" else ""
+    config.data.labels = setting == "labels"
+    with pytest.raises(ValueError, match=f"config.data.{setting}=.* the array given has none"):
+        ddpm_jax.train(config, tmp_path, np.zeros((4, 8, 8, 1), np.uint8))
+
+
+def test_draws_are_for_models_that_take_a_condition(tmp_path):
+    job = types.SimpleNamespace(
+        config=types.SimpleNamespace(evaluate=None), trained=types.SimpleNamespace(model=None))
+    with pytest.raises(ValueError, match="this model takes no condition"):
+        measures.answer(job, tmp_path)
