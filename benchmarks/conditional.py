@@ -1,0 +1,125 @@
+"""Do conditional digits do as they are told? Guidance, super-resolution and segmentation.
+
+    python main.py --config=configs/digits_conditional.py --workdir=runs/digits_conditional
+    python -m benchmarks.conditional --task=guidance --workdir=runs/digits_conditional
+    python main.py --config=configs/digits_superres.py --workdir=runs/digits_superres
+    python -m benchmarks.conditional --task=superres --workdir=runs/digits_superres
+    python main.py --config=configs/digits_segment.py --workdir=runs/digits_segment
+    python -m benchmarks.conditional --task=segment --workdir=runs/digits_segment
+
+Guidance: the share of samples that the classifier of `benchmarks/digits.py` takes for their
+label, by scale. Super-resolution: of the 300 held-out digits, the error of the mean of 16 draws
+beside that of bicubic interpolation and of ridge regression, and how far a draw, shrunk again,
+is from its input. Segmentation: Dice of the mean of 16 draws on the held-out digits, beside that
+of the best threshold of the noisy digit. Needs `pip install -e ".[test]"` for scikit-learn.
+"""
+
+import argparse
+
+import jax
+import numpy as np
+from PIL import Image
+from sklearn.linear_model import RidgeCV
+
+import ddpm_jax
+from benchmarks.digits import fitted_classifier, scaled
+from ddpm_jax import data, draws, pairs
+
+_DRAWS = 16
+_CHAIN = dict(sampler="ddim", eta=1.0, num_steps=50, output="uint8", progress=True)
+
+
+def with_error(values):
+    """Mean and standard error of the mean, as text."""
+    return f"{values.mean():.4f} +- {values.std(ddof=1) / len(values) ** 0.5:.4f}"
+
+
+def guidance(trained, seed):
+    """Share of 1,000 samples that are taken for their label, by guidance scale."""
+    classifier, labels = fitted_classifier(), np.arange(1000) % 10
+    images, truth = data.digits("test")
+    print("held-out digits:", with_error(classifier.predict(scaled(images)) == truth))
+    for scale in (1.0, 2.0, 3.0):
+        samples = ddpm_jax.sample(
+            trained, seed, len(labels), labels=labels, guidance=scale, **_CHAIN)
+        right = classifier.predict(scaled(samples)) == labels
+        print(f"guidance {scale:g}: as their label {with_error(right)}, spread of a pixel within "
+              f"a class {_spread(samples, labels):.1f}; of held-out digits "
+              f"{_spread(images, truth):.1f}")
+
+
+def _spread(images, labels):
+    """Mean over classes and pixels of the standard deviation, in grey levels."""
+    return np.mean([images[labels == k].std(axis=0, dtype=np.float64) for k in range(10)])
+
+
+def drawn(trained, seed, source):
+    """(draws [n, 16, ...], truth [n, ...], condition [n, ...]) of a whole source."""
+    told = source.examples(np.arange(len(source)))
+    condition = told["condition"].repeat(_DRAWS, axis=0)
+    found = ddpm_jax.sample(trained, seed, len(condition), condition=condition, **_CHAIN)
+    return (found.reshape(len(source), _DRAWS, *found.shape[1:]), told["images"],
+            told["condition"])
+
+
+def superres(trained, seed):
+    """Errors in grey levels, on the 300 held-out digits."""
+    source = data.load("digits", split="test", condition="low_resolution", factor=2)
+    found, truth, condition = drawn(trained, seed, source)
+    small = pairs.shrink(condition, 2)
+    bicubic = np.stack([
+        np.asarray(Image.fromarray(x[..., 0]).resize((8, 8), Image.Resampling.BICUBIC))
+        for x in small
+    ])[..., None]
+    train = data.digits("train")[0]
+    ridge = RidgeCV(alphas=np.logspace(-3, 6, 19)).fit(
+        pairs.shrink(train, 2).reshape(len(train), -1) / 255, train.reshape(len(train), -1))
+    regressed = ridge.predict(small.reshape(len(small), -1) / 255).reshape(truth.shape)
+
+    def error(images):
+        return np.sqrt(np.square(images - truth.astype(float)).mean(axis=(1, 2, 3)))
+
+    together = draws.summary(found, truth)
+    print(f"mean of {_DRAWS} draws: RMSE {with_error(together.error)}")
+    print(f"one draw: {with_error(together.single_error)}")
+    print(f"bicubic: {with_error(error(bicubic.astype(float)))}")
+    print(f"ridge regression: {with_error(error(regressed.clip(0, 255)))}")
+    again = pairs.shrink(found.reshape(-1, *truth.shape[1:]), 2).astype(float)
+    inputs = small.repeat(_DRAWS, axis=0)
+    off = np.sqrt(np.square(again - inputs).mean(axis=(1, 2, 3)))
+    print(f"a draw shrunk again, from its input: RMSE {with_error(off)}, the worst {off.max():.2f}")
+    print(f"draws of one input differ by {with_error(together.disagreement.mean(axis=(1, 2, 3)))}")
+
+
+def segment(trained, seed):
+    """Dice on the 300 held-out digits."""
+    source = data.load("digits", split="test", condition="noisy")
+    found, truth, condition = drawn(trained, seed, source)
+    together = draws.summary(found, truth)
+    print(f"mean of {_DRAWS} draws: Dice {with_error(together.dice)}")
+
+    def dice(masks):
+        masks, wanted = masks.reshape(len(masks), -1), truth.reshape(len(truth), -1) == 255
+        return 2 * (masks & wanted).sum(1) / (masks.sum(1) + wanted.sum(1))
+
+    single = dice(found[:, 0] >= 128)
+    print(f"one draw: {with_error(single)}")
+    best = max((dice(condition >= level) for level in range(64, 200, 4)), key=np.mean)
+    print(f"best threshold of the noisy digit: {with_error(best)}")
+
+
+def main():
+    """Prints the figures of one task for the newest checkpoint of a workdir."""
+    tasks = {"guidance": guidance, "superres": superres, "segment": segment}
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--task", choices=tasks, required=True)
+    parser.add_argument("--workdir", required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}; {args.task} of {args.workdir}, "
+          f"50 steps of ddim with eta=1, seed {args.seed}")
+    tasks[args.task](ddpm_jax.load(args.workdir), args.seed)
+
+
+if __name__ == "__main__":
+    main()
