@@ -12,7 +12,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array, Int, Key
 
 from ddpm_jax.diffusion import Images, Prediction
 from ddpm_jax.schedule import Schedule
@@ -21,6 +21,30 @@ from ddpm_jax.schedule import Schedule
 def standard_normal(rngs: Key[Array, " b"], shape: tuple[int, ...]) -> Array:
     """Independent N(0, 1) draws [b, *shape], draw i from rngs[i] alone."""
     return jax.vmap(lambda rng: jax.random.normal(rng, shape))(rngs)
+
+
+def reverse_step(prediction: Prediction, t: Array, rngs: Key[Array, " b"]) -> Array:
+    """Draws x_{t-1} = mean + sigma_t z, z of image i from rngs[i]; no noise at t = 0."""
+    z = standard_normal(rngs, prediction.mean.shape[1:])
+    return prediction.mean + jnp.where(t > 0, jnp.exp(0.5 * prediction.log_variance), 0.0) * z
+
+
+def waiting(
+    predict_fn: Callable[[Array, Array], Prediction], starts: Int[Array, " b"]
+) -> Callable[[Array, Array], Prediction]:
+    """A `predict_fn` by which image i stays as it is until starts[i] steps are left.
+
+    So images that were noised to different steps, 0..T of them, go through one chain.
+    """
+    def predict(x_t, t):
+        prediction = predict_fn(x_t, t)
+        waits = (t >= starts).reshape(-1, *(1,) * (x_t.ndim - 1))
+        return prediction.replace(
+            mean=jnp.where(waits, x_t, prediction.mean),
+            log_variance=jnp.where(waits, -jnp.inf, prediction.log_variance),
+        )
+
+    return predict
 
 
 @flax.struct.dataclass
@@ -92,9 +116,8 @@ def ancestral(
                 jnp.where(here, now, before)
                 for now, before in ((x_t, kept.x_t), (prediction.x_0, kept.x_0))
             ))
-        z = standard_normal(jax.vmap(jax.random.fold_in, (0, None))(rngs, t), x_t.shape[1:])
-        sigma = jnp.where(t > 0, jnp.exp(0.5 * prediction.log_variance), 0.0)
-        return (prediction.mean + sigma * z, kept), None
+        rngs_z = jax.vmap(jax.random.fold_in, (0, None))(rngs, t)
+        return (reverse_step(prediction, t, rngs_z), kept), None
 
     none_yet = jnp.zeros((trajectory.size, *x_T.shape))
     kept = Trajectory(none_yet, none_yet) if trajectory.size else None

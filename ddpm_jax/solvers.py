@@ -68,6 +68,20 @@ def ddim(
     Raises:
         ValueError: eta leaves 0..1, or as `samplers.ancestral` does.
     """
+    return ancestral(
+        schedule, ddim_fn(schedule, predict_fn, eta), x_T, rngs, start=start, stop=stop,
+        trajectory=trajectory, on_step=on_step,
+    )
+
+
+def ddim_fn(
+    schedule: Schedule, predict_fn: Callable[[Array, Array], Prediction], eta: float = 0.0
+) -> Callable[[Array, Array], Prediction]:
+    """`predict_fn` with the mean and variance of DDIM's step, as `ddim` describes it.
+
+    Raises:
+        ValueError: eta leaves 0..1.
+    """
     if not 0 <= eta <= 1:
         raise ValueError(
             f"eta={eta} must lie in 0..1; write eta=0 for no noise or eta=1 for that of "
@@ -88,10 +102,7 @@ def ddim(
             log_variance=jnp.log(eta**2 * at(schedule.posterior_variance, t, x_t)),
         )
 
-    return ancestral(
-        schedule, predict, x_T, rngs, start=start, stop=stop, trajectory=trajectory,
-        on_step=on_step,
-    )
+    return predict
 
 
 @flax.struct.dataclass

@@ -12,7 +12,7 @@ LEVELS = [
      "references", "schedule", "sources", "state", "unet"},
     {"audit", "diffusion", "draws", "grids", "pairs", "pictures", "rounds", "tfds_source"},
     {"conditioning", "data", "losses", "samplers"},
-    {"likelihood", "progressive", "quality", "solvers"},
+    {"inpainting", "inversion", "likelihood", "progressive", "quality", "solvers"},
     {"bits", "plots", "sampling"},
     {"config"},
     {"workdir"},
@@ -21,7 +21,7 @@ LEVELS = [
     {"__init__", "cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
-PURE = ("schedule", "diffusion", "losses", "samplers", "unet")
+PURE = ("schedule", "diffusion", "losses", "samplers", "inversion", "inpainting", "unet")
 
 
 def imported(path, *, everywhere=True):
