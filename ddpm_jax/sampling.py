@@ -17,7 +17,7 @@ from ddpm_jax.state import Trained
 from ddpm_jax.unet import UNet
 
 SAMPLERS = ("ancestral", "ddim", *solvers.NAMED)
-_X_T, _Z = range(2)  # Addresses below an image's key: the prior draw, the noise of the steps.
+X_T, Z = range(2)  # Addresses below an image's key: the prior draw, the noise of the steps.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Settings:
 
     def num_calls(self, schedule: schedule_lib.Schedule) -> int:
         """Network calls an image, on this schedule."""
-        return _plan(self, schedule)[2]
+        return chain_of(self, schedule)[2]
 
 
 def sample(
@@ -222,7 +222,7 @@ def _rounds(trained, rngs, settings, told, trajectory, batch_size, progress, don
             f"guidance={settings.guidance} follows labels, and this model is not "
             "class-conditional; write guidance=1, or train with --config.data.labels=True."
         )
-    plan, full, num_calls = _plan(settings, trained.schedule)
+    plan, full, num_calls = chain_of(settings, trained.schedule)
     chain = _pmap_chain(
         trained.model, trained.diffusion, trained.image_shape, settings, trajectory, progress
     )
@@ -238,7 +238,7 @@ def _rounds(trained, rngs, settings, told, trajectory, batch_size, progress, don
     )
 
 
-def _plan(settings, schedule):
+def chain_of(settings: Settings, schedule: schedule_lib.Schedule) -> tuple[Any, Any, int]:
     """(the chain's schedule or the solver's plan, the full schedule if respaced, calls)."""
     if not settings.by_grid:
         plan = solvers.named(settings.sampler, schedule, settings.num_steps)
@@ -297,7 +297,7 @@ def _pmap_chain(model, diffusion, image_shape, settings, trajectory, progress):
     """(params, schedule or plan, full or None, keys [d, b], told) -> what `_rounds` gives."""
 
     def chain(params, plan, full, rngs, told):
-        rngs_x_T, rngs_z = (randomness.fold_each(rngs, use) for use in (_X_T, _Z))
+        rngs_x_T, rngs_z = (randomness.fold_each(rngs, use) for use in (X_T, Z))
         x_T = samplers.standard_normal(rngs_x_T, image_shape)
         kinds = dict(mean=diffusion.mean, variance=diffusion.variance, clip=settings.clip)
 

@@ -1,0 +1,301 @@
+"""Editing is made of the chains it says, picture by picture, whatever else is asked for."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+import ddpm_jax
+import oracle
+from ddpm_jax import diffusion, editing, grids, samplers, schedule, solvers
+from ddpm_jax.sampling import Settings
+from nonzero import TinyNet, nonzero_params
+
+# Batches of another size are summed in another order: float32 roundings of 12 steps.
+SAME = dict(rtol=0, atol=2e-5)
+FAST = {"xla_backend_optimization_level": 0}  # Compiles in half the time.
+T, KEY, SHAPE = 12, 5, (8, 8, 3)
+DDIM = Settings("ddim")
+X_T, Z, EPS = range(3)  # Addresses of the draws below an image's key.
+LEFT = np.broadcast_to(np.arange(8) < 4, (8, 8))
+
+
+@pytest.fixture(scope="module")
+def trained():
+    model = TinyNet()
+    return ddpm_jax.Trained(
+        nonzero_params(model, SHAPE), model, schedule.linear(T, 1e-3, 0.6),
+        diffusion.Parameterization(), SHAPE,
+    )
+
+
+def pictures(n, seed=0):
+    return np.float32(np.random.default_rng(seed).uniform(-1, 1, (n, *SHAPE)))
+
+
+def keys(use, n):
+    rngs = [jax.random.fold_in(jax.random.key(KEY), i) for i in range(n)]
+    return jnp.stack([jax.random.fold_in(rng, use) for rng in rngs])
+
+
+def normal(use, n):
+    return np.stack([jax.random.normal(rng, SHAPE) for rng in keys(use, n)])
+
+
+def direct(trained, x, start, steps=range(T), sampler=samplers.ancestral, clip=True):
+    """The chain itself, from x noised `start` times."""
+    full = trained.schedule
+    respaced = schedule.respace(full, np.array(steps))
+    predict = diffusion.predict_fn(
+        respaced, ddpm_jax.denoise_fn(trained), full=full, clip=clip)
+    chain = jax.jit(lambda x, rngs: sampler(
+        respaced, predict, x, rngs, start=start), compiler_options=FAST)
+    return chain(jnp.float32(x), keys(Z, len(x)))
+
+
+def noised(x, t):
+    scale, variance = oracle.compose(np.linspace(1e-3, 0.6, T), t)
+    return scale * x + np.sqrt(variance) * normal(EPS, len(x))
+
+
+def test_pictures_go_under_in_one_noise_each(trained):
+    images, t = pictures(2), (0, 1, 7, T)
+    found = editing.diffuse(trained, KEY, images, t)
+    assert found.shape == (2, 4, *SHAPE) and found.dtype == np.float32
+    assert_array_equal(found[:, 0], images)
+    for column, noisings in enumerate(t):
+        assert_allclose(found[:, column], noised(images, noisings), rtol=0, atol=1e-6)
+
+
+# Interpolation.
+
+
+def test_mixtures_are_decoded_from_where_they_were_mixed(trained):
+    a, b = pictures(2), pictures(2, seed=1)
+    t, lam = (0, 1, 7, T), (0.0, 0.25, 1.0)
+    found = editing.interpolate(trained, KEY, a, b, t=t, lam=lam)
+    assert found.shape == (2, 4, 3, *SHAPE) and found.dtype == np.float32
+    for row, start in enumerate(t):
+        for column, weight in enumerate(lam):
+            mixed = (1 - weight) * noised(a, start) + weight * noised(b, start)
+            expected = direct(trained, mixed, start) if start else mixed
+            assert_allclose(found[:, row, column], expected, **SAME)
+
+
+def test_the_defaults_are_those_of_fig_8(trained):
+    a, b = pictures(1), pictures(1, seed=1)
+    found = editing.interpolate(trained, KEY, a, b)
+    assert found.shape == (1, 1, 11, *SHAPE)
+    again = editing.interpolate(trained, KEY, a, b, t=(6,), lam=np.linspace(0, 1, 11))
+    assert_allclose(found, again, **SAME)
+
+
+def test_the_ends_are_each_pictures_img2img(trained):
+    a, b = pictures(2), pictures(2, seed=1)
+    ends = editing.interpolate(trained, KEY, a, b, t=(6,), lam=(0.0, 1.0))
+    for column, images in enumerate((a, b)):
+        alone = editing.img2img(trained, KEY, images, strength=0.5)
+        assert_allclose(ends[:, 0, column], alone, **SAME)
+    assert np.abs(alone - images).max() > 0.1
+
+
+def test_fewer_steps_start_at_the_visited_ones(trained):
+    images, steps = pictures(2), grids.uniform(T, 4)  # 0, 4, 7, 11
+    for t, start in ((1, 1), (4, 1), (5, 2), (T, 4)):
+        found = editing.interpolate(
+            trained, KEY, images, images, t=(t,), lam=(0.5,), settings=Settings(num_steps=4))
+        expected = direct(trained, noised(images, steps[start - 1] + 1), start, steps)
+        assert_allclose(found[:, 0, 0], expected, **SAME)
+
+
+def test_strength_is_a_share_of_the_steps(trained):
+    assert [editing.noising_steps(trained, s) for s in (0.0, 0.1, 0.5, 1.0)] == [0, 1, 6, T]
+    images = pictures(1)
+    all_of_it = editing.img2img(trained, KEY, images, strength=1.0, settings=DDIM)
+    expected = direct(trained, noised(images, T), T, sampler=solvers.ddim)
+    assert_allclose(all_of_it, expected, **SAME)
+
+
+def test_every_sampler_of_steps_edits(trained):
+    images = pictures(2)
+    found = editing.img2img(trained, KEY, images, settings=Settings("ddim", eta=0.7))
+    expected = direct(
+        trained, noised(images, 6), 6, sampler=lambda *a, **k: solvers.ddim(*a, eta=0.7, **k))
+    assert_allclose(found, expected, **SAME)
+    free = editing.img2img(trained, KEY, images, settings=Settings(clip=False))
+    assert_allclose(free, direct(trained, noised(images, 6), 6, clip=False), **SAME)
+
+
+@pytest.mark.parametrize("mean, variance", [("x_prev", "fixed_small"), ("v", "fixed_large")])
+def test_a_respaced_chain_knows_the_full_one(mean, variance):
+    model = TinyNet()
+    trained = ddpm_jax.Trained(
+        nonzero_params(model, SHAPE), model, schedule.linear(T, 1e-3, 0.6),
+        diffusion.Parameterization(mean, variance), SHAPE,
+    )
+    steps = grids.uniform(T, 4)
+    respaced = schedule.respace(trained.schedule, steps)
+    predict = diffusion.predict_fn(
+        respaced, ddpm_jax.denoise_fn(trained), full=trained.schedule, mean=mean,
+        variance=variance)
+    expected = jax.jit(lambda x, rngs: samplers.ancestral(
+        respaced, predict, x, rngs), compiler_options=FAST)(
+            jnp.float32(noised(pictures(1), T)), keys(Z, 1))
+    found = editing.img2img(
+        trained, KEY, pictures(1), strength=1.0, settings=Settings(num_steps=4))
+    assert_allclose(found, expected, **SAME)
+
+
+# There and back, and arcs.
+
+
+def test_x_T_is_that_of_sample(trained):
+    x_T = editing.prior(trained, KEY, 3)
+    assert_allclose(x_T, normal(X_T, 3), rtol=0, atol=1e-6)
+    expected = ddpm_jax.sample(trained, KEY, 3, sampler="ddim", num_steps=4)
+    settings = Settings("ddim", num_steps=4)
+    assert_allclose(editing.decode(trained, x_T, settings=settings), expected, **SAME)
+
+
+def test_reconstruction_goes_there_and_back_unclipped(trained):
+    images = pictures(2)
+    x_T = editing.encode(trained, images, settings=DDIM)  # clip=True, without effect
+    free = Settings("ddim", clip=False)
+    assert_allclose(editing.encode(trained, images, settings=free), x_T, **SAME)
+    found = editing.reconstruct(trained, images)
+    assert_allclose(found, editing.decode(trained, x_T, settings=free), **SAME)
+    assert np.abs(found - editing.decode(trained, x_T)).max() > 0.01  # clipped
+
+
+def test_slerp_decodes_the_arc(trained):
+    x_T, y_T = editing.prior(trained, 1, 2), editing.prior(trained, 2, 2)
+    found = editing.slerp(trained, x_T, y_T, lam=(0.0, 0.3, 1.0))
+    assert found.shape == (2, 3, *SHAPE)
+    cosine = (x_T * y_T).sum((1, 2, 3)) / np.sqrt(
+        (x_T**2).sum((1, 2, 3)) * (y_T**2).sum((1, 2, 3)))
+    theta = np.arccos(np.float64(cosine))[:, None, None, None]
+    between = (np.sin(0.7 * theta) * x_T + np.sin(0.3 * theta) * y_T) / np.sin(theta)
+    for column, x in enumerate((x_T, np.float32(between), y_T)):
+        assert_allclose(found[:, column], editing.decode(trained, x), **SAME)
+    assert editing.slerp(trained, x_T[:1], y_T[:1]).shape == (1, 11, *SHAPE)
+
+
+# A part is known.
+
+
+def test_known_pixels_stay_and_others_are_new(trained):
+    images = pictures(2)
+    found = editing.inpaint(trained, KEY, images, LEFT, resamplings=2, jump_length=3)
+    assert_array_equal(found[:, LEFT], images[:, LEFT])
+    assert np.abs(found - images)[:, ~LEFT].max() > 0.1
+    other = np.where(LEFT[..., None], images, 0)
+    again = editing.inpaint(trained, KEY, other, LEFT, resamplings=2, jump_length=3)
+    assert_allclose(again, found, **SAME)  # Pixels outside the mask are not read.
+    each = editing.inpaint(trained, KEY, images, np.stack([LEFT, ~LEFT]))
+    assert_array_equal(each[1][~LEFT], images[1][~LEFT])
+
+
+def test_with_nothing_known_inpainting_is_sampling(trained):
+    """From the same prior draw; by DDIM, whose way has no other noise."""
+    nothing = np.zeros((8, 8), bool)
+    found = editing.inpaint(trained, KEY, pictures(2), nothing, settings=DDIM)
+    assert_allclose(found, ddpm_jax.sample(trained, KEY, 2, sampler="ddim"), **SAME)
+
+
+def test_resampling_goes_the_rows_of_repaint(trained):
+    plain, again, longer = (
+        editing.inpaint(trained, KEY, pictures(1), LEFT, resamplings=n, jump_length=length)
+        for n, length in ((1, 3), (2, 3), (2, 4))
+    )
+    assert np.abs(plain - again).max() > 0.05 and np.abs(longer - again).max() > 0.05
+
+
+def test_colours_are_new_and_grey_stays(trained):
+    images = pictures(2)
+    found = editing.colourise(trained, KEY, images, resamplings=2)
+    assert_allclose(found.mean(-1), images.mean(-1), rtol=0, atol=1e-6)
+    assert np.abs(found - images).max() > 0.1
+    grey = np.repeat(images.mean(-1, keepdims=True), 3, axis=-1)
+    again = editing.colourise(trained, KEY, grey, resamplings=2)
+    assert_allclose(again, found, **SAME)  # Colours are not read.
+
+
+# One picture, whatever the others.
+
+
+@pytest.mark.parametrize("edit", [
+    lambda t, x, **k: editing.img2img(t, KEY, x, **k),
+    lambda t, x, **k: editing.interpolate(t, KEY, x, x[:, ::-1], lam=(0.4,), **k)[:, 0, 0],
+    lambda t, x, **k: editing.inpaint(t, KEY, x, LEFT, **k),
+    lambda t, x, **k: editing.colourise(t, KEY, x, **k),
+    lambda t, x, **k: editing.reconstruct(t, x, **k),
+], ids=["img2img", "interpolate", "inpaint", "colourise", "reconstruct"])
+def test_an_image_depends_on_its_picture_and_place_alone(trained, edit):
+    images = pictures(11)
+    all_of_them = edit(trained, images)
+    few = edit(trained, images[:3], batch_size=8)
+    assert_allclose(few, all_of_them[:3], **SAME)
+    assert_allclose(edit(trained, images, batch_size=8), all_of_them, **SAME)
+    twice = edit(trained, np.repeat(images[:1], 2, axis=0))
+    assert_allclose(twice[0], all_of_them[0], **SAME)
+
+
+def test_the_same_picture_twice_becomes_two(trained):
+    twice = np.repeat(pictures(1), 2, axis=0)
+    for found in (editing.img2img(trained, KEY, twice),
+                  editing.inpaint(trained, KEY, twice, LEFT),
+                  editing.colourise(trained, KEY, twice)):
+        assert np.abs(found[0] - found[1]).max() > 0.05
+
+
+def test_progress_moves_a_bar_to_its_end(trained, capsys):
+    images = pictures(9)
+    editing.inpaint(trained, KEY, images, LEFT, resamplings=2, jump_length=3, batch_size=8,
+                    progress=True)
+    assert "42/42" in capsys.readouterr().err  # two rounds of 12 + 3 * 3 rows
+    editing.encode(trained, images[:2], progress=True)
+    editing.img2img(trained, KEY, images[:2], strength=0.25, progress=True)
+    said = capsys.readouterr().err
+    assert "12/12" in said and "3/3" in said
+
+
+def test_a_second_call_compiles_nothing(trained):
+    compiled = []
+    editing.img2img(trained, KEY, pictures(2))
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, duration, **_: compiled.append(event) if "backend_compile" in event else None
+    )
+    editing.img2img(trained, KEY + 1, pictures(2, seed=1))
+    assert compiled == []
+    editing.img2img(trained, KEY, pictures(2), strength=0.75)
+    assert compiled != []  # the listener listens
+
+
+@pytest.mark.parametrize("edit, says", [
+    (lambda t, x: editing.img2img(t, 0, x, strength=0.0), "strength=0.0 must be at least 1 of 12"),
+    (lambda t, x: editing.img2img(t, 0, x, strength=1.2), "strength=1.2 must lie in 0..1"),
+    (lambda t, x: editing.img2img(t, 0, x[0]), r"images are float32 \[8, 8, 3\].*images\[None\]"),
+    (lambda t, x: editing.img2img(t, 0, np.uint8(x)), r"uint8 \[1, 8, 8, 3\].*images.to_float"),
+    (lambda t, x: editing.img2img(t, 0, x[:, :4]), r"\[1, 4, 8, 3\], and the model's are float"),
+    (lambda t, x: editing.img2img(t, 0, x[:0]), r"\[0, 8, 8, 3\]"),
+    (lambda t, x: editing.img2img(t, 0, x, settings=Settings("heun", 5)),
+     "sampler='heun' cannot edit"),
+    (lambda t, x: editing.interpolate(t, 0, x, x, t=(13,)), "t=13 must lie in 0..12"),
+    (lambda t, x: editing.interpolate(t, 0, x, x, t=(-1,)), "t=-1 must lie in 0..12"),
+    (lambda t, x: editing.interpolate(t, 0, x, np.repeat(x, 2, 0)), "a has 1 images and b 2"),
+    (lambda t, x: editing.interpolate(t, 0, x, x[0]), r"b are float32 \[8, 8, 3\]"),
+    (lambda t, x: editing.diffuse(t, 0, x, (13,)), "t=13 must lie in 0..12"),
+    (lambda t, x: editing.encode(t, x, settings=Settings()), "'ancestral' with eta=0.0 draws"),
+    (lambda t, x: editing.decode(t, x, settings=Settings("ddim", eta=0.5)), "eta=0.5 draws noise"),
+    (lambda t, x: editing.inpaint(t, 0, x, LEFT[:4]), r"mask is bool \[4, 8\], but must be bool"),
+    (lambda t, x: editing.inpaint(t, 0, x, np.float32(LEFT)), r"mask is float32 \[8, 8\]"),
+    (lambda t, x: editing.inpaint(t, 0, x, LEFT, resamplings=0), "resamplings=0 must be at"),
+    (lambda t, x: editing.colourise(t.replace(image_shape=(8, 8, 1)), 0, x[..., :1]),
+     "colourise needs a model of 3 channels, and this one has 1"),
+    (lambda t, x: editing.img2img(t.replace(params={}), 0, x), "params do not fit the model"),
+])
+def test_mistakes_are_told_in_one_line(trained, edit, says):
+    with pytest.raises(ValueError, match=says) as error:
+        edit(trained, pictures(1))
+    assert "\n" not in str(error.value)
