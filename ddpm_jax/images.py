@@ -3,6 +3,9 @@
 One rule everywhere: uint8 v is v / 127.5 - 1; back it is round((x + 1) * 127.5), clipped.
 """
 
+import functools
+import importlib.util
+import io
 import math
 from collections.abc import Sequence
 
@@ -118,6 +121,11 @@ def beside(left: np.ndarray, right: np.ndarray, gap: int = 16) -> np.ndarray:
     return canvas
 
 
+def below(top: np.ndarray, bottom: np.ndarray, gap: int = 16) -> np.ndarray:
+    """As `beside`, one above the other, aligned at the left."""
+    return beside(top.swapaxes(0, 1), bottom.swapaxes(0, 1), gap).swapaxes(0, 1)
+
+
 def save_png(path, image: np.ndarray) -> None:
     """Writes uint8 [h, w, c] as a PNG, making its folder; a reader never sees half a file.
 
@@ -150,6 +158,60 @@ def save_gif(path, frames: Sequence[np.ndarray], milliseconds: int = 100) -> Non
     files.write(path, lambda file: first.save(
         file, "GIF", save_all=True, append_images=others, duration=durations, loop=0
     ))
+
+
+def save_mp4(path, frames: Sequence[np.ndarray], milliseconds: int = 100) -> None:
+    """Writes pictures as an H.264 video; the last stays for a second.
+
+    Args:
+        path, frames, milliseconds: as of `save_gif`; an odd side is made even by a row or
+            column of grey.
+
+    Raises:
+        ModuleNotFoundError: PyAV is not there (`pip install -e ".[video]"`); see `HAS_VIDEO`.
+    """
+    import av
+
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        h, w, _ = frames[0].shape
+        stream = container.add_stream("libx264", rate=round(1000 / milliseconds))
+        stream.height, stream.width, stream.pix_fmt = h + h % 2, w + w % 2, "yuv420p"
+        stream.options = {"crf": "16"}
+        for frame in [*frames, *[frames[-1]] * (1000 // milliseconds - 1)]:
+            even = np.pad(frame, ((0, h % 2), (0, w % 2), (0, 0)), constant_values=GREY)
+            rgb = np.asarray(_pillow(even).convert("RGB"))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
+        container.mux(stream.encode(None))
+    files.write(path, file.getvalue())
+
+
+HAS_VIDEO = importlib.util.find_spec("av") is not None
+
+
+def save_process(stem, x_t: np.ndarray, x_0: np.ndarray) -> list[str]:
+    """Pictures of images on their way from noise: STEM.png, STEM.gif and, with PyAV, STEM.mp4.
+
+    In the PNG an image has two rows, x_t and below it the x_0 predicted of it; time goes from
+    left to right. In GIF and MP4 all x_t stand left and all x_0 right.
+
+    Args:
+        stem: path without its ending.
+        x_t, x_0: uint8 [frames, n, h, w, c].
+
+    Returns:
+        The paths written.
+    """
+    save_png(f"{stem}.png", functools.reduce(below, (
+        grid(np.concatenate(pair), columns=len(x_t)) for pair in zip(
+            x_t.swapaxes(0, 1), x_0.swapaxes(0, 1))
+    )))
+    columns = math.ceil(math.sqrt(x_t.shape[1]))
+    pairs = [beside(grid(a, columns=columns), grid(b, columns=columns)) for a, b in zip(x_t, x_0)]
+    save_gif(f"{stem}.gif", pairs)
+    if HAS_VIDEO:
+        save_mp4(f"{stem}.mp4", pairs)
+    return [f"{stem}.{ending}" for ending in ("png", "gif", "mp4")[: 2 + HAS_VIDEO]]
 
 
 def _pillow(image: np.ndarray) -> Image.Image:

@@ -218,15 +218,7 @@ def draw_progressive(job: Job, folder: epath.Path) -> dict[str, Any]:
     x_t, x_0 = progressive.generate(
         job.trained, job.rng(_PICTURES), _DRAWN, num_frames=20, clip=clip
     )
-    x_t, x_0 = images.to_uint8(x_t), images.to_uint8(x_0)
-    strips = np.concatenate([x_0[::2], x_0[-1:]]).swapaxes(0, 1)  # [n, frames, h, w, c]
-    images.save_png(folder / "generation.png", images.grid(
-        strips.reshape(-1, *strips.shape[2:]), columns=strips.shape[1]
-    ))
-    images.save_gif(folder / "generation.gif", [
-        images.beside(images.grid(a, columns=5), images.grid(b, columns=5))
-        for a, b in zip(x_t, x_0)
-    ])
+    images.save_process(folder / "generation", images.to_uint8(x_t), images.to_uint8(x_0))
     shared = sorted({max(1, num_timesteps * k // 4) for k in (1, 2, 3, 4)}, reverse=True)
     x_t, completions = progressive.complete(
         job.trained, job.rng(_PICTURES), 8, shared=shared, clip=clip

@@ -153,3 +153,68 @@ def test_gif_shows_every_frame_and_rests_on_the_last(tmp_path):
 def test_png_refuses(tmp_path, shape):
     with pytest.raises(ValueError, match="1, 3 or 4"):
         images.save_png(tmp_path / "a.png", np.zeros(shape, np.uint8))
+
+
+def test_below_is_beside_turned():
+    top, bottom = pictures(2, 5, 4, 3)[0], pictures(2, 3, 6, 3)[1]
+    got = images.below(top, bottom, gap=2)
+    assert got.shape == (10, 6, 3)
+    np.testing.assert_array_equal(got[:5, :4], top)
+    np.testing.assert_array_equal(got[7:], bottom)
+    assert (got[5:7] == images.GREY).all() and (got[:5, 4:] == images.GREY).all()
+
+
+def decoded(path):
+    import av
+
+    with av.open(str(path)) as container:
+        stream, = container.streams.video
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+        return stream.codec_context.name, float(stream.average_rate), frames
+
+
+def test_mp4_shows_every_frame_and_rests_on_the_last(tmp_path):
+    """With odd sides, which H.264 has not: they become even."""
+    frames = [np.full((65, 131, 1), value, np.uint8) for value in (20, 120, 230)]
+    images.save_mp4(tmp_path / "new" / "a.mp4", frames)
+    codec, rate, found = decoded(tmp_path / "new" / "a.mp4")
+    assert codec == "h264" and rate == 10 and len(found) == 3 + 9  # one second more
+    assert {frame.shape for frame in found} == {(66, 132, 3)}
+    for frame, value in zip(found, (20, 120, 230, *[230] * 9)):
+        assert np.abs(frame[:60, :120].astype(int) - value).max() <= 3  # lossy
+
+
+def test_mp4_keeps_colours_and_places(tmp_path):
+    frame = np.zeros((64, 96, 3), np.uint8)
+    frame[:32, :48], frame[32:, 48:] = (255, 0, 0), (0, 0, 255)
+    images.save_mp4(tmp_path / "a.mp4", [frame] * 2, milliseconds=500)
+    _, rate, found = decoded(tmp_path / "a.mp4")
+    assert rate == 2 and len(found) == 3
+    for y, x in ((16, 24), (48, 72), (16, 72)):
+        assert np.abs(found[1][y, x].astype(int) - frame[y, x]).max() <= 25  # YUV of 8 bits
+
+
+@pytest.mark.parametrize("video", [True, False])
+def test_a_process_is_left_in_pictures(tmp_path, monkeypatch, video):
+    monkeypatch.setattr(images, "HAS_VIDEO", video)
+    x_t, x_0 = (pictures(4 * 3, 64, 64, 3).reshape(4, 3, 64, 64, 3) // k for k in (1, 2))
+    written = images.save_process(tmp_path / "way", x_t, x_0)
+    assert written == [str(tmp_path / f"way.{e}") for e in ("png", "gif", "mp4")[: 2 + video]]
+    assert sorted(written) == sorted(map(str, tmp_path.iterdir()))
+    with Image.open(written[0]) as opened:
+        png = np.asarray(opened)
+    assert png.shape == (3 * 134 + 2 * 16, 4 * 66 + 2, 3)
+    for image in range(3):
+        for frame in range(4):
+            top, left = image * (134 + 16) + 2, frame * 66 + 2
+            np.testing.assert_array_equal(
+                png[top:top + 64, left:left + 64], x_t[frame, image])
+            np.testing.assert_array_equal(
+                png[top + 66:top + 130, left:left + 64], x_0[frame, image])
+    with Image.open(written[1]) as gif:
+        assert gif.n_frames == 4 and gif.size == (2 * 134 + 16, 134)
+        gif.seek(2)
+        shown = np.asarray(gif.convert("RGB")).astype(int)
+    # A GIF has 256 colours: near enough to tell an image from its half.
+    for left, image in ((2, x_t[2, 0]), (134 + 16 + 2, x_0[2, 0])):
+        assert np.abs(shown[2:66, left:left + 64] - image).mean() < 30
