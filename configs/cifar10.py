@@ -101,6 +101,15 @@ def get_config() -> ml_collections.ConfigDict:
         guidance=1.0,         # classifier-free guidance scale; 1: none
         guidance_interval=(),                # steps t to guide at, such as (100, 700); (): all
         weights="ema",        # "raw", or one of extra_ema_decays such as "0.999"
+        task="",              # instead of new images: interpolate slerp reconstruct inpaint
+                              # img2img colourise diffuse strip (README, Editing)
+        inputs=(),            # of the task: picture files, such as ("a.png", "b.png")
+        mask="",              # of inpaint: a picture of the images' size, white where known
+        strength=(0.5,),      # of img2img, and rows of interpolate: shares of all noising steps
+        variants=4,           # results an input of img2img, inpaint, colourise; rows of slerp
+                              # without inputs; images of strip
+        resamplings=1,        # of inpaint, colourise: RePaint has 10 on num_steps=250
+        jump_length=10,       # steps that each resampling goes back
     ))
     config.evaluate = ml_collections.ConfigDict(dict(
         metrics=("bpd",),     # bpd ode_bpd progressive fid sfid kid is precision_recall

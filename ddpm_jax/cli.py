@@ -25,7 +25,8 @@ Train a diffusion model, sample from one, or measure it.
   --workdir=FOLDER        checkpoints, samples and logs; a second start continues.
   --mode=train|sample|evaluate
                           train is the default; sample writes config.sample.num_images images to
-                          FOLDER/samples as a PNG grid and as .npz (arr_0, uint8 [n, h, w, c]);
+                          FOLDER/samples as a PNG grid and as .npz (arr_0, uint8 [n, h, w, c]),
+                          or does config.sample.task with the files of config.sample.inputs;
                           evaluate measures config.evaluate.metrics, such as "('bpd', 'fid')".
 
 Every setting, its value and its meaning: configs/cifar10.py."""
@@ -165,11 +166,14 @@ def _sample(config, workdir):
     from etils import epath
 
     from ddpm_jax import config as config_lib
-    from ddpm_jax import conditioning, data, images, pretrained, sampling
+    from ddpm_jax import conditioning, data, images, pretrained, sampling, tasks
     from ddpm_jax import workdir as workdir_lib
 
     config = workdir_lib.config_for(config, workdir)
     config_lib.check_numbers(config)
+    if config.sample.task or config.sample.inputs:
+        tasks.run(config, workdir)
+        return
     settings, how = config.sample, config_lib.sampling_settings(config)
     step, trained = pretrained.load_step(workdir, weights=settings.weights)
     source = None

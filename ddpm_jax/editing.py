@@ -332,8 +332,8 @@ def _hold(trained, rng, arrays, settings, jump_length, resamplings, how):
 def _check_deterministic(settings: Settings) -> None:
     if settings.sampler != "ddim" or settings.eta:
         raise ValueError(
-            f"sampler={settings.sampler!r} with eta={settings.eta} draws noise, and x_T alone "
-            "must decide; write sampler='ddim' and eta=0."
+            f"sampler={settings.sampler!r} with eta={settings.eta} is no way between x_0 "
+            "and x_T that goes both ways; write sampler='ddim' and eta=0."
         )
 
 

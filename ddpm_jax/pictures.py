@@ -77,6 +77,26 @@ def _class(file):
     return file.partition("/")[0]
 
 
+def read(path: str, shape: tuple[int, int, int], *, setting: str) -> np.ndarray:
+    """One picture file as uint8 of `shape` (h, w, c), by the rules of `data.load`.
+
+    Args:
+        path: any format that Pillow reads.
+        shape: h and w of 0 keep its own size.
+        setting: what a message calls it, such as "config.sample.inputs".
+
+    Raises:
+        ValueError: there is no such file, or it cannot be read.
+    """
+    try:
+        return _decode(path, shape)
+    except FileNotFoundError:
+        problem = "which does not exist"
+    except _UNREADABLE as error:
+        problem = f"which cannot be read ({' '.join(str(error).split())})"
+    raise ValueError(f"{setting} has {str(path)!r}, {problem}; name a .png, .jpg or other picture.")
+
+
 def picture_files(folder: str) -> list[str]:
     """Relative paths, sorted, of the files below a folder that Pillow has a reader for.
 

@@ -36,6 +36,9 @@ MISTAKES = {
     "model.timestep_scale": (0.0, "at least", "1.0"),
     "train.t_sampling": ("stratified", "not known", "antithetic"),
     "sample.num_steps": (1001, "[0, 1000]", "0"),
+    "sample.variants": (0, "at least 1", "4"),
+    "sample.resamplings": (0, "at least 1", "1"),
+    "sample.jump_length": (0, "at least 1", "10"),
 }
 
 

@@ -17,7 +17,7 @@ LEVELS = [
     {"chains", "config"},
     {"editing", "workdir"},
     {"pretrained", "measures", "monitoring", "train_step"},
-    {"evaluation", "training"},
+    {"evaluation", "tasks", "training"},
     {"__init__", "cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

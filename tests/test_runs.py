@@ -161,6 +161,19 @@ def test_a_finished_run_does_nothing_and_can_be_sampled(undisturbed):
     assert "64 images in" in run(bare)  # the workdir knows its own config
 
 
+def test_pictures_are_edited_with_a_run(undisturbed, tmp_path):
+    workdir, _ = undisturbed
+    Image.new("RGB", (20, 10), "red").save(tmp_path / "a.png")
+    edit = {"sample.task": "img2img", "sample.num_steps": 4, "sample.inputs": tmp_path / "a.png"}
+    said = run(command(workdir, "sample", **edit))
+    assert "redrawings at strength 0.5" in said
+    path = workdir / "samples" / "img2img_a_ema_step_00000120_ancestral_4_seed_0.npz"
+    images = np.load(path)["arr_0"]
+    assert images.shape == (1, 1, 4, 8, 8, 1) and path.with_suffix(".png").exists()
+    said = run(command(workdir, "sample", **edit | {"sample.task": "inpaint"}), fails=True)
+    assert "error: config.sample.mask=''" in said and "Traceback" not in said
+
+
 def test_another_model_in_the_same_workdir_is_refused(undisturbed):
     workdir, _ = undisturbed
     for mode in ("train", "sample"):

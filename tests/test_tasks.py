@@ -1,0 +1,272 @@
+"""From picture files to pictures: what stands where, and what is refused."""
+
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import ddpm_jax
+from configs import digits
+from ddpm_jax import diffusion, editing, images, pretrained, schedule, tasks
+from ddpm_jax.sampling import Settings
+from nonzero import TinyNet, nonzero_params
+
+T, TILE, GAP = 12, 64, 16  # 8x8 images are drawn as tiles of 64x64, 2 apart
+SETTINGS = Settings("ancestral", 6)
+
+
+def tiny(channels):
+    model, shape = TinyNet(), (8, 8, channels)
+    return ddpm_jax.Trained(
+        nonzero_params(model, shape), model, schedule.linear(T, 1e-3, 0.6),
+        diffusion.Parameterization(), shape,
+    )
+
+
+MODELS = {1: tiny(1), 3: tiny(3)}
+
+
+@pytest.fixture
+def task(monkeypatch, tmp_path, capsys):
+    """(channels, settings) -> what the task wrote, as arrays, with what it said."""
+    def run(channels=3, **settings):
+        monkeypatch.setattr(
+            pretrained, "load_step", lambda workdir, weights: (1500, MODELS[channels]))
+        config = digits.get_config()
+        config.sample.update({"num_steps": 6, "seed": 5, "variants": 3} | settings)
+        written = tasks.run(config, tmp_path / "run")
+        with np.load(written[-1]) as npz:
+            arrays = dict(npz)
+        return written, arrays, capsys.readouterr().out
+
+    return run
+
+
+def read(path):
+    with Image.open(path) as opened:
+        array = np.asarray(opened)
+    return array if array.ndim == 3 else array[..., None]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """Files of 8x8 colour pictures and the pictures themselves, uint8."""
+    folder = tmp_path_factory.mktemp("inputs")
+    found = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
+    for name, picture in zip("abc", found):
+        images.save_png(folder / f"{name}.png", picture)
+    mask = np.zeros((8, 8, 1), np.uint8)
+    mask[:, :4] = 255
+    images.save_png(folder / "mask.png", mask)
+    images.save_png(folder / "large.png", np.zeros((16, 12, 3), np.uint8))
+    return folder, found
+
+
+def files(inputs, names):
+    return tuple(str(inputs[0] / f"{name}.png") for name in names)
+
+
+def tiles(picture, rows, columns, left=0):
+    """The images of a block of a picture that starts at pixel `left`, at their own size."""
+    return np.stack([[
+        picture[2 + r * 66:][:TILE:8, left + 2 + c * 66:][:, :TILE:8] for c in range(columns)
+    ] for r in range(rows)])
+
+
+def assert_block(picture, expected, left=0):
+    """[rows, columns, 8, 8, c] stand at `left`; what follows is a gap, or the end."""
+    rows, columns = expected.shape[:2]
+    np.testing.assert_array_equal(tiles(picture, rows, columns, left), expected)
+    assert picture.shape[0] == rows * 66 + 2
+    return left + columns * 66 + 2 + GAP
+
+
+def floats(inputs, *places):
+    return images.to_float(inputs[1][list(places)])
+
+
+def near(found, expected):
+    """uint8 of float results: a rounding of float32 may move a half either way."""
+    assert found.dtype == np.uint8
+    assert np.abs(found.astype(int) - images.to_uint8(expected).astype(int)).max() <= 1
+
+
+def test_interpolate(task, inputs):
+    (png, npz), arrays, said = task(
+        task="interpolate", inputs=files(inputs, "ab"), strength=(0.0, 0.5))
+    assert png.endswith(
+        "/run/samples/interpolate_a_b_ema_step_00001500_ancestral_6_seed_5.png")
+    assert npz == png.removesuffix("png") + "npz" and png in said and npz in said
+    assert "after 0, 6 noising steps (a row each):" in said
+    near(arrays["arr_0"], editing.interpolate(
+        MODELS[3], 5, floats(inputs, 0), floats(inputs, 1), t=(0, 6), settings=SETTINGS)[0])
+    picture = read(png)
+    left = assert_block(picture, inputs[1][[0, 0], None])
+    left = assert_block(picture, arrays["arr_0"], left)
+    assert_block(picture, inputs[1][[1, 1], None], left)
+    np.testing.assert_array_equal(arrays["arr_0"][0, [0, -1]], inputs[1][:2])
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "ddim"])  # The default gives way.
+def test_slerp_of_prior_draws(task, sampler):
+    (png, _), arrays, _ = task(1, task="slerp", sampler=sampler)
+    assert "/slerp_ema_step_00001500_ddim_6_seed_5.png" in png
+    x_T = editing.prior(MODELS[1], 5, 6)
+    near(arrays["arr_0"], editing.slerp(
+        MODELS[1], x_T[::2], x_T[1::2], settings=Settings("ddim", 6)))
+    assert_block(read(png), arrays["arr_0"])
+
+
+def test_slerp_of_pictures(task, inputs):
+    (png, _), arrays, _ = task(task="slerp", inputs=files(inputs, "bc"))
+    how = Settings("ddim", 6)
+    x_T = editing.encode(MODELS[3], floats(inputs, 1, 2), settings=how)
+    near(arrays["arr_0"], editing.slerp(MODELS[3], x_T[:1], x_T[1:], settings=how))
+    picture = read(png)
+    left = assert_block(picture, inputs[1][None, 1:2])
+    assert_block(picture, inputs[1][None, 2:], assert_block(picture, arrays["arr_0"], left))
+
+
+def test_reconstruct(task, inputs):
+    (png, _), arrays, said = task(task="reconstruct", inputs=files(inputs, "abc"))
+    found = editing.reconstruct(
+        MODELS[3], floats(inputs, 0, 1, 2), settings=Settings("ddim", 6))
+    near(arrays["arr_0"], found)
+    error = (((found - floats(inputs, 0, 1, 2)) / 2) ** 2).mean((1, 2, 3))
+    np.testing.assert_allclose(arrays["mean_squared_error"], error, rtol=1e-3)
+    assert f"mean squared error {error.mean():.2g} in [0, 1]" in said
+    picture = read(png)
+    assert_block(picture, arrays["arr_0"][:, None], assert_block(picture, inputs[1][:, None]))
+
+
+def test_img2img(task, inputs):
+    (png, _), arrays, said = task(
+        task="img2img", inputs=files(inputs, "ac"), strength=(0.25, 0.75))
+    assert arrays["arr_0"].shape == (2, 2, 3, 8, 8, 3)
+    repeated = floats(inputs, 0, 0, 0, 2, 2, 2)
+    for row, strength in enumerate((0.25, 0.75)):
+        near(arrays["arr_0"][:, row].reshape(6, 8, 8, 3), editing.img2img(
+            MODELS[3], 5, repeated, strength=strength, settings=SETTINGS))
+    picture = read(png)
+    left = assert_block(picture, inputs[1][[0, 0, 2, 2], None])
+    assert_block(picture, arrays["arr_0"].reshape(4, 3, 8, 8, 3), left)
+    assert "at strength 0.25, 0.75 (a row each)" in said
+
+
+def test_inpaint(task, inputs):
+    (png, _), arrays, _ = task(
+        task="inpaint", inputs=files(inputs, "ab"), mask=files(inputs, ["mask"])[0],
+        resamplings=2, jump_length=3)
+    known = np.broadcast_to(np.arange(8) < 4, (8, 8))
+    near(arrays["arr_0"].reshape(6, 8, 8, 3), editing.inpaint(
+        MODELS[3], 5, floats(inputs, 0, 0, 0, 1, 1, 1), known, resamplings=2, jump_length=3,
+        settings=SETTINGS))
+    for variant in range(3):
+        np.testing.assert_array_equal(
+            arrays["arr_0"][:, variant][:, known], inputs[1][:2][:, known])
+    picture = read(png)
+    shown = inputs[1][:2].copy()
+    shown[:, ~known] = images.GREY
+    left = assert_block(picture, np.stack([inputs[1][:2], shown], axis=1))
+    assert_block(picture, arrays["arr_0"], left)
+
+
+def test_colourise(task, inputs):
+    (png, _), arrays, _ = task(task="colourise", inputs=files(inputs, "ab"), resamplings=2)
+    near(arrays["arr_0"].reshape(6, 8, 8, 3), editing.colourise(
+        MODELS[3], 5, floats(inputs, 0, 0, 0, 1, 1, 1), resamplings=2, settings=SETTINGS))
+    grey = np.repeat(inputs[1][:2].mean(-1, keepdims=True), 3, axis=-1)
+    picture = read(png)
+    shown = tiles(picture, 2, 2)
+    np.testing.assert_array_equal(shown[:, 0], inputs[1][:2])
+    assert np.abs(shown[:, 1] - grey).max() <= 1
+    assert_block(picture, arrays["arr_0"], 2 * 66 + 2 + GAP)
+
+
+def test_diffuse(task, inputs):
+    (png, _), arrays, said = task(task="diffuse", inputs=files(inputs, "ab"))
+    t = (0, 1, 2, 4, 5, 6, 7, 8, 10, 11, 12)  # 11 from 0 to T
+    assert "after 0, 1, 2, 4, 5, 6, 7, 8, 10, 11, 12 noising steps" in said
+    near(arrays["arr_0"], editing.diffuse(MODELS[3], 5, floats(inputs, 0, 1), t))
+    assert_block(read(png), arrays["arr_0"])
+
+
+@pytest.mark.parametrize("video", [True, False])
+def test_strip(task, monkeypatch, video):
+    monkeypatch.setattr(images, "HAS_VIDEO", video)
+    written, arrays, said = task(task="strip", sampler="ddim", eta=0.5)
+    assert [path.rpartition(".")[2] for path in written] == [
+        "png", "gif", *["mp4"] * video, "npz"]
+    assert ('pip install -e ".[video]"' in said) != video
+    found, way = ddpm_jax.sample(
+        MODELS[3], 5, 3, sampler="ddim", num_steps=6, eta=0.5, trajectory=range(5, -1, -1))
+    near(arrays["arr_0"], found)
+    near(arrays["x_t"], way.x_t)
+    near(arrays["x_0"], way.x_0)
+    top = read(written[0])[: 2 * 66 + 2]
+    assert_block(top, np.stack([arrays["x_t"][:, 0], arrays["x_0"][:, 0]]))
+
+
+def test_a_long_chain_is_shown_at_twenty_moments(task, monkeypatch):
+    monkeypatch.setitem(MODELS, 3, MODELS[3].replace(schedule=schedule.linear(50, 1e-3, 0.3)))
+    _, arrays, _ = task(task="strip", num_steps=0, variants=1)
+    assert arrays["x_t"].shape == (20, 1, 8, 8, 3)
+
+
+def test_pictures_become_what_the_model_takes(task, inputs):
+    """Another size is cropped and resized; colour becomes grey."""
+    _, arrays, _ = task(1, task="diffuse", inputs=files(inputs, ["large"]))
+    np.testing.assert_array_equal(arrays["arr_0"][:, 0], 0)
+    _, arrays, _ = task(1, task="diffuse", inputs=files(inputs, "a"))
+    luma = inputs[1][0] @ np.array([0.299, 0.587, 0.114])
+    assert np.abs(arrays["arr_0"][0, 0, ..., 0] - luma).max() <= 1
+
+
+@pytest.mark.parametrize("names, settings, says", [
+    ("a", dict(task="redraw"), "config.sample.task='redraw' is not known.*interpolate, slerp"),
+    ("a", dict(task=""), "leave task and inputs out"),
+    ("a", dict(task="interpolate"), r"has 1 pictures, and task=interpolate takes 2; .*'b.png'\)"),
+    ("abc", dict(task="slerp"), "has 3 pictures, and task=slerp takes 0 or 2"),
+    ("a", dict(task="strip"), "has 1 pictures, and task=strip takes 0; .*=\"\\(\\)\""),
+    ("", dict(task="inpaint"), "has 0 pictures, and task=inpaint takes 1 or more; .*'a.png',"),
+    ("a", dict(task="inpaint"), "config.sample.mask='', and task=inpaint needs one"),
+    ("a", dict(task="img2img", mask="x.png"), "mask='x.png' is for task=inpaint, not img2img"),
+    (["gone"], dict(task="img2img"), "config.sample.inputs has '.*gone.png', which does not ex"),
+    ("a", dict(task="inpaint", mask="gone.png"), "config.sample.mask has 'gone.png', which does"),
+    ("a", dict(task="inpaint", mask=__file__), "cannot be read"),
+    ("a", dict(task="inpaint", mask="large"), "is 16x12, and the images 8x8; draw it in their"),
+    ("a", dict(task="img2img", strength=(1.5,)), "strength=1.5 must lie in 0..1"),
+    ("ab", dict(task="interpolate", strength=(-0.1,)), "strength=-0.1 must lie in 0..1"),
+    ("a", dict(task="img2img", sampler="heun", num_steps=5), "sampler='heun' cannot edit"),
+    ("a", dict(task="reconstruct", sampler="ddim", eta=1.0), "eta=1.0 is no way"),
+    ("a", dict(task="reconstruct", sampler="heun", num_steps=5), "'heun' with eta=0.0 is no"),
+])
+def test_mistakes_are_told_in_one_line(task, inputs, names, settings, says):
+    if settings.get("mask") == "large":
+        settings = settings | {"mask": files(inputs, ["large"])[0]}
+    with pytest.raises(ValueError, match=says) as error:
+        task(3, inputs=files(inputs, names), **settings)
+    assert "\n" not in str(error.value)
+
+
+def test_a_grey_model_has_no_colours(task, inputs):
+    with pytest.raises(ValueError, match="colourise needs a model of 3 channels.* has 1"):
+        task(1, task="colourise", inputs=files(inputs, "a"))
+
+
+def test_mistakes_are_found_before_the_checkpoint_is_read(tmp_path):
+    config = digits.get_config()
+    config.sample.task = "inpaint"
+    with pytest.raises(ValueError, match="takes 1 or more"):
+        tasks.run(config, tmp_path / "nothing")
+
+
+def test_a_bar_is_shown_on_a_terminal(task, inputs, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    bars = []
+    monkeypatch.setattr(
+        editing, "img2img", lambda *a, progress, batch_size, **k: bars.append(
+            (progress, batch_size)) or a[2])
+    task(task="img2img", inputs=files(inputs, "a"), batch_size=8)
+    assert bars == [(True, 8)]
