@@ -106,14 +106,21 @@ def run(
         batch_size, progress: as of `sampling.sample`.
 
     Raises:
-        ValueError: the settings are a solver's, or the model and its parameters do not fit.
+        ValueError: the settings are a solver's, the model is conditional, or its parameters do
+            not fit.
     """
     schedule, full = steps(settings, trained.schedule)
+    model = trained.model
+    if getattr(model, "num_classes", 0) or getattr(model, "condition_channels", 0):
+        raise ValueError(
+            "this model goes by labels or a condition, and editing takes an unconditional one; "
+            "train with --config.data.labels=False and no --config.data.condition."
+        )
     trained.diffusion.check(trained.schedule)
     sampling.check_params(trained)
     if num_calls is None:
         num_calls = rows.num_calls if rows else schedule.num_timesteps
-    mapped = _pmapped(chain, trained.model, trained.diffusion, settings, num_calls, progress)
+    mapped = _pmapped(chain, model, trained.diffusion, settings, num_calls, progress)
     params = parallel.replicate(trained.params)
     return np.concatenate(list(rounds.run(
         lambda inputs: mapped(params, schedule, full, rows, *inputs),
@@ -142,12 +149,17 @@ def steps(settings: Settings, schedule: Schedule) -> tuple[Schedule, Schedule | 
     """(the chain's schedule, the full one if that is a respacing of it).
 
     Raises:
-        ValueError: the settings are wrong, or those of a solver.
+        ValueError: the settings are wrong, a solver's or guided.
     """
     settings.check()
     if not settings.by_grid:
         raise ValueError(
             f"sampler={settings.sampler!r} cannot edit pictures, for its levels are not steps of "
             "the schedule; write sampler='ancestral' or 'ddim'."
+        )
+    if settings.guidance != 1:
+        raise ValueError(
+            f"guidance={settings.guidance} follows labels, and editing takes an unconditional "
+            "model; write guidance=1."
         )
     return sampling.chain_of(settings, schedule)[:2]

@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 
 from ddpm_jax import config as config_lib
-from ddpm_jax import editing, files, images, pictures, pretrained, sampling
+from ddpm_jax import conditioning, editing, files, images, pictures, pretrained, sampling
 from ddpm_jax.state import Trained
 
 _FRAMES = 20  # Moments in the pictures of the process, at most.
@@ -209,11 +209,13 @@ def _diffuse(job):
 def _strip(job):
     calls = job.how.num_calls(job.trained.schedule)
     at = np.linspace(calls - 1, 0, min(_FRAMES, calls)).round().astype(int).tolist()
+    n = job.settings.variants
     found, way = sampling.sample(
-        job.trained, job.settings.seed, job.settings.variants, **dataclasses.asdict(job.how),
-        trajectory=at, batch_size=job.settings.batch_size, progress=job.progress,
+        job.trained, job.settings.seed, n, **dataclasses.asdict(job.how),
+        **conditioning.in_turn(None, n, tuple(job.settings.labels)), trajectory=at,
+        batch_size=job.settings.batch_size, progress=job.progress,
     )
-    says = f"{job.settings.variants} images on their way: x_t above, the x_0 predicted of it below"
+    says = f"{n} images on their way: x_t above, the x_0 predicted of it below"
     if not images.HAS_VIDEO:
         says += ' (for an MP4 as well: pip install -e ".[video]")'
     return {

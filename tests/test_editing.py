@@ -10,6 +10,7 @@ import ddpm_jax
 import oracle
 from ddpm_jax import diffusion, editing, grids, samplers, schedule, solvers
 from ddpm_jax.sampling import Settings
+from ddpm_jax.unet import UNet
 from nonzero import TinyNet, nonzero_params
 
 # Batches of another size are summed in another order: float32 roundings of 12 steps.
@@ -281,6 +282,12 @@ def test_a_second_call_compiles_nothing(trained):
     (lambda t, x: editing.img2img(t, 0, x[:0]), r"\[0, 8, 8, 3\]"),
     (lambda t, x: editing.img2img(t, 0, x, settings=Settings("heun", 5)),
      "sampler='heun' cannot edit"),
+    (lambda t, x: editing.img2img(t, 0, x, settings=Settings(guidance=2.0)),
+     "guidance=2.0 follows labels"),
+    (lambda t, x: editing.img2img(t.replace(model=UNet(num_classes=10)), 0, x),
+     "editing takes an unconditional one"),
+    (lambda t, x: editing.encode(t.replace(model=UNet(condition_channels=1)), x),
+     "editing takes an unconditional one"),
     (lambda t, x: editing.interpolate(t, 0, x, x, t=(13,)), "t=13 must lie in 0..12"),
     (lambda t, x: editing.interpolate(t, 0, x, x, t=(-1,)), "t=-1 must lie in 0..12"),
     (lambda t, x: editing.interpolate(t, 0, x, np.repeat(x, 2, 0)), "a has 1 images and b 2"),
