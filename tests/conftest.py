@@ -19,6 +19,14 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # configs
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
+
+
+@pytest.fixture
+def strict_dtypes():
+    """float32 stays so: for tests of our own arithmetic."""
+    with jax.numpy_dtype_promotion("strict"):
+        yield

@@ -29,11 +29,7 @@ SPREAD = {"learned": SECOND - 3, "learned_range": SECOND}
 
 PAIRS = [(mean, variance) for mean in MEANS for variance in VARIANCES]
 
-
-@pytest.fixture(autouse=True)
-def strict_dtypes():
-    with jax.numpy_dtype_promotion("strict"):
-        yield
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
 
 def each(function):

@@ -11,45 +11,9 @@ import tracing
 from ddpm_jax import schedule as schedules
 from ddpm_jax.diffusion import Prediction, predict_fn
 from ddpm_jax.samplers import ancestral, standard_normal
+from gaussian import M, S, SHAPE, jit, keys, optimal
 
-FAST = {"xla_backend_optimization_level": 0}  # Compiles in half the time.
-M, S = 0.3, 0.25  # Pixels are N(M, S^2), independent.
-SHAPE = (8, 8, 1)
-
-
-@pytest.fixture(autouse=True)
-def strict_dtypes():
-    with jax.numpy_dtype_promotion("strict"):
-        yield
-
-
-def jit(f):
-    return jax.jit(f, compiler_options=FAST)
-
-
-def keys(n, seed=0):
-    return jax.random.split(jax.random.key(seed), n)
-
-
-def optimal_eps(full):
-    """(x_t, original t) -> E[eps | x_t], by the oracle: affine in x_t at each step."""
-    intercept, slope = [], []
-    for t in range(1, len(full.beta) + 1):
-        scale, variance = oracle.compose(full.beta, t)
-
-        def eps(x_t):
-            x_0 = oracle.expected_x_0(full.beta, t, x_t, M, S)
-            return (x_t - scale * x_0) / np.sqrt(variance)
-
-        intercept.append(eps(0.0))
-        slope.append(eps(1.0) - eps(0.0))
-    intercept, slope = jnp.float32(np.array(intercept)), jnp.float32(np.array(slope))
-
-    def denoise(x_t, t):
-        shape = (-1, 1, 1, 1)
-        return intercept[t].reshape(shape) + slope[t].reshape(shape) * x_t
-
-    return denoise
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
 
 @pytest.mark.parametrize("variance", ["fixed_large", "fixed_small"])
@@ -74,7 +38,7 @@ def test_gaussian_world(name, variance):
     """Mean and variance of the samples are the chain's own, to 5 standard errors."""
     full, timesteps = CHAINS[name]
     schedule = schedules.respace(full, timesteps)
-    predict = predict_fn(schedule, optimal_eps(full), variance=variance, clip=False)
+    predict = predict_fn(schedule, optimal(full), variance=variance, clip=False)
     rngs = keys(512)
     x_T = standard_normal(keys(512, seed=1), SHAPE)
     chain = jit(lambda x_T, rngs: ancestral(schedule, predict, x_T, rngs))
