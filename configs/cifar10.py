@@ -96,6 +96,8 @@ def get_config() -> ml_collections.ConfigDict:
         num_images=64,
         batch_size=0,         # at a time; 0: what fits
         clip=True,            # keep x_0 in [-1, 1] at every step
+        rederive_eps=True,    # of ddim: eps follows the clipped x_0; False: the network's
+        dynamic_threshold=0.0,               # a percentile such as 0.995 (see solvers); 0: off
         seed=0,
         labels=(),            # of a class-conditional model, in turn; (): all classes in turn
         guidance=1.0,         # classifier-free guidance scale; 1: none

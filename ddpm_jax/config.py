@@ -122,6 +122,7 @@ def sampling_settings(config: ml_collections.ConfigDict) -> sampling.Settings:
     found = sampling.Settings(
         settings.sampler, settings.num_steps or None, settings.eta, settings.grid, settings.clip,
         settings.guidance, tuple(settings.guidance_interval),
+        settings.rederive_eps, settings.dynamic_threshold,
     )
     found.check()
     return found
@@ -222,6 +223,7 @@ def check_numbers(config: ml_collections.ConfigDict) -> None:
         ("train.sample_num_steps", 0, config.diffusion.num_timesteps, 0),
         ("sample.num_images", 1, huge, 64),
         ("sample.num_steps", 0, config.diffusion.num_timesteps, 0),
+        ("sample.dynamic_threshold", 0, 1, 0.995),
         ("sample.batch_size", 0, huge, 0),
         ("sample.seed", 0, huge, 0),
         ("sample.guidance", 0, huge, 1.0),

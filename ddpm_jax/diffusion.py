@@ -67,7 +67,7 @@ class Prediction:
     """What the network's output says about one reverse step.
 
     Attributes:
-        eps: [b, h, w, c] the noise in x_t, consistent with x_0 (after clipping).
+        eps: [b, h, w, c] the noise in x_t; as a rule consistent with x_0 (after clipping).
         x_0: [b, h, w, c] the predicted data, in [-1, 1] if clipped (Eq. 15).
         mean: [b, h, w, c] mean of p(x_{t-1} | x_t).
         log_variance: log of its variance, broadcasting against the mean.
@@ -183,13 +183,15 @@ def predict(
     variance: str = "fixed_large",
     clip: bool = True,
     denoised_fn: Callable[[Array], Array] | None = None,
+    rederive_eps: bool = True,
 ) -> Prediction:
     """Interprets the network's output; the one place that does.
 
     x_0 is clipped to [-1, 1] before the mean of the reverse step is formed from it, as the
     authors' code does; unclipped, the mean is Eq. 11. A network that predicts x_{t-1} says the
     mean itself, and there only the reported x_0 is clipped (and `eps` follows it), as in that
-    code. `eps` is re-derived from what x_0 became, so that the two always agree.
+    code. `eps` is re-derived from what x_0 became, so that the two always agree, unless
+    `rederive_eps` is False.
 
     Args:
         schedule: the schedule of the chain, respaced or not.
@@ -201,18 +203,23 @@ def predict(
         variance: one of `VARIANCES`.
         clip: keep x_0 in [-1, 1].
         denoised_fn: applied to x_0 before clipping; the mean is then formed from x_0 always.
+        rederive_eps: False leaves `eps` as the network has it, before `denoised_fn` and
+            clipping: diffusers' default for DDIM, where improved-diffusion re-derives it.
     """
     output, variance_output = split_output(output, variance)
     x_0_from = {"eps": x_0_from_eps, "x_prev": x_0_from_x_prev, "v": x_0_from_v}.get(mean)
-    x_0 = x_0_from(schedule, x_t, t, output) if x_0_from else output
-    if denoised_fn is not None:
-        x_0 = denoised_fn(x_0)
+    said = x_0_from(schedule, x_t, t, output) if x_0_from else output
+    x_0 = said if denoised_fn is None else denoised_fn(said)
     if clip:
         x_0 = jnp.clip(x_0, -1.0, 1.0)
-    untouched = mean == "eps" and not clip and denoised_fn is None
+    untouched = not rederive_eps or (not clip and denoised_fn is None)
+    if mean == "eps" and untouched:
+        eps = output
+    else:
+        eps = eps_from_x_0(schedule, x_t, t, said if untouched else x_0)
     says_mean = mean == "x_prev" and denoised_fn is None
     return Prediction(
-        eps=output if untouched else eps_from_x_0(schedule, x_t, t, x_0),
+        eps=eps,
         x_0=x_0,
         mean=output if says_mean else q_posterior(schedule, x_0, x_t, t)[0],
         log_variance=model_log_variance(schedule, x_t, t, variance, variance_output),

@@ -1,6 +1,9 @@
 """Many images through one compiled `pmap`: rounds of equal size, padding and a progress bar."""
 
 import functools
+import os
+import pathlib
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -36,8 +39,20 @@ def _fits(trained: Trained) -> int:
     height, width, _ = trained.image_shape
     # The skip stack and the working set come to about 16 maps of the first level.
     per_image = 16 * 4 * height * width * getattr(trained.model, "channels", 128)
-    memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 4 * 2**30)
-    return max(1, int(memory // 2 // per_image))
+    return max(1, int(device_memory() // 2 // per_image))
+
+
+def device_memory() -> int:
+    """Bytes of the first device, 4 GiB where it does not say."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 4 * 2**30)
+
+
+def host_memory() -> int:
+    """Bytes that this process may still take, where Linux tells; else those of the machine."""
+    meminfo = pathlib.Path("/proc/meminfo")
+    if meminfo.exists():
+        return int(re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def run(

@@ -12,7 +12,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Bool, Int, Key
 
 from ddpm_jax.diffusion import Images, Prediction
 from ddpm_jax.schedule import Schedule
@@ -59,6 +59,32 @@ class Trajectory:
     x_t: Any
     x_0: Any
 
+    @classmethod
+    def empty(cls, k: int, x: Images) -> "Trajectory":
+        """Room for k steps of images like `x`."""
+        return cls(*(jnp.zeros((k, *x.shape)) for _ in range(2)))
+
+    def keep(self, here: Bool[Array, " k"], x_t: Images, x_0: Images) -> "Trajectory":
+        """With the images of this step at the places where `here`."""
+        here = here.reshape(-1, *(1,) * x_t.ndim)
+        return Trajectory(
+            jnp.where(here, x_t, self.x_t), jnp.where(here, x_0, self.x_0)
+        )
+
+
+def asked_for(trajectory: Sequence[int], stop: int, start: int) -> np.ndarray:
+    """The steps of a trajectory, as int32 [k].
+
+    Raises:
+        ValueError: one is not in stop..start - 1.
+    """
+    trajectory = np.asarray(trajectory, np.int32)
+    if trajectory.size and not (stop <= trajectory.min() and trajectory.max() < start):
+        raise ValueError(
+            f"trajectory={trajectory.tolist()} must lie in {stop}..{start - 1}, the steps run."
+        )
+    return trajectory
+
 
 def ancestral(
     schedule: Schedule,
@@ -99,11 +125,7 @@ def ancestral(
             f"start={start} and stop={stop} must be 0 <= stop < start <= "
             f"{schedule.num_timesteps}, the steps of the schedule."
         )
-    trajectory = np.asarray(trajectory, np.int32)
-    if trajectory.size and not (stop <= trajectory.min() and trajectory.max() < start):
-        raise ValueError(
-            f"trajectory={trajectory.tolist()} must lie in {stop}..{start - 1}, the steps run."
-        )
+    trajectory = asked_for(trajectory, stop, start)
 
     def step(carry, t):
         x_t, kept = carry
@@ -111,16 +133,11 @@ def ancestral(
             on_step(t)
         prediction = predict_fn(x_t, jnp.full(x_t.shape[:1], t))
         if kept is not None:
-            here = (trajectory == t).reshape(-1, *(1,) * x_t.ndim)
-            kept = Trajectory(*(
-                jnp.where(here, now, before)
-                for now, before in ((x_t, kept.x_t), (prediction.x_0, kept.x_0))
-            ))
+            kept = kept.keep(trajectory == t, x_t, prediction.x_0)
         rngs_z = jax.vmap(jax.random.fold_in, (0, None))(rngs, t)
         return (reverse_step(prediction, t, rngs_z), kept), None
 
-    none_yet = jnp.zeros((trajectory.size, *x_T.shape))
-    kept = Trajectory(none_yet, none_yet) if trajectory.size else None
+    kept = Trajectory.empty(trajectory.size, x_T) if trajectory.size else None
     t = jnp.arange(stop, start, dtype=jnp.int32)
     (x_0, kept), _ = jax.lax.scan(step, (x_T, kept), t, reverse=True)
     return x_0 if kept is None else (x_0, kept)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -36,6 +36,10 @@ class Settings:
         clip: keep the predicted x_0 in [-1, 1] at every step.
         guidance: scale of classifier-free guidance towards the label; 1 is none.
         guidance_interval: first and last step t at which to guide; () is every step.
+        rederive_eps: let eps follow the x_0 that was clipped; False keeps the network's, as
+            diffusers does. For "ddim", where x_0 is changed at all.
+        dynamic_threshold: percentile of `solvers.dynamic_threshold` as a fraction, such as
+            0.995, by which x_0 is divided before clipping; 0 is off.
     """
 
     sampler: str = "ancestral"
@@ -45,14 +49,16 @@ class Settings:
     clip: bool = True
     guidance: float = 1.0
     guidance_interval: tuple[float, ...] = ()
+    rederive_eps: bool = True
+    dynamic_threshold: float = 0.0
 
     @property
     def by_grid(self) -> bool:
         """Whether the chain visits whole steps of the schedule."""
         return self.sampler in ("ancestral", "ddim")
 
-    def check(self) -> None:
-        """Raises ValueError where a choice is unknown or has no effect."""
+    def check(self, denoised_fn: Callable[[jax.Array], jax.Array] | None = None) -> None:
+        """Raises ValueError where a choice, or the hook on x_0, is unknown or has no effect."""
         if self.sampler not in SAMPLERS:
             raise ValueError(
                 f"sampler={self.sampler!r} is not known; use one of {', '.join(SAMPLERS)}."
@@ -82,6 +88,28 @@ class Settings:
                 f"guidance_interval={interval} must be the first and the last step to guide at, "
                 "with guidance other than 1; write such as guidance_interval=(100, 700)."
             )
+        if not 0 <= self.dynamic_threshold <= 1:
+            raise ValueError(
+                f"dynamic_threshold={self.dynamic_threshold} must lie in 0..1, a fraction; write "
+                "such as dynamic_threshold=0.995, or 0 for none."
+            )
+        if denoised_fn is not None and self.dynamic_threshold:
+            raise ValueError(
+                f"dynamic_threshold={self.dynamic_threshold} takes the place of denoised_fn; "
+                "write one of them."
+            )
+        if not (denoised_fn is None or callable(denoised_fn) and isinstance(denoised_fn, Hashable)):
+            raise ValueError(
+                f"denoised_fn={denoised_fn!r} must be a hashable function x_0 -> x_0; write such "
+                "as denoised_fn=ddpm_jax.solvers.dynamic_threshold."
+            )
+        changed = self.clip or self.dynamic_threshold or denoised_fn is not None
+        if not self.rederive_eps and not (self.sampler == "ddim" and changed):
+            raise ValueError(
+                f"rederive_eps=False is for sampler='ddim' whose x_0 is clipped or thresholded; "
+                f"with sampler={self.sampler!r} and clip={self.clip} it has no effect: write "
+                "rederive_eps=True."
+            )
 
     def num_calls(self, schedule: schedule_lib.Schedule) -> int:
         """Network calls an image, on this schedule."""
@@ -107,6 +135,9 @@ def sample(
     condition: Any = None,
     guidance: float = 1.0,
     guidance_interval: Sequence[float] = (),
+    rederive_eps: bool = True,
+    dynamic_threshold: float = 0.0,
+    denoised_fn: Callable[[jax.Array], jax.Array] | None = None,
     trajectory: Sequence[int] = (),
     batch_size: int | None = None,
     output: str = "float",
@@ -143,8 +174,13 @@ def sample(
             the labels more closely and varies less; twice the cost.
         guidance_interval: the first and the last step t of the full schedule to guide at; all
             by default.
-        trajectory: for "ancestral" and "ddim", steps of the chain, 0 (the last) and up, at
-            which to keep x_t and the predicted x_0.
+        rederive_eps: False keeps the network's eps where x_0 was clipped; for "ddim".
+        dynamic_threshold: divide x_0 by this percentile of its pixels, such as 0.995 (see
+            `solvers.dynamic_threshold`); 0 is off.
+        denoised_fn: a hook of your own on x_0 before clipping, [b, h, w, c] -> the same; a
+            function defined once, for each new one compiles anew.
+        trajectory: network calls at which to keep x_t and the predicted x_0, by how many are
+            left after them: 0 is the last. For "ancestral" and "ddim" that is the chain's t.
         batch_size: images at a time on all devices together; what fits by default.
         output: "float", float32 in [-1, 1] (where `clip`), or "uint8".
         progress: show a bar.
@@ -162,20 +198,27 @@ def sample(
         raise ValueError(f"output={output!r} is not known; use 'float' or 'uint8'.")
     settings = Settings(
         sampler, num_steps, eta, grid if isinstance(grid, str) else tuple(grid), clip,
-        guidance, tuple(guidance_interval),
+        guidance, tuple(guidance_interval), rederive_eps, dynamic_threshold,
     )
-    rngs = _keys(rng, n, seeds)
-    found = list(_rounds(
-        trained, rngs, settings, dict(labels=labels, condition=condition), tuple(trajectory),
-        batch_size, progress, 0,
+    rngs, trajectory = _keys(rng, n, seeds), tuple(trajectory)
+    found = _rounds(
+        trained, rngs, settings, dict(labels=labels, condition=condition), batch_size, progress, 0,
+        trajectory=trajectory, denoised_fn=denoised_fn,
+    )
+    shape, done = (len(rngs), *trained.image_shape), 0
+    images = np.empty(shape, np.float32)
+    kept = samplers.Trajectory(*(
+        np.empty((len(trajectory), *shape), np.float32) for _ in range(2)
     ))
-    images = np.concatenate([images for images, _ in found])
+    for batch, part in found:  # Filled in place: a trajectory may not fit twice.
+        here = slice(done, done + len(batch))
+        images[here] = batch
+        if trajectory:
+            kept.x_t[:, here] = np.moveaxis(part.x_t, 1, 0)
+            kept.x_0[:, here] = np.moveaxis(part.x_0, 1, 0)
+        done += len(batch)
     images = to_uint8(images) if output == "uint8" else images
-    if not trajectory:
-        return images
-    return images, jax.tree.map(
-        lambda *parts: np.moveaxis(np.concatenate(parts), 0, 1), *(kept for _, kept in found)
-    )
+    return (images, kept) if trajectory else images
 
 
 def stream(
@@ -202,18 +245,17 @@ def stream(
         ValueError: as `sample` does.
     """
     told = dict(labels=labels, condition=condition)
-    for images, _ in _rounds(trained, rngs, settings, told, (), batch_size, progress, done):
+    for images, _ in _rounds(trained, rngs, settings, told, batch_size, progress, done):
         yield images
 
 
-def _rounds(trained, rngs, settings, told, trajectory, batch_size, progress, done):
+def _rounds(
+    trained, rngs, settings, told, batch_size, progress, done, *, trajectory=(), denoised_fn=None
+):
     """(images [b, h, w, c], Trajectory of [b, k, h, w, c] or None) of each round."""
-    settings.check()
-    if trajectory and not settings.by_grid:
-        raise ValueError(
-            f"trajectory={list(trajectory)} is for sampler='ancestral' and 'ddim', not "
-            f"{settings.sampler!r}; write trajectory=()."
-        )
+    settings.check(denoised_fn)
+    batch_size = rounds.batch_size(trained, len(rngs) - done, batch_size)
+    _check_room(len(trajectory), trained.image_shape, len(rngs), batch_size)
     trained.diffusion.check(trained.schedule)
     check_params(trained)
     told = conditioning.checked(trained.model, len(rngs), trained.image_shape, **told)
@@ -224,7 +266,8 @@ def _rounds(trained, rngs, settings, told, trajectory, batch_size, progress, don
         )
     plan, full, num_calls = chain_of(settings, trained.schedule)
     chain = _pmap_chain(
-        trained.model, trained.diffusion, trained.image_shape, settings, trajectory, progress
+        trained.model, trained.diffusion, trained.image_shape, settings, trajectory, denoised_fn,
+        progress,
     )
     params = parallel.replicate(trained.params)
 
@@ -233,9 +276,26 @@ def _rounds(trained, rngs, settings, told, trajectory, batch_size, progress, don
 
     return rounds.run(
         draw, lambda places: (rngs[places], {k: x[places] for k, x in told.items()}), len(rngs),
-        rounds.batch_size(trained, len(rngs) - done, batch_size),
+        batch_size,
         num_steps=num_calls, progress=progress, done=done,
     )
+
+
+def _check_room(num_kept, image_shape, n, batch_size):
+    """Raises ValueError where x_t and x_0 of a trajectory do not fit into memory."""
+    image = 2 * 4 * num_kept * int(np.prod(image_shape))  # Bytes: both are float32.
+    share = batch_size // jax.local_device_count()
+    for where, images, room, less in (
+        ("on the host", n, rounds.host_memory(), "fewer images"),
+        # Half of a device is for the network.
+        ("on each device", share, rounds.device_memory() // 2, "a smaller batch_size"),
+    ):
+        if images * image > room:
+            raise ValueError(
+                f"trajectory has {num_kept} steps of {images} images of x_t and x_0, "
+                f"{images * image:,} bytes {where}, where {room:,} are free; write fewer steps "
+                f"or {less}."
+            )
 
 
 def chain_of(settings: Settings, schedule: schedule_lib.Schedule) -> tuple[Any, Any, int]:
@@ -293,13 +353,21 @@ def _keys(rng, n, seeds) -> jax.Array:
 
 
 @functools.lru_cache(maxsize=64)
-def _pmap_chain(model, diffusion, image_shape, settings, trajectory, progress):
+def _pmap_chain(model, diffusion, image_shape, settings, trajectory, denoised_fn, progress):
     """(params, schedule or plan, full or None, keys [d, b], told) -> what `_rounds` gives."""
+
+    if settings.dynamic_threshold:
+        denoised_fn = functools.partial(
+            solvers.dynamic_threshold, percentile=settings.dynamic_threshold
+        )
 
     def chain(params, plan, full, rngs, told):
         rngs_x_T, rngs_z = (randomness.fold_each(rngs, use) for use in (X_T, Z))
         x_T = samplers.standard_normal(rngs_x_T, image_shape)
-        kinds = dict(mean=diffusion.mean, variance=diffusion.variance, clip=settings.clip)
+        kinds = dict(
+            mean=diffusion.mean, variance=diffusion.variance, clip=settings.clip,
+            denoised_fn=denoised_fn,
+        )
 
         told = conditioning.as_float(told)
         apply_fn = functools.partial(model.apply, {"params": params}, train=False)
@@ -310,16 +378,20 @@ def _pmap_chain(model, diffusion, image_shape, settings, trajectory, progress):
                 interval=settings.guidance_interval, variance=diffusion.variance,
             )
 
-        if not settings.by_grid:
-            report = rounds.on_step(plan.num_calls, progress)
-            return solvers.solve(plan, denoise_fn, x_T, rngs_z, on_step=report, **kinds), None
-        predict_fn = diffusion_lib.predict_fn(plan, denoise_fn, full=full, **kinds)
-        run = samplers.ancestral
-        if settings.sampler == "ddim":
-            run = functools.partial(solvers.ddim, eta=settings.eta)
+        if settings.by_grid:
+            num_calls = plan.num_timesteps
+            predicts = diffusion_lib.predict_fn(
+                plan, denoise_fn, full=full, rederive_eps=settings.rederive_eps, **kinds
+            )
+            run = samplers.ancestral
+            if settings.sampler == "ddim":
+                run = functools.partial(solvers.ddim, eta=settings.eta)
+        else:
+            num_calls, predicts = plan.num_calls, denoise_fn
+            run = functools.partial(solvers.solve, **kinds)
         x_0 = run(
-            plan, predict_fn, x_T, rngs_z, trajectory=trajectory,
-            on_step=rounds.on_step(plan.num_timesteps, progress),
+            plan, predicts, x_T, rngs_z, trajectory=trajectory,
+            on_step=rounds.on_step(num_calls, progress),
         )
         if not trajectory:
             return x_0, None

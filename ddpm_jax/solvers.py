@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Key
 
 from ddpm_jax import grids
 from ddpm_jax.diffusion import Images, Prediction, split_output
-from ddpm_jax.samplers import Trajectory, ancestral, standard_normal
+from ddpm_jax.samplers import Trajectory, ancestral, asked_for, standard_normal
 from ddpm_jax.schedule import Schedule, at
 
 _FEW = 15  # Calls below which a multistep chain ends with steps of lower order.
@@ -52,7 +52,7 @@ def ddim(
 
     eps is that of the `Prediction`, which follows x_0 when that is clipped, as in
     improved-diffusion. Code that clips x_0 but keeps the network's eps gives other images:
-    there is no switch for it.
+    that of `diffusion.predict(..., rederive_eps=False)`.
 
     Args:
         schedule: of the chain, such as `schedule.respace(full, grids.uniform(1000, 50))`.
@@ -266,8 +266,9 @@ def solve(
     variance: str = "fixed_large",
     clip: bool = True,
     denoised_fn: Callable[[Array], Array] | None = None,
+    trajectory: Sequence[int] = (),
     on_step: Callable[[Array], None] | None = None,
-) -> Images:
+) -> Images | tuple[Images, Trajectory]:
     """Runs a plan: one scan that calls the network `plan.num_calls` times.
 
     Args:
@@ -281,21 +282,26 @@ def solve(
             channels is dropped.
         clip: keep x_0 in [-1, 1] at every call; eps follows it.
         denoised_fn: applied to x_0 before clipping, such as `dynamic_threshold`.
+        trajectory: calls at which to keep x and the predicted x_0, by the number of calls
+            left after them: 0 is the last. Calls within a step count too.
         on_step: called inside the scan with the number of calls left after this one; for
             progress reports.
 
     Returns:
         x_0: [b, h, w, c] float32, in [-1, 1] if clipped; x at the first noise level if the
-        plan does not end with x_0.
+        plan does not end with x_0. With `trajectory` also the `Trajectory`, in the order
+        asked for.
 
     Raises:
-        ValueError: `mean` is another.
+        ValueError: `mean` is another, or trajectory leaves the plan.
     """
     if mean not in ("eps", "x_0", "v"):
         raise ValueError(
             f"mean={mean!r} cannot go with a solver, which needs the noise between whole "
             "steps; use a network of mean 'eps', 'x_0' or 'v', or the ancestral chain."
         )
+
+    trajectory = asked_for(trajectory, 0, plan.num_calls)
 
     def predict(x, call):
         output, _ = split_output(denoise_fn(x, jnp.full(x.shape[:1], call.t)), variance)
@@ -311,25 +317,29 @@ def solve(
         return x_0, output if untouched else (x - call.signal * x_0) / call.sigma
 
     def step(carry, row):
-        x, start, said = carry
+        x, start, said, kept = carry
         i, call = row
+        left = plan.num_calls - 1 - i
         if on_step is not None:
-            on_step(plan.num_calls - 1 - i)
+            on_step(left)
         x_0, eps = predict(x, call)
+        if kept is not None:
+            kept = kept.keep(trajectory == left, x, x_0)
         said = (jnp.where(call.says_x_0, x_0, eps), *said)
         x = call.keep * start + sum(w * s for w, s in zip(call.weights, said, strict=True))
         if call.spread is not None:
             each = jax.vmap(jax.random.fold_in, (0, None))(rngs, i)
             x = x + call.spread * standard_normal(each, x.shape[1:])
-        return (x, jnp.where(call.commit, x, start), said[:-1]), None
+        return (x, jnp.where(call.commit, x, start), said[:-1], kept), None
 
     calls = jax.tree.map(
         lambda a: jnp.asarray(a, None if a.dtype == bool else jnp.float32), plan
     )
     nothing = (jnp.zeros(x_T.shape),) * (plan.weights.shape[1] - 1)
     numbers = jnp.arange(plan.num_calls, dtype=jnp.int32)
-    (x, _, _), _ = jax.lax.scan(step, (x_T, x_T, nothing), (numbers, calls))
-    return x
+    kept = Trajectory.empty(trajectory.size, x_T) if trajectory.size else None
+    (x, _, _, kept), _ = jax.lax.scan(step, (x_T, x_T, nothing, kept), (numbers, calls))
+    return x if kept is None else (x, kept)
 
 
 def dynamic_threshold(x_0: Images, percentile: float = 0.995) -> Float[Array, "b h w c"]:

@@ -39,6 +39,7 @@ MISTAKES = {
     "sample.variants": (0, "at least 1", "4"),
     "sample.resamplings": (0, "at least 1", "1"),
     "sample.jump_length": (0, "at least 1", "10"),
+    "sample.dynamic_threshold": (99.5, "[0, 1]", "0.995"),
 }
 
 

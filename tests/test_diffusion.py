@@ -226,6 +226,30 @@ def test_denoised_fn_without_clip_still_re_derives_eps(transform):
 
 
 @EITHER_WAY
+@pytest.mark.parametrize("changes", [
+    dict(clip=True), dict(clip=False, denoised_fn=lambda x: 0.1 * x), dict(clip=False),
+])
+@pytest.mark.parametrize("mean", MEANS)
+def test_eps_may_stay_the_networks(mean, changes, transform):
+    """x_0 = 3, whatever it is changed to: eps is that of the 3, and nothing else moves."""
+    schedule = schedules.linear(20, 1e-3, 0.3)
+    scale, variance = oracle.compose(schedule.beta, 8)
+    eps = (0.5 - 3 * scale) / np.sqrt(variance)
+    output = {"eps": eps, "x_0": 3.0, "v": scale * eps - np.sqrt(variance) * 3,
+              "x_prev": oracle.posterior(schedule.beta, 8, 3.0, 0.5)[0]}[mean]
+    own, ours = (
+        predict_pixel(transform, 0.5, output, 7, schedule, mean=mean, rederive_eps=again, **changes)
+        for again in (False, True)
+    )
+    # As above; x_{t-1} tells x_0 with a weight of 0.1.
+    assert_allclose(own.pop("eps"), eps, rtol=2e-5)
+    left = ours.pop("eps")
+    assert own == ours
+    changed = (0.5 - scale * ours["x_0"]) / np.sqrt(variance)
+    assert_allclose(left, changed, rtol=2e-5, atol=2e-5)
+
+
+@EITHER_WAY
 def test_x_0_survives_a_last_beta_of_one(transform):
     """With beta = 1 nothing of x_0 is in x_t, and the mean is the prediction's alone."""
     schedule = SCHEDULES["jsd"]

@@ -242,12 +242,28 @@ def test_ddim_is_the_one_of_the_solvers(trained):
     np.testing.assert_allclose(trajectory.x_0[:, 4], kept.x_0[:, 0], **SAME)
 
 
+class Unhashable:
+    """A function by which compiled chains cannot be told apart."""
+
+    __hash__ = None
+
+    def __call__(self, x_0):
+        return x_0
+
+
 @pytest.mark.parametrize("arguments, says", [
     (dict(sampler="heun"), "sampler='heun' needs num_steps"),
     (dict(eta=0.5), "eta=0.5 must lie in 0..1, and is for sampler='ddim' alone"),
     (dict(sampler="ddim", eta=1.5), "eta=1.5 must lie"),
     (dict(sampler="heun", num_steps=5, grid="quadratic"), "grid='quadratic' is for"),
-    (dict(sampler="heun", num_steps=5, trajectory=(0,)), "trajectory=.0. is for"),
+    (dict(sampler="heun", num_steps=5, trajectory=(5,)), "trajectory=.5. must lie in 0..4"),
+    (dict(rederive_eps=False), "rederive_eps=False is for sampler='ddim'"),
+    (dict(sampler="heun", num_steps=5, rederive_eps=False), "rederive_eps=False is for"),
+    (dict(sampler="ddim", clip=False, rederive_eps=False), "clip=False it has no effect"),
+    (dict(dynamic_threshold=99.5), "dynamic_threshold=99.5 must lie in 0..1"),
+    (dict(dynamic_threshold=0.9, denoised_fn=np.tanh), "takes the place of denoised_fn"),
+    (dict(denoised_fn=3), "denoised_fn=3 must be a hashable function"),
+    (dict(denoised_fn=Unhashable()), "must be a hashable function"),
     (dict(sampler="heun", num_steps=4), "num_steps=4 must be odd"),
     (dict(grid="cubic", num_steps=4), "cubic"),
     (dict(sampler="dpm_solver", num_steps=6,
@@ -257,3 +273,89 @@ def test_samplers_refuse_what_has_no_effect(trained, arguments, says):
     with pytest.raises(ValueError, match=says) as error:
         ddpm_jax.sample(trained, 0, 1, **arguments)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "sampler, num_steps", [("ancestral", 6), ("dpm_solver_pp", 6), ("heun", 7)]
+)
+def test_a_trajectory_of_every_sampler_in_any_batch(trained, sampler, num_steps):
+    draw = functools.partial(
+        ddpm_jax.sample, trained, jax.random.key(3), sampler=sampler, num_steps=num_steps
+    )
+    images, kept = draw(11, trajectory=(5, 0), batch_size=8)
+    np.testing.assert_allclose(draw(11), images, **SAME)
+    assert kept.x_t.shape == kept.x_0.shape == (2, 11, *SHAPE)
+    assert kept.x_t.dtype == kept.x_0.dtype == np.float32
+    np.testing.assert_allclose(kept.x_0[1], images, **SAME)  # The last call gives x_0.
+    _, fewer = draw(3, trajectory=(0, 5))
+    np.testing.assert_allclose(fewer.x_t[::-1], kept.x_t[:, :3], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(fewer.x_0[::-1], kept.x_0[:, :3], rtol=0, atol=1e-4)
+    if num_steps == 6:  # Five calls left of six: the prior draw, which has no other noise.
+        rng = jax.random.fold_in(jax.random.fold_in(jax.random.key(3), 9), 0)
+        x_T = jax.random.normal(rng, SHAPE)
+        np.testing.assert_allclose(kept.x_t[0, 9], x_T, **SAME)
+
+
+@pytest.mark.parametrize("where, room, remedy", [
+    ("host", 3 * 2 * 4 * 64 * 11, "fewer images"),
+    ("device", 2 * 3 * 2 * 4 * 64 * 2, "a smaller batch_size"),
+])
+def test_a_trajectory_without_room_is_refused_with_its_size(
+    trained, monkeypatch, where, room, remedy
+):
+    """All of it on the host, and a round's (here two images a device) in half of a device."""
+    from ddpm_jax import rounds
+
+    draw = functools.partial(ddpm_jax.sample, trained, 0, 11, num_steps=3, batch_size=16)
+    monkeypatch.setattr(rounds, f"{where}_memory", lambda: room)
+    assert draw(trajectory=(2, 1, 0))[1].x_0.shape == (3, 11, *SHAPE)
+    monkeypatch.setattr(rounds, f"{where}_memory", lambda: room - 1)
+    size = f"{3 * 2 * 4 * 64 * (11 if where == 'host' else 2):,} bytes on (the|each) {where}"
+    with pytest.raises(ValueError, match=f"{size}.*; write fewer steps or {remedy}") as error:
+        draw(trajectory=(2, 1, 0))
+    assert "\n" not in str(error.value)
+    draw(trajectory=(2, 0))
+    draw()
+
+
+def test_memory_is_that_of_this_machine():
+    from ddpm_jax import rounds
+
+    assert 2**26 < rounds.host_memory() < 2**50
+    assert rounds.device_memory() == 4 * 2**30  # A CPU does not say.
+
+
+def halve(x_0):
+    return x_0 / 2
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "ddim", "dpm_solver"])
+def test_a_hook_on_x_0_reaches_every_sampler(trained, sampler):
+    from ddpm_jax import solvers
+
+    draw = functools.partial(
+        ddpm_jax.sample, trained, 0, 3, sampler=sampler, num_steps=4, trajectory=(3, 0)
+    )
+    _, plain = draw()
+    _, halved = draw(denoised_fn=halve, clip=False)
+    assert np.abs(halved.x_0[0] - plain.x_0[0]).max() > 0.1
+    _, unclipped = draw(clip=False)
+    # The first x_0 of the same x_T, a division by a signal of 0.1 apart.
+    np.testing.assert_allclose(halved.x_0[0], unclipped.x_0[0] / 2, rtol=0, atol=1e-4)
+    named = functools.partial(solvers.dynamic_threshold, percentile=0.6)
+    _, divided = draw(dynamic_threshold=0.6)
+    np.testing.assert_allclose(draw(denoised_fn=named)[1].x_0, divided.x_0, **SAME)
+    expected = solvers.dynamic_threshold(unclipped.x_0[0], 0.6)
+    np.testing.assert_allclose(divided.x_0[0], expected, rtol=0, atol=1e-4)
+
+
+def test_the_networks_own_eps_reaches_ddim(trained):
+    draw = functools.partial(ddpm_jax.sample, trained, 0, 3, sampler="ddim", num_steps=2,
+                             trajectory=(1, 0))
+    (_, ours), (_, own) = draw(), draw(rederive_eps=False)
+    respaced = schedule.respace(trained.schedule, [0, 19])
+    eps = np.float64(ddpm_jax.denoise_fn(trained)(own.x_t[0], np.full(3, 19)))
+    moved = (np.sqrt(respaced.alpha_bar[0]) * own.x_0[0]
+             + np.sqrt(1 - respaced.alpha_bar[0]) * eps)
+    np.testing.assert_allclose(own.x_t[1], moved, **SAME)
+    assert np.abs(ours.x_t[1] - own.x_t[1]).max() > 0.01

@@ -40,11 +40,14 @@ def ddim_step(schedule, t, x, eps, eta, z=0.0):
     return before * x_0 + along * eps + np.sqrt(sigma2) * z
 
 
-@pytest.mark.parametrize("clip, golden", [(False, 1.8056246515), (True, 1.0101198238)])
-def test_golden_ddim_step(clip, golden):
-    """The handbook's, from 999 to 899 with eps = 0.5. Clipped without a new eps: 0.5165."""
+@pytest.mark.parametrize("settings, golden", [
+    (dict(clip=False), 1.8056246515), (dict(clip=True), 1.0101198238),
+    (dict(clip=True, rederive_eps=False), 0.5165205251),
+])
+def test_golden_ddim_step(settings, golden):
+    """From 999 to 899 with eps = 0.5, by hand in float64."""
     schedule = schedules.respace(LINEAR, [899, 999])
-    predict = predict_fn(schedule, lambda x, t: jnp.full_like(x, 0.5), clip=clip)
+    predict = predict_fn(schedule, lambda x, t: jnp.full_like(x, 0.5), **settings)
     x_899 = solvers.ddim(schedule, predict, jnp.ones((1, 1, 1, 1)), keys(1), stop=1)
     assert_allclose(x_899.item(), golden, rtol=2e-6)  # A few roundings of float32.
 
@@ -453,6 +456,36 @@ def test_on_step_and_the_network_hear_of_every_call():
     jax.effects_barrier()
     assert heard == list(range(6, -1, -1))
     assert_allclose(told, plan.t, atol=1e-4)  # float32 of up to 999.
+
+
+@pytest.mark.parametrize("name", ["dpm_solver", "dpm_solver_pp_sde", "heun"])
+def test_a_trajectory_holds_the_calls_asked_for(name):
+    """By calls left, in the order asked for; x before each, and the x_0 that it is clipped to."""
+    plan = solvers.named(name, LINEAR, 7)
+    x_T, rngs = standard_normal(keys(2, seed=1), SHAPE), keys(2)
+    seen = []
+
+    def denoise(x_t, t):
+        jax.debug.callback(lambda x: seen.append(np.array(x)), x_t, ordered=True)
+        return tiny_network(x_t, t)
+
+    x, kept = jit(lambda x, rngs: solvers.solve(
+        plan, denoise, x, rngs, trajectory=(0, 6, 2)
+    ))(x_T, rngs)
+    jax.effects_barrier()
+    assert len(seen) == 7 and kept.x_t.shape == kept.x_0.shape == (3, 2, *SHAPE)
+    for place, left in enumerate((0, 6, 2)):
+        call = 6 - left
+        assert_array_equal(kept.x_t[place], seen[call])
+        at = jnp.full((2,), plan.t[call], jnp.float32)
+        eps = np.float64(tiny_network(jnp.asarray(seen[call]), at))
+        x_0 = (seen[call] - plan.sigma[call] * eps) / plan.signal[call]
+        # float32, divided by a signal of 0.006 or more.
+        assert_allclose(kept.x_0[place], np.clip(x_0, -1, 1), rtol=0, atol=1e-3)
+    assert_array_equal(kept.x_t[1], x_T)
+    assert_array_equal(kept.x_0[0], x)  # The last call gives x_0 itself.
+    with pytest.raises(ValueError, match=r"trajectory=\[7\] must lie in 0..6, the steps run"):
+        solvers.solve(plan, tiny_network, x_T, rngs, trajectory=(7,))
 
 
 @pytest.mark.parametrize("name", ["dpm_solver", "dpm_solver_pp_sde"])
