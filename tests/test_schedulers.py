@@ -1,0 +1,131 @@
+"""Every step of our chains against the schedulers of diffusers, given outputs and noises.
+
+`fixtures/make_schedulers.py` says which of theirs have no counterpart here.
+"""
+
+import functools
+import pathlib
+import runpy
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from ddpm_jax import samplers, solvers
+from ddpm_jax import schedule as schedules
+from ddpm_jax.diffusion import predict_fn
+from gaussian import jit
+
+FIXTURES = pathlib.Path(__file__).parent / "fixtures"
+SCRIPT = runpy.run_path(str(FIXTURES / "make_schedulers.py"))
+CASES = SCRIPT["cases"]()
+with np.load(FIXTURES / "schedulers.npz") as stored:
+    STORED = dict(stored)
+LINEAR = schedules.linear()
+MEANS = {"epsilon": "eps", "sample": "x_0", "v_prediction": "v"}
+
+
+@pytest.fixture
+def draw_given(monkeypatch):
+    """Lets the chains draw from a table, by the address to which a key was folded."""
+    base = jax.random.key(0)
+
+    def install(noises):
+        table = jnp.stack([
+            jax.random.key_data(jax.random.fold_in(base, i)) for i in range(len(noises))
+        ])
+
+        def given(rngs, shape):
+            found = jnp.all(jax.random.key_data(rngs)[:1] == table, axis=1)
+            return jnp.asarray(noises)[jnp.argmax(found)]
+
+        for module in (samplers, solvers):
+            monkeypatch.setattr(module, "standard_normal", given)
+        return jnp.stack([base] * SCRIPT["SHAPE"][0])
+
+    with jax.debug_key_reuse(False):  # The same key for both images, on purpose.
+        yield install
+
+
+def kinds(settings):
+    """Our settings of the prediction, from theirs."""
+    hook = None
+    if settings.get("sample_max_value", 1.0) > 1:
+        hook = functools.partial(
+            solvers.dynamic_threshold, percentile=settings["dynamic_thresholding_ratio"]
+        )
+    clip = settings.get("clip_sample", settings.get("sample_max_value") == 1.0)
+    return dict(
+        mean=MEANS[settings.get("prediction_type", "epsilon")], clip=clip, denoised_fn=hook
+    )
+
+
+def by_grid(case, t, draws, draw_given):
+    """The chain on the steps t, falling, and what is left of it after each."""
+    x_T, outputs, seconds, noises = draws
+    settings, n = case["settings"], len(t)
+    variance = settings.get("variance_type", "fixed_large")
+    if variance == "learned_range":
+        outputs = np.concatenate([outputs, seconds], axis=-1)
+    # With set_alpha_to_one=False the end is the first step of the schedule, and noised so.
+    stop = int(not settings.get("set_alpha_to_one", True))
+    visited = schedules.respace(LINEAR, [0] * stop + [int(step) for step in t[::-1]])
+    told = visited.replace(timesteps=np.arange(n + stop))
+    more, run = {}, samplers.ancestral
+    if case["scheduler"] == "DDIM":
+        more["rederive_eps"] = case["given"].get("use_clipped_model_output", False)
+        run = functools.partial(solvers.ddim, eta=case["given"].get("eta", 0.0))
+    predict = predict_fn(
+        told, lambda x, i: jnp.asarray(outputs)[n - 1 + stop - i[0]], variance=variance,
+        **kinds(settings), **more,
+    )
+    rngs = draw_given(np.concatenate([noises[:stop], noises[::-1]]))
+    return jit(lambda x: run(
+        told, predict, x, rngs, stop=stop, trajectory=range(n + stop - 1, stop - 1, -1)
+    ))(x_T)
+
+
+def by_plan(case, t, draws, draw_given):
+    """The solver that has their levels, with x scaled as there."""
+    x_T, outputs, _, noises = draws
+    settings, n = case["settings"], len(t)
+    if case["scheduler"] == "HeunDiscrete":
+        plan = solvers.heun(LINEAR, n)
+    else:
+        plan = solvers.dpm_solver_pp(
+            LINEAR, n, order=settings["solver_order"], sde="algorithm_type" in settings
+        )
+    assert_allclose(plan.t, t, rtol=0, atol=0.51)  # They round t, but for the network alone.
+    rngs = draw_given(noises)
+    told = plan.replace(t=np.arange(n))
+    return jit(lambda x: solvers.solve(
+        told, lambda x, i: jnp.asarray(outputs)[i[0].astype(jnp.int32)], x, rngs,
+        trajectory=range(n - 1, -1, -1), **kinds(settings),
+    ))(x_T), plan
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_step_is_that_of_diffusers(name, draw_given):
+    case = CASES[name]
+    t, x, x_0 = (STORED[f"{name}/{part}"] for part in ("t", "x", "x_0"))
+    draws = SCRIPT["draws"](len(t))
+    scheduler = case["scheduler"]
+    if scheduler in ("DDPM", "DDIM"):
+        last, kept = by_grid(case, t, draws, draw_given)
+    else:
+        (last, kept), plan = by_plan(case, t, draws, draw_given)
+    found = np.concatenate([kept.x_t[1:], last[None]])
+    if scheduler == "HeunDiscrete":  # Their x is ours over its signal, 1 at x_0.
+        found[:-1] /= np.reshape(plan.signal[1:], (-1, 1, 1, 1, 1))
+    assert_allclose(found, x, rtol=1e-4, atol=1e-4)
+    if scheduler != "HeunDiscrete":  # Which does not say it.
+        # Their alpha_bar is a product in float32, and x_0 a division by 0.006 at first.
+        assert_allclose(kept.x_0, x_0, rtol=5e-4, atol=5e-4)
+    assert np.abs(found[-1]).max() > 0.1
+
+
+def test_the_fixture_has_the_cases_of_the_script():
+    assert {name.rpartition("/")[0] for name in STORED} - {""} == set(CASES)
+    assert (FIXTURES / "schedulers.npz").stat().st_size < 200_000
