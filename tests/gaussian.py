@@ -55,3 +55,32 @@ def optimal(schedule, mean="eps"):
         return {"eps": eps, "x_0": x_0, "v": signal * eps - sigma * x_0}[mean]
 
     return denoise
+
+
+def ddim_step(here, before, x, eps, eta, z=0.0):
+    """DDIM's Eqs. 12 and 16 between levels (signal, sigma), one pixel, in float64."""
+    (signal, sigma), (signal_before, sigma_before) = here, before
+    x_0 = (x - sigma * eps) / signal
+    variance = eta**2 * sigma_before**2 / sigma**2 * (1 - signal**2 / signal_before**2)
+    along = np.sqrt(max(sigma_before**2 - variance, 0.0))
+    return signal_before * x_0 + along * eps + np.sqrt(variance) * z
+
+
+def ddim_moments(levels, eta):
+    """(mean, variance) of DDIM's samples, by levels (signal, sigma) from the data outwards."""
+    mean, variance = 0.0, 1.0
+    for here, before in zip(levels[::-1], [*levels[-2::-1], (1.0, 0.0)], strict=True):
+        def step(x, z):
+            return ddim_step(here, before, x, best_eps(*here, x), eta, z)
+
+        slope, noise = step(1.0, 0.0) - step(0.0, 0.0), step(0.0, 1.0) - step(0.0, 0.0)
+        mean, variance = step(mean, 0.0), slope**2 * variance + noise**2
+    return mean, variance
+
+
+def assert_moments(samples, mean, variance):
+    """Within 5 standard errors."""
+    samples = np.float64(samples)
+    n = samples.size
+    assert abs(samples.mean() - mean) < 5 * np.sqrt(variance / n)
+    assert abs(samples.var() - variance) < 5 * variance * np.sqrt(2 / n)

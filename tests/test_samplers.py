@@ -11,7 +11,7 @@ import tracing
 from ddpm_jax import schedule as schedules
 from ddpm_jax.diffusion import Prediction, predict_fn
 from ddpm_jax.samplers import ancestral, standard_normal
-from gaussian import M, S, SHAPE, jit, keys, optimal
+from gaussian import M, S, SHAPE, assert_moments, jit, keys, optimal
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
@@ -45,9 +45,20 @@ def test_gaussian_world(name, variance):
     samples = np.float64(chain(x_T, rngs))
     beta = oracle.visit(full.beta, [t + 1 for t in timesteps])
     mean, spread = oracle.chain_moments(beta, M, S, variance)
-    n = samples.size
-    assert abs(samples.mean() - mean) < 5 * np.sqrt(spread / n)
-    assert abs(samples.var() - spread) < 5 * spread * np.sqrt(2 / n)
+    assert_moments(samples, mean, spread)
+
+
+@pytest.mark.parametrize("num_steps", [10, 50, 1000])
+def test_gaussian_world_of_the_papers_schedule(num_steps):
+    steps = schedules.evenly_spaced(1000, num_steps)
+    full = schedules.linear()
+    schedule = schedules.respace(full, steps)
+    predict = predict_fn(schedule, optimal(full), clip=False)
+    x_T = standard_normal(keys(256, seed=1), SHAPE)
+    samples = np.float64(jit(lambda x, rngs: ancestral(schedule, predict, x, rngs))(x_T, keys(256)))
+    beta = oracle.visit(full.beta, steps + 1)
+    mean, spread = oracle.chain_moments(beta, M, S, "fixed_large")
+    assert_moments(samples, mean, spread)
 
 
 def tiny_network(kernel):

@@ -12,7 +12,9 @@ from ddpm_jax import grids, solvers
 from ddpm_jax import schedule as schedules
 from ddpm_jax.diffusion import predict_fn
 from ddpm_jax.samplers import ancestral, standard_normal
-from gaussian import M, S, SHAPE, best_eps, jit, keys, levels_of, optimal
+from gaussian import (
+    M, S, SHAPE, assert_moments, best_eps, ddim_moments, ddim_step, jit, keys, levels_of, optimal
+)
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 LINEAR = schedules.linear()
@@ -28,16 +30,6 @@ def tiny_network(x_t, t):
 
 
 # DDIM.
-
-
-def ddim_step(schedule, t, x, eps, eta, z=0.0):
-    """Eqs. 12 and 16 at the 1-based step t, one pixel, in float64."""
-    scale, variance = oracle.compose(schedule.beta, t)
-    before, variance_before = oracle.compose(schedule.beta, t - 1)
-    x_0 = (x - np.sqrt(variance) * eps) / scale
-    sigma2 = eta**2 * variance_before / variance * (1 - scale**2 / before**2)
-    along = np.sqrt(max(variance_before - sigma2, 0.0))
-    return before * x_0 + along * eps + np.sqrt(sigma2) * z
 
 
 @pytest.mark.parametrize("settings, golden", [
@@ -77,12 +69,11 @@ def test_ddim_without_noise_is_the_recursion(steps):
     samples = jit(lambda x, rngs: solvers.ddim(schedule, predict, x, rngs))(
         jnp.asarray(x_T, jnp.float32).reshape(-1, 1, 1, 1), keys(5)
     )
-    signal, sigma = levels_of(FULL)
+    levels = [(1.0, 0.0), *np.transpose(levels_of(FULL))[steps]]
     expected = []
     for x in x_T:
-        for t in range(len(steps), 0, -1):
-            eps = best_eps(signal[steps[t - 1]], sigma[steps[t - 1]], x)
-            x = ddim_step(schedule, t, x, eps, 0.0)
+        for here, before in zip(levels[:0:-1], levels[-2::-1]):
+            x = ddim_step(here, before, x, best_eps(*here, x), 0.0)
         expected.append(x)
     # float32 in as many as 20 steps, and x_0 from eps divides by a signal down to 0.1.
     assert_allclose(samples.ravel(), expected, rtol=0, atol=2e-5)
@@ -103,34 +94,43 @@ def test_ddim_of_eta_1_is_the_ancestral_chain():
         assert_allclose(samples, chain, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-def test_ddim_moments(eta):
+@pytest.mark.parametrize("eta, num_steps", [
+    (0.0, 10), (0.0, 50), (0.0, 1000), (0.5, 10), (1.0, 10), (1.0, 50), (1.0, 1000),
+])
+def test_ddim_moments(eta, num_steps):
     """Mean and variance are those of the affine recursion, to 5 standard errors."""
-    steps = [0, 4, 9, 14, 19]
-    schedule = schedules.respace(FULL, steps)
-    predict = predict_fn(schedule, optimal(FULL), clip=False)
-    x_T = standard_normal(keys(512, seed=1), SHAPE)
+    steps = grids.uniform(1000, num_steps)
+    schedule = schedules.respace(LINEAR, steps)
+    predict = predict_fn(schedule, optimal(LINEAR), clip=False)
+    x_T = standard_normal(keys(256, seed=1), SHAPE)
     samples = np.float64(jit(
         lambda x, rngs: solvers.ddim(schedule, predict, x, rngs, eta=eta)
-    )(x_T, keys(512)))
-    signal, sigma = levels_of(FULL)
-    mean, variance = 0.0, 1.0
-    for t in range(len(steps), 0, -1):
-        here = signal[steps[t - 1]], sigma[steps[t - 1]]
+    )(x_T, keys(256)))
+    mean, variance = ddim_moments(np.transpose(levels_of(LINEAR))[steps], eta)
+    assert_moments(samples, mean, variance)
 
-        def step(x, z):
-            return ddim_step(schedule, t, x, best_eps(*here, x), eta, z)
 
-        slope, noise = step(1.0, 0.0) - step(0.0, 0.0), step(0.0, 1.0) - step(0.0, 0.0)
-        mean, variance = step(mean, 0.0), slope**2 * variance + noise**2
-    if eta == 1:
-        moments = oracle.chain_moments(
-            oracle.visit(FULL.beta, [t + 1 for t in steps]), M, S, "fixed_small"
-        )
-        assert_allclose([mean, variance], moments, rtol=1e-9)
-    n = samples.size
-    assert abs(samples.mean() - mean) < 5 * np.sqrt(variance / n)
-    assert abs(samples.var() - variance) < 5 * variance * np.sqrt(2 / n)
+def test_the_recursion_of_eta_1_is_the_ancestral_one():
+    steps = [0, 4, 9, 14, 19]
+    moments = ddim_moments(np.transpose(levels_of(FULL))[steps], 1.0)
+    beta = oracle.visit(FULL.beta, [t + 1 for t in steps])
+    assert_allclose(moments, oracle.chain_moments(beta, M, S, "fixed_small"), rtol=1e-9)
+
+
+@pytest.mark.parametrize("chain", ["eta=0", "eta=1", "fixed_large"])
+def test_the_bias_falls_as_one_over_the_steps(chain):
+    """That of the variance against the data's, as T betas from 0.1 / T to 20 / T grow finer."""
+    T, bias = [100, 200, 400, 800], []
+    for n in T:
+        schedule = schedules.linear(n, 0.1 / n, 20 / n)
+        if chain == "fixed_large":
+            variance = oracle.chain_moments(schedule.beta, M, S, chain)[1]
+        else:
+            levels = np.transpose(levels_of(schedule))
+            variance = ddim_moments(levels, float(chain[-1]))[1]
+        bias.append(abs(variance / S**2 - 1))
+    slope = -np.polyfit(np.log(T), np.log(bias), 1)[0]
+    assert 0.8 < slope < 1.3 and bias[-1] < 0.05
 
 
 def test_ddim_without_noise_forgets_its_keys():
