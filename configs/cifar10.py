@@ -115,7 +115,7 @@ def get_config() -> ml_collections.ConfigDict:
     ))
     config.evaluate = ml_collections.ConfigDict(dict(
         metrics=("bpd",),     # bpd ode_bpd progressive fid sfid kid is precision_recall
-                              # nearest_pixels nearest_features draws
+                              # frechet_pixels sweep nearest_pixels nearest_features draws
         checkpoints="newest",                # or "all", "follow" (a running job), or a step
         best="",              # keep the best checkpoint by such as "bpd", "fid/train"
         split="test",         # of bpd, ode_bpd and draws
@@ -125,6 +125,9 @@ def get_config() -> ml_collections.ConfigDict:
         rounding=True,        # samples to uint8, as files have them; the paper's had floats
         references=("train", "test"),        # or a folder of pictures, or an .npz
         inception="",         # the file of Inception's weights; "": in the cache, or fetched
+        sweep_metric="fid",   # of sweep: which score, for each sampler and number of calls
+        sweep_samplers=("ddim", "dpm_solver_pp"),
+        sweep_steps=(10, 20, 50, 100),
         ode_steps=200,
         ode_probes=1,
         batch_size=0,         # images at a time; 0: what fits

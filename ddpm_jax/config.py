@@ -17,9 +17,11 @@ from ddpm_jax import schedule as schedule_lib
 
 DTYPES = ("float32", "bfloat16")
 PRECISIONS = ("default", "high", "highest")
-EVALUATIONS = ("bpd", "ode_bpd", "progressive", "draws", "fid", "sfid", "kid", "is",
-               "precision_recall", "nearest_pixels", "nearest_features")
-AGAINST_REFERENCES = ("fid", "sfid", "kid", "precision_recall")
+SCORES = ("fid", "sfid", "kid", "is", "precision_recall", "frechet_pixels")
+EVALUATIONS = ("bpd", "ode_bpd", "progressive", "draws", *SCORES, "sweep",
+               "nearest_pixels", "nearest_features")
+AGAINST_REFERENCES = ("fid", "sfid", "kid", "precision_recall", "frechet_pixels")
+DRAWN = ("progressive", "sweep")  # Without a single value.
 T_SAMPLINGS = ("uniform", "antithetic", "importance")
 
 
@@ -126,6 +128,20 @@ def sampling_settings(config: ml_collections.ConfigDict) -> sampling.Settings:
     )
     found.check()
     return found
+
+
+def with_sampler(
+    config: ml_collections.ConfigDict, sampler: str, num_steps: int
+) -> ml_collections.ConfigDict:
+    """A copy of the config that samples so; what the sampler has no use for is at its default."""
+    config = config.copy_and_resolve_references()
+    settings = config.sample
+    settings.sampler, settings.num_steps = sampler, num_steps
+    if sampler != "ddim":
+        settings.eta, settings.rederive_eps = 0.0, True
+    if sampler not in ("ddim", "ancestral"):
+        settings.grid = "uniform"
+    return config
 
 
 def image_shape(config: ml_collections.ConfigDict) -> tuple[int, int, int] | None:
@@ -253,12 +269,13 @@ def _check_tuples(config):
         ("model.channel_multipliers", int, "whole numbers, at least one", "(1, 2, 2, 2)"),
         ("model.attention_resolutions", int, "whole numbers", "(16,)"),
         ("diffusion.betas", (int, float), "numbers in (0, 1]", "(0.1, 0.2, 0.5)"),
+        ("evaluate.sweep_steps", int, "whole numbers, at least one", "(10, 20, 50, 100)"),
         ("train.extra_ema_decays", float, "numbers between 0 and 1", "(0.999,)"),
     ):
         group, name = setting.split(".")
         values = config[group][name]
         bad = [v for v in values if not isinstance(v, kind) or v <= 0]
-        if bad or (name == "channel_multipliers" and not values):
+        if bad or (name in ("channel_multipliers", "sweep_steps") and not values):
             raise ValueError(
                 f"config.{setting}={values!r} must be {rule}; try "
                 f'--config.{setting}="{works}".'
@@ -303,24 +320,63 @@ def check_evaluation(config: ml_collections.ConfigDict) -> None:
             f"config.evaluate.checkpoints={which!r} must be newest, all, follow or a step; try "
             "--config.evaluate.checkpoints=newest."
         )
-    names = ["/".join(filter(None, item)) for item in measured(config)]
+    if "sweep" in settings.metrics:
+        _check_sweep(config)
+    names = ["/".join(filter(None, item)) for item in measured(config) if item[0] not in DRAWN]
     if settings.best and settings.best not in names:
         raise ValueError(
             f"config.evaluate.best={settings.best!r} is not measured; use one of "
             f"{', '.join(names)}, such as --config.evaluate.best={names[0]}."
+            if names else f"config.evaluate.best={settings.best!r} needs a metric with a value; "
+            "add such as 'bpd' to config.evaluate.metrics."
         )
     _check_precision("evaluate", settings.matmul_precision)
+
+
+def _check_sweep(config):
+    settings, found = config.evaluate, schedule(config)
+    if settings.sweep_metric not in SCORES:
+        raise ValueError(
+            f"config.evaluate.sweep_metric={settings.sweep_metric!r} is no score of samples; use "
+            f"one of {', '.join(SCORES)}."
+        )
+    if not settings.sweep_samplers:
+        raise ValueError(
+            "config.evaluate.sweep_samplers=() leaves no rows; try "
+            "--config.evaluate.sweep_samplers=\"('ddim', 'dpm_solver_pp')\"."
+        )
+    for sampler in settings.sweep_samplers:
+        for steps in settings.sweep_steps:
+            try:
+                how = sampling_settings(with_sampler(config, sampler, steps))
+                calls = how.num_calls(found)
+            except ValueError as error:
+                raise ValueError(
+                    f"config.evaluate.sweep_steps has {steps}, and {sampler!r} of "
+                    f"config.evaluate.sweep_samplers cannot: {error}"
+                ) from None
+            if calls != steps:
+                raise ValueError(
+                    f"config.evaluate.sweep_steps has {steps}, and {sampler!r} makes {calls} "
+                    f"calls on config.sample.grid={config.sample.grid!r}; write "
+                    "--config.sample.grid=uniform."
+                )
+            if config.diffusion.mean == "x_prev" and not how.by_grid:
+                raise ValueError(
+                    f"config.evaluate.sweep_samplers has {sampler!r}, which cannot go with "
+                    "config.diffusion.mean='x_prev'; use 'ancestral' and 'ddim' alone."
+                )
 
 
 def measured(config: ml_collections.ConfigDict) -> list[tuple[str, str | None]]:
     """(metric, reference or None) of everything that `config.evaluate` asks for."""
     settings = config.evaluate
-    return [
-        (metric, reference) for metric in settings.metrics
-        for reference in (
-            map(str, settings.references) if metric in AGAINST_REFERENCES else (None,)
-        )
-    ]
+
+    def references(metric):
+        scored = settings.sweep_metric if metric == "sweep" else metric
+        return map(str, settings.references) if scored in AGAINST_REFERENCES else (None,)
+
+    return [(metric, against) for metric in settings.metrics for against in references(metric)]
 
 
 def _check_precision(group, value):

@@ -40,8 +40,9 @@ def evaluate(config: ml_collections.ConfigDict, workdir: Any) -> list[dict[str, 
     config_lib.check_evaluation(config)
     workdir = epath.Path(workdir).expanduser()
     settings = config.evaluate
-    needs_inception = set(settings.metrics) & set(measures.NEEDS_INCEPTION)
-    network = quality.Network(settings.inception or None) if needs_inception else None
+    network = None
+    if measures.needs_inception(config):
+        network = quality.Network(settings.inception or None)
     found = []
     with jax.default_matmul_precision(settings.matmul_precision):
         for step in _steps(workdir, settings.checkpoints):

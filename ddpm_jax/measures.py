@@ -19,7 +19,7 @@ from etils import epath
 
 from ddpm_jax import audit, bits, data, draws, files, images, likelihood, parts, plots, progressive
 from ddpm_jax import config as config_lib
-from ddpm_jax import conditioning, quality, randomness, sampling, sources
+from ddpm_jax import conditioning, quality, randomness, sampling, sources, sweep
 from ddpm_jax.state import Trained
 
 _BITS, _ODE, _SAMPLES, _PICTURES = range(4)  # Addresses below the seed of an evaluation.
@@ -101,6 +101,13 @@ class Job:
         return quality.Samples.of(self.samples(), self.network)
 
 
+def needs_inception(config: ml_collections.ConfigDict) -> bool:
+    """Whether anything that `config.evaluate` asks for goes through Inception."""
+    settings = config.evaluate
+    swept = {settings.sweep_metric} if "sweep" in settings.metrics else set()
+    return bool({*settings.metrics, *swept} & set(NEEDS_INCEPTION))
+
+
 def key(protocol: dict[str, Any]) -> str:
     """A short name for a protocol."""
     text = json.dumps(protocol, sort_keys=True)
@@ -129,6 +136,9 @@ def protocol(job: Job, metric: str, reference: str | None) -> dict[str, Any]:
         sampled = sampling_protocol(job)
         found |= {k: v for k, v in sampled.items() if k not in ("num_samples", "rounding")}
         found["num_draws"] = settings.num_draws
+    if metric == "sweep":
+        found |= sweep_protocol(job)
+        metric = settings.sweep_metric
     if metric in NEEDS_INCEPTION:
         found |= {"resize": quality.RESIZE, "inception": job.network.checksum[:16]}
     if reference is not None:
@@ -138,10 +148,31 @@ def protocol(job: Job, metric: str, reference: str | None) -> dict[str, Any]:
 
 def sampling_protocol(job: Job) -> dict[str, Any]:
     """Everything that the samples of a checkpoint depend on, JSON."""
-    settings, how = job.config.evaluate, config_lib.sampling_settings(job.config)
+    how = config_lib.sampling_settings(job.config)
+    return _drawing(job) | dataclasses.asdict(how) | {
+        "num_steps": how.num_calls(job.trained.schedule)
+    }
+
+
+def sweep_protocol(job: Job) -> dict[str, Any]:
+    """Everything that the table of a sweep depends on, JSON."""
+    settings = job.config.evaluate
+    rows = {}
+    for sampler in settings.sweep_samplers:
+        how = dataclasses.asdict(config_lib.sampling_settings(
+            config_lib.with_sampler(job.config, sampler, settings.sweep_steps[0])
+        ))
+        rows[sampler] = {k: v for k, v in how.items() if k not in ("sampler", "num_steps")}
+    return _drawing(job) | {
+        "sweep_metric": settings.sweep_metric, "samplers": rows,
+        "steps": list(settings.sweep_steps),
+    }
+
+
+def _drawing(job):
+    settings = job.config.evaluate
     return {
         "num_samples": settings.num_samples, "weights": job.config.sample.weights,
-        **dataclasses.asdict(how), "num_steps": how.num_calls(job.trained.schedule),
         **_told_protocol(job), "rounding": "uint8" if settings.rounding else "none",
         "matmul_precision": settings.matmul_precision, "seed": settings.seed,
     }
@@ -299,15 +330,54 @@ def score(
     return quality.SCORES[metric](job.scored, against) | {"reference_n": against.count}
 
 
+def frechet_pixels(job: Job, folder: epath.Path, reference: str) -> dict[str, Any]:
+    """Frechet distance of raw pixels (see `quality.frechet_pixels`)."""
+    shape = job.trained.image_shape
+    quality.check_pixels(shape)
+    source, _ = quality.images_of(
+        reference, image_shape=shape, channels=shape[-1],
+        data_settings=config_lib.data_settings(job.config),
+    )
+    if source is None or tuple(source.image_shape) != tuple(shape):
+        raise ValueError(
+            f"frechet_pixels needs images of {list(shape)}, and config.evaluate.references has "
+            f"{reference!r}; write --config.evaluate.references=\"('train',)\"."
+        )
+    against = (images for _, images in quality.batches(source, progress=job.progress))
+    return quality.frechet_pixels(job.samples(), against)
+
+
+def draw_sweep(job: Job, folder: epath.Path, *reference: str) -> dict[str, Any]:
+    """A score for every sampler and number of calls: `sweep.csv`, `sweep.md`, `sweep.png`."""
+    settings = job.config.evaluate
+
+    def score_of(sampler, calls):
+        config = config_lib.with_sampler(job.config, sampler, calls)
+        cell = dataclasses.replace(job, config=config)
+        return METRICS[settings.sweep_metric](cell, folder, *reference)
+
+    cells = sweep.measure(
+        folder / "parts", settings.sweep_samplers, settings.sweep_steps, score_of
+    )
+    name = "/".join((settings.sweep_metric, *reference))
+    sweep.save(folder, name, settings.sweep_steps, cells)
+    (folder / "parts").rmtree()
+    table = {s: [float(f"{cell['value']:.6g}") for cell in row] for s, row in cells.items()}
+    remarks = {r for row in cells.values() for cell in row for r in cell.get("remarks", ())}
+    return {"value": None, "table": table, "remarks": sorted(remarks)}
+
+
 METRICS: dict[str, Callable[..., dict[str, Any]]] = {
     "bpd": bpd,
     "ode_bpd": ode_bpd,
     "progressive": draw_progressive,
     "draws": answer,
+    "sweep": draw_sweep,
+    "frechet_pixels": frechet_pixels,
     "nearest_pixels": functools.partial(nearest, features=False),
     "nearest_features": functools.partial(nearest, features=True),
     **{name: functools.partial(score, metric=name) for name in quality.SCORES},
 }
 NEEDS_INCEPTION = (*quality.SCORES, "nearest_features")
-OF_SAMPLES = (*NEEDS_INCEPTION, "nearest_pixels")
+OF_SAMPLES = (*NEEDS_INCEPTION, "frechet_pixels", "nearest_pixels")
 HIGHER_IS_BETTER = ("is", "precision_recall")

@@ -1,5 +1,6 @@
-"""Curves as PNG files: what the bound is made of, and rate against distortion."""
+"""Curves as PNG files: what the bound is made of, rate against distortion, fast samplers."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,36 @@ def rate_distortion(path: Any, curve: RateDistortion) -> None:
     middle.set(xlabel="reverse process steps (T - t)", ylabel="rate (bits/dim)")
     right.plot(curve.rate, curve.distortion)
     right.set(xlabel="rate (bits/dim)", ylabel="distortion (RMSE)")
+    _save(figure, path)
+
+
+def sweep(
+    path: Any,
+    name: str,
+    steps: Sequence[int],
+    rows: dict[str, Sequence[float]],
+    errors: dict[str, Sequence[float]],
+) -> None:
+    """A score against the number of network calls, one line a sampler.
+
+    Args:
+        path: of the PNG.
+        name: of the score, such as "fid/train".
+        steps: network calls.
+        rows: by sampler, a value for each of `steps`.
+        errors: the same of their standard errors, 0 where there is none.
+    """
+    figure, axes = _figure(1)
+    order = np.argsort(steps)
+    for sampler, values in rows.items():
+        x, y, error = (np.asarray(a)[order] for a in (steps, values, errors[sampler]))
+        axes.errorbar(x, y, error if error.any() else None, marker="o", markersize=4, label=sampler)
+    if min(map(min, rows.values())) > 0:
+        axes.set_yscale("log")
+    axes.set(xlabel="network calls an image", ylabel=name, xscale="log")
+    axes.set_xticks(steps, [str(calls) for calls in steps])
+    axes.minorticks_off()
+    axes.legend()
     _save(figure, path)
 
 

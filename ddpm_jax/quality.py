@@ -22,6 +22,7 @@ from ddpm_jax.sources import Source
 
 KEPT = 10_000  # Pooled features of a reference that are kept, for KID, precision and recall.
 _BATCH = 64  # Images through Inception at a time on one device.
+MOST_PIXELS = 4096  # Of an image, channels counted, whose covariance is 128 MB.
 RESIZE = "tf1 bilinear to 299x299"
 
 
@@ -133,6 +134,35 @@ def reference(
     Raises:
         ValueError: there is no such split, folder or file, or it does not fit.
     """
+    source, said = images_of(name, image_shape=image_shape, data_settings=data_settings)
+    if source is None:
+        return references.load(name).statistics
+    provenance = {
+        **said, "n": len(source), "shape": list(source.image_shape),
+        "fingerprint": fingerprint(source), "resize": RESIZE, "inception": network.checksum,
+        "kept": min(KEPT, len(source)),
+    }
+    return references.cached(
+        files.cache_folder(), provenance, lambda: _compute(source, network, provenance, progress)
+    )
+
+
+def images_of(
+    name: str,
+    *,
+    image_shape: tuple[int, int, int],
+    data_settings: dict[str, Any],
+    channels: int = 3,
+) -> tuple[Source | None, dict[str, str]]:
+    """The images of a reference, None where it has statistics alone, and which they are.
+
+    Args:
+        name, image_shape, data_settings: as of `reference`.
+        channels: to which a folder of pictures is converted.
+
+    Raises:
+        ValueError: as `reference` does.
+    """
     if name in ("train", "test"):
         source = data.load(split=name, **data_settings)
         if source is None:
@@ -144,22 +174,15 @@ def reference(
     elif str(name).endswith(".npz"):
         loaded = references.load(name)
         if loaded.images is None:
-            return loaded.statistics
+            return None, {}
         _check_size(name, loaded.images[1:], image_shape)
         source = _npz_source(name, loaded.images)
         said = {"file": epath.Path(name).name}
     else:
-        source = data.load("image_folder", data_dir=name, channels=3)
+        source = data.load("image_folder", data_dir=name, channels=channels)
         said = {"folder": epath.Path(name).name}
     _check_size(name, source.image_shape, image_shape)
-    provenance = {
-        **said, "n": len(source), "shape": list(source.image_shape),
-        "fingerprint": fingerprint(source), "resize": RESIZE, "inception": network.checksum,
-        "kept": min(KEPT, len(source)),
-    }
-    return references.cached(
-        files.cache_folder(), provenance, lambda: _compute(source, network, provenance, progress)
-    )
+    return source, said
 
 
 def _check_size(name, found, wanted):
@@ -252,6 +275,47 @@ def inception_score(samples: Samples, against: None = None) -> dict[str, Any]:
         values |= {"ten_splits": parts.mean, "std": parts.std,
                    "standard_error": parts.standard_error}
     return values
+
+
+def frechet_pixels(
+    samples: Iterable[np.ndarray], against: Iterable[np.ndarray]
+) -> dict[str, Any]:
+    """Frechet distance of raw pixels as features, in squares of [-1, 1].
+
+    The formula of FID without its network: it sees whether the mean image and the covariances
+    of pixels are the reference's, and nothing else, so that Gaussian noise with these moments
+    scores 0. It says little of how images look, and does not compare with FID. It is for small
+    images and samplers of one network, where Inception is out of place or not at hand.
+
+    Args:
+        samples: batches [b, h, w, c], in 0..255.
+        against: batches of the same shape.
+
+    Raises:
+        ValueError: the shapes differ, or an image has more than 4,096 pixels times channels.
+    """
+    ours, theirs = (_pixel_moments(batches) for batches in (samples, against))
+    return {"value": metrics.frechet_distance(
+        ours.mean, ours.covariance, theirs.mean, theirs.covariance
+    ), "reference_n": theirs.count}
+
+
+def check_pixels(image_shape: tuple[int, int, int]) -> None:
+    """Raises ValueError where images are too large for `frechet_pixels`."""
+    if np.prod(image_shape) > MOST_PIXELS:
+        raise ValueError(
+            f"frechet_pixels has no room for the covariance of {np.prod(image_shape):,} pixels, "
+            f"more than {MOST_PIXELS:,}; use 'fid' instead."
+        )
+
+
+def _pixel_moments(batches):
+    found = None
+    for images in batches:
+        check_pixels(images.shape[1:])
+        rows = images.reshape(len(images), -1) / 127.5 - 1
+        found = (found or Moments.empty(rows.shape[1])).update(rows)
+    return found
 
 
 def _features(against, metric):

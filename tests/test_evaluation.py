@@ -51,6 +51,9 @@ def small_config(**evaluate):
     config.evaluate.num_images = 11
     config.evaluate.num_samples = 13
     config.evaluate.ode_steps = 3
+    config.evaluate.sweep_metric = "frechet_pixels"
+    config.evaluate.sweep_samplers = ("ddim", "dpm_solver_pp")
+    config.evaluate.sweep_steps = (3, 2)
     for name, value in evaluate.items():
         config.evaluate[name] = value
     return config
@@ -79,7 +82,7 @@ def workdir(trained_workdir, tmp_path, monkeypatch):
 def test_every_metric_leaves_a_row_and_a_line(workdir, capsys):
     config = small_config(metrics=config_lib.EVALUATIONS)
     rows = ddpm_jax.evaluate(config, workdir)
-    against = ("fid", "sfid", "kid", "precision_recall")
+    against = ("fid", "sfid", "kid", "precision_recall", "frechet_pixels", "sweep")
     names = [(m, r) for m in config_lib.EVALUATIONS
              for r in (("train", "test") if m in against else (None,))]
     assert [(row["metric"], row["reference"]) for row in rows] == names
@@ -99,14 +102,14 @@ def test_every_metric_leaves_a_row_and_a_line(workdir, capsys):
     assert protocol == {
         "step": 6, "weights": "ema", "dtype": "float32", "matmul_precision": "highest",
         "seed": 0, "num_samples": 13, "sampler": "ancestral", "num_steps": 4, "clip": True,
-        "eta": 0.0, "grid": "uniform",
+        "eta": 0.0, "grid": "uniform", "rederive_eps": True, "dynamic_threshold": 0.0,
         "rounding": "uint8", "resize": quality.RESIZE, "inception": "fake",
         "reference": "train",
     }
     files = {path.name for path in (workdir / "evaluations").rglob("*") if path.is_file()}
     assert {"terms.npz", "bound.png", "rate_distortion.png", "rate_distortion.csv",
             "generation.png", "generation.gif", "completions.png", "nearest.csv",
-            "nearest.png", "bits.npz"} <= files
+            "nearest.png", "bits.npz", "sweep.csv", "sweep.md", "sweep.png"} <= files
     assert not [path for path in (workdir / "evaluations").rglob("parts")]
     assert list((workdir / "tensorboard" / "evaluation").iterdir())
 
@@ -251,7 +254,8 @@ def test_a_folder_of_pictures_is_a_reference(workdir):
 
 def test_names_in_the_config_are_those_of_the_metrics():
     assert set(config_lib.EVALUATIONS) == set(measures.METRICS)
-    assert set(quality.SCORES) - {"is"} == set(config_lib.AGAINST_REFERENCES)
+    assert set(config_lib.SCORES) == {*quality.SCORES, "frechet_pixels"}
+    assert set(config_lib.SCORES) - {"is"} == set(config_lib.AGAINST_REFERENCES)
 
 
 @pytest.mark.parametrize("name, value, says", [
@@ -284,3 +288,97 @@ def test_no_weights_and_no_network_say_what_to_fetch(trained_workdir, tmp_path, 
         )
     assert "\n" not in str(error.value)
     assert not (trained_workdir / "evaluations.jsonl").exists()
+
+
+HOW = {"eta": 0.0, "grid": "uniform", "clip": True, "rederive_eps": True,
+       "dynamic_threshold": 0.0}
+
+
+def test_a_sweep_is_a_table_of_single_scores(workdir, capsys):
+    config = small_config(metrics=("sweep",), references=("train",))
+    (row,) = ddpm_jax.evaluate(config, workdir)
+    assert row["value"] is None and list(row["table"]) == ["ddim", "dpm_solver_pp"]
+    assert row["protocol"] == {
+        "step": 6, "weights": "ema", "dtype": "float32", "matmul_precision": "highest",
+        "seed": 0, "num_samples": 13, "rounding": "uint8", "sweep_metric": "frechet_pixels",
+        "samplers": {"ddim": HOW, "dpm_solver_pp": HOW}, "steps": [3, 2], "reference": "train",
+    }
+    for sampler, values in row["table"].items():
+        for steps, value in zip((3, 2), values, strict=True):
+            single = small_config(metrics=("frechet_pixels",), references=("train",))
+            single.sample.sampler, single.sample.num_steps = sampler, steps
+            (alone,) = ddpm_jax.evaluate(single, workdir)
+            assert alone["reference_n"] == 1497
+            assert alone["value"] == pytest.approx(value, rel=1e-6)  # Six digits.
+    # Two calls of either are one step between the same ends.
+    assert len({value for values in row["table"].values() for value in values}) == 3
+    folder, = (workdir / "evaluations" / "step_00000006").glob("sweep-*")
+    lines = (folder / "sweep.csv").read_text().splitlines()
+    assert lines[0] == "sampler,3,2" and lines[1].startswith("ddim,") and len(lines) == 3
+    assert [float(v) for v in lines[2].split(",")[1:]] == row["table"]["dpm_solver_pp"]
+    assert not (folder / "parts").exists()
+    capsys.readouterr()
+    assert ddpm_jax.evaluate(config, workdir) == [row]
+    assert "known already" in capsys.readouterr().out
+    config.evaluate.sweep_steps = (2,)
+    assert ddpm_jax.evaluate(config, workdir)[0]["table"]["ddim"] == row["table"]["ddim"][1:]
+
+
+def test_a_sweep_of_inceptions_score_says_its_network(workdir):
+    config = small_config(metrics=("sweep",), sweep_metric="is", sweep_steps=(2,))
+    (row,) = ddpm_jax.evaluate(config, workdir)
+    assert row["protocol"]["inception"] == "fake" and row["reference"] is None
+    (single,) = ddpm_jax.evaluate(_with(small_config(metrics=("is",)), "ddim", 2), workdir)
+    assert row["table"]["ddim"] == [pytest.approx(single["value"], rel=1e-5)]
+
+
+def test_raw_pixels_need_no_network(workdir, monkeypatch):
+    monkeypatch.setattr(quality, "Network", None)
+    config = small_config(metrics=("frechet_pixels", "sweep"), references=("test",))
+    assert len(ddpm_jax.evaluate(config, workdir)) == 2
+
+
+def test_a_sweep_takes_what_suits_each_sampler(workdir):
+    config = small_config(metrics=("sweep",), references=("train",), sweep_steps=(2,))
+    config.evaluate.sweep_samplers = ("ancestral", "ddim", "heun")
+    config.evaluate.sweep_steps = (3,)
+    config.sample.eta, config.sample.grid, config.sample.clip = 0.5, "trailing", False
+    (row,) = ddpm_jax.evaluate(config, workdir)
+    told = row["protocol"]["samplers"]
+    assert {s: (how["eta"], how["grid"], how["clip"]) for s, how in told.items()} == {
+        "ancestral": (0.0, "trailing", False), "ddim": (0.5, "trailing", False),
+        "heun": (0.0, "uniform", False),
+    }
+
+
+def _with(config, sampler, num_steps):
+    return config_lib.with_sampler(config, sampler, num_steps)
+
+
+@pytest.mark.parametrize("settings, says", [
+    (dict(sweep_metric="bpd"), "sweep_metric='bpd' is no score of samples; use one of fid"),
+    (dict(sweep_samplers=()), "sweep_samplers=.. leaves no rows; try"),
+    (dict(sweep_samplers=("euler",)), "sweep_steps has 3, and 'euler' .*is not known"),
+    (dict(sweep_samplers=("heun",)), "sweep_steps has 2, and 'heun' .*write num_steps=1"),
+    (dict(sweep_steps=(5,)), "sweep_steps has 5, and 'ddim' .*num_steps=5 must lie in 1..4"),
+    (dict(sweep_steps=()), "sweep_steps=.. must be whole numbers, at least one"),
+    (dict(sweep_steps=(0, 2)), "sweep_steps=.0, 2. must be whole numbers"),
+    (dict(best="sweep/train"), "best='sweep/train' needs a metric with a value"),
+])
+def test_impossible_sweeps_are_refused(settings, says):
+    with pytest.raises(ValueError, match=says) as error:
+        config_lib.check_evaluation(small_config(metrics=("sweep",), **settings))
+    assert "\n" not in str(error.value)
+
+
+def test_sweeps_that_the_model_rules_out_are_refused():
+    config = small_config(metrics=("sweep",))
+    config.diffusion.mean = "x_prev"
+    with pytest.raises(ValueError, match="has 'dpm_solver_pp', which cannot go with"):
+        config_lib.check_evaluation(config)
+    config.evaluate.sweep_samplers = ("ddim", "ancestral")
+    config_lib.check_evaluation(config)
+    config.sample.grid = "quadratic"
+    config.diffusion.num_timesteps, config.evaluate.sweep_steps = 1000, (50,)
+    with pytest.raises(ValueError, match="'ddim' makes 49 calls .*grid=uniform"):
+        config_lib.check_evaluation(config)

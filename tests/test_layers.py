@@ -14,7 +14,7 @@ LEVELS = [
     {"conditioning", "data", "losses", "samplers"},
     {"inpainting", "inversion", "likelihood", "progressive", "quality", "solvers"},
     {"bits", "plots", "sampling"},
-    {"chains", "config"},
+    {"chains", "config", "sweep"},
     {"editing", "workdir"},
     {"pretrained", "measures", "monitoring", "train_step"},
     {"evaluation", "tasks", "training"},

@@ -501,3 +501,20 @@ def test_every_score_is_a_number_and_perfect_samples_are_perfect():
     # Traces of up to 214 cancel in float64.
     assert found["fid"] < 1e-8 and found["sfid"] < 1e-8 and found["kid"] < 0
     assert found["precision_recall"] == 1
+
+
+def test_frechet_distance_of_pixels():
+    """Against the formula on the pixels themselves, with SciPy's matrix root."""
+    ours, theirs = pixels(70, seed=1, shape=(3, 2, 2)), pixels(60, seed=2, shape=(3, 2, 2)) // 2
+    found = quality.frechet_pixels([ours[:50], ours[50:]], [theirs])
+    a, b = (np.float64(x.reshape(len(x), -1)) / 127.5 - 1 for x in (ours, theirs))
+    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    root = linalg.sqrtm(cov_a @ cov_b).real
+    expected = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(cov_a + cov_b - 2 * root)
+    assert_allclose(found["value"], expected, rtol=1e-8)
+    assert found["reference_n"] == 60
+    same = quality.frechet_pixels([np.float32(ours)], [ours])
+    assert same["value"] < 1e-9
+    quality.check_pixels((32, 32, 4))
+    fails("no room for the covariance of 12,288 pixels, more than 4,096; use 'fid'",
+          quality.check_pixels, (64, 64, 3))
