@@ -143,7 +143,7 @@ def protocol(job: Job, metric: str, reference: str | None) -> dict[str, Any]:
         found |= {"resize": quality.RESIZE, "inception": job.network.checksum[:16]}
     if reference is not None:
         found["reference"] = reference
-    return found
+    return json.loads(json.dumps(found))  # As it is read again: tuples are lists.
 
 
 def sampling_protocol(job: Job) -> dict[str, Any]:

@@ -102,7 +102,8 @@ def test_every_metric_leaves_a_row_and_a_line(workdir, capsys):
     assert protocol == {
         "step": 6, "weights": "ema", "dtype": "float32", "matmul_precision": "highest",
         "seed": 0, "num_samples": 13, "sampler": "ancestral", "num_steps": 4, "clip": True,
-        "eta": 0.0, "grid": "uniform", "rederive_eps": True, "dynamic_threshold": 0.0,
+        "eta": 0.0, "grid": "uniform", "guidance": 1.0, "guidance_interval": [],
+        "rederive_eps": True, "dynamic_threshold": 0.0,
         "rounding": "uint8", "resize": quality.RESIZE, "inception": "fake",
         "reference": "train",
     }
@@ -290,8 +291,8 @@ def test_no_weights_and_no_network_say_what_to_fetch(trained_workdir, tmp_path, 
     assert not (trained_workdir / "evaluations.jsonl").exists()
 
 
-HOW = {"eta": 0.0, "grid": "uniform", "clip": True, "rederive_eps": True,
-       "dynamic_threshold": 0.0}
+HOW = {"eta": 0.0, "grid": "uniform", "clip": True, "guidance": 1.0, "guidance_interval": [],
+       "rederive_eps": True, "dynamic_threshold": 0.0}
 
 
 def test_a_sweep_is_a_table_of_single_scores(workdir, capsys):
