@@ -31,6 +31,19 @@ def nearest(images, train):
     return np.sqrt(((images[:, None] - train[None]) ** 2).sum(axis=-1)).min(axis=1)
 
 
+def fitted_classifier():
+    """A calibrated classifier of the training digits."""
+    images, labels = data.digits("train")
+    classifier = CalibratedClassifierCV(SVC(gamma=0.001), ensemble=False)
+    return classifier.fit(scaled(images), labels)
+
+
+def top_probability(classifier, images):
+    """How sure the classifier is of uint8 [n, 8, 8, 1]: mean and standard error."""
+    top = classifier.predict_proba(scaled(images)).max(axis=1)
+    return top.mean(), top.std(ddof=1) / len(top) ** 0.5
+
+
 def main():
     """Prints the figures for the newest checkpoint of a workdir."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -40,24 +53,22 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
-    train, train_labels = data.digits("train")
+    train, _ = data.digits("train")
     test, _ = data.digits("test")
-    train, test = scaled(train), scaled(test)
-    samples = scaled(ddpm_jax.sample(
+    samples = ddpm_jax.sample(
         ddpm_jax.load(args.workdir), args.seed, args.num_images, num_steps=args.num_steps,
         output="uint8", progress=True,
-    ))
-    classifier = CalibratedClassifierCV(SVC(gamma=0.001), ensemble=False)
-    classifier.fit(train, train_labels)
+    )
+    classifier = fitted_classifier()
 
     print(f"{platform.processor() or platform.machine()}, jax {jax.__version__}, "
           f"{args.num_images} samples, seed {args.seed}, steps {args.num_steps or 'all'}")
     for name, images in (("samples", samples), ("held out", test)):
-        top = classifier.predict_proba(images).max(axis=1)
-        error = top.std(ddof=1) / len(top) ** 0.5
-        print(f"{name:9s} top probability {top.mean():.4f} +- {error:.4f}, "
-              f"median distance to a training digit {np.median(nearest(images, train)):.2f}")
-    counts = np.bincount(classifier.predict(samples), minlength=10) / len(samples)
+        mean, error = top_probability(classifier, images)
+        distances = nearest(scaled(images), scaled(train))
+        print(f"{name:9s} top probability {mean:.4f} +- {error:.4f}, "
+              f"median distance to a training digit {np.median(distances):.2f}")
+    counts = np.bincount(classifier.predict(scaled(samples)), minlength=10) / len(samples)
     print("share of each class, %:", " ".join(f"{100 * share:.1f}" for share in counts))
 
 
