@@ -80,10 +80,11 @@ def workdir(trained_workdir, tmp_path, monkeypatch):
 
 
 def test_every_metric_leaves_a_row_and_a_line(workdir, capsys):
-    config = small_config(metrics=config_lib.EVALUATIONS)
+    metrics = tuple(m for m in config_lib.EVALUATIONS if m != "draws")  # Which need conditions.
+    config = small_config(metrics=metrics)
     rows = ddpm_jax.evaluate(config, workdir)
     against = ("fid", "sfid", "kid", "precision_recall", "frechet_pixels", "sweep")
-    names = [(m, r) for m in config_lib.EVALUATIONS
+    names = [(m, r) for m in metrics
              for r in (("train", "test") if m in against else (None,))]
     assert [(row["metric"], row["reference"]) for row in rows] == names
     assert rows == evaluation.rows(workdir)
