@@ -55,7 +55,7 @@ def sigma_of_a_step(eta):
 
 
 def test_golden_ddim_noise():
-    """The handbook's sigma at eta = 1, and half of it, to 4 standard errors."""
+    """sigma at eta = 1 by hand in float64, and half of it, to 4 standard errors."""
     error = 4 / np.sqrt(2 * 1024 * 64)
     assert_allclose(sigma_of_a_step(1.0), 0.4250651756, rtol=error)
     assert_allclose(sigma_of_a_step(0.5), 0.4250651756 / 2, rtol=error)
@@ -261,6 +261,15 @@ def test_3m_is_exact_where_x_0_is_a_line_in_lambda():
             whole += (t - s) ** 2 * moments(0, t - s)
             assert_allclose(plan.weights[i] @ bent, plan.signal[i + 1] * whole / 2, rtol=1e-6)
         assert_allclose(plan.keep[i], plan.sigma[i + 1] / plan.sigma[i])
+
+
+def test_3m_between_uneven_levels():
+    """(lambda - lambda_s)^2 has slope 0 at s: half of its integral is all that is taken."""
+    levels, t = np.array([0.2, -0.3, -1.4]), 0.9
+    h = t - levels[0]
+    step = solvers._third([-1.4, -0.3], 0.2, t) @ (levels - levels[0]) ** 2
+    whole = moments(2, h) + 2 * h * moments(1, h) + h**2 * moments(0, h)
+    assert_allclose(step, level(t)[0] * whole / 2, rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", solvers.NAMED)
@@ -528,7 +537,7 @@ def test_the_cosine_without_clipping():
 
 
 def test_clipping_moves_eps_too():
-    """One step of DPM-Solver-1 is DDIM: the handbook's golden step, from 999 to 899."""
+    """One step of DPM-Solver-1 is DDIM: the golden step, from 999 to 899."""
     schedule = schedules.respace(LINEAR, [899, 999])
     plan = solvers.dpm_solver(schedule, 1, denoise=False)
     for clip, golden in ((False, 1.8056246515), (True, 1.0101198238)):
