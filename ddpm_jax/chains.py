@@ -15,7 +15,6 @@ import numpy as np
 
 from ddpm_jax import diffusion as diffusion_lib
 from ddpm_jax import inpainting, inversion, parallel, randomness, rounds, samplers, sampling
-from ddpm_jax import solvers
 from ddpm_jax.sampling import X_T, Settings, Z
 from ddpm_jax.schedule import Schedule
 from ddpm_jax.state import Trained
@@ -133,12 +132,11 @@ def run(
 @functools.lru_cache(maxsize=64)
 def _pmapped(chain, model, diffusion, settings, num_calls, progress):
     def run(params, schedule, full, rows, rngs, arrays):
-        predict_fn = diffusion_lib.predict_fn(
-            schedule, functools.partial(model.apply, {"params": params}, train=False),
-            full=full, mean=diffusion.mean, variance=diffusion.variance, clip=settings.clip,
+        predict_fn = sampling.reverse(
+            settings, diffusion, schedule, full,
+            functools.partial(model.apply, {"params": params}, train=False),
+            settings.denoised_fn,
         )
-        if settings.sampler == "ddim":
-            predict_fn = solvers.ddim_fn(schedule, predict_fn, settings.eta)
         report = rounds.on_step(num_calls, progress)
         return chain(Reverse(schedule, predict_fn, rows, num_calls, report), rngs, *arrays)
 

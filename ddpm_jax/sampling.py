@@ -57,6 +57,13 @@ class Settings:
         """Whether the chain visits whole steps of the schedule."""
         return self.sampler in ("ancestral", "ddim")
 
+    @property
+    def denoised_fn(self) -> Callable[[jax.Array], jax.Array] | None:
+        """The hook on x_0 that `dynamic_threshold` asks for."""
+        if not self.dynamic_threshold:
+            return None
+        return functools.partial(solvers.dynamic_threshold, percentile=self.dynamic_threshold)
+
     def check(self, denoised_fn: Callable[[jax.Array], jax.Array] | None = None) -> None:
         """Raises ValueError where a choice, or the hook on x_0, is unknown or has no effect."""
         if self.sampler not in SAMPLERS:
@@ -352,23 +359,36 @@ def _keys(rng, n, seeds) -> jax.Array:
     return randomness.image_keys(randomness.as_key(rng), jnp.arange(n))
 
 
+def reverse(
+    settings: Settings, diffusion, schedule, full, denoise_fn, denoised_fn=None
+) -> Callable[[jax.Array, jax.Array], diffusion_lib.Prediction]:
+    """(x_t, t) -> Prediction, with the step that "ancestral" or "ddim" takes from x_t.
+
+    Args:
+        settings: one of these two.
+        diffusion: `diffusion.Parameterization`.
+        schedule, full: as of `diffusion.predict_fn`.
+        denoise_fn: (x_t, t) -> the network's output.
+        denoised_fn: as of `diffusion.predict`.
+    """
+    predict_fn = diffusion_lib.predict_fn(
+        schedule, denoise_fn, full=full, mean=diffusion.mean, variance=diffusion.variance,
+        clip=settings.clip, denoised_fn=denoised_fn, rederive_eps=settings.rederive_eps,
+    )
+    if settings.sampler == "ddim":
+        return solvers.ddim_fn(schedule, predict_fn, settings.eta)
+    return predict_fn
+
+
 @functools.lru_cache(maxsize=64)
 def _pmap_chain(model, diffusion, image_shape, settings, trajectory, denoised_fn, progress):
     """(params, schedule or plan, full or None, keys [d, b], told) -> what `_rounds` gives."""
 
-    if settings.dynamic_threshold:
-        denoised_fn = functools.partial(
-            solvers.dynamic_threshold, percentile=settings.dynamic_threshold
-        )
+    denoised_fn = denoised_fn or settings.denoised_fn
 
     def chain(params, plan, full, rngs, told):
         rngs_x_T, rngs_z = (randomness.fold_each(rngs, use) for use in (X_T, Z))
         x_T = samplers.standard_normal(rngs_x_T, image_shape)
-        kinds = dict(
-            mean=diffusion.mean, variance=diffusion.variance, clip=settings.clip,
-            denoised_fn=denoised_fn,
-        )
-
         told = conditioning.as_float(told)
         apply_fn = functools.partial(model.apply, {"params": params}, train=False)
         denoise_fn = functools.partial(apply_fn, **told)
@@ -379,20 +399,17 @@ def _pmap_chain(model, diffusion, image_shape, settings, trajectory, denoised_fn
             )
 
         if settings.by_grid:
-            num_calls = plan.num_timesteps
-            predicts = diffusion_lib.predict_fn(
-                plan, denoise_fn, full=full, rederive_eps=settings.rederive_eps, **kinds
+            x_0 = samplers.ancestral(
+                plan, reverse(settings, diffusion, plan, full, denoise_fn, denoised_fn),
+                x_T, rngs_z, trajectory=trajectory,
+                on_step=rounds.on_step(plan.num_timesteps, progress),
             )
-            run = samplers.ancestral
-            if settings.sampler == "ddim":
-                run = functools.partial(solvers.ddim, eta=settings.eta)
         else:
-            num_calls, predicts = plan.num_calls, denoise_fn
-            run = functools.partial(solvers.solve, **kinds)
-        x_0 = run(
-            plan, predicts, x_T, rngs_z, trajectory=trajectory,
-            on_step=rounds.on_step(num_calls, progress),
-        )
+            x_0 = solvers.solve(
+                plan, denoise_fn, x_T, rngs_z, trajectory=trajectory, mean=diffusion.mean,
+                variance=diffusion.variance, clip=settings.clip, denoised_fn=denoised_fn,
+                on_step=rounds.on_step(plan.num_calls, progress),
+            )
         if not trajectory:
             return x_0, None
         return x_0[0], jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), x_0[1])
