@@ -166,7 +166,8 @@ def encode(
     Args:
         trained, **how: as of `interpolate`.
         images: [n, h, w, c].
-        settings: "ddim" with eta=0. Whatever `clip` says, x_0 is not clipped on the way up.
+        settings: "ddim" with eta=0. Whatever it says of clipping and thresholds, x_0 is left as it
+            is on the way up.
 
     Raises:
         ValueError: images are not such, or the settings are not.
@@ -174,7 +175,7 @@ def encode(
     _check_deterministic(settings)
     return chains.run(
         chains.encode, trained, _keys(0, len(images)), (_checked(trained, images),),
-        dataclasses.replace(settings, clip=False), **how,
+        _leaving_x_0(settings), **how,
     )
 
 
@@ -210,13 +211,14 @@ def reconstruct(
     Args:
         trained: what `load` and `train` return.
         images: [n, h, w, c].
-        settings: "ddim" with eta=0. Whatever `clip` says, x_0 is never clipped.
+        settings: "ddim" with eta=0. Whatever it says of clipping and thresholds, x_0 is left as it
+            is.
         **how: as of `interpolate`.
 
     Raises:
         ValueError: as `encode` does.
     """
-    settings = dataclasses.replace(settings, clip=False)
+    settings = _leaving_x_0(settings)
     x_T = encode(trained, images, settings=settings, **how)
     return decode(trained, x_T, settings=settings, **how)
 
@@ -327,6 +329,11 @@ def _hold(trained, rng, arrays, settings, jump_length, resamplings, how):
     rows = inpainting.repaint(schedule, jump_length=jump_length, resamplings=resamplings)
     return chains.run(
         chains.hold, trained, _keys(rng, len(arrays[0])), arrays, settings, rows=rows, **how)
+
+
+def _leaving_x_0(settings: Settings) -> Settings:
+    """The same without clipping or thresholds, which no inversion could undo."""
+    return dataclasses.replace(settings, clip=False, dynamic_threshold=0.0, rederive_eps=True)
 
 
 def _check_deterministic(settings: Settings) -> None:

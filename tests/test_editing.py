@@ -1,5 +1,7 @@
 """Editing is made of the chains it says, picture by picture, whatever else is asked for."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -162,6 +164,8 @@ def test_x_T_is_that_of_sample(trained):
 def test_reconstruction_goes_there_and_back_unclipped(trained):
     images = pictures(2)
     x_T = editing.encode(trained, images, settings=DDIM)  # clip=True, without effect
+    changing = dataclasses.replace(DDIM, dynamic_threshold=0.5, rederive_eps=False)
+    assert_array_equal(editing.encode(trained, images, settings=changing), x_T)
     free = Settings("ddim", clip=False)
     assert_allclose(editing.encode(trained, images, settings=free), x_T, **SAME)
     found = editing.reconstruct(trained, images)
