@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import diffusion as diffusion_lib
-from ddpm_jax import conditioning, grids, parallel, randomness, rounds, samplers, solvers
+from ddpm_jax import conditioning, grids, parallel, plans, randomness, rounds, samplers, solvers
 from ddpm_jax import schedule as schedule_lib
 from ddpm_jax.images import to_uint8
 from ddpm_jax.state import Trained
 from ddpm_jax.unet import UNet
 
-SAMPLERS = ("ancestral", "ddim", *solvers.NAMED)
+SAMPLERS = ("ancestral", "ddim", *plans.NAMED)
 X_T, Z = range(2)  # Addresses below an image's key: the prior draw, the noise of the steps.
 
 
@@ -26,7 +26,7 @@ class Settings:
 
     Attributes:
         sampler: "ancestral" (Ho et al. 2020, Algorithm 2), "ddim" (Song, Meng and Ermon 2021)
-            or one of `solvers.NAMED`.
+            or one of `plans.NAMED`.
         num_steps: network calls an image; None is all steps of the schedule, which the
             solvers need to be told.
         eta: noise of "ddim", 0 (none) to 1 (as much as the ancestral chain).
@@ -308,7 +308,7 @@ def _check_room(num_kept, image_shape, n, batch_size):
 def chain_of(settings: Settings, schedule: schedule_lib.Schedule) -> tuple[Any, Any, int]:
     """(the chain's schedule or the solver's plan, the full schedule if respaced, calls)."""
     if not settings.by_grid:
-        plan = solvers.named(settings.sampler, schedule, settings.num_steps)
+        plan = plans.named(settings.sampler, schedule, settings.num_steps)
         return plan, None, plan.num_calls
     if not settings.num_steps and settings.grid == "uniform":
         return schedule, None, schedule.num_timesteps

@@ -11,7 +11,7 @@ LEVELS = [
     {"checkpoints", "images", "importance", "inception", "logs", "neighbours", "parts",
      "references", "schedule", "sources", "state", "unet"},
     {"audit", "diffusion", "draws", "grids", "pairs", "pictures", "rounds", "tfds_source"},
-    {"conditioning", "data", "losses", "samplers"},
+    {"conditioning", "data", "losses", "plans", "samplers"},
     {"inpainting", "inversion", "likelihood", "progressive", "quality", "solvers"},
     {"bits", "plots", "sampling"},
     {"chains", "config", "sweep"},

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from ddpm_jax import samplers, solvers
+from ddpm_jax import plans, samplers, solvers
 from ddpm_jax import schedule as schedules
 from ddpm_jax.diffusion import predict_fn
 from gaussian import jit
@@ -92,9 +92,9 @@ def by_plan(case, t, draws, draw_given):
     x_T, outputs, _, noises = draws
     settings, n = case["settings"], len(t)
     if case["scheduler"] == "HeunDiscrete":
-        plan = solvers.heun(LINEAR, n)
+        plan = plans.heun(LINEAR, n)
     else:
-        plan = solvers.dpm_solver_pp(
+        plan = plans.dpm_solver_pp(
             LINEAR, n, order=settings["solver_order"], sde="algorithm_type" in settings
         )
     assert_allclose(plan.t, t, rtol=0, atol=0.51)  # They round t, but for the network alone.
