@@ -15,7 +15,7 @@ import pathlib
 import jax
 
 import ddpm_jax
-from configs import digits
+from ddpm_jax.configs import digits
 from ddpm_jax import evaluation
 
 OBJECTIVES = [  # mean, variance, loss, weighting, t

@@ -8,7 +8,7 @@ paper took 10.6 hours on a TPU v3-8 (21 steps/s).
 
 The pictures: a prepared `cifar10` of tensorflow-datasets is found in `data.dir`, in
 $TFDS_DATA_DIR or in ~/tensorflow_datasets; without one it is downloaded (163 MB), which needs
-`pip install -e ".[prepare]"` once.
+`pip install -e ".[tf]"` once.
 """
 
 import ml_collections

@@ -10,7 +10,7 @@ Its label is hidden from one image in ten. Any data set with labels trains so, w
 
 import ml_collections
 
-from configs import cifar10
+from ddpm_jax.configs import cifar10
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -7,7 +7,7 @@ About three minutes on two CPU cores; `samples/` then shows digits that a person
 
 import ml_collections
 
-from configs import cifar10
+from ddpm_jax.configs import cifar10
 
 
 def get_config() -> ml_collections.ConfigDict:

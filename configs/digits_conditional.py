@@ -7,7 +7,7 @@
 
 import ml_collections
 
-from configs import digits
+from ddpm_jax.configs import digits
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -10,7 +10,7 @@ of several draws is the answer, and where they disagree it is unsure (Wu et al. 
 
 import ml_collections
 
-from configs import digits
+from ddpm_jax.configs import digits
 
 
 def get_config() -> ml_collections.ConfigDict:

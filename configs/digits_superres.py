@@ -12,7 +12,7 @@ as Fashion-MNIST from 14x14 to 28x28, has a network of its own:
 
 import ml_collections
 
-from configs import digits
+from ddpm_jax.configs import digits
 
 
 def get_config() -> ml_collections.ConfigDict:

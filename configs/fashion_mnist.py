@@ -9,7 +9,7 @@ after some 20,000 steps, under an hour on one modern GPU. The pictures: as in `c
 
 import ml_collections
 
-from configs import cifar10
+from ddpm_jax.configs import cifar10
 
 
 def get_config() -> ml_collections.ConfigDict:

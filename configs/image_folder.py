@@ -10,7 +10,7 @@ held-out loss, which tells when that begins.
 
 import ml_collections
 
-from configs import cifar10
+from ddpm_jax.configs import cifar10
 
 
 def get_config() -> ml_collections.ConfigDict:

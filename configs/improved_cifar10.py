@@ -13,7 +13,7 @@ Neither run has been made with this code yet. The pictures: see `configs/cifar10
 
 import ml_collections
 
-from configs import cifar10
+from ddpm_jax.configs import cifar10
 
 
 def get_config() -> ml_collections.ConfigDict:

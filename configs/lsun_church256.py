@@ -14,7 +14,7 @@ side and centre-cropped.
 
 import ml_collections
 
-from configs import celebahq256
+from ddpm_jax.configs import celebahq256
 
 
 def get_config() -> ml_collections.ConfigDict:

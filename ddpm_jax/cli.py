@@ -19,8 +19,9 @@ Train a diffusion model, sample from one, or measure it.
   python main.py --config=configs/digits.py --workdir=runs/digits --mode=sample
   python main.py --config=configs/digits.py --workdir=runs/digits --mode=evaluate
 
-  --config=FILE           what to train: a file of configs/. With the other modes it may be
-                          left out: the workdir knows its own.
+  --config=FILE           what to train: a file of your own, or the name of one of the package's,
+                          such as digits. With the other modes it may be left out: the workdir
+                          knows its own.
   --config.GROUP.NAME=V   another value for one setting; tuples as "(1, 2, 2)".
   --workdir=FOLDER        checkpoints, samples and logs; a second start continues.
   --mode=train|sample|evaluate
@@ -52,15 +53,16 @@ def main() -> None:
 
 def _parse(argv):
     try:
-        return _parse_flags(argv)
+        return _parse_flags(_with_bundled(argv))
     except UserError as error:
         _exit(error)
 
 
 def _parse_flags(argv):
     path = _config_path(argv)
-    if path is not None and not os.path.exists(path.split(":")[0]):
-        raise UserError(f"--config={path} does not exist; name a file such as configs/digits.py.")
+    if path is not None and not os.path.isfile(path.split(":")[0]):
+        raise UserError(f"--config={path} does not exist; name a file such as configs/digits.py, "
+                        "or a config of the package such as digits.")
     overrides = [a for a in argv[1:] if a.lstrip("-").startswith("config.")]
     if overrides and path is None:
         raise UserError(f"{overrides[0]} changes a config, but none is given; add --config=FILE.")
@@ -79,6 +81,24 @@ def _parse_flags(argv):
     if _mode.value == "train" and _config.value is None:
         raise UserError("--config is missing; name a file such as --config=configs/digits.py.")
     return rest
+
+
+def _with_bundled(argv):
+    """argv with the path of a config of this package where only that has one of its name."""
+    path = _config_path(argv)
+    file, _, argument = (path or "").partition(":")
+    if not file or os.path.isfile(file):
+        return argv
+    name = os.path.basename(file).removesuffix(".py") + ".py"
+    spec = importlib.util.find_spec("ddpm_jax.configs")
+    bundled = os.path.join(spec.submodule_search_locations[0], name)
+    if not os.path.exists(bundled):
+        return argv
+    found = bundled + (f":{argument}" if argument else "")
+    return [
+        f"--config={found}" if a in (f"--config={path}", f"-config={path}") else
+        found if a == path else a for a in argv
+    ]
 
 
 def _unknown_setting(path, overrides) -> str:

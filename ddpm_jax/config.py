@@ -14,6 +14,7 @@ import optax
 from ddpm_jax import diffusion as diffusion_lib
 from ddpm_jax import losses, sampling, sources, unet
 from ddpm_jax import schedule as schedule_lib
+from ddpm_jax.configs import cifar10
 
 DTYPES = ("float32", "bfloat16")
 PRECISIONS = ("default", "high", "highest")
@@ -432,13 +433,19 @@ def dump(config: ml_collections.ConfigDict) -> str:
 
 
 def parse(text: str) -> ml_collections.ConfigDict:
-    """The config that `dump` wrote, locked, lists as tuples again."""
+    """The config that `dump` wrote, locked, lists as tuples again.
+
+    Settings that it does not have, being older than they are, get the value of
+    `configs/cifar10.py`, which is what they were before they could be set.
+    """
     def frozen(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: frozen(item) for key, item in value.items()}
         return tuple(value) if isinstance(value, list) else value
 
-    return ml_collections.ConfigDict(frozen(json.loads(text))).lock()
+    with cifar10.get_config().unlocked() as config:
+        config.update(ml_collections.ConfigDict(frozen(json.loads(text))))
+    return config
 
 
 # What a workdir's parameters and optimizer state depend on; the rest may change on resume.

@@ -95,7 +95,7 @@ def _prepare(root, name):
     if _tensorflow() is None:
         raise ValueError(
             f"config.data.name={name!r}: not prepared in {root}, and preparing it needs "
-            f'TensorFlow once; pip install -e ".[prepare]", {folder_instead}'
+            f'TensorFlow once; pip install -e ".[tf]", {folder_instead}'
         )
     import tensorflow_datasets as tfds
 
@@ -199,7 +199,7 @@ def _read_tfrecord(name, builder, split, key, indices, shape, label):
     if _tensorflow() is None:
         raise ValueError(
             f"config.data.name={name!r}: {builder.data_path} is in TFRecord format, which "
-            'needs TensorFlow to read; pip install -e ".[prepare]".'
+            'needs TensorFlow to read; pip install -e ".[tf]".'
         )
     if not sources.fits(len(indices), shape):
         raise ValueError(

@@ -1,11 +1,12 @@
 """Mistakes in a config: one line, before any device work, that names what to write instead."""
 
+import json
 import re
 
 import numpy as np
 import pytest
 
-from configs import cifar10, digits
+from ddpm_jax.configs import cifar10, digits
 from ddpm_jax import config as config_lib
 from ddpm_jax import data
 
@@ -136,6 +137,15 @@ def test_json_gives_the_config_back():
     config = digits.get_config()
     again = config_lib.parse(config_lib.dump(config))
     assert again.to_dict() == config.to_dict() and again.is_locked
+
+
+def test_settings_that_a_stored_config_has_not_are_those_of_the_base():
+    stored = json.loads(config_lib.dump(digits.get_config()))
+    del stored["data"]["labels"], stored["evaluate"], stored["train"]["ema_decay"]
+    config = config_lib.parse(json.dumps(stored))
+    assert config.data.labels is False and config.evaluate == cifar10.get_config().evaluate
+    assert config.train.ema_decay == 0.9999 and config.train.batch_size == 64
+    assert config.is_locked and config.model.channels == 32
 
 
 def resolved():

@@ -26,7 +26,7 @@ NAMES = sorted(PARAMETERS)
 
 
 def get_config(name):
-    return importlib.import_module(f"configs.{name}").get_config()
+    return importlib.import_module(f"ddpm_jax.configs.{name}").get_config()
 
 
 def test_every_config_is_here():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import ddpm_jax
-from configs import digits_superres
+from ddpm_jax.configs import digits_superres
 from ddpm_jax import cli, data, draws, measures
 from ddpm_jax import config as config_lib
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import ddpm_jax
-from configs import digits
+from ddpm_jax.configs import digits
 from ddpm_jax import config as config_lib
 from ddpm_jax import evaluation, inception, measures, quality, references
 from ddpm_jax.inception import Features

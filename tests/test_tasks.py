@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import ddpm_jax
-from configs import digits
+from ddpm_jax.configs import digits
 from ddpm_jax import diffusion, editing, images, pretrained, schedule, tasks
 from ddpm_jax.sampling import Settings
 from nonzero import TinyNet, nonzero_params

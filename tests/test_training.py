@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from configs import cifar10, digits
+from ddpm_jax.configs import cifar10, digits
 from ddpm_jax import config as config_lib
 from ddpm_jax import data, importance, losses, monitoring, parallel, randomness, training
 from ddpm_jax import state as state_lib
