@@ -84,7 +84,7 @@ def check_run(config, workdir):
 
 
 @pytest.mark.parametrize("name", [
-    "digits", "digits_conditional", "digits_superres", "digits_segment",
+    "digits", "digits_segment",  # test_draws.py has the other two
     pytest.param("cifar10", marks=needs("cifar10")),
     pytest.param("improved_cifar10", marks=needs("cifar10")),
     pytest.param("fashion_mnist", marks=needs("fashion_mnist")),

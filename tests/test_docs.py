@@ -5,15 +5,18 @@ one namespace, where `runs/` has small models.
 """
 
 import importlib
+import os
 import pathlib
 import re
 import shlex
+import subprocess
+import sys
 
 import pytest
 
 import ddpm_jax
 from ddpm_jax import cli
-from ddpm_jax.configs import cifar10, digits, digits_conditional
+from ddpm_jax.configs import cifar10
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -102,24 +105,30 @@ def check(words, page):
             assert flag == "workdir", said
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """A folder with `runs/digits` and the others that pages speak of, of small networks."""
-    folder = tmp_path_factory.mktemp("pages")
-    for name, module in (("digits", digits), ("digits_conditional", digits_conditional)):
-        config = module.get_config()
-        config.model.channels, config.model.channel_multipliers = 4, (1, 1)
-        config.train.num_steps = config.train.warmup_steps = 1
-        config.train.batch_size, config.train.eval_images = 8, 0
-        config.train.sample_images, config.train.sample_num_steps = 1, 2
-        ddpm_jax.train(config, folder / "runs" / name)
-    return folder
+MODELS = """
+import ddpm_jax
+from ddpm_jax.configs import digits, digits_conditional
+
+for name, module in (("digits", digits), ("digits_conditional", digits_conditional)):
+    config = module.get_config()
+    config.model.channels, config.model.channel_multipliers = 4, (1, 1)
+    config.train.num_steps = config.train.warmup_steps = 1
+    config.train.batch_size, config.train.eval_images = 8, 0
+    config.train.sample_images, config.train.sample_num_steps = 1, 2
+    ddpm_jax.train(config, f"runs/{name}")
+"""
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if "```python" in p.read_text()], ids=page_id)
-def test_python_blocks_run(page, runs, monkeypatch):
-    monkeypatch.chdir(runs)
-    namespace = {}
-    for language, code, reason in blocks(page):
-        if language == "python" and not reason:
-            exec(compile(code, page_id(page), "exec"), namespace)
+def test_python_blocks_run(page, tmp_path):
+    """Where `runs/` has small models, in a process with one device: eight compile longer."""
+    code = "".join(
+        block for language, block, reason in blocks(page) if language == "python" and not reason
+    )
+    (tmp_path / "models.py").write_text(MODELS)
+    (tmp_path / "page.py").write_text(("import models\n" if "runs/" in code else "") + code)
+    done = subprocess.run(
+        [sys.executable, "page.py"], cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
