@@ -15,6 +15,7 @@ from ml_collections import config_flags
 _HELP = """\
 Train a diffusion model, sample from one, or measure it.
 
+  python main.py --config=configs/digits.py --mode=plan
   python main.py --config=configs/digits.py --workdir=runs/digits
   python main.py --config=configs/digits.py --workdir=runs/digits --mode=sample
   python main.py --config=configs/digits.py --workdir=runs/digits --mode=evaluate
@@ -24,18 +25,20 @@ Train a diffusion model, sample from one, or measure it.
                           knows its own.
   --config.GROUP.NAME=V   another value for one setting; tuples as "(1, 2, 2)".
   --workdir=FOLDER        checkpoints, samples and logs; a second start continues.
-  --mode=train|sample|evaluate
+  --mode=train|sample|evaluate|plan
                           train is the default; sample writes config.sample.num_images images to
                           FOLDER/samples as a PNG grid and as .npz (arr_0, uint8 [n, h, w, c]),
                           or does config.sample.task with the files of config.sample.inputs;
-                          evaluate measures config.evaluate.metrics, such as "('bpd', 'fid')".
+                          evaluate measures config.evaluate.metrics, such as "('bpd', 'fid')";
+                          plan tells what all of it would take, in memory and hours, from a few
+                          real steps: it writes nothing and needs no workdir.
 
 Every setting, its value and its meaning: configs/cifar10.py."""
 
-MODES = ("train", "sample", "evaluate")
+MODES = ("train", "sample", "evaluate", "plan")
 _config = config_flags.DEFINE_config_file("config", lock_config=True)
 _workdir = flags.DEFINE_string("workdir", None, "Folder of the run.")
-_mode = flags.DEFINE_string("mode", "train", "One of train, sample, evaluate.")
+_mode = flags.DEFINE_string("mode", "train", "One of train, sample, evaluate, plan.")
 
 
 class UserError(Exception):
@@ -76,9 +79,10 @@ def _parse_flags(argv):
         raise UserError(f"{rest[1]!r} is not a flag; settings are --config.GROUP.NAME=VALUE.")
     if _mode.value not in MODES:
         raise UserError(f"--mode={_mode.value} is not known; use one of {', '.join(MODES)}.")
-    if not _workdir.value:
+    if not _workdir.value and _mode.value != "plan":
         raise UserError("--workdir is missing; name a folder such as --workdir=runs/digits.")
-    if _mode.value == "train" and _config.value is None:
+    needs_config = _mode.value == "train" or not _workdir.value
+    if needs_config and _config.value is None:
         raise UserError("--config is missing; name a file such as --config=configs/digits.py.")
     return rest
 
@@ -155,9 +159,8 @@ def _run(argv):
     del argv
     logging.set_verbosity(logging.WARNING)
     try:
-        {"train": _train, "sample": _sample, "evaluate": _evaluate}[_mode.value](
-            _config.value, _workdir.value
-        )
+        work = {"train": _train, "sample": _sample, "evaluate": _evaluate, "plan": _plan}
+        work[_mode.value](_config.value, _workdir.value)
     except (ValueError, FloatingPointError) as error:
         if not _ours(error):
             raise
@@ -224,3 +227,10 @@ def _evaluate(config, workdir):
     from ddpm_jax import workdir as workdir_lib
 
     evaluation.evaluate(workdir_lib.config_for(config, workdir), workdir)
+
+
+def _plan(config, workdir):
+    from ddpm_jax import planning
+    from ddpm_jax import workdir as workdir_lib
+
+    print(planning.table(planning.plan(config or workdir_lib.stored_config(workdir))))

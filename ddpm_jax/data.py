@@ -97,6 +97,17 @@ def load(
     return source
 
 
+def is_there(name: str, data_dir: str) -> bool:
+    """Whether `load` finds these data on this machine, without downloading anything.
+
+    Raises:
+        ValueError: TFDS has the set prepared, but in another version than the one named.
+    """
+    if name in ("image_folder", "npz"):
+        return os.path.exists(os.path.expanduser(data_dir))
+    return name == "digits" or tfds_source.is_prepared(name, os.path.expanduser(data_dir))
+
+
 def batches(
     source: Source,
     *,

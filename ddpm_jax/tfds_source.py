@@ -31,8 +31,7 @@ def load(
         ValueError: the set is not there and cannot be prepared, cannot be read, or has no
             labels where they are asked for.
     """
-    root = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    root = epath.Path(root).expanduser()
+    root = _root(data_dir)
     if data_dir and not root.exists():
         raise ValueError(
             f"config.data.dir={data_dir!r}: does not exist; write --config.data.dir=PATH, "
@@ -63,6 +62,16 @@ def load(
     else:
         source, found = _read_tfrecord(name, builder, stored, key, indices, shape, label)
     return source.with_labels(found, features[label].num_classes) if labels else source
+
+
+def is_prepared(name: str, data_dir: str) -> bool:
+    """Whether a set can be read without downloading it; arguments and errors as of `load`."""
+    return _prepared(_root(data_dir), name) is not None
+
+
+def _root(data_dir):
+    root = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return epath.Path(root).expanduser()
 
 
 def _not_about_opencv(record):

@@ -24,8 +24,8 @@ from ddpm_jax.state import Trained, TrainState
 from ddpm_jax.train_step import pmap_train_step, step_settings
 
 # Addresses below the seed: each use of randomness folds in its own.
-_INIT, _STEP, _HELD_OUT, _GRID = range(4)
-_IN_FLIGHT = 2  # Steps queued ahead; more can hang where CPU devices wait for one another.
+_INIT, STEP, _HELD_OUT, _GRID = range(4)
+IN_FLIGHT = 2  # Steps queued ahead; more can hang where CPU devices wait for one another.
 
 
 def train(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -> Trained:
@@ -76,9 +76,9 @@ def train(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -> 
         began = time.perf_counter()
 
         for step in range(start + 1, num_steps + 1):
-            state, metrics = step_fn(state, parallel.shard(next(batches)), run.rng(_STEP))
+            state, metrics = step_fn(state, parallel.shard(next(batches)), run.rng(STEP))
             in_flight.append(metrics["loss"])
-            if len(in_flight) > _IN_FLIGHT:
+            if len(in_flight) > IN_FLIGHT:
                 jax.block_until_ready(in_flight.popleft())
             observe(step, state, metrics)
             if step == start + 1:
@@ -100,7 +100,7 @@ class Run:
 
     Attributes:
         config: with the shape of the images in it.
-        workdir: made and writable.
+        workdir: made and writable; None where nothing is to be kept.
         source: images to train on.
         held_out: images kept from training; None where there are none.
         schedule: the noise schedule.
@@ -122,15 +122,20 @@ class Run:
 def prepare(config: ml_collections.ConfigDict, workdir: Any, data: Any) -> Run:
     """Checks everything, opens the data and stores the config; compiles nothing.
 
+    Args:
+        config, data: as of `train`.
+        workdir: None writes nothing.
+
     Raises:
         ValueError: as `train` does.
     """
     config_lib.validate(config, num_devices=jax.device_count())
-    workdir = workdir_lib.create(workdir)
+    workdir = workdir if workdir is None else workdir_lib.create(workdir)
     source, held_out = open_data(config, data)
     config = config_lib.resolved(config, source)
     config_lib.check_images(config, source.image_shape)
-    workdir_lib.store_config(config, workdir)
+    if workdir is not None:
+        workdir_lib.store_config(config, workdir)
     model = config_lib.model(config, source.image_shape[-1])
     return Run(config, workdir, source, held_out, config_lib.schedule(config), model)
 

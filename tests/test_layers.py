@@ -18,6 +18,7 @@ LEVELS = [
     {"editing", "workdir"},
     {"pretrained", "measures", "monitoring", "train_step"},
     {"evaluation", "tasks", "training"},
+    {"planning"},
     {"__init__", "cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

@@ -1,0 +1,318 @@
+"""`plan(config)`: what a run would take, in memory and hours, from a few real steps.
+
+Nothing is written to disk. FLOPs are counted in the lowered program, before optimisation
+(multiplying and adding are two); memory is that of the compiled one.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from ddpm_jax import conditioning, images, monitoring, pairs, parallel, sources, training
+from ddpm_jax import config as config_lib
+from ddpm_jax import data as data_lib
+from ddpm_jax import state as state_lib
+from ddpm_jax.logs import format_duration
+from ddpm_jax.state import TrainState
+from ddpm_jax.train_step import pmap_train_step, step_settings
+
+_SECONDS = 1.0  # To measure a speed for, after a first call that is not counted.
+_FEWEST = 2  # Calls to measure, however long they take.
+_CHAIN = 4  # Network calls in a loop, as samplers make them.
+_STAND_IN = 1000  # Images, training or held out, where the data are not there.
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """A compiled program at work.
+
+    Attributes:
+        seconds: a call.
+        num_calls: how many were timed.
+        flops: floating-point operations a call, of all devices together.
+        peak: bytes that one device holds meanwhile, arguments included.
+    """
+
+    seconds: float
+    num_calls: int
+    flops: float
+    peak: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """Something to do with the trained model.
+
+    Attributes:
+        name: as in `--mode` and `config.evaluate.metrics`.
+        num_images: how many.
+        num_calls: network calls an image.
+        seconds: what all of it takes.
+    """
+
+    name: str
+    num_images: int
+    num_calls: int
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a run would take.
+
+    Attributes:
+        data: the images of the measured steps, in words.
+        num_steps, batch_size: of training.
+        num_params: numbers in the network.
+        memory: bytes on each device, by what they hold.
+        peak: after the measured steps, in words.
+        step: a training step.
+        call: a network call for a batch.
+        work: sampling and measuring.
+    """
+
+    data: str
+    num_steps: int
+    batch_size: int
+    num_params: int
+    memory: dict[str, int]
+    peak: str
+    step: Speed
+    call: Speed
+    work: tuple[Work, ...]
+
+
+def plan(config: ml_collections.ConfigDict, data: Any = None) -> Plan:
+    """Checks a config, compiles its training step and its network, and times some of each.
+
+    The step is that of `train` on its own batches, or on random pixels where the data are not
+    on this machine. Sampling and measuring are network calls, timed at the training batch; what
+    Inception takes is not counted.
+
+    Args:
+        config: as in `configs/cifar10.py`.
+        data: as of `train`.
+
+    Raises:
+        ValueError: a setting is wrong, or neither it nor the data tell the images' shape.
+    """
+    config_lib.check_evaluation(config)
+    how = config_lib.sampling_settings(config)
+    found = data is not None or data_lib.is_there(config.data.name, config.data.dir)
+    run = training.prepare(config, None, data if found else stand_in(config))
+    config, train, evaluate = run.config, run.config.train, run.config.evaluate
+    shape = "x".join(map(str, run.source.image_shape))
+    num_calls = how.num_calls(run.schedule)
+    split = run.source if evaluate.split == "train" else run.held_out
+    num_images = evaluate.num_images or _STAND_IN
+    if found and split is not None:
+        num_images = min(evaluate.num_images or len(split), len(split))
+    state = parallel.replicate(training.fresh_state(run))
+    memory, num_params = state_memory(state), state_lib.num_params(state.params)
+    state, step = time_steps(run, state)
+    call = time_network(run, state.ema_params, "default")
+    # A CPU knows one precision only.
+    same = jax.default_backend() == "cpu" or evaluate.matmul_precision == "default"
+    measured = call if same else time_network(run, state.ema_params, evaluate.matmul_precision)
+
+    def work(name, n, calls, speed):
+        return Work(name, n, calls, n * calls * speed.seconds / train.batch_size)
+
+    guided = 1 if how.guidance == 1 else 2  # Told and untold.
+    return Plan(
+        f"{len(run.source):,} images of {shape}" if found else
+        f"{config.data.name} is not on this machine: random pixels of {shape} in its place",
+        train.num_steps, train.batch_size, num_params, memory, monitoring.memory(), step, call,
+        (
+            work("sample", config.sample.num_images, guided * num_calls, call),
+            work("fid", evaluate.num_samples, guided * num_calls, measured),
+            work("bpd", num_images, run.schedule.num_timesteps, measured),
+        ),
+    )
+
+
+def stand_in(config: ml_collections.ConfigDict) -> sources.Source:
+    """Random pixels, with labels and conditions, of the shapes that the config says.
+
+    Raises:
+        ValueError: it does not say the images' shape.
+    """
+    shape, settings = config_lib.image_shape(config), config.data
+    if shape is None:
+        name = "channels" if settings.image_size else "image_size"
+        raise ValueError(
+            f"config.data.{name}={settings[name]}: {settings.name} is not on this machine, so a "
+            f"plan needs to be told; write such as --config.data.{name}="
+            f"{3 if name == 'channels' else 32}."
+        )
+    random = np.random.default_rng(config.seed)
+
+    def pixels(channels):
+        return random.integers(0, 256, (_STAND_IN, *shape[:2], channels), np.uint8)
+
+    source = sources.from_array(pixels(shape[-1]))
+    if settings.labels:
+        num_classes = settings.num_classes or 10
+        source = source.with_labels(random.integers(0, num_classes, _STAND_IN), num_classes)
+    if settings.condition == "low_resolution":
+        return pairs.low_resolution(source, settings.factor)
+    if settings.condition == "noisy":
+        return pairs.noisy(source, seed=config.seed, training=True)
+    if settings.condition:
+        beside = sources.from_array(pixels(settings.condition_channels or shape[-1]))
+        return source.with_condition(beside.read, beside.image_shape[-1])
+    return source
+
+
+def state_memory(state: TrainState) -> dict[str, int]:
+    """Bytes of a training state on each device, and of the gradients of a step."""
+    def num_bytes(tree):
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+    return {
+        "parameters": num_bytes(state.params),
+        "averages": num_bytes((state.ema_params, state.extra_ema_params)),
+        "optimizer": num_bytes(state.opt_state),
+        "gradients": num_bytes(state.params),
+    }
+
+
+def time_steps(run: training.Run, state: TrainState) -> tuple[TrainState, Speed]:
+    """The state after some training steps, and their speed.
+
+    Args:
+        run: of `training.prepare`.
+        state: replicated; donated.
+    """
+    config = run.config
+
+    def lowered(accumulate):
+        settings = dataclasses.replace(step_settings(config), accumulate=accumulate)
+        step_fn = pmap_train_step(
+            schedule=run.schedule, learning_rate=config_lib.learning_rate(config),
+            settings=settings,
+        )
+        return step_fn.lower(state, batch, run.rng(training.STEP))
+
+    with contextlib.closing(data_lib.batches(
+        run.source, seed=config.seed, batch_size=config.train.batch_size,
+        process_index=jax.process_index(), process_count=jax.process_count(),
+    )) as batches, jax.default_matmul_precision(config.train.matmul_precision):
+        batch, accumulate = parallel.shard(next(batches)), config.train.accumulate
+        counted = lowered(1)  # In a loop over micro-batches they would count once.
+        compiled = (counted if accumulate == 1 else lowered(accumulate)).compile()
+
+        def step():
+            nonlocal state
+            state, metrics = compiled(
+                state, parallel.shard(next(batches)), run.rng(training.STEP)
+            )
+            return metrics["loss"]
+
+        measured = speed(step, counted, compiled)
+        return state, measured
+
+
+def time_network(run: training.Run, params: Any, precision: str) -> Speed:
+    """The speed of a network call for a training batch, inside a scan as in sampling.
+
+    Args:
+        run: of `training.prepare`.
+        params: replicated.
+        precision: of matrix products, as of `jax.default_matmul_precision`.
+    """
+    def chain(params, batch):
+        uint8, told = conditioning.split(batch)
+        t = jnp.zeros(len(uint8), jnp.int32)
+
+        def call(x, _):
+            output = run.model.apply({"params": params}, x, t, train=False, **told)
+            return output[..., : x.shape[-1]], None  # Less the variances where it has them.
+
+        return jax.lax.scan(call, images.to_float(uint8), length=_CHAIN)[0]
+
+    share = run.config.train.batch_size // jax.process_count()
+    batch = parallel.shard(run.source.examples(np.arange(share) % len(run.source)))
+    with jax.default_matmul_precision(precision):
+        lowered = jax.pmap(chain, axis_name=parallel.AXIS, in_axes=(None, 0)).lower(params, batch)
+        compiled = lowered.compile()
+        found = speed(lambda: compiled(params, batch), lowered, compiled)
+    # The scan's body is counted once already, as whatever is in a loop.
+    return dataclasses.replace(
+        found, seconds=found.seconds / _CHAIN, num_calls=found.num_calls * _CHAIN
+    )
+
+
+def speed(
+    call: Callable[[], Any],
+    lowered: Any,
+    compiled: Any,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Speed:
+    """Calls a program for a while, with as many in flight as `train` has.
+
+    Args:
+        call: runs it once.
+        lowered: of `pmap`, where its FLOPs are counted.
+        compiled: where its memory is.
+        clock: seconds from any origin.
+    """
+    memory = compiled.memory_analysis()
+    peak = (
+        memory.argument_size_in_bytes + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes + memory.temp_size_in_bytes
+    )
+    jax.block_until_ready(call())
+    in_flight, began, num_calls = collections.deque(), clock(), 0
+    while num_calls < _FEWEST or clock() - began < _SECONDS:
+        in_flight.append(call())
+        num_calls += 1
+        if len(in_flight) > training.IN_FLIGHT:
+            jax.block_until_ready(in_flight.popleft())
+    jax.block_until_ready(list(in_flight))
+    seconds = (clock() - began) / num_calls
+    return Speed(
+        seconds, num_calls, jax.device_count() * lowered.cost_analysis()["flops"], peak
+    )
+
+
+def table(plan: Plan) -> str:
+    """A plan for people."""
+    step, call, batch = plan.step, plan.call, plan.batch_size
+    device = jax.devices()[0]
+
+    def mebi(num_bytes):
+        return f"{num_bytes / 2**20:,.1f} MiB"
+
+    def flops(number):
+        return f"{number / 1e9:,.4g} GFLOP"
+
+    rows = [
+        ("data", plan.data),
+        ("devices", f"{jax.device_count()} {device.device_kind} ({device.platform})"),
+        ("parameters", f"{plan.num_params:,}"),
+        ("training step", f"{flops(step.flops)} for {batch} images, as lowered"),
+        ("network call", f"{flops(call.flops / batch)} an image, as lowered"),
+        ("memory", ", ".join(f"{k} {mebi(v)}" for k, v in plan.memory.items())),
+        ("", f"{mebi(step.peak)} at once in the compiled step, on each device; "
+             f"seen {plan.peak}"),
+        ("speed", f"training {batch / step.seconds:,.1f} images/s, {step.seconds:.3g} s a step "
+                  f"({step.num_calls} timed), {step.flops / step.seconds / 1e12:.3g} TFLOP/s"),
+        ("", f"network {batch / call.seconds:,.1f} images/s ({call.num_calls} timed)"),
+        ("train", f"{format_duration(plan.num_steps * step.seconds):14} "
+                  f"{plan.num_steps:,} steps; grids add a tenth at most"),
+        *(
+            (work.name, f"{format_duration(work.seconds):14} {work.num_images:,} images, "
+                        f"{work.num_calls:,} calls each")
+            for work in plan.work
+        ),
+    ]
+    return "\n".join(f"{name:15}{text}" for name, text in rows)

@@ -1,0 +1,282 @@
+"""Plans: FLOPs and memory against counts by hand, hours against arithmetic, nothing written."""
+
+import dataclasses
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from ddpm_jax import data, parallel, planning, training
+from ddpm_jax import config as config_lib
+from ddpm_jax.configs import digits
+from nonzero import TinyNet
+from test_configs import NAMES, get_config
+from test_runs import ROOT, SMALL, run
+
+BATCH = 16
+CONV = 2 * 4 * (3 * 8 - 2) ** 2  # FLOPs of TinyNet's 3x3 convolutions, 1 to 4 channels and back
+STEP = planning.Speed(0.5, 7, 3e9, 10 * 2**20)
+CALL = planning.Speed(0.25, 9, 1.6e9, 2**20)
+
+
+def small_config(**settings):
+    config = digits.get_config()
+    config.train.batch_size = BATCH
+    config.diffusion.num_timesteps = 20
+    config.diffusion.beta_end = 0.4
+    config.update_from_flattened_dict(settings)
+    return config
+
+
+def tiny_run(**settings):
+    """A run of TinyNet on digits, of which nothing is kept."""
+    return dataclasses.replace(
+        training.prepare(small_config(**settings), None, None), model=TinyNet()
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def briefly():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planning, "_SECONDS", 0.0)
+        yield
+
+
+@pytest.fixture(scope="module")
+def timed():
+    tiny = tiny_run()
+    return tiny, *planning.time_steps(tiny, parallel.replicate(training.fresh_state(tiny)))
+
+
+def test_flops_of_a_step_are_those_of_its_convolutions(timed):
+    # Two forwards; backwards two kernels, but one input only: nobody asks for that of x_t.
+    _, _, step = timed
+    convolutions, pixels = 5 * BATCH * CONV, 64 * BATCH
+    # Elsewhere some 170 a pixel: normal noise, the swish and its slope.
+    assert convolutions < step.flops < convolutions + 200 * pixels
+
+
+def test_flops_of_a_call_are_those_of_its_convolutions(timed):
+    tiny, state, _ = timed
+    call = planning.time_network(tiny, state.ema_params, "highest")
+    assert 2 * BATCH * CONV < call.flops < 1.3 * 2 * BATCH * CONV
+    pixels = 8 * 8 * (BATCH // 8)  # a device's share, in as bytes and out as float32
+    params = sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
+    assert params + 5 * pixels <= call.peak < params + 5 * pixels + 50 * 4 * pixels
+
+
+def test_a_call_is_one_of_those_in_the_loop(timed, monkeypatch):
+    tiny, state, _ = timed
+    whole = planning.Speed(3.0, 5, 7.0, 11)
+    monkeypatch.setattr(planning, "speed", lambda call, lowered, compiled: (call(), whole)[1])
+    found = planning.time_network(tiny, state.ema_params, "default")
+    assert found == planning.Speed(3.0 / 4, 20, 7.0, 11)
+
+
+def test_a_network_that_learns_variances_runs_in_the_loop():
+    tiny = dataclasses.replace(tiny_run(), model=TinyNet(out_channels=2))
+    params = parallel.replicate(training.fresh_state(tiny).params)
+    assert planning.time_network(tiny, params, "default").flops > 3 * BATCH * CONV
+
+
+def test_micro_batches_count_all_although_a_loop_holds_them(timed, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # where they are a loop
+    tiny = tiny_run(**{"train.accumulate": 2})
+    state, step = planning.time_steps(tiny, parallel.replicate(training.fresh_state(tiny)))
+    assert step.flops == timed[2].flops
+
+
+def test_the_steps_are_real_ones(timed):
+    tiny, state, step = timed
+    assert int(state.step) == 1 + step.num_calls == 3
+    fresh = training.fresh_state(tiny)
+    moved = jax.tree.map(lambda a, b: float(abs(a - b).max()), state.params, fresh.params)
+    assert min(jax.tree.leaves(moved)) > 0
+    state_bytes = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(fresh))
+    # The state in place, since it is donated, and more for gradients and activations.
+    assert state_bytes < step.peak < 2 * state_bytes + 10**6
+
+
+def test_memory_of_a_state_by_what_it_holds():
+    tiny = tiny_run(**{"train.extra_ema_decays": (0.9, 0.99)})
+    n = 4 * sum(leaf.size for leaf in jax.tree.leaves(training.fresh_state(tiny).params))
+    found = planning.state_memory(training.fresh_state(tiny))
+    assert found.pop("optimizer") == 2 * n + 8  # two moments; the counts of Adam and the rate
+    assert found == {"parameters": n, "averages": 3 * n, "gradients": n}
+
+
+class Program:
+    """Takes 100 s at first, then `seconds` each, and watches how many are in flight."""
+
+    def __init__(self, seconds):
+        self.now, self.seconds, self.calls = 0.0, seconds, 0
+        self.waiting, self.most = 0, 0
+
+    def __call__(self):
+        self.now += self.seconds if self.calls else 100
+        self.calls += 1
+        self.waiting += 1
+        self.most = max(self.most, self.waiting)
+        return types.SimpleNamespace(block_until_ready=self.done)
+
+    def done(self):
+        self.waiting -= 1
+
+
+LOWERED = types.SimpleNamespace(cost_analysis=lambda: {"flops": 5.0})
+COMPILED = types.SimpleNamespace(memory_analysis=lambda: types.SimpleNamespace(
+    argument_size_in_bytes=1000, output_size_in_bytes=200, alias_size_in_bytes=30,
+    temp_size_in_bytes=4,
+))
+
+
+@pytest.mark.parametrize("seconds, num_calls", [(0.25, 40), (4.0, 3), (60.0, 2)])
+def test_speed_is_measured_for_a_while_and_at_least_twice(monkeypatch, seconds, num_calls):
+    monkeypatch.setattr(planning, "_SECONDS", 10.0)
+    program = Program(seconds)
+    found = planning.speed(program, LOWERED, COMPILED, clock=lambda: program.now)
+    assert found == planning.Speed(seconds, num_calls, 8 * 5.0, 1174)
+    assert program.calls == num_calls + 1
+    assert program.most == min(training.IN_FLIGHT + 1, num_calls) and program.waiting == 0
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Plans of fixed speeds, a network call at "highest" being twice as slow as else."""
+    precise = dataclasses.replace(CALL, seconds=2 * CALL.seconds)
+    monkeypatch.setattr(planning, "time_steps", lambda run, state: (state, STEP))
+    monkeypatch.setattr(planning, "time_network", lambda run, params, precision: (
+        precise if precision == "highest" else CALL))
+    state = training.fresh_state(tiny_run())
+    monkeypatch.setattr(training, "fresh_state", lambda run: state)
+
+
+def work(plan):
+    return {w.name: (w.num_images, w.num_calls, w.seconds) for w in plan.work}
+
+
+def test_hours_are_images_times_calls(measured):
+    config = small_config(**{"sample.num_steps": 5, "evaluate.num_samples": 320})
+    plan = planning.plan(config)
+    a_call = CALL.seconds / BATCH
+    assert work(plan) == {
+        "sample": (64, 5, 64 * 5 * a_call),
+        "fid": (320, 5, 320 * 5 * a_call),
+        "bpd": (300, 20, 300 * 20 * a_call),  # all of the chain, whatever sampling skips
+    }
+    assert (plan.num_params, plan.memory["parameters"]) == (85, 4 * 85)
+    assert (plan.step, plan.call, plan.batch_size) == (STEP, CALL, BATCH)
+    assert plan.data == "1,497 images of 8x8x1"
+
+
+def test_guidance_calls_twice(measured):
+    config = small_config(**{"data.labels": True, "sample.guidance": 2.0})
+    assert [w.num_calls for w in planning.plan(config).work] == [40, 40, 20]
+
+
+@pytest.mark.parametrize("settings, num_images", [
+    ({"evaluate.num_images": 7}, 7),
+    ({"evaluate.num_images": 5000}, 300),
+    ({"evaluate.split": "train"}, 1497),
+    ({"data.name": "cifar10", "data.dir": "/nowhere"}, 1000),
+    ({"data.name": "cifar10", "data.dir": "/nowhere", "evaluate.num_images": 5000}, 5000),
+])
+def test_images_that_bits_are_planned_for(measured, settings, num_images):
+    assert work(planning.plan(small_config(**settings)))["bpd"][0] == num_images
+
+
+def test_measuring_is_timed_at_its_own_precision(measured, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    plan = planning.plan(small_config(**{"evaluate.num_samples": 64}))
+    sample, fid, _ = (w.seconds for w in plan.work)
+    assert fid == 2 * sample
+
+
+def test_data_of_ones_own(measured):
+    images = np.zeros((40, 8, 8, 1), np.uint8)
+    assert planning.plan(small_config(), images).data == "40 images of 8x8x1"
+
+
+def test_a_plan_is_a_table(measured):
+    lines = planning.table(planning.plan(small_config())).splitlines()
+    table = {line[:15].strip() or "more": line[15:] for line in lines}
+    assert table["training step"] == "3 GFLOP for 16 images, as lowered"
+    assert table["network call"] == "0.1 GFLOP an image, as lowered"
+    assert table["speed"].startswith(
+        "training 32.0 images/s, 0.5 s a step (7 timed), 0.006 TFLOP/s")
+    assert table["more"] == "network 64.0 images/s (9 timed)"
+    assert table["train"].startswith("12 min 30 s    1,500 steps")
+    assert table["sample"] == "20 s           64 images, 20 calls each"
+    assert "10.0 MiB at once" in lines[6]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_random_pixels_stand_in_for_the_data_of_every_config(name):
+    config = get_config(name)
+    config.train.batch_size = 8 * BATCH
+    found = training.prepare(config, None, planning.stand_in(config))
+    height, width, channels = config_lib.image_shape(config)
+    channels = 1 if config.data.condition == "noisy" else channels
+    assert found.source.image_shape == (height, width, channels)
+    assert found.source.num_classes == (10 if config.data.labels else 0)
+    assert bool(found.source.condition_channels) == bool(config.data.condition)
+    images = found.source.examples(np.arange(3))["images"]
+    assert images.shape == (3, height, width, channels) and images.std() > 50
+
+
+def test_stored_conditions_and_classes_are_made_up_as_many_as_asked():
+    config = small_config(**{
+        "data.condition": "stored", "data.condition_channels": 2, "data.labels": True,
+        "data.num_classes": 7,
+    })
+    source = planning.stand_in(config)
+    told = source.model_kwargs(np.arange(500))
+    assert told["condition"].shape == (500, 8, 8, 2)
+    assert source.num_classes == 7 and set(told["labels"]) == set(range(7))
+
+
+@pytest.mark.parametrize("setting", ["image_size", "channels"])
+def test_a_shape_that_nobody_knows_is_asked_for(setting):
+    config = small_config(**{"data.name": "cifar10", "data.dir": "/nowhere"})
+    config.data[setting] = 0
+    with pytest.raises(ValueError, match=f"config.data.{setting}=0: cifar10 is not .* such as"):
+        planning.plan(config)
+
+
+@pytest.mark.parametrize("settings, says", [
+    ({"train.batch_size": 17}, "does not divide over 8"),
+    ({"model.num_groups": 3}, "config.model.num_groups=3"),
+    ({"sample.sampler": "dpm_solver"}, "needs num_steps"),
+    ({"evaluate.metrics": ("fidd",)}, "fidd"),
+])
+def test_mistakes_are_told_before_anything_is_compiled(monkeypatch, settings, says):
+    monkeypatch.setattr(training, "fresh_state", None)
+    with pytest.raises(ValueError, match=says):
+        planning.plan(small_config(**settings))
+
+
+def test_whether_data_are_there(tmp_path):
+    assert data.is_there("digits", "")
+    for name in ("image_folder", "npz"):
+        assert data.is_there(name, str(tmp_path))
+        assert not data.is_there(name, str(tmp_path / "none"))
+    assert not data.is_there("mnist", str(tmp_path))
+    folder = tmp_path / "mnist" / "1.2.3"
+    folder.mkdir(parents=True)
+    (folder / "dataset_info.json").write_text("{}")
+    assert data.is_there("mnist", str(tmp_path))
+    with pytest.raises(ValueError, match="mnist:1.2.3"):
+        data.is_there("mnist:9.9.9", str(tmp_path))
+
+
+def test_the_command_line_plans_without_a_workdir_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("test_runs.ROOT", tmp_path)  # where `run` starts programs
+    flags = [f"--config.{k}={v}" for k, v in SMALL.items()]
+    arguments = [sys.executable, str(ROOT / "main.py"), "--mode=plan"]
+    said = run([*arguments, f"--config={ROOT}/configs/digits.py", *flags])
+    for line in ("1,497 images of 8x8x1", "2 cpu (cpu)", "1,500 steps", "64 images, 20 calls"):
+        assert line in said
+    assert not list(tmp_path.iterdir())
+    assert "--config is missing" in run(arguments, fails=True)
