@@ -196,6 +196,7 @@ def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
         )
     _check_batch(config.train.batch_size, config.train.accumulate, num_devices)
     _check_precision("train", config.train.matmul_precision)
+    _check_profile(config.train)
     shape = image_shape(config)
     if shape:
         check_images(config, shape)
@@ -297,6 +298,19 @@ def _check_batch(batch_size, accumulate, num_devices):
             f"config.train.accumulate={accumulate} does not divide the {share} images that "
             f"each device has of config.train.batch_size={batch_size}; try "
             f"--config.train.accumulate={works}."
+        )
+
+
+def _check_profile(train):
+    whole = all(isinstance(step, int) for step in train.profile)
+    if train.profile and not (
+        whole and len(train.profile) == 2
+        and 1 <= train.profile[0] <= train.profile[1] <= train.num_steps
+    ):
+        raise ValueError(
+            f"config.train.profile={train.profile!r} must be the first and the last step to trace, "
+            f"whole numbers in 1..{train.num_steps}, or () for none; try "
+            f'--config.train.profile="{(min(20, train.num_steps), min(25, train.num_steps))}".'
         )
 
 

@@ -1,9 +1,10 @@
-"""What is watched while training: the held-out loss, grids of samples, memory, time."""
+"""What is watched while training: held-out loss, grids of samples, traces, memory, time."""
 
 import dataclasses
 import functools
+import os
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import jax
@@ -150,6 +151,35 @@ def opening_lines(
         f"{config.train.batch_size}",
         f"{'resuming at' if step else 'starting at'} step {step:,} of {num_steps:,} in {workdir}",
     ]
+
+
+def traced(
+    steps: range, profile: tuple[int, ...], folder: Any, in_flight: Collection[jax.Array]
+) -> Iterator[int]:
+    """The steps one by one; what is done for each of `profile` is traced by `jax.profiler`.
+
+    Args:
+        steps: of a training loop.
+        profile: the first and the last step to trace; () is none.
+        folder: for the trace, somewhere below TensorBoard's.
+        in_flight: what was started and not waited for; waited for at both ends of the trace.
+    """
+    within = range(profile[0], profile[1] + 1) if profile else ()
+    tracing = False
+    try:
+        for step in steps:
+            if tracing != (step in within):
+                jax.block_until_ready(list(in_flight))
+                jax.profiler.stop_trace() if tracing else jax.profiler.start_trace(
+                    os.fspath(folder)
+                )
+                tracing = not tracing
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                yield step
+    finally:
+        if tracing:
+            jax.block_until_ready(list(in_flight))
+            jax.profiler.stop_trace()
 
 
 def memory() -> str:

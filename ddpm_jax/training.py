@@ -73,9 +73,13 @@ def train(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -> 
         )))
         stack.enter_context(jax.default_matmul_precision(config.train.matmul_precision))
         in_flight = collections.deque()
+        steps = stack.enter_context(contextlib.closing(monitoring.traced(
+            range(start + 1, num_steps + 1), config.train.profile,
+            run.workdir / "tensorboard" / "profile", in_flight,
+        )))
         began = time.perf_counter()
 
-        for step in range(start + 1, num_steps + 1):
+        for step in steps:
             state, metrics = step_fn(state, parallel.shard(next(batches)), run.rng(STEP))
             in_flight.append(metrics["loss"])
             if len(in_flight) > IN_FLIGHT:
