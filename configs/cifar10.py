@@ -78,6 +78,7 @@ def get_config() -> ml_collections.ConfigDict:
         extra_ema_decays=(),  # further averages, such as (0.999, 0.9995)
         matmul_precision="default",          # or "high", "highest"
         log_every=100,
+        wandb="",             # a project of Weights & Biases that gets the records too; "": none
         profile=(),           # first and last step to trace for TensorBoard, such as (20, 25)
         eval_every=5000,      # held-out loss
         eval_images=1024,     # 0: none

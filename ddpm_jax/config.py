@@ -12,7 +12,7 @@ import ml_collections
 import optax
 
 from ddpm_jax import diffusion as diffusion_lib
-from ddpm_jax import losses, sampling, sources, unet
+from ddpm_jax import losses, sampling, sources, unet, wandb_writer
 from ddpm_jax import schedule as schedule_lib
 from ddpm_jax.configs import cifar10
 
@@ -197,6 +197,7 @@ def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
     _check_batch(config.train.batch_size, config.train.accumulate, num_devices)
     _check_precision("train", config.train.matmul_precision)
     _check_profile(config.train)
+    wandb_writer.check(config.train.wandb)
     shape = image_shape(config)
     if shape:
         check_images(config, shape)

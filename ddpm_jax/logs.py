@@ -18,6 +18,7 @@ from etils import epath
 from tensorboardX import SummaryWriter
 
 from ddpm_jax import files
+from ddpm_jax.wandb_writer import WandbWriter
 
 
 class Rate:
@@ -96,10 +97,12 @@ class Logs:
         num_steps: updates when the run is complete, the length of the bar.
         progress: True shows a bar on stderr, False prints lines on stdout instead; None
             shows the bar if stderr is a terminal.
+        also: a `WandbWriter`, which gets the scalars and pictures too; None is none.
     """
 
     def __init__(
-        self, workdir, *, start_step: int, num_steps: int, progress: bool | None = None
+        self, workdir, *, start_step: int, num_steps: int, progress: bool | None = None,
+        also: WandbWriter | None = None,
     ):
         workdir = epath.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
@@ -115,6 +118,7 @@ class Logs:
             filename_suffix=f".{time.time_ns()}",
             flush_secs=10,
         )
+        self._also = also
         show = sys.stderr.isatty() if progress is None else progress
         bar = dict(initial=start_step, total=num_steps, unit="step", dynamic_ncols=True)
         self._bar = tqdm.tqdm(**bar) if show else None
@@ -132,6 +136,8 @@ class Logs:
         self._rows.flush()
         for name, value in metrics.items():
             self._tensorboard.add_scalar(name, value, step)
+        if self._also is not None:
+            self._also.write(step, metrics)
         if self._bar is None:
             self.say(_line(step, self._num_steps, metrics))
         elif "loss" in metrics:
@@ -145,6 +151,8 @@ class Logs:
     def images(self, name: str, uint8_grid: np.ndarray, step: int) -> None:
         """Shows a picture, uint8 [h, w, c] with c of 1, 3 or 4, in TensorBoard."""
         self._tensorboard.add_image(name, uint8_grid, step, dataformats="HWC")
+        if self._also is not None:
+            self._also.images(name, uint8_grid, step)
 
     def text(self, name: str, text: str) -> None:
         """Shows Markdown in TensorBoard, at the step of this start."""
@@ -161,6 +169,8 @@ class Logs:
             self._bar.close()
         self._tensorboard.close()
         self._rows.close()
+        if self._also is not None:
+            self._also.close()
 
     def __enter__(self):
         return self

@@ -22,6 +22,7 @@ from ddpm_jax.logs import Logs, Rate
 from ddpm_jax.sources import Source
 from ddpm_jax.state import Trained, TrainState
 from ddpm_jax.train_step import pmap_train_step, step_settings
+from ddpm_jax.wandb_writer import WandbWriter
 
 # Addresses below the seed: each use of randomness folds in its own.
 _INIT, STEP, _HELD_OUT, _GRID = range(4)
@@ -55,7 +56,11 @@ def train(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -> 
         restored = checkpoints.restore(state_lib.to_saved(state))
         state = parallel.replicate(state.replace(**restored[1]) if restored else state)
         start = int(state.step)
-        logs = stack.enter_context(Logs(run.workdir, start_step=start, num_steps=num_steps))
+        project = config.train.wandb
+        logs = stack.enter_context(Logs(
+            run.workdir, start_step=start, num_steps=num_steps,
+            also=WandbWriter(project, run.workdir, config.to_dict()) if project else None,
+        ))
         for line in monitoring.opening_lines(
             config, state, run.source, run.held_out, run.workdir
         ):

@@ -8,9 +8,9 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parent.parent / "ddpm_jax"
 LEVELS = [
     {"configs", "files", "metrics", "parallel", "randomness", "torch_file"},
-    {"checkpoints", "images", "importance", "inception", "logs", "neighbours", "parts",
-     "references", "schedule", "sources", "state", "unet"},
-    {"audit", "diffusion", "draws", "grids", "pairs", "pictures", "rounds", "tfds_source"},
+    {"checkpoints", "images", "importance", "inception", "neighbours", "parts",
+     "references", "schedule", "sources", "state", "unet", "wandb_writer"},
+    {"audit", "diffusion", "draws", "grids", "logs", "pairs", "pictures", "rounds", "tfds_source"},
     {"conditioning", "data", "losses", "plans", "samplers"},
     {"inpainting", "inversion", "likelihood", "progressive", "quality", "solvers"},
     {"bits", "plots", "sampling"},
