@@ -209,6 +209,7 @@ def _sample(config, workdir):
         batch_size=settings.batch_size, output="uint8", progress=sys.stderr.isatty(),
     )
     calls = f"{how.sampler}_{how.num_calls(trained.schedule)}"
+    calls += f"_guidance_{how.guidance:g}" if how.guidance != 1 else ""
     name = f"{settings.weights}_step_{step:08d}_{calls}_seed_{settings.seed}"
     path = epath.Path(workdir).expanduser() / "samples" / f"{name}.png"
     columns = conditioning.columns(trained.model)
