@@ -4,7 +4,7 @@ import os
 import pathlib
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,28 @@ def write(path: Any, fill: bytes | Callable[[Any], None]) -> None:
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_folder(path: Any, contents: Mapping[str, bytes]) -> None:
+    """Writes a folder of files, under a name that does not exist yet or is an empty folder.
+
+    Args:
+        path: str or path.
+        contents: each file's content by its path below the folder.
+    """
+    path = epath.Path(path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        for name, content in contents.items():
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            (temporary / name).write_bytes(content)
+        if path.exists():
+            path.rmdir()
+        temporary.rename(path)
+    except BaseException:
+        if temporary.exists():
+            temporary.rmtree()
         raise
 
 

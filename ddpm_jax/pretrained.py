@@ -1,11 +1,26 @@
-"""Trained models from files: `load` reads what `train` left in a workdir."""
+"""Trained models from files: of our workdirs, of diffusers, of PyTorch."""
 
+import json
+import re
+import warnings
 from typing import Any
 
+import numpy as np
+import safetensors.numpy
+from etils import epath
+
 from ddpm_jax import config as config_lib
+from ddpm_jax import diffusers_format, files, state_dicts, torch_file, unet
 from ddpm_jax import workdir as workdir_lib
 from ddpm_jax.checkpoints import restore_part
 from ddpm_jax.state import Trained
+
+CONFIGS = ("unet/config.json", "config.json")
+PROCESSES = ("scheduler/scheduler_config.json", "scheduler_config.json")
+WEIGHTS = tuple(
+    f"{folder}diffusion_pytorch_model.{kind}"
+    for folder in ("unet/", "") for kind in ("safetensors", "bin")
+)
 
 
 def load(workdir: Any, *, step: int | None = None, weights: str = "ema") -> Trained:
@@ -45,3 +60,141 @@ def load_step(
         diffusion=config_lib.parameterization(config),
         image_shape=shape,
     )
+
+
+def from_pretrained(source: Any, *, null_label: bool | None = None) -> Trained:
+    """The model of a folder or a hub repository that diffusers wrote.
+
+    The parameters give the outputs of `UNet2DModel` on the same images, timesteps and labels;
+    how its scheduler would sample (steps, clipping) is for `sample` to say, and a line is
+    warned where its defaults are others. Nothing in the files is executed.
+
+    Args:
+        source: a folder of `DDPMPipeline.save_pretrained`, or of `UNet2DModel` with
+            `scheduler_config.json` beside; or a repository of the Hugging Face hub, such as
+            "google/ddpm-ema-cifar10-32": taken from its cache, or fetched into it, which needs
+            `pip install "ddpm_jax[hub]"`.
+        null_label: whether the last label of a class-conditional network stands for no class,
+            so that classifier-free guidance works; None: as `save_pretrained` has noted, else
+            not. Then no class is the mean of the classes' embeddings, which nobody trained.
+
+    Raises:
+        ValueError: there is no such model, a file is damaged, or the network or the process is
+            one that we do not have; the setting is named.
+    """
+    folder = _folder(source)
+    settings, process = (_read_json(_first(folder, names)) for names in (CONFIGS, PROCESSES))
+    path = _first(folder, WEIGHTS)
+    try:
+        model, image_shape = diffusers_format.network(settings, process, null_label)
+        schedule, diffusion = diffusers_format.process(process)
+        diffusion.check(schedule)
+        unet.check(model, *image_shape[:2])
+        params = state_dicts.to_params(_read_weights(path), model, image_shape)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+    for line in diffusers_format.sampling_hints(process):
+        warnings.warn(f"{source}: its scheduler has {line}.", stacklevel=2)
+    return Trained(params, model, schedule, diffusion, image_shape)
+
+
+def save_pretrained(trained: Trained, folder: Any, *, clip: bool = True) -> None:
+    """Writes a folder that `DDPMPipeline.from_pretrained` opens, whole or not at all.
+
+    diffusers then gives the same outputs, and samples with the same process. Labels and
+    conditions have their places too, but its pipeline passes none: call its `unet`.
+
+    Args:
+        trained: the model; see the errors for what diffusers has no word for.
+        folder: where to; it must not exist yet, or be empty.
+        clip: whether their chains keep x_0 in [-1, 1].
+
+    Raises:
+        ValueError: the folder holds something, or a setting has no counterpart there.
+    """
+    folder = epath.Path(folder).expanduser()
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ValueError(f"folder={folder} holds something already; name one that does not exist.")
+    index = {
+        "_class_name": "DDPMPipeline", "_diffusers_version": diffusers_format.VERSION,
+        "scheduler": ["diffusers", "DDPMScheduler"], "unet": ["diffusers", "UNet2DModel"],
+    }
+    texts = {
+        "model_index.json": index,
+        CONFIGS[0]: diffusers_format.network_settings(trained),
+        PROCESSES[0]: diffusers_format.process_settings(trained, clip),
+    }
+    weights = state_dicts.from_params(trained.params, trained.model, trained.image_shape[0])
+    files.write_folder(folder, {
+        **{name: (json.dumps(text, indent=2) + "\n").encode() for name, text in texts.items()},
+        WEIGHTS[0]: safetensors.numpy.save(weights, metadata={"format": "pt"}),
+    })
+
+
+def _folder(source) -> epath.Path:
+    """The folder itself, or that in the hub's cache."""
+    folder = epath.Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)):
+        raise ValueError(
+            f"{source} is no folder, and no repository of the hub; write such as "
+            "\"google/ddpm-ema-cifar10-32\"."
+        )
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise ValueError(
+            f"{source} is no folder, and fetching it from the hub needs huggingface_hub; install "
+            "it with: pip install \"ddpm_jax[hub]\"."
+        ) from None
+    try:  # What is there already is not looked for again, so that no network is needed.
+        cached = epath.Path(huggingface_hub.snapshot_download(source, local_files_only=True))
+        if all(any((cached / name).exists() for name in names)
+               for names in (CONFIGS, PROCESSES, WEIGHTS)):
+            return cached
+    except huggingface_hub.errors.LocalEntryNotFoundError:
+        pass
+    try:
+        there = huggingface_hub.HfApi().list_repo_files(source)
+        wanted = [name for names in (CONFIGS, PROCESSES, WEIGHTS)
+                  for name in [n for n in names if n in there][:1]]
+        return epath.Path(huggingface_hub.snapshot_download(source, allow_patterns=wanted))
+    except Exception as error:  # Its client's, its own and the system's have nothing in common.
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{source} is no folder, not in the hub's cache, and could not be fetched "
+            f"({type(error).__name__}: {reason}); go online, or write the path of a folder."
+        ) from None
+
+
+def _first(folder, names) -> epath.Path:
+    """The first of these files that there is."""
+    found = [folder / name for name in names if (folder / name).exists()]
+    if not found:
+        raise ValueError(f"{folder} has no {' and no '.join(names)}; write a folder of diffusers.")
+    return found[0]
+
+
+def _read_json(path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as JSON ({error}); download it again.") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no settings by name; download it again.")
+    return {
+        name: tuple(value) if isinstance(value, list) else value for name, value in found.items()
+    }
+
+
+def _read_weights(path) -> dict[str, np.ndarray]:
+    if path.suffix != ".safetensors":
+        return torch_file.read(path)
+    try:
+        return safetensors.numpy.load(path.read_bytes())
+    except (safetensors.SafetensorError, OSError, KeyError) as error:  # KeyError: bfloat16.
+        raise ValueError(
+            f"{path.name} is damaged, or of numbers that NumPy lacks ({error}); download it "
+            "again, or save it in float32."
+        ) from None

@@ -7,7 +7,6 @@ import functools
 import pathlib
 import runpy
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -25,28 +24,6 @@ with np.load(FIXTURES / "schedulers.npz") as stored:
     STORED = dict(stored)
 LINEAR = schedules.linear()
 MEANS = {"epsilon": "eps", "sample": "x_0", "v_prediction": "v"}
-
-
-@pytest.fixture
-def draw_given(monkeypatch):
-    """Lets the chains draw from a table, by the address to which a key was folded."""
-    base = jax.random.key(0)
-
-    def install(noises):
-        table = jnp.stack([
-            jax.random.key_data(jax.random.fold_in(base, i)) for i in range(len(noises))
-        ])
-
-        def given(rngs, shape):
-            found = jnp.all(jax.random.key_data(rngs)[:1] == table, axis=1)
-            return jnp.asarray(noises)[jnp.argmax(found)]
-
-        for module in (samplers, solvers):
-            monkeypatch.setattr(module, "standard_normal", given)
-        return jnp.stack([base] * SCRIPT["SHAPE"][0])
-
-    with jax.debug_key_reuse(False):  # The same key for both images, on purpose.
-        yield install
 
 
 def kinds(settings):
