@@ -16,6 +16,7 @@ _HOME = {
     "denoise_fn": "state",
     "evaluate": "evaluation",
     "from_pretrained": "pretrained",
+    "from_state_dict": "pretrained",
     "load": "pretrained",
     "sample": "sampling",
     "save_pretrained": "pretrained",

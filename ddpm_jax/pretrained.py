@@ -11,6 +11,8 @@ from etils import epath
 
 from ddpm_jax import config as config_lib
 from ddpm_jax import diffusers_format, files, state_dicts, torch_file, unet
+from ddpm_jax import diffusion as diffusion_lib
+from ddpm_jax import schedule as schedule_lib
 from ddpm_jax import workdir as workdir_lib
 from ddpm_jax.checkpoints import restore_part
 from ddpm_jax.state import Trained
@@ -92,9 +94,46 @@ def from_pretrained(source: Any, *, null_label: bool | None = None) -> Trained:
         unet.check(model, *image_shape[:2])
         params = state_dicts.to_params(_read_weights(path), model, image_shape)
     except ValueError as error:
-        raise ValueError(f"{source}: {error}") from None
+        raise ValueError(f"{source}: {str(error).removeprefix(f'{path}: ')}") from None
     for line in diffusers_format.sampling_hints(process):
         warnings.warn(f"{source}: its scheduler has {line}.", stacklevel=2)
+    return Trained(params, model, schedule, diffusion, image_shape)
+
+
+def from_state_dict(
+    path: Any,
+    model: unet.UNet = unet.UNet(),
+    *,
+    image_shape: tuple[int, int, int] = (32, 32, 3),
+    schedule: schedule_lib.Schedule | None = None,
+    diffusion: diffusion_lib.Parameterization = diffusion_lib.Parameterization(),
+) -> Trained:
+    """The model whose weights PyTorch saved, by the names of any of `state_dicts.FORMATS`.
+
+    Such a file holds weights alone, so that the network, its images and its process are to be
+    given; by default they are the paper's for CIFAR-10. Those of improved-diffusion have
+    `UNet(embedding_order="cos_sin", embedding_freq_shift=0, downsample_padding="symmetric",
+    norm_eps=1e-5, num_groups=32, scale_shift=True, num_heads=4, ...)`. Nothing in the file is
+    executed.
+
+    Args:
+        path: a `.safetensors`, or a file of `torch.save` with a dict of tensors.
+        model: the network that the weights are of.
+        image_shape: (h, w, c) of its images.
+        schedule: the noise schedule; the paper's by default.
+        diffusion: what the network's output means.
+
+    Raises:
+        ValueError: the file is damaged, or its weights are not those of the network: the first
+            name that differs is told.
+    """
+    unet.check(model, *image_shape[:2])
+    schedule = schedule_lib.linear() if schedule is None else schedule
+    diffusion.check(schedule)
+    try:
+        params = state_dicts.to_params(_read_weights(epath.Path(path)), model, image_shape)
+    except ValueError as error:
+        raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
     return Trained(params, model, schedule, diffusion, image_shape)
 
 
