@@ -67,6 +67,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.train = ml_collections.ConfigDict(dict(
         num_steps=800_000,
         batch_size=128,       # on all devices together
+        warm_start="",        # weights to start from: a workdir, a folder of diffusers, or a
+                              # repository of the Hugging Face hub; ignored on resume
         accumulate=1,         # micro-batches a step, where a batch does not fit
         learning_rate=2e-4,
         warmup_steps=5000,

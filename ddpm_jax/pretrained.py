@@ -64,6 +64,17 @@ def load_step(
     )
 
 
+def find(source: Any) -> Trained:
+    """The model of a workdir (its running average), a folder of diffusers or the hub.
+
+    Raises:
+        ValueError: it is none of them, or cannot be read.
+    """
+    return load(source) if (epath.Path(source).expanduser() / "checkpoints").is_dir() else (
+        from_pretrained(source)
+    )
+
+
 def from_pretrained(source: Any, *, null_label: bool | None = None) -> Trained:
     """The model of a folder or a hub repository that diffusers wrote.
 
