@@ -192,7 +192,7 @@ def _folder(source) -> epath.Path:
             "\"google/ddpm-ema-cifar10-32\"."
         )
     try:
-        import huggingface_hub
+        import huggingface_hub.errors
     except ImportError:
         raise ValueError(
             f"{source} is no folder, and fetching it from the hub needs huggingface_hub; install "

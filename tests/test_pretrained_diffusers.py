@@ -6,6 +6,7 @@ import pathlib
 import pickle
 import runpy
 import shutil
+import sys
 import zipfile
 
 import jax
@@ -409,3 +410,53 @@ def test_every_name_is_used_once(plain, conditional):
     for trained in (plain, conditional):
         state = state_dicts.from_params(trained.params, trained.model, 8)
         assert len(state) == len(jax.tree.leaves(trained.params))
+
+
+@pytest.fixture
+def offline(tmp_path, monkeypatch):
+    """The hub's cache, empty and without a network; returns its folder."""
+    from huggingface_hub import HfApi, constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+
+    def fails(*arguments, **keywords):
+        raise ConnectionError("no route\nto the hub")
+
+    monkeypatch.setattr(HfApi, "list_repo_files", fails)
+    return tmp_path / "cache"
+
+
+def test_a_repository_is_read_from_the_cache_without_a_network(offline, plain):
+    refused("someone/plain", "could not be fetched .ConnectionError: no route to the hub.; go onl")
+    repository = offline / "models--someone--plain"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    snapshot = repository / "snapshots" / ("0" * 40)
+    shutil.copytree(FOLDER / "plain", snapshot)
+    same(ddpm_jax.from_pretrained("someone/plain"), plain)
+    (snapshot / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    refused("someone/plain", "not in the hub's cache, and could not be fetched")
+
+
+def test_a_repository_is_fetched_without_what_is_not_needed(offline, plain, monkeypatch):
+    import huggingface_hub
+
+    there = ["README.md", "unet/config.json", "unet/diffusion_pytorch_model.bin",
+             "unet/diffusion_pytorch_model.safetensors", "scheduler/scheduler_config.json"]
+    wanted = [there[1], there[4], there[3]]
+    known = huggingface_hub.snapshot_download
+
+    def fetch(source, *, allow_patterns=None, **keywords):
+        if keywords:
+            return known(source, **keywords)
+        assert (source, allow_patterns) == ("someone/plain", wanted)
+        return str(FOLDER / "plain")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda self, source: there)
+    same(ddpm_jax.from_pretrained("someone/plain"), plain)
+
+
+def test_the_hub_is_an_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    refused("someone/plain", "needs huggingface_hub; install it with: pip install")
