@@ -572,12 +572,12 @@ def test_newest_prepared_version_is_read_unless_one_is_named(tmp_path, monkeypat
 
 
 def test_what_needs_tensorflow_says_so(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorflow", None)  # as if it were not installed
     root = write_tfds(tmp_path, ramp(3), file_format="tfrecord")
-    with pytest.raises(ValueError, match=r"TFRecord .*pip install -e \"\.\[prepare\]\""):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)  # as if it were not installed
+    with pytest.raises(ValueError, match=r"TFRecord .*pip install -e \"\.\[tf\]\""):
         data.load("tiny", data_dir=root)
     for name in ("lsun/bedroom", "celeb_a_hq/256"):
-        with pytest.raises(ValueError, match=r"\[prepare\].*name=image_folder") as error:
+        with pytest.raises(ValueError, match=r"\[tf\].*name=image_folder") as error:
             data.load(name, data_dir=root)
         assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="nowhere': does not exist"):
