@@ -189,11 +189,11 @@ def _sample(config, workdir):
     from etils import epath
 
     from ddpm_jax import config as config_lib
-    from ddpm_jax import conditioning, data, images, pretrained, sampling, tasks
+    from ddpm_jax import conditioning, data, images, pretrained, sampling, tasks, validation
     from ddpm_jax import workdir as workdir_lib
 
     config = workdir_lib.config_for(config, workdir)
-    config_lib.check_numbers(config)
+    validation.check_numbers(config)
     if config.sample.task or config.sample.inputs:
         tasks.run(config, workdir)
         return

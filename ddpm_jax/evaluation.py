@@ -16,8 +16,7 @@ import ml_collections
 from etils import epath
 from tensorboardX import SummaryWriter
 
-from ddpm_jax import checkpoints, files, measures, pretrained, quality
-from ddpm_jax import config as config_lib
+from ddpm_jax import checkpoints, files, measures, pretrained, quality, validation
 from ddpm_jax import workdir as workdir_lib
 from ddpm_jax.logs import format_duration
 
@@ -37,7 +36,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: Any) -> list[dict[str, 
     Raises:
         ValueError: a setting is wrong, or there is nothing to measure.
     """
-    config_lib.check_evaluation(config)
+    validation.check_evaluation(config)
     workdir = epath.Path(workdir).expanduser()
     settings = config.evaluate
     network = None
@@ -59,7 +58,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: Any) -> list[dict[str, 
                 config, step, trained, workdir / "evaluations" / f"step_{step:08d}",
                 sys.stderr.isatty(), network,
             )
-            for item in config_lib.measured(config):
+            for item in validation.measured(config):
                 row = _measured(job, workdir, *item)
                 found.append(row)
                 if _name(row) == settings.best:

@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 
 from ddpm_jax import config as config_lib
-from ddpm_jax import conditioning, images, losses, parallel, randomness, sampling
+from ddpm_jax import conditioning, images, losses, parallel, randomness, sampling, validation
 from ddpm_jax import state as state_lib
 from ddpm_jax.logs import format_duration
 from ddpm_jax.state import Trained, TrainState
@@ -143,7 +143,7 @@ def opening_lines(
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state_lib.to_saved(state)))
     device = jax.local_devices()[0]
     return [
-        *(f"warning: {line}" for line in config_lib.warnings(config)),
+        *(f"warning: {line}" for line in validation.warnings(config)),
         f"data: {len(source):,} images of {height}x{width}x{channels}{held}",
         f"parameters: {state_lib.num_params(state.params):,}; state on each device "
         f"{size / 2**20:,.1f} MiB",

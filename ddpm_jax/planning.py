@@ -17,6 +17,7 @@ import ml_collections
 import numpy as np
 
 from ddpm_jax import conditioning, images, monitoring, pairs, parallel, sources, training
+from ddpm_jax import validation
 from ddpm_jax import config as config_lib
 from ddpm_jax import data as data_lib
 from ddpm_jax import state as state_lib
@@ -104,7 +105,7 @@ def plan(config: ml_collections.ConfigDict, data: Any = None) -> Plan:
     Raises:
         ValueError: a setting is wrong, or neither it nor the data tell the images' shape.
     """
-    config_lib.check_evaluation(config)
+    validation.check_evaluation(config)
     how = config_lib.sampling_settings(config)
     found = data is not None or data_lib.is_there(config.data.name, config.data.dir)
     run = training.prepare(config, None, data if found else stand_in(config))

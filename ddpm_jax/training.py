@@ -8,13 +8,12 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
 from ddpm_jax import config as config_lib
 from ddpm_jax import data as data_lib
-from ddpm_jax import importance, monitoring, parallel, pretrained, randomness, state_dicts, unet
+from ddpm_jax import importance, monitoring, parallel, randomness, validation, warm_start
 from ddpm_jax import state as state_lib
 from ddpm_jax import workdir as workdir_lib
 from ddpm_jax.checkpoints import Checkpoints, library_versions
@@ -27,11 +26,6 @@ from ddpm_jax.wandb_writer import WandbWriter
 
 # Addresses below the seed: each use of randomness folds in its own.
 _INIT, STEP, _HELD_OUT, _GRID = range(4)
-# Settings of the network by which the same weights, of the same shapes, mean something else.
-_SAME_NETWORK = (
-    "num_heads", "scale_shift", "embedding_order", "embedding_freq_shift", "downsample_padding",
-    "timestep_scale", "norm_eps",
-)
 IN_FLIGHT = 2  # Steps queued ahead; more can hang where CPU devices wait for one another.
 
 
@@ -60,7 +54,9 @@ def train(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -> 
         ))
         state = fresh_state(run)
         restored = checkpoints.restore(state_lib.to_saved(state))
-        state = state.replace(**restored[1]) if restored else warm_state(run, state)
+        state = state.replace(**restored[1]) if restored else (
+            warm_start.state(state, config.train.warm_start, run.model, run.source.image_shape)
+        )
         state = parallel.replicate(state)
         start = int(state.step)
         project = config.train.wandb
@@ -145,11 +141,11 @@ def prepare(config: ml_collections.ConfigDict, workdir: Any, data: Any) -> Run:
     Raises:
         ValueError: as `train` does.
     """
-    config_lib.validate(config, num_devices=jax.device_count())
+    validation.validate(config, num_devices=jax.device_count())
     workdir = workdir if workdir is None else workdir_lib.create(workdir)
     source, held_out = open_data(config, data)
     config = config_lib.resolved(config, source)
-    config_lib.check_images(config, source.image_shape)
+    validation.check_images(config, source.image_shape)
     if workdir is not None:
         workdir_lib.store_config(config, workdir)
     model = config_lib.model(config, source.image_shape[-1])
@@ -167,65 +163,6 @@ def fresh_state(run: Run) -> TrainState:
             importance.fresh(run.schedule.num_timesteps) if importance_sampled else {}
         ),
     )
-
-
-def warm_state(run: Run, state: TrainState) -> TrainState:
-    """The state at step 0 with the weights of `config.train.warm_start`, where it names some.
-
-    The averages start from them too; optimizer and step are fresh.
-
-    Raises:
-        ValueError: as `warm_params` does.
-    """
-    if not run.config.train.warm_start:
-        return state
-    params = warm_params(run)
-
-    def copied():
-        return jax.tree.map(jnp.array, params)  # The state is donated: no aliases.
-
-    return state.replace(
-        params=copied(), ema_params=copied(),
-        extra_ema_params={decay: copied() for decay in state.extra_ema_params},
-    )
-
-
-def warm_params(run: Run) -> dict[str, Any]:
-    """The parameters of `config.train.warm_start`; compiles nothing.
-
-    Raises:
-        ValueError: there are no such weights, or they are of another network.
-    """
-    source = run.config.train.warm_start
-    found = pretrained.find(source)
-    for setting in _SAME_NETWORK:
-        ours, theirs = (getattr(model, setting) for model in (run.model, found.model))
-        if ours != theirs:
-            raise ValueError(
-                f"config.model.{setting}={ours!r}, but config.train.warm_start={source!r} has "
-                f"{theirs!r}; write --config.model.{setting}={theirs}."
-            )
-    ours = state_dicts.shapes(run.model, run.source.image_shape)
-    theirs = {path: np.shape(leaf) for path, leaf in state_dicts.leaves(found.params)}
-    for path in [*ours, *theirs]:
-        if ours.get(path) != theirs.get(path):
-            raise ValueError(
-                f"config.train.warm_start={source!r} does not fit at {'/'.join(path)}: the network "
-                f"of config.model has {ours.get(path, 'nothing')}, it "
-                f"{theirs.get(path, 'nothing')}; describe its network, or name other weights."
-            )
-    norms = {shape[0] for path, shape in ours.items() if path[-1] == "scale"}
-    groups, wanted = (
-        {width: model.num_groups or unet.default_num_groups(width) for width in norms}
-        for model in (run.model, found.model)
-    )
-    if groups != wanted:
-        raise ValueError(
-            f"config.model.num_groups={run.config.model.num_groups}, but config.train.warm_start="
-            f"{source!r} has other groups; write --config.model.num_groups="
-            f"{found.model.num_groups or 0}."
-        )
-    return found.params
 
 
 def observer(run: Run, logs: Logs, checkpoints: Checkpoints, start: int):

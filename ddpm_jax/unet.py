@@ -304,7 +304,7 @@ class UNet(nn.Module):
 def check(model: UNet, height: int, width: int) -> None:
     """Raises ValueError where a setting of the network is unknown or does not suit the images.
 
-    Costs nothing inside a trace; `config.validate` calls it before any device work.
+    Costs nothing inside a trace; `validation` calls it before any device work.
     """
     levels = len(model.channel_multipliers)
     factor = 2 ** (levels - 1)

@@ -8,7 +8,7 @@ import pytest
 
 from ddpm_jax.configs import cifar10, digits
 from ddpm_jax import config as config_lib
-from ddpm_jax import data
+from ddpm_jax import data, validation
 
 MISTAKES = {
     "train.batch_size": (130, "8 devices", "128"),
@@ -55,7 +55,7 @@ def with_setting(name, value):
 def test_a_mistake_is_one_line_with_setting_value_rule_and_remedy(name):
     value, rule, remedy = MISTAKES[name]
     with pytest.raises(ValueError) as error:
-        config_lib.validate(with_setting(name, value), num_devices=8)
+        validation.validate(with_setting(name, value), num_devices=8)
     message = str(error.value)
     shown = f"{name.split('.')[1]}={value}", f"{name.split('.')[1]}={value!r}", "height=30"
     assert any(text in message for text in shown)
@@ -66,13 +66,13 @@ def test_the_remedies_work():
     """What a message tells to write passes when it is written."""
     for name, (value, _, _) in MISTAKES.items():
         with pytest.raises(ValueError) as error:
-            config_lib.validate(with_setting(name, value), num_devices=8)
+            validation.validate(with_setting(name, value), num_devices=8)
         remedy = r'--config\.([\w.]+?)="?([^"]+?)"?(?:\.$|,? or|; | and )'
         told = re.search(remedy, str(error.value))
         if told:
             name, text = told.groups()
             value = text if re.fullmatch("[a-z_]+", text) else eval(text)  # noqa: S307
-            config_lib.validate(with_setting(name, value), num_devices=8)
+            validation.validate(with_setting(name, value), num_devices=8)
 
 
 @pytest.mark.parametrize("betas, rule", [
@@ -83,45 +83,45 @@ def test_betas_out_of_range_are_refused(betas, rule):
     config = with_setting("diffusion.schedule", "betas")
     config.diffusion.betas = betas
     with pytest.raises(ValueError) as error:
-        config_lib.validate(config, num_devices=1)
+        validation.validate(config, num_devices=1)
     assert rule in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_last_beta_of_one_suits_the_prediction_of_x_0():
     config = with_setting("diffusion.schedule", "jsd")
     with pytest.raises(ValueError, match="the noise does not tell x_0"):
-        config_lib.validate(config, num_devices=1)
+        validation.validate(config, num_devices=1)
     config.diffusion.mean = "x_0"
-    config_lib.validate(config, num_devices=1)
+    validation.validate(config, num_devices=1)
 
 
 def test_a_schedule_that_ends_too_soon_is_warned_about():
-    assert config_lib.warnings(cifar10.get_config()) == []
+    assert validation.warnings(cifar10.get_config()) == []
     config = with_setting("diffusion.num_timesteps", 100)
-    (line,) = config_lib.warnings(config)
+    (line,) = validation.warnings(config)
     assert "cosine" in line and "0.364" in line and "--config.diffusion.beta_end=0.2" in line
     config.diffusion.beta_end = 0.2
-    assert config_lib.warnings(config) == []
+    assert validation.warnings(config) == []
 
 
 def test_what_the_paper_found_unstable_is_warned_about():
     config = cifar10.get_config()
     config.diffusion.mean = "x_prev"
-    (line,) = config_lib.warnings(config)
+    (line,) = validation.warnings(config)
     assert "unstable" in line and "--config.diffusion.loss=vlb" in line
     config.diffusion.loss = "vlb"
-    assert config_lib.warnings(config) == []
+    assert validation.warnings(config) == []
     config.diffusion.mean, config.diffusion.variance = "eps", "learned"
-    (line,) = config_lib.warnings(config)
+    (line,) = validation.warnings(config)
     assert "unstable" in line and "learned_range" in line
     config.diffusion.variance, config.diffusion.loss = "learned_range", "rescaled_hybrid"
-    assert config_lib.warnings(config) == []
+    assert validation.warnings(config) == []
 
 
 def test_a_pair_that_trains_nothing_is_refused_by_its_setting():
     config = with_setting("diffusion.variance", "learned_range")
     with pytest.raises(ValueError, match="the squared error does not train a variance"):
-        config_lib.validate(config, num_devices=1)
+        validation.validate(config, num_devices=1)
 
 
 def test_warm_up_is_linear_from_zero():

@@ -12,7 +12,7 @@ from PIL import Image
 
 import ddpm_jax
 from ddpm_jax import config as config_lib
-from ddpm_jax import monitoring, state
+from ddpm_jax import monitoring, state, validation
 from test_data import TFDS, needs, write_tfds
 
 PARAMETERS = {
@@ -37,8 +37,8 @@ def test_every_config_is_here():
 @pytest.mark.parametrize("name", NAMES)
 def test_full_size_by_shape(name):
     config = get_config(name)
-    config_lib.validate(config, num_devices=8)
-    assert config_lib.warnings(config) == []
+    validation.validate(config, num_devices=8)
+    assert validation.warnings(config) == []
     shape = config_lib.image_shape(config)
     config.data.num_classes, config.data.condition_channels = 10, 1  # as the data would say
     model = config_lib.model(config, shape[-1])

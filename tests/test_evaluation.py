@@ -11,7 +11,7 @@ from PIL import Image
 import ddpm_jax
 from ddpm_jax.configs import digits
 from ddpm_jax import config as config_lib
-from ddpm_jax import evaluation, inception, measures, quality, references
+from ddpm_jax import evaluation, inception, measures, quality, references, validation
 from ddpm_jax.inception import Features
 
 
@@ -80,7 +80,7 @@ def workdir(trained_workdir, tmp_path, monkeypatch):
 
 
 def test_every_metric_leaves_a_row_and_a_line(workdir, capsys):
-    metrics = tuple(m for m in config_lib.EVALUATIONS if m != "draws")  # Which need conditions.
+    metrics = tuple(m for m in validation.EVALUATIONS if m != "draws")  # Which need conditions.
     config = small_config(metrics=metrics)
     rows = ddpm_jax.evaluate(config, workdir)
     against = ("fid", "sfid", "kid", "precision_recall", "frechet_pixels", "sweep")
@@ -255,9 +255,9 @@ def test_a_folder_of_pictures_is_a_reference(workdir):
 
 
 def test_names_in_the_config_are_those_of_the_metrics():
-    assert set(config_lib.EVALUATIONS) == set(measures.METRICS)
-    assert set(config_lib.SCORES) == {*quality.SCORES, "frechet_pixels"}
-    assert set(config_lib.SCORES) - {"is"} == set(config_lib.AGAINST_REFERENCES)
+    assert set(validation.EVALUATIONS) == set(measures.METRICS)
+    assert set(validation.SCORES) == {*quality.SCORES, "frechet_pixels"}
+    assert set(validation.SCORES) - {"is"} == set(validation.AGAINST_REFERENCES)
 
 
 @pytest.mark.parametrize("name, value, says", [
@@ -369,7 +369,7 @@ def _with(config, sampler, num_steps):
 ])
 def test_impossible_sweeps_are_refused(settings, says):
     with pytest.raises(ValueError, match=says) as error:
-        config_lib.check_evaluation(small_config(metrics=("sweep",), **settings))
+        validation.check_evaluation(small_config(metrics=("sweep",), **settings))
     assert "\n" not in str(error.value)
 
 
@@ -377,10 +377,10 @@ def test_sweeps_that_the_model_rules_out_are_refused():
     config = small_config(metrics=("sweep",))
     config.diffusion.mean = "x_prev"
     with pytest.raises(ValueError, match="has 'dpm_solver_pp', which cannot go with"):
-        config_lib.check_evaluation(config)
+        validation.check_evaluation(config)
     config.evaluate.sweep_samplers = ("ddim", "ancestral")
-    config_lib.check_evaluation(config)
+    validation.check_evaluation(config)
     config.sample.grid = "quadratic"
     config.diffusion.num_timesteps, config.evaluate.sweep_steps = 1000, (50,)
     with pytest.raises(ValueError, match="'ddim' makes 49 calls .*grid=uniform"):
-        config_lib.check_evaluation(config)
+        validation.check_evaluation(config)

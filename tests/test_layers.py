@@ -16,9 +16,10 @@ LEVELS = [
     {"inpainting", "inversion", "likelihood", "progressive", "quality", "solvers"},
     {"bits", "plots", "sampling"},
     {"chains", "config", "sweep"},
-    {"editing", "workdir"},
+    {"editing", "validation", "workdir"},
     {"pretrained", "measures", "monitoring", "train_step"},
-    {"evaluation", "tasks", "training"},
+    {"evaluation", "tasks", "warm_start"},
+    {"training"},
     {"planning"},
     {"__init__", "cli"},
 ]

@@ -6,7 +6,7 @@ import pytest
 from jax.profiler import ProfileData
 
 from ddpm_jax import config as config_lib
-from ddpm_jax import monitoring, training
+from ddpm_jax import monitoring, training, validation
 from ddpm_jax.configs import digits
 from nonzero import TinyNet
 from test_runs import lasting, rows, saved
@@ -40,7 +40,7 @@ def traced_steps(workdir):
 @pytest.fixture
 def tiny(monkeypatch):
     monkeypatch.setattr(config_lib, "model", lambda config, channels: TinyNet())
-    monkeypatch.setattr(config_lib, "check_images", lambda config, shape: None)
+    monkeypatch.setattr(validation, "check_images", lambda config, shape: None)
 
 
 def test_a_trace_is_left_and_the_numbers_stay_bit_for_bit(tiny, tmp_path):
@@ -96,8 +96,8 @@ def test_a_run_that_fails_ends_its_trace(log):
 @pytest.mark.parametrize("profile", [(3,), (0, 2), (4, 3), (5, 7), (1, 2, 3), (1.0, 2), ("1", 2)])
 def test_steps_that_do_not_exist_are_refused(profile):
     with pytest.raises(ValueError, match=r"config.train.profile=.* in 1..6.*profile=\"\(6, 6\)\""):
-        config_lib.validate(tiny_config(**{"train.profile": profile}), num_devices=8)
+        validation.validate(tiny_config(**{"train.profile": profile}), num_devices=8)
 
 
 def test_every_step_may_be_traced():
-    config_lib.validate(tiny_config(**{"train.profile": (1, 6)}), num_devices=8)
+    validation.validate(tiny_config(**{"train.profile": (1, 6)}), num_devices=8)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax import config as config_lib
-from ddpm_jax import logs, training, wandb_writer
+from ddpm_jax import logs, training, validation, wandb_writer
 from ddpm_jax.configs import digits
 from nonzero import TinyNet
 from test_logs import events
@@ -82,7 +82,7 @@ def tiny_config(**settings):
 
 def test_training_writes_there_and_resumes_the_same_run(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(config_lib, "model", lambda config, channels: TinyNet())
-    monkeypatch.setattr(config_lib, "check_images", lambda config, shape: None)
+    monkeypatch.setattr(validation, "check_images", lambda config, shape: None)
     training.train(tiny_config(**{"train.num_steps": 2}), tmp_path)
     training.train(tiny_config(), tmp_path)
     assert runs[0].told["id"] == runs[1].told["id"]
@@ -98,10 +98,10 @@ def test_training_writes_there_and_resumes_the_same_run(runs, tmp_path, monkeypa
 
 def test_without_a_project_it_is_not_even_imported(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)  # Importing it would fail.
-    config_lib.validate(tiny_config(**{"train.wandb": ""}), num_devices=8)
+    validation.validate(tiny_config(**{"train.wandb": ""}), num_devices=8)
 
 
 def test_a_project_needs_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ValueError, match=r"config.train.wandb='ddpm' needs .*\[wandb\]"):
-        config_lib.validate(tiny_config(), num_devices=8)
+        validation.validate(tiny_config(), num_devices=8)

@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import ddpm_jax
 from configs import digits
-from ddpm_jax import pretrained, training
+from ddpm_jax import pretrained, training, warm_start
 from ddpm_jax.diffusion import Parameterization
 from ddpm_jax.schedule import linear
 from ddpm_jax.state import Trained
@@ -31,6 +31,12 @@ def config_for(source):
     return config
 
 
+def started(run, fresh):
+    """`fresh` from the weights that the run's config names."""
+    source = run.config.train.warm_start
+    return warm_start.state(fresh, source, run.model, run.source.image_shape)
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """A folder of diffusers with the network of `config_for`."""
@@ -43,7 +49,7 @@ def weights(tmp_path_factory):
 def test_weights_and_averages_start_there_and_nothing_else(weights, tmp_path):
     run = training.prepare(config_for(weights), tmp_path / "run", None)
     fresh, found = training.fresh_state(run), ddpm_jax.from_pretrained(weights)
-    state = training.warm_state(run, fresh)
+    state = started(run, fresh)
     trees = [state.params, state.ema_params, state.extra_ema_params["0.5"]]
     for tree in trees:
         jax.tree.map(assert_array_equal, tree, found.params)
@@ -51,7 +57,7 @@ def test_weights_and_averages_start_there_and_nothing_else(weights, tmp_path):
     copies = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(trees)]
     assert len(set(copies)) == len(copies)  # The state is donated.
     run.config.train.warm_start = ""
-    assert training.warm_state(run, fresh) is fresh
+    assert started(run, fresh) is fresh
 
 
 def test_a_run_starts_there_once(weights, tmp_path):
@@ -85,11 +91,11 @@ def test_another_network_is_refused(weights, tmp_path, model, message):
     config.model.update(model)
     run = training.prepare(config, tmp_path / "run", None)
     with pytest.raises(ValueError, match=message) as error:
-        training.warm_params(run)
+        started(run, None)
     assert "\n" not in str(error.value)
 
 
 def test_weights_that_are_not_there_are_told(tmp_path):
     run = training.prepare(config_for(tmp_path / "gone"), tmp_path / "run", None)
     with pytest.raises(ValueError, match="gone is no folder"):
-        training.warm_params(run)
+        started(run, None)

@@ -1,0 +1,280 @@
+"""Checks of a config before any device work: one line a mistake."""
+
+import ml_collections
+
+from ddpm_jax import config as config_lib
+from ddpm_jax import unet, wandb_writer
+
+PRECISIONS = ("default", "high", "highest")
+SCORES = ("fid", "sfid", "kid", "is", "precision_recall", "frechet_pixels")
+EVALUATIONS = ("bpd", "ode_bpd", "progressive", "draws", *SCORES, "sweep",
+               "nearest_pixels", "nearest_features")
+AGAINST_REFERENCES = ("fid", "sfid", "kid", "precision_recall", "frechet_pixels")
+DRAWN = ("progressive", "sweep")  # Without a single value.
+T_SAMPLINGS = ("uniform", "antithetic", "importance")
+
+
+def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
+    """Checks every relation between settings that can be checked without the data.
+
+    Args:
+        config: as in `configs/cifar10.py`.
+        num_devices: devices of all processes together.
+
+    Raises:
+        ValueError: one line naming the setting, its value, the rule and what works.
+    """
+    check_numbers(config)
+    config_lib.parameterization(config).check(config_lib.schedule(config))
+    config_lib.objective(config).check(config_lib.parameterization(config))
+    if config.train.t_sampling not in T_SAMPLINGS:
+        raise ValueError(
+            f"config.train.t_sampling={config.train.t_sampling!r} is not known; use one of "
+            f"{', '.join(T_SAMPLINGS)}."
+        )
+    _check_batch(config.train.batch_size, config.train.accumulate, num_devices)
+    _check_precision("train", config.train.matmul_precision)
+    _check_profile(config.train)
+    wandb_writer.check(config.train.wandb)
+    shape = config_lib.image_shape(config)
+    if shape:
+        check_images(config, shape)
+
+
+def check_numbers(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError naming the first single number that is out of its range."""
+    huge = float("inf")
+    for setting, low, high, works in (  # lowest, highest, a value that works
+        ("seed", 0, huge, 0),
+        ("data.image_size", 0, huge, 32),
+        ("data.image_width", 0, huge, 0),
+        ("data.channels", 0, huge, 3),
+        ("data.holdout", 0, huge, 0),
+        ("data.num_classes", 0, huge, 0),
+        ("data.condition_channels", 0, huge, 0),
+        ("data.factor", 2, huge, 2),
+        ("model.channels", 2, huge, 128),
+        ("model.num_res_blocks", 1, huge, 2),
+        ("model.dropout", 0, 0.999, 0.1),
+        ("model.norm_eps", 1e-12, 1, 1e-6),
+        ("model.timestep_scale", 1e-9, huge, 1.0),
+        ("diffusion.min_snr_gamma", 1e-9, huge, 5.0),
+        ("diffusion.p2_k", 1e-9, huge, 1.0),
+        ("diffusion.p2_gamma", 0, huge, 1.0),
+        ("train.num_steps", 1, huge, 800_000),
+        ("train.batch_size", 1, huge, 128),
+        ("train.learning_rate", 1e-12, huge, 2e-4),
+        ("train.warmup_steps", 0, huge, 5000),
+        ("train.grad_clip", 0, huge, 1.0),
+        ("train.ema_decay", 0, 1 - 1e-9, 0.9999),
+        ("train.accumulate", 1, huge, 1),
+        ("train.label_dropout", 0, 1, 0.1),
+        ("train.log_every", 1, huge, 100),
+        ("train.eval_every", 1, huge, 5000),
+        ("train.eval_images", 0, huge, 1024),
+        ("train.checkpoint_every", 1, huge, 5000),
+        ("train.keep", 1, huge, 2),
+        ("train.keep_every", 0, huge, 0),
+        ("train.sample_every", 1, huge, 10_000),
+        ("train.sample_images", 1, huge, 64),
+        ("train.sample_num_steps", 0, config.diffusion.num_timesteps, 0),
+        ("sample.num_images", 1, huge, 64),
+        ("sample.num_steps", 0, config.diffusion.num_timesteps, 0),
+        ("sample.dynamic_threshold", 0, 1, 0.995),
+        ("sample.batch_size", 0, huge, 0),
+        ("sample.seed", 0, huge, 0),
+        ("sample.guidance", 0, huge, 1.0),
+        ("sample.variants", 1, huge, 4),
+        ("sample.resamplings", 1, huge, 1),
+        ("sample.jump_length", 1, huge, 10),
+        ("evaluate.num_images", 0, huge, 0),
+        ("evaluate.num_samples", 2, huge, 50_000),
+        ("evaluate.num_draws", 2, huge, 16),
+        ("evaluate.batch_size", 0, huge, 0),
+        ("evaluate.ode_steps", 1, huge, 200),
+        ("evaluate.ode_probes", 1, huge, 1),
+        ("evaluate.seed", 0, huge, 0),
+    ):
+        group, _, name = setting.rpartition(".")
+        value = (config[group] if group else config)[name]
+        if not low <= value <= high:
+            rule = f"at least {low:g}" if high == huge else f"in [{low:g}, {high:g}]"
+            raise ValueError(
+                f"config.{setting}={value} must be {rule}; try --config.{setting}={works}."
+            )
+    _check_tuples(config)
+
+
+def _check_tuples(config):
+    for setting, kind, rule, works in (
+        ("model.channel_multipliers", int, "whole numbers, at least one", "(1, 2, 2, 2)"),
+        ("model.attention_resolutions", int, "whole numbers", "(16,)"),
+        ("diffusion.betas", (int, float), "numbers in (0, 1]", "(0.1, 0.2, 0.5)"),
+        ("evaluate.sweep_steps", int, "whole numbers, at least one", "(10, 20, 50, 100)"),
+        ("train.extra_ema_decays", float, "numbers between 0 and 1", "(0.999,)"),
+    ):
+        group, name = setting.split(".")
+        values = config[group][name]
+        bad = [v for v in values if not isinstance(v, kind) or v <= 0]
+        if bad or (name in ("channel_multipliers", "sweep_steps") and not values):
+            raise ValueError(
+                f"config.{setting}={values!r} must be {rule}; try "
+                f'--config.{setting}="{works}".'
+            )
+
+
+def _check_batch(batch_size, accumulate, num_devices):
+    if batch_size % num_devices:
+        nearest = max(1, round(batch_size / num_devices)) * num_devices
+        raise ValueError(
+            f"config.train.batch_size={batch_size} does not divide over {num_devices} devices; "
+            f"try --config.train.batch_size={nearest}."
+        )
+    share = batch_size // num_devices
+    if share % accumulate:
+        works = max(k for k in range(1, accumulate) if share % k == 0)
+        raise ValueError(
+            f"config.train.accumulate={accumulate} does not divide the {share} images that "
+            f"each device has of config.train.batch_size={batch_size}; try "
+            f"--config.train.accumulate={works}."
+        )
+
+
+def _check_profile(train):
+    whole = all(isinstance(step, int) for step in train.profile)
+    if train.profile and not (
+        whole and len(train.profile) == 2
+        and 1 <= train.profile[0] <= train.profile[1] <= train.num_steps
+    ):
+        raise ValueError(
+            f"config.train.profile={train.profile!r} must be the first and the last step to trace, "
+            f"whole numbers in 1..{train.num_steps}, or () for none; try "
+            f'--config.train.profile="{(min(20, train.num_steps), min(25, train.num_steps))}".'
+        )
+
+
+def check_evaluation(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError naming the first setting by which nothing can be measured."""
+    check_numbers(config)
+    settings = config.evaluate
+    for metric in settings.metrics:
+        if metric not in EVALUATIONS:
+            raise ValueError(
+                f"config.evaluate.metrics has {metric!r}, which is not known; use some of "
+                f"{', '.join(EVALUATIONS)}, written as --config.evaluate.metrics=\"('bpd',)\"."
+            )
+    if not settings.metrics:
+        raise ValueError(
+            "config.evaluate.metrics=() asks for nothing; try "
+            "--config.evaluate.metrics=\"('bpd',)\"."
+        )
+    which = settings.checkpoints
+    if which not in ("newest", "all", "follow") and not which.isdigit():
+        raise ValueError(
+            f"config.evaluate.checkpoints={which!r} must be newest, all, follow or a step; try "
+            "--config.evaluate.checkpoints=newest."
+        )
+    if "sweep" in settings.metrics:
+        _check_sweep(config)
+    names = ["/".join(filter(None, item)) for item in measured(config) if item[0] not in DRAWN]
+    if settings.best and settings.best not in names:
+        raise ValueError(
+            f"config.evaluate.best={settings.best!r} is not measured; use one of "
+            f"{', '.join(names)}, such as --config.evaluate.best={names[0]}."
+            if names else f"config.evaluate.best={settings.best!r} needs a metric with a value; "
+            "add such as 'bpd' to config.evaluate.metrics."
+        )
+    _check_precision("evaluate", settings.matmul_precision)
+
+
+def _check_sweep(config):
+    settings, found = config.evaluate, config_lib.schedule(config)
+    if settings.sweep_metric not in SCORES:
+        raise ValueError(
+            f"config.evaluate.sweep_metric={settings.sweep_metric!r} is no score of samples; use "
+            f"one of {', '.join(SCORES)}."
+        )
+    if not settings.sweep_samplers:
+        raise ValueError(
+            "config.evaluate.sweep_samplers=() leaves no rows; try "
+            "--config.evaluate.sweep_samplers=\"('ddim', 'dpm_solver_pp')\"."
+        )
+    for sampler in settings.sweep_samplers:
+        for steps in settings.sweep_steps:
+            try:
+                how = config_lib.sampling_settings(config_lib.with_sampler(config, sampler, steps))
+                calls = how.num_calls(found)
+            except ValueError as error:
+                raise ValueError(
+                    f"config.evaluate.sweep_steps has {steps}, and {sampler!r} of "
+                    f"config.evaluate.sweep_samplers cannot: {error}"
+                ) from None
+            if calls != steps:
+                raise ValueError(
+                    f"config.evaluate.sweep_steps has {steps}, and {sampler!r} makes {calls} "
+                    f"calls on config.sample.grid={config.sample.grid!r}; write "
+                    "--config.sample.grid=uniform."
+                )
+            if config.diffusion.mean == "x_prev" and not how.by_grid:
+                raise ValueError(
+                    f"config.evaluate.sweep_samplers has {sampler!r}, which cannot go with "
+                    "config.diffusion.mean='x_prev'; use 'ancestral' and 'ddim' alone."
+                )
+
+
+def measured(config: ml_collections.ConfigDict) -> list[tuple[str, str | None]]:
+    """(metric, reference or None) of everything that `config.evaluate` asks for."""
+    settings = config.evaluate
+
+    def references(metric):
+        scored = settings.sweep_metric if metric == "sweep" else metric
+        return map(str, settings.references) if scored in AGAINST_REFERENCES else (None,)
+
+    return [(metric, against) for metric in settings.metrics for against in references(metric)]
+
+
+def _check_precision(group, value):
+    if value not in PRECISIONS:
+        raise ValueError(
+            f"config.{group}.matmul_precision={value!r} is not known; use one of "
+            f"{', '.join(PRECISIONS)}."
+        )
+
+
+def check_images(config: ml_collections.ConfigDict, shape: tuple[int, int, int]) -> None:
+    """Raises ValueError where the network does not suit images of `shape` (h, w, c)."""
+    try:
+        unet.check(config_lib.model(config, shape[-1]), *shape[:2])
+    except ValueError as error:
+        raise ValueError(str(error).replace("model.", "config.model.").replace(
+            "--config.config.", "--config.")) from None
+
+
+def warnings(config: ml_collections.ConfigDict) -> list[str]:
+    """One line for each choice that runs but is likely not meant."""
+    lines = []
+    end = config_lib.schedule(config).alpha_bar[-1]
+    if end > 0.01:
+        lines.append(
+            f"alpha_bar ends at {end:.3g}, above 0.01: sampling starts from pure noise that "
+            "training never sees, so samples will be poor; use --config.diffusion.schedule=cosine "
+            f"or larger betas such as --config.diffusion.beta_end={_enough(config):g}."
+        )
+    mean, variance, loss = (config.diffusion[name] for name in ("mean", "variance", "loss"))
+    if mean == "x_prev" and loss == "simple":
+        lines.append(
+            "diffusion.mean='x_prev' with diffusion.loss='simple' was unstable in the paper (its "
+            "Table 2); --config.diffusion.loss=vlb or --config.diffusion.mean=eps is not."
+        )
+    if mean == "eps" and variance == "learned" and loss.endswith("vlb"):
+        lines.append(
+            "diffusion.mean='eps' with diffusion.variance='learned' was unstable in the paper "
+            "(its Table 2); --config.diffusion.variance=learned_range with "
+            "--config.diffusion.loss=rescaled_hybrid is not."
+        )
+    return lines
+
+
+def _enough(config) -> float:
+    """A last beta at which a linear schedule of this length ends below 0.01."""
+    return min(0.999, 0.02 * 1000 / config.diffusion.num_timesteps)
