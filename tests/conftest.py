@@ -1,6 +1,7 @@
 """Eight CPU devices, strict ranks, checked keys: set before anything imports jax.
 
-What was compiled once is kept for the session, for other tests and the programs they start.
+Programs are compiled fast rather than to run fast. What was compiled once is kept for the session,
+for other tests and the programs they start.
 """
 
 import atexit
@@ -14,6 +15,10 @@ CACHE = tempfile.mkdtemp(prefix="ddpm_jax_tests_")
 atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+os.environ["XLA_FLAGS"] = " ".join([
+    os.environ.get("XLA_FLAGS", ""), "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+])
 os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # configs
