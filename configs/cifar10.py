@@ -108,7 +108,7 @@ def get_config() -> ml_collections.ConfigDict:
         guidance_interval=(),                # steps t to guide at, such as (100, 700); (): all
         weights="ema",        # "raw", or one of extra_ema_decays such as "0.999"
         task="",              # instead of new images: interpolate slerp reconstruct inpaint
-                              # img2img colourise diffuse strip (README, Editing)
+                              # img2img colourise diffuse strip (docs/editing.md)
         inputs=(),            # of the task: picture files, such as ("a.png", "b.png")
         mask="",              # of inpaint: a picture of the images' size, white where known
         strength=(0.5,),      # of img2img, and rows of interpolate: shares of all noising steps

@@ -3,6 +3,8 @@
     samples = quality.Samples.of(batches, network)
     reference = quality.reference("train", ...)
     quality.SCORES["fid"](samples, reference)
+
+Scores go by their names in `config.evaluate.metrics`.
 """
 
 import dataclasses

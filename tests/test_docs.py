@@ -1,10 +1,13 @@
 """Every block of every page runs, or says why not; every flag, file and name on it exists.
 
-`<!-- no-run: REASON -->` before a block leaves it out. Python blocks of a page run in order, in
-one namespace, where `runs/` has small models.
+`<!-- no-run: REASON -->` before a block leaves it out; its commands are still read, as the command
+line reads them. Python blocks of a page run in order, in one namespace, where `runs/` has small
+models. Where mkdocs is installed the site is built from the pages.
 """
 
 import importlib
+import importlib.util
+import json
 import os
 import pathlib
 import re
@@ -13,18 +16,33 @@ import subprocess
 import sys
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 import ddpm_jax
-from ddpm_jax import cli
+from ddpm_jax import cli, sampling, tasks, validation
+from ddpm_jax import config as config_lib
 from ddpm_jax.configs import cifar10
 
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # absl's
 ROOT = pathlib.Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(
     r"(?:<!-- no-run: (?P<reason>[^>]+) -->\n+)?```(?P<language>\w*)\n(?P<code>.*?)```", re.DOTALL
 )
+PROGRAMS = ("main.py", "ddpm-jax", "python", "pip", "pytest", "flake8", "mkdocs")
+FOLDERS = "tests|configs|benchmarks|docs|ddpm_jax|notebooks"
 ENDINGS = ("py", "json", "jsonl", "npz", "png", "csv", "md")
 SETTINGS = set(cli._leaves(cifar10.get_config()))
+FLAGS = {flag.name for flag in flags.FLAGS.flags_by_module_dict()["ddpm_jax.cli"]} | {"help"}
+CODE = "".join(
+    path.read_text() for folder in ("ddpm_jax", "configs", "benchmarks", "tests")
+    for path in (ROOT / folder).rglob("*.py") if path.name != "test_docs.py"
+)
+WORDS = set(re.findall(r"[A-Za-z_]\w+", CODE))
+ELSEWHERE = set(  # Names of other programs and of what users have.
+    "cuda13 tpu".split()
+)
 
 
 def page_id(page):
@@ -38,12 +56,24 @@ def blocks(page):
     return [(m["language"], m["code"], m["reason"]) for m in found]
 
 
+def spans(page):
+    """What stands in single backticks, lines joined."""
+    text = BLOCK.sub("", page.read_text())
+    assert text.count("`") % 2 == 0, f"{page_id(page)}: a backtick is missing"
+    return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", text)]
+
+
 def commands(code):
-    """The commands of a shell block, as lists of words, continued lines joined."""
+    """The commands of a shell block, as lists of words, continued lines and variables put in."""
+    variables = {}
     for line in code.replace("\\\n", " ").splitlines():
+        if assigned := re.fullmatch(r'(\w+)="(.*)"', line):
+            variables[f"${assigned[1]}"] = assigned[2]
+            continue
+        for name, value in variables.items():
+            line = line.replace(name, value)
         for command in re.split(r"&&|\|", line):
-            words = shlex.split(command, comments=True)
-            if words and "=" not in words[0]:
+            if words := shlex.split(command, comments=True):
                 yield words
 
 
@@ -52,9 +82,11 @@ def test_settings_files_and_names_exist(page):
     text = page.read_text()
     for setting in re.findall(r"(?<![\w/])(?:--)?config\.([a-z_]+\.[a-z_]+)", text):
         assert setting in SETTINGS, f"{page_id(page)}: config.{setting} is no setting"
-    folders = "tests|configs|benchmarks|docs|ddpm_jax|notebooks"
-    for path in re.findall(rf"`((?:{folders})/[\w./]+)`", text):
+    for path in re.findall(rf"`((?:{FOLDERS})/[\w./]+)`", text):
         assert (ROOT / path).exists(), f"{page_id(page)}: {path} does not exist"
+    for name in re.findall(r"`(\w+\.py)`", text):
+        assert any((ROOT / folder / name).exists() for folder in ("", "ddpm_jax")), (
+            f"{page_id(page)}: {name} does not exist")
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
         assert (page.parent / target).exists(), f"{page_id(page)}: {target} does not exist"
     for module, name in re.findall(r"`([a-z_]+)\.([a-zA-Z_]\w*)(?:\([^`]*)?`", text):
@@ -69,40 +101,76 @@ def test_settings_files_and_names_exist(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_words_of_code_are_in_the_code(page):
+    """A name that was changed, or never was, stands in no file."""
+    for span in spans(page):
+        words = shlex.split(span) if span.count("'") != 1 else [span]
+        if words[0] in PROGRAMS[1:] and len(words) > 1:
+            check(words, f"{page_id(page)}: {span}")
+        if words[0] in PROGRAMS or re.match(rf"(?:{FOLDERS}|runs)/", span):
+            continue
+        for flag in re.findall(r"(?<!\w)--([\w.]+)", span):
+            assert flag in FLAGS or flag.removeprefix("config.") in SETTINGS, (
+                f"{page_id(page)}: --{flag} is no flag")
+        for word in re.findall(r"\b[a-z_]\w+", span):
+            assert word in WORDS | ELSEWHERE, f"{page_id(page)}: {word}, in `{span}`, is no name"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_commands_are_such(page):
     for language, code, reason in blocks(page):
-        if language != "bash":
-            continue
-        assert reason, f"{page_id(page)}: say why this is not run:\n{code}"
-        for words in commands(code):
-            check(words, page_id(page))
+        if language == "bash":
+            assert reason, f"{page_id(page)}: say why this is not run:\n{code}"
+            for words in commands(code):
+                check(words, f"{page_id(page)}: {' '.join(words)}")
 
 
-def check(words, page):
-    """A command of a shell block: its program and its flags exist."""
-    said = f"{page}: {' '.join(words)}"
-    if words[0].startswith("$"):
-        words = ["main.py", *words[1:]]
-    elif words[:2] == ["python", "-m"]:
-        path = ROOT / (words[2].replace(".", "/") + ".py")
-        assert path.exists(), said
-        return
-    elif words[0] == "python":
-        assert (ROOT / words[1]).exists(), said
-        words = words[1:]
-    if words[0] not in ("main.py", "ddpm-jax"):
-        assert words[0] in ("pip", "pytest", "flake8"), said
-        return
-    for word in words[1:]:
-        flag, _, value = word.lstrip("-").partition("=")
-        if flag == "config":
-            assert (ROOT / value).exists() or (ROOT / "configs" / f"{value}.py").exists(), said
-        elif flag == "mode":
-            assert value in cli.MODES, said
-        elif flag.startswith("config."):
-            assert flag.removeprefix("config.") in SETTINGS, said
-        else:
-            assert flag == "workdir", said
+def check(words, said):
+    """A command: its program exists, and takes its flags with their values."""
+    program, *rest = words
+    assert program in PROGRAMS, said
+    if program == "pip":
+        for extra in re.findall(r"^\.\[(.*)\]$", rest[-1]):
+            assert f"\n{extra} =\n" in (ROOT / "setup.cfg").read_text(), said
+    elif words[:2] == ["python", "-m"] or program == "python" and "benchmarks/" in rest[0]:
+        path = ROOT / rest[1].replace(".", "/") if rest[0] == "-m" else ROOT / rest[0][:-3]
+        source = path.with_suffix(".py").read_text()
+        for flag in re.findall(r" (--\w+)", f" {' '.join(rest)}"):
+            assert f'add_argument("{flag}"' in source, said
+    elif program == "ddpm-jax" or rest[:1] == ["main.py"]:
+        check_run(rest[program == "python":], said)
+    else:
+        assert program != "python" or rest[0] == "-c" or (ROOT / rest[0]).exists(), said
+
+
+def check_run(arguments, said):
+    """Flags and values of the command line, read and checked as it does before it works."""
+    given, values = {a.partition("=")[0].lstrip("-") for a in arguments}, flags.FlagValues()
+    assert all(flag in FLAGS or flag.startswith("config.") for flag in given), said
+    arguments = [a for a in cli._with_bundled(["", *arguments]) if "--mode" not in a]
+    config_flags.DEFINE_config_file("config", sys_argv=arguments, flag_values=values)
+    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    try:
+        assert values(arguments)[1:] == []
+        config = values["config"].value
+    except (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error) as error:
+        pytest.fail(f"{said}: {error}")
+    mode = dict(re.findall(r"--(mode)=(\w+)", said)).get("mode", "train")
+    assert mode in cli.MODES and ("workdir" in given or mode == "plan"), said
+    assert config or mode in ("sample", "evaluate"), said
+    if config:
+        validation.validate(config, num_devices=1)
+        validation.check_evaluation(config)
+        how = config_lib.sampling_settings(config)
+        how.check()
+        sampling.chain_of(how, config_lib.schedule(config))
+        if config.sample.task or config.sample.inputs:
+            tasks.check(config.sample)
+
+
+def test_every_module_stands_in_the_table_of_files():
+    rows = re.findall(r"^\| (`\w+\.py`.*?) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert sorted(re.findall(r"`(\w+)\.py`", " ".join(rows))) == sorted(ddpm_jax._MODULES)
 
 
 MODELS = """
@@ -117,18 +185,48 @@ for name, module in (("digits", digits), ("digits_conditional", digits_condition
     config.train.sample_images, config.train.sample_num_steps = 1, 2
     ddpm_jax.train(config, f"runs/{name}")
 """
+RUNNER = """
+import json, sys, traceback
+
+said = {}
+for page, code in json.load(open("pages.json")).items():
+    try:
+        exec(compile(code, page, "exec"), {"__name__": page})
+    except BaseException:
+        said[page] = traceback.format_exc()
+json.dump(said, open("said.json", "w"))
+"""
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if "```python" in p.read_text()], ids=page_id)
-def test_python_blocks_run(page, tmp_path):
-    """Where `runs/` has small models, in a process with one device: eight compile longer."""
-    code = "".join(
+@pytest.fixture(scope="module")
+def said(tmp_path_factory):
+    """What went wrong, by page, in a process with one device: eight compile longer."""
+    folder = tmp_path_factory.mktemp("pages")
+    code = {"models": MODELS} | {page_id(page): "".join(
         block for language, block, reason in blocks(page) if language == "python" and not reason
-    )
-    (tmp_path / "models.py").write_text(MODELS)
-    (tmp_path / "page.py").write_text(("import models\n" if "runs/" in code else "") + code)
+    ) for page in PAGES}
+    (folder / "pages.json").write_text(json.dumps(code))
     done = subprocess.run(
-        [sys.executable, "page.py"], cwd=tmp_path, capture_output=True, text=True,
+        [sys.executable, "-c", RUNNER], cwd=folder, capture_output=True, text=True,
         env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"},
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((folder / "said.json").read_text())
+    assert "models" not in found, found["models"]
+    return found
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if "```python" in p.read_text()], ids=page_id)
+def test_python_blocks_run(page, said):
+    assert page_id(page) not in said, said[page_id(page)]
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("mkdocs"), reason='pip install -e ".[docs]"')
+def test_the_site_builds(tmp_path):
+    """Without a warning: a broken link, a page out of the menu, a docstring that does not parse."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site"],
+        cwd=ROOT, capture_output=True, text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Looks up <code>coef</code>" in (tmp_path / "site/api/core/index.html").read_text()
