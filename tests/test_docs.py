@@ -174,16 +174,16 @@ def test_every_module_stands_in_the_table_of_files():
 
 
 MODELS = """
-import ddpm_jax
+from ddpm_jax import checkpoints, state, training
 from ddpm_jax.configs import digits, digits_conditional
 
 for name, module in (("digits", digits), ("digits_conditional", digits_conditional)):
     config = module.get_config()
-    config.model.channels, config.model.channel_multipliers = 4, (1, 1)
-    config.train.num_steps = config.train.warmup_steps = 1
-    config.train.batch_size, config.train.eval_images = 8, 0
-    config.train.sample_images, config.train.sample_num_steps = 1, 2
-    ddpm_jax.train(config, f"runs/{name}")
+    config.model.channels, config.model.channel_multipliers = 4, (1,)
+    config.model.attention_resolutions = ()
+    run = training.prepare(config, f"runs/{name}", None)
+    with checkpoints.Checkpoints(run.workdir) as saved:
+        saved.save(1, state.to_saved(training.fresh_state(run)), training.metadata(run.config))
 """
 RUNNER = """
 import json, sys, traceback
