@@ -30,7 +30,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 BLOCK = re.compile(
     r"(?:<!-- no-run: (?P<reason>[^>]+) -->\n+)?```(?P<language>\w*)\n(?P<code>.*?)```", re.DOTALL
 )
-PROGRAMS = ("main.py", "ddpm-jax", "python", "pip", "pytest", "flake8", "mkdocs")
+PROGRAMS = ("main.py", "ddpm-jax", "python", "pip", "pytest", "flake8", "mkdocs", "gcloud", "srun")
 FOLDERS = "tests|configs|benchmarks|docs|ddpm_jax|notebooks"
 ENDINGS = ("py", "json", "jsonl", "npz", "png", "csv", "md")
 SETTINGS = set(cli._leaves(cifar10.get_config()))
@@ -129,9 +129,14 @@ def check(words, said):
     """A command: its program exists, and takes its flags with their values."""
     program, *rest = words
     assert program in PROGRAMS, said
-    if program == "pip":
-        for extra in re.findall(r"^\.\[(.*)\]$", rest[-1]):
-            assert f"\n{extra} =\n" in (ROOT / "setup.cfg").read_text(), said
+    if program == "srun":
+        check(words[words.index("python"):], said)
+    elif program == "gcloud":
+        remote, = (word.partition("=")[2] for word in rest if word.startswith("--command="))
+        check(shlex.split(remote), said)
+    elif program == "pip":
+        for extra in ",".join(re.findall(r"^\.\[(.+)\]$", rest[-1])).split(","):
+            assert f"\n{extra} =\n" in (ROOT / "setup.cfg").read_text() or not extra, said
     elif words[:2] == ["python", "-m"] or program == "python" and "benchmarks/" in rest[0]:
         path = ROOT / rest[1].replace(".", "/") if rest[0] == "-m" else ROOT / rest[0][:-3]
         source = path.with_suffix(".py").read_text()
@@ -147,9 +152,8 @@ def check_run(arguments, said):
     """Flags and values of the command line, read and checked as it does before it works."""
     given, values = {a.partition("=")[0].lstrip("-") for a in arguments}, flags.FlagValues()
     assert all(flag in FLAGS or flag.startswith("config.") for flag in given), said
-    arguments = [a for a in cli._with_bundled(["", *arguments]) if "--mode" not in a]
+    arguments = [a for a in cli._with_bundled(["", *arguments]) if a[:8] in ("", "--config")]
     config_flags.DEFINE_config_file("config", sys_argv=arguments, flag_values=values)
-    flags.DEFINE_string("workdir", None, "", flag_values=values)
     try:
         assert values(arguments)[1:] == []
         config = values["config"].value
@@ -166,6 +170,16 @@ def check_run(arguments, said):
         sampling.chain_of(how, config_lib.schedule(config))
         if config.sample.task or config.sample.inputs:
             tasks.check(config.sample)
+
+
+def test_the_command_stands_under_every_picture():
+    gallery = (ROOT / "README.md").read_text().split("## Gallery")[1].split("\n## ")[0]
+    pictures = re.findall(r"!\[.+\]\(docs/images/(.+)\)\n\n(.*)\n```bash\npython", gallery)
+    assert len(pictures) == gallery.count("![") >= 8
+    shown = "".join(page.read_text() for page in PAGES)
+    sizes = {path.name: path.stat().st_size for path in (ROOT / "docs/images").iterdir()}
+    assert all(f"images/{name})" in shown for name in sizes)
+    assert max(sizes.values()) < 200 * 1024 and sum(sizes.values()) < 1024**2
 
 
 def test_every_module_stands_in_the_table_of_files():
