@@ -30,7 +30,8 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 BLOCK = re.compile(
     r"(?:<!-- no-run: (?P<reason>[^>]+) -->\n+)?```(?P<language>\w*)\n(?P<code>.*?)```", re.DOTALL
 )
-PROGRAMS = ("main.py", "ddpm-jax", "python", "pip", "pytest", "flake8", "mkdocs", "gcloud", "srun")
+PROGRAMS = ("main.py", "ddpm-jax", "python", "pip", "pytest", "flake8", "mkdocs", "tox",
+            "gcloud", "srun")
 FOLDERS = "tests|configs|benchmarks|docs|ddpm_jax|notebooks"
 ENDINGS = ("py", "json", "jsonl", "npz", "png", "csv", "md")
 SETTINGS = set(cli._leaves(cifar10.get_config()))
