@@ -14,7 +14,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
-from jax.experimental import multihost_utils
+
+from ddpm_jax import parallel
 
 DAMAGE = (ValueError, KeyError, OSError)  # what Orbax raises on files it cannot read
 TEMPORARY = ".orbax-checkpoint-tmp"
@@ -55,10 +56,10 @@ class Checkpoints:
         self._options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, keep_period=keep_every or None, async_options=background
         )
-        if jax.process_index() == 0 and self._folder.exists():
+        if parallel.is_first() and self._folder.exists():
             for leftover in self._folder.glob(f"*{TEMPORARY}*"):
                 leftover.rmtree()
-        multihost_utils.sync_global_devices("ddpm_jax.checkpoints.clean")
+        parallel.barrier("checkpoints.clean")
         self._open()
 
     def _open(self) -> None:
@@ -100,21 +101,25 @@ class Checkpoints:
                 `abstract_tree`.
         """
         self._manager.wait_until_finished()
-        for step in _steps(self._folder):
+        for step in parallel.from_first(lambda: _steps(self._folder)):
             path = self._folder / str(step)
+            difference, tree, damage = "", None, None
             try:
-                stored = _stored(path)
-                difference = _difference(stored, abstract_tree)
+                difference = _difference(_stored(path), abstract_tree)
                 if not difference:
                     _metadata(path)  # without it the checkpoint could not be sampled from
-                    return step, _read(path, abstract_tree)
+                    tree = _read(path, abstract_tree)
             except DAMAGE as error:
-                self._set_aside(step, error)
-            else:
+                damage = error
+            if not parallel.everywhere(damage is None):
+                self._set_aside(step, damage or OSError("another process could not read it"))
+            elif difference:
                 raise ValueError(
                     f"{path} was made with another model or optimizer: {difference}. Go "
                     "on with the settings in its config.json, or use another --workdir."
                 )
+            else:
+                return step, tree
         return None
 
     def _set_aside(self, step: int, error: Exception) -> None:
@@ -128,11 +133,11 @@ class Checkpoints:
             _one_line(error),
             corrupt.name,
         )
-        multihost_utils.sync_global_devices(f"ddpm_jax.checkpoints.read {step}")
+        parallel.barrier(f"checkpoints.read {step}")
         self._manager.close()
-        if jax.process_index() == 0:
+        if parallel.is_first():
             path.rename(corrupt)
-        multihost_utils.sync_global_devices(f"ddpm_jax.checkpoints.rename {step}")
+        parallel.barrier(f"checkpoints.rename {step}")
         self._open()  # the open one would refuse to save up to the step that is gone
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 JAX is imported only when the work begins, so `--help` and mistakes in flags are instant.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import importlib.util
@@ -32,6 +33,10 @@ Train a diffusion model, sample from one, or measure it.
                           evaluate measures config.evaluate.metrics, such as "('bpd', 'fid')";
                           plan tells what all of it would take, in memory and hours, from a few
                           real steps: it writes nothing and needs no workdir.
+  --multihost             one process a host on TPU pods and under Slurm: they find one another.
+  --coordinator=HOST:PORT --num_processes=N --process_id=I
+                          the same by hand: the address of process 0, how many there are, and
+                          which this is. Each is given the same other flags, and sees the workdir.
 
 Every setting, its value and its meaning: configs/cifar10.py."""
 
@@ -39,6 +44,10 @@ MODES = ("train", "sample", "evaluate", "plan")
 _config = config_flags.DEFINE_config_file("config", lock_config=True)
 _workdir = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _mode = flags.DEFINE_string("mode", "train", "One of train, sample, evaluate, plan.")
+_multihost = flags.DEFINE_boolean("multihost", False, "Join the processes of a cluster.")
+_coordinator = flags.DEFINE_string("coordinator", None, "Address of process 0, as host:port.")
+_num_processes = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
+_process_id = flags.DEFINE_integer("process_id", None, "Which one this is, from 0.")
 
 
 class UserError(Exception):
@@ -81,10 +90,25 @@ def _parse_flags(argv):
         raise UserError(f"--mode={_mode.value} is not known; use one of {', '.join(MODES)}.")
     if not _workdir.value and _mode.value != "plan":
         raise UserError("--workdir is missing; name a folder such as --workdir=runs/digits.")
+    if _mode.value == "plan" and _joins():
+        raise UserError("--mode=plan is for one process; leave --multihost and --coordinator out.")
+    if _multihost.value and _by_hand():
+        raise UserError("--multihost finds the processes, and --coordinator, --num_processes and "
+                        "--process_id name them; leave one or the other out.")
     needs_config = _mode.value == "train" or not _workdir.value
     if needs_config and _config.value is None:
         raise UserError("--config is missing; name a file such as --config=configs/digits.py.")
     return rest
+
+
+def _by_hand() -> dict:
+    """What is said of the processes of this job."""
+    named = (_coordinator, _num_processes, _process_id)
+    return {flag.name: flag.value for flag in named if flag.value is not None}
+
+
+def _joins() -> bool:
+    return bool(_multihost.value or _by_hand())
 
 
 def _with_bundled(argv):
@@ -160,7 +184,8 @@ def _run(argv):
     logging.set_verbosity(logging.WARNING)
     try:
         work = {"train": _train, "sample": _sample, "evaluate": _evaluate, "plan": _plan}
-        work[_mode.value](_config.value, _workdir.value)
+        with _joined():
+            work[_mode.value](_config.value, _workdir.value)
     except (ValueError, FloatingPointError) as error:
         if not _ours(error):
             raise
@@ -168,6 +193,21 @@ def _run(argv):
     except KeyboardInterrupt:
         print("interrupted; the same command continues from the newest checkpoint")
         sys.exit(130)
+
+
+@contextlib.contextmanager
+def _joined():
+    """This process among those of its job, where the flags ask for it."""
+    if not _joins():
+        yield
+        return
+    from ddpm_jax import parallel
+
+    parallel.initialize(**_by_hand())
+    if not parallel.is_first():
+        logging.set_verbosity(logging.ERROR)
+    yield
+    parallel.barrier("done")  # Who leaves long before the first would end it.
 
 
 def _ours(error) -> bool:
@@ -189,16 +229,20 @@ def _sample(config, workdir):
     from etils import epath
 
     from ddpm_jax import config as config_lib
-    from ddpm_jax import conditioning, data, images, pretrained, sampling, tasks, validation
+    from ddpm_jax import conditioning, data, images, parallel, pretrained, sampling, tasks
+    from ddpm_jax import validation
     from ddpm_jax import workdir as workdir_lib
 
     config = workdir_lib.config_for(config, workdir)
     validation.check_numbers(config)
+    parallel.check_same(config=config_lib.dump(config))
     if config.sample.task or config.sample.inputs:
         tasks.run(config, workdir)
         return
     settings, how = config.sample, config_lib.sampling_settings(config)
-    step, trained = pretrained.load_step(workdir, weights=settings.weights)
+    step, trained = parallel.from_first(
+        lambda: pretrained.load_step(workdir, weights=settings.weights)
+    )
     source = None
     if trained.model.condition_channels:
         found = (data.load(split=s, **config_lib.data_settings(config)) for s in ("test", "train"))
@@ -208,6 +252,8 @@ def _sample(config, workdir):
         trained, settings.seed, settings.num_images, **dataclasses.asdict(how), **told,
         batch_size=settings.batch_size, output="uint8", progress=sys.stderr.isatty(),
     )
+    if not parallel.is_first():
+        return
     calls = f"{how.sampler}_{how.num_calls(trained.schedule)}"
     calls += f"_guidance_{how.guidance:g}" if how.guidance != 1 else ""
     name = f"{settings.weights}_step_{step:08d}_{calls}_seed_{settings.seed}"

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ddpm_jax import pairs, pictures, sources, tfds_source
+from ddpm_jax import pairs, parallel, pictures, sources, tfds_source
 from ddpm_jax.sources import Source, from_array
 
 
@@ -89,7 +89,8 @@ def load(
     elif name == "npz":
         source = _load_npz(data_dir, split, part, want, labels, condition == "stored")
     else:
-        source = tfds_source.load(name, data_dir, split, part, want, labels)
+        with parallel.first_goes_ahead():  # What it downloads is there for the others.
+            source = tfds_source.load(name, data_dir, split, part, want, labels)
     if source is not None and condition == "low_resolution":
         return pairs.low_resolution(source, factor)
     if source is not None and condition == "noisy":

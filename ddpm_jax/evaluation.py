@@ -2,11 +2,14 @@
 
 Results are rows of `evaluations.jsonl` and scalars of TensorBoard; pictures and tables stand
 in `evaluations/step_.../`. A row says the protocol by which its value was measured, and a
-row that has the same protocol is never computed again.
+row that has the same protocol is never computed again. Of several processes the first decides what
+there is to do, and leaves the results; every one works on its share.
 """
 
+import contextlib
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +19,8 @@ import ml_collections
 from etils import epath
 from tensorboardX import SummaryWriter
 
-from ddpm_jax import checkpoints, files, measures, pretrained, quality, validation
+from ddpm_jax import checkpoints, files, measures, parallel, pretrained, quality, validation
+from ddpm_jax import config as config_lib
 from ddpm_jax import workdir as workdir_lib
 from ddpm_jax.logs import format_duration
 
@@ -37,32 +41,38 @@ def evaluate(config: ml_collections.ConfigDict, workdir: Any) -> list[dict[str, 
         ValueError: a setting is wrong, or there is nothing to measure.
     """
     validation.check_evaluation(config)
+    parallel.check_same(config=config_lib.dump(config))
     workdir = epath.Path(workdir).expanduser()
     settings = config.evaluate
     network = None
     if measures.needs_inception(config):
         network = quality.Network(settings.inception or None)
     found = []
-    with jax.default_matmul_precision(settings.matmul_precision):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.default_matmul_precision(settings.matmul_precision))
+        folder = workdir / "evaluations"
+        if not parallel.is_first():  # What the others draw is the same, and nobody looks at it.
+            folder = epath.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for step in _steps(workdir, settings.checkpoints):
             try:
-                step, trained = pretrained.load_step(
+                step, trained = parallel.from_first(lambda: pretrained.load_step(
                     workdir, step=step, weights=config.sample.weights
-                )
+                ))
             except ValueError as error:
                 if settings.checkpoints != "follow":
                     raise
-                print(f"skipped: {error}", flush=True)  # It was deleted meanwhile.
+                _print(f"skipped: {error}")  # It was deleted meanwhile.
                 continue
             job = measures.Job(
-                config, step, trained, workdir / "evaluations" / f"step_{step:08d}",
-                sys.stderr.isatty(), network,
+                config, step, trained, folder / f"step_{step:08d}",
+                sys.stderr.isatty() and parallel.is_first(), network,
             )
             for item in validation.measured(config):
                 row = _measured(job, workdir, *item)
                 found.append(row)
-                if _name(row) == settings.best:
+                if _name(row) == settings.best and parallel.is_first():
                     _keep_best(workdir, row)
+        parallel.barrier("evaluated")
     return found
 
 
@@ -76,10 +86,12 @@ def rows(workdir: Any) -> list[dict[str, Any]]:
 def _measured(job, workdir, metric, reference) -> dict[str, Any]:
     """The row of one metric, computed where it is not known."""
     protocol = measures.protocol(job, metric, reference)
-    for row in rows(workdir):
-        if row["metric"] == metric and row["protocol"] == protocol:
-            _say(row, "known already")
-            return row
+    known = parallel.from_first(lambda: [
+        row for row in rows(workdir) if (row["metric"], row["protocol"]) == (metric, protocol)
+    ])
+    if known:
+        _say(known[0], "known already")
+        return known[0]
     began = time.perf_counter()
     folder = job.folder / f"{metric}-{measures.key(protocol)}"
     arguments = (job, folder) if reference is None else (job, folder, reference)
@@ -88,6 +100,15 @@ def _measured(job, workdir, metric, reference) -> dict[str, Any]:
         "step": job.step, "metric": metric, "reference": reference, **values,
         "protocol": protocol,
     }
+    if parallel.is_first():
+        _record(workdir, row)
+    where = f"; files in {folder}" if folder.exists() else ""
+    _say(row, f"in {format_duration(time.perf_counter() - began)}{where}")
+    return row
+
+
+def _record(workdir, row) -> None:
+    """Adds a row to `evaluations.jsonl`, and its value to TensorBoard."""
     known = rows(workdir) + [row]
     files.write(
         workdir / "evaluations.jsonl", "".join(json.dumps(r) + "\n" for r in known).encode()
@@ -96,10 +117,7 @@ def _measured(job, workdir, metric, reference) -> dict[str, Any]:
         with SummaryWriter(
             str(workdir / "tensorboard" / "evaluation"), filename_suffix=f".{time.time_ns()}"
         ) as writer:
-            writer.add_scalar(_name(row), row["value"], job.step)
-    where = f"; files in {folder}" if folder.exists() else ""
-    _say(row, f"in {format_duration(time.perf_counter() - began)}{where}")
-    return row
+            writer.add_scalar(_name(row), row["value"], row["step"])
 
 
 def _name(row) -> str:
@@ -115,9 +133,14 @@ def _say(row, how) -> None:
         "step", "metric", "reference", "value", "standard_error", "protocol", "remarks")}
     said = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}"
                      for k, v in (more | row["protocol"]).items() if k != "step")
-    print(f"step {row['step']:,}  {_name(row)} {value}{error}  ({said}) {how}", flush=True)
+    _print(f"step {row['step']:,}  {_name(row)} {value}{error}  ({said}) {how}")
     for remark in row.get("remarks", ()):
-        print(f"warning: {remark}", flush=True)
+        _print(f"warning: {remark}")
+
+
+def _print(line) -> None:
+    if parallel.is_first():
+        print(line, flush=True)
 
 
 def _steps(workdir: epath.Path, which: str) -> Iterator[int | None]:
@@ -127,15 +150,18 @@ def _steps(workdir: epath.Path, which: str) -> Iterator[int | None]:
     elif which.isdigit():
         yield int(which)
     elif which == "all":
-        steps = checkpoints.steps(workdir)
+        steps = parallel.from_first(lambda: checkpoints.steps(workdir))
         yield from steps if steps else [None]
     else:
         seen = -1
         while True:
-            new = [step for step in checkpoints.steps(workdir) if step > seen]
+            steps, last = parallel.from_first(lambda: (
+                checkpoints.steps(workdir), workdir_lib.stored_config(workdir).train.num_steps
+            ))
+            new = [step for step in steps if step > seen]
             yield from new
             seen = max([seen, *new])
-            if seen >= workdir_lib.stored_config(workdir).train.num_steps:
+            if seen >= last:
                 return
             time.sleep(_POLL)
 
@@ -159,7 +185,7 @@ def _keep_best(workdir: epath.Path, row: dict[str, Any]) -> None:
     if target.exists():
         target.rmtree()
     temporary.rename(target)
-    print(f"best by {_name(row)}: step {step:,}, kept in {target}", flush=True)
+    _print(f"best by {_name(row)}: step {step:,}, kept in {target}")
 
 
 def _copy(source: epath.Path, target: epath.Path) -> None:

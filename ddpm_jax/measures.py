@@ -34,8 +34,9 @@ class Job:
         config: its groups `evaluate`, `sample` and `data` are read.
         step: updates that the parameters have seen.
         trained: the parameters and what they need.
-        folder: of this checkpoint's evaluations.
-        progress: show bars.
+        folder: of this checkpoint's evaluations; of several processes each has its own, and the
+            first one's stays.
+        progress: show bars, in the first process.
         network: Inception, where a metric of samples is asked for.
     """
 
@@ -213,7 +214,7 @@ def bpd(job: Job, folder: epath.Path) -> dict[str, Any]:
             curve.reverse_steps, curve.rate, curve.distortion)
     ]
     files.write(folder / "rate_distortion.csv", ("\n".join(lines) + "\n").encode())
-    (folder / "parts").rmtree()
+    parts.remove(folder / "parts")
     return {
         "value": float(total.mean()), "standard_error": standard_error(total), "n": len(total),
         "L_T": float(prior), "L_1_to_T-1": float(vlb[1:].sum()), "L_0": float(vlb[0]),
@@ -230,7 +231,7 @@ def ode_bpd(job: Job, folder: epath.Path) -> dict[str, Any]:
         batch_size=settings.batch_size, progress=job.progress, folder=folder / "parts",
     )
     files.write_npz(folder / "bits.npz", {"bits": found})
-    (folder / "parts").rmtree()
+    parts.remove(folder / "parts")
     return {"value": float(np.mean(found, dtype=np.float64)),
             "standard_error": standard_error(found), "n": len(found)}
 
@@ -361,7 +362,7 @@ def draw_sweep(job: Job, folder: epath.Path, *reference: str) -> dict[str, Any]:
     )
     name = "/".join((settings.sweep_metric, *reference))
     sweep.save(folder, name, settings.sweep_steps, cells)
-    (folder / "parts").rmtree()
+    parts.remove(folder / "parts")
     table = {s: [float(f"{cell['value']:.6g}") for cell in row] for s, row in cells.items()}
     remarks = {r for row in cells.values() for cell in row for r in cell.get("remarks", ())}
     return {"value": None, "table": table, "remarks": sorted(remarks)}

@@ -1,16 +1,172 @@
-"""Devices: the axis that `pmap` names, replication and sharding.
+"""Devices and processes: the axis that `pmap` names, replication, shares, and agreement.
 
 State is replicated without an extra axis (`in_axes=None`, `out_axes=None`); batches are
-[local_devices, b, ...]. Everything below `training` and `sampling` knows nothing of devices.
+[local_devices, b, ...]. A job of several processes has one on each host, with the same number of
+devices each; every process makes the same calls in the same order, and works on its share. The
+first, process 0, alone says and writes things, and decides what has to be read or looked up.
 """
 
+import contextlib
+import pickle
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 AXIS = "batch"
+_LOOPBACK = ("127.0.0.1", "localhost")
+_PATIENCE = 60  # Seconds that a process which ends waits for the others, before they are ended.
+_CHUNK = 2**20  # Bytes sent at a time, so that one size is compiled.
+
+
+def initialize(
+    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> None:
+    """Joins this process to the others of its job; to be called before anything else of JAX.
+
+    Without arguments everything is found: on TPU pods, under Slurm, Open MPI and Kubernetes. On
+    one machine processes need devices of their own, such as by CUDA_VISIBLE_DEVICES.
+
+    A process that ends, by an error or because it is done, waits a minute for the others; then
+    they are ended too, as are those of a host that fell silent (after 100 seconds). A script
+    whose processes end far apart calls `barrier` at its end.
+
+    Args:
+        coordinator: "host:port" of process 0, which the others can reach; its port is not
+            guarded, so it belongs on a private network.
+        num_processes: of the job.
+        process_id: of this process, 0..num_processes-1.
+
+    Raises:
+        ValueError: some of the three are given and others not, they are out of range, or there
+            is no cluster in which to find them.
+    """
+    given = dict(coordinator=coordinator, num_processes=num_processes, process_id=process_id)
+    said = ", ".join(f"{name}={value}" for name, value in given.items())
+    if None in given.values() and set(given.values()) != {None}:
+        raise ValueError(
+            f"{said}: these go together; write such as --coordinator=10.0.0.1:1234 "
+            "--num_processes=2 --process_id=0, or --multihost where a cluster tells them."
+        )
+    host, _, port = (coordinator or "").rpartition(":")
+    if coordinator and not (host and port.isdigit() and 0 <= process_id < num_processes):
+        raise ValueError(
+            f"{said}: must be host:port, a number of processes, and one of 0..num_processes-1; "
+            "write such as --coordinator=10.0.0.1:1234 --num_processes=2 --process_id=0."
+        )
+    # JAX would catch SIGTERM, and go on.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(
+            coordinator, num_processes, process_id, shutdown_timeout_seconds=_PATIENCE,
+            # Elsewhere the address may be one that only the others see.
+            coordinator_bind_address=coordinator if host in _LOOPBACK else None,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{said}: no other processes were found ({str(error).splitlines()[0]}); write "
+            "--coordinator=host:port --num_processes=N --process_id=I, or leave them out for one."
+        ) from None
+
+
+def is_first() -> bool:
+    """Whether this is the process that says and writes things."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Waits until every process is here.
+
+    Args:
+        name: of the place, the same in every process.
+    """
+    multihost_utils.sync_global_devices(f"ddpm_jax.{name}")
+
+
+def from_first(produce: Callable[[], Any]) -> Any:
+    """What `produce` returns in the first process, in every process; the others do not call it.
+
+    For what the processes have to agree on, and might see differently: files that are being
+    written, or that not all of them have.
+
+    Args:
+        produce: returns something that can be pickled.
+
+    Raises:
+        ValueError, OSError: in every process, where `produce` raises one.
+    """
+    if jax.process_count() == 1:
+        return produce()
+    message = pickle.dumps(_outcome(produce)) if is_first() else b""
+    num_chunks = int(multihost_utils.broadcast_one_to_all(np.int32(-(-len(message) // _CHUNK))))
+    padded = np.frombuffer(message.ljust(num_chunks * _CHUNK), np.uint8).reshape(-1, _CHUNK)
+    chunks = [multihost_utils.broadcast_one_to_all(chunk) for chunk in padded]
+    value, error = pickle.loads(np.concatenate(chunks))  # A pickle knows its own end.
+    if error is not None:
+        raise error
+    return value
+
+
+def _outcome(produce):
+    """(what it returns, None), or (None, what it raises)."""
+    try:
+        return produce(), None
+    except (ValueError, OSError) as error:
+        return None, error
+
+
+def everywhere(holds: bool) -> bool:
+    """Whether something holds in all of the processes."""
+    return bool(np.all(multihost_utils.process_allgather(np.int32(holds))))
+
+
+def gather(tree: Any) -> Any:
+    """The shares of all processes in every process, in order.
+
+    Args:
+        tree: NumPy arrays [n/p, ...] of p processes, of 32 bits or fewer.
+
+    Returns:
+        NumPy arrays [n, ...].
+    """
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def check_same(**values: Any) -> None:
+    """Raises ValueError where the first process has another value of something.
+
+    Args:
+        **values: whatever `repr` tells apart, by the name to call it.
+    """
+    said = {name: repr(value) for name, value in values.items()}
+    wanted = from_first(lambda: said)
+    if not everywhere(said == wanted):
+        other = [name for name in said if said[name] != wanted[name]]
+        raise ValueError(
+            f"the processes disagree about {' and '.join(other)}; start each with the same flags, "
+            "on the same data." if other else
+            "another process of this job was started with other flags or data; see what it says."
+        )
+
+
+@contextlib.contextmanager
+def first_goes_ahead() -> Iterator[None]:
+    """What is inside happens in the first process, then in the others: they find what it got."""
+    if not is_first():
+        barrier("ahead")
+    try:
+        yield
+    finally:
+        if is_first():
+            barrier("ahead")
+
+
+def share(places: np.ndarray) -> np.ndarray:
+    """This process's part of the places of a batch, [n] -> [n/p]."""
+    return np.split(places, jax.process_count())[jax.process_index()]
 
 
 def replicate(tree: Any) -> Any:

@@ -1,4 +1,7 @@
-"""Long work kept part by part in a folder, so that a second start takes it up again."""
+"""Long work kept part by part in a folder, so that a second start takes it up again.
+
+Of several processes the first alone reads and writes; each makes every call.
+"""
 
 import io
 from collections.abc import Iterator
@@ -7,7 +10,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from ddpm_jax import files
+from ddpm_jax import files, parallel
 
 
 def finished(folder: Any) -> Iterator[dict[str, np.ndarray]]:
@@ -17,12 +20,7 @@ def finished(folder: Any) -> Iterator[dict[str, np.ndarray]]:
         folder: str or path; may not exist.
     """
     done = 0
-    while (path := _path(folder, done)).exists():
-        try:
-            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-                part = dict(arrays)
-        except files.NPZ_DAMAGE:
-            return
+    while (part := parallel.from_first(lambda: _read(_path(folder, done)))) is not None:
         done += num_rows(part)
         yield part
 
@@ -35,12 +33,29 @@ def keep(folder: Any, done: int, part: dict[str, np.ndarray]) -> None:
         done: rows of the parts before it.
         part: arrays with the same number of rows, at least one.
     """
-    files.write_npz(_path(folder, done), part)
+    if parallel.is_first():
+        files.write_npz(_path(folder, done), part)
+
+
+def remove(folder: Any) -> None:
+    """Removes what was kept, once the whole of it is done."""
+    if parallel.is_first():
+        epath.Path(folder).rmtree()
 
 
 def num_rows(part: dict[str, np.ndarray]) -> int:
     """How many rows a part has."""
     return len(next(iter(part.values())))
+
+
+def _read(path: epath.Path) -> dict[str, np.ndarray] | None:
+    if not path.exists():
+        return None
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+            return dict(arrays)
+    except files.NPZ_DAMAGE:
+        return None
 
 
 def _path(folder: Any, done: int) -> epath.Path:

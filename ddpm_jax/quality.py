@@ -29,7 +29,7 @@ RESIZE = "tf1 bilinear to 299x299"
 
 
 class Network:
-    """The Inception network of FID on every local device.
+    """The Inception network of FID on all devices.
 
     Args:
         path: the weights, or None for the cache, into which they are fetched once.
@@ -54,15 +54,27 @@ class Network:
         Raises:
             ValueError: the images have neither 1 nor 3 channels, or are NaN or out of range.
         """
-        images = _rgb(images)
-        num_devices = jax.local_device_count()
-        most = -(-len(images) // num_devices) * num_devices
-        batch = min(_BATCH * num_devices, most)
-        chunks = rounds.run(
-            lambda inputs: self._run(self._params, inputs), lambda places: images[places],
-            len(images), batch, num_steps=1, progress=False,
-        )
+        chunks = self.stream(lambda places: images[places], len(images))
         return inception.Features(*(np.concatenate(part) for part in zip(*chunks)))
+
+    def stream(
+        self, read: Callable[[np.ndarray], np.ndarray], n: int
+    ) -> Iterator[inception.Features]:
+        """The features of images 0..n-1 in order; each process reads those of its own devices.
+
+        Args:
+            read: indices [b] -> images, as of `features`.
+            n: how many images.
+
+        Raises:
+            ValueError: as `features` does.
+        """
+        num_devices = jax.device_count()
+        most = -(-n // num_devices) * num_devices
+        return rounds.run(
+            lambda inputs: self._run(self._params, inputs), lambda places: _rgb(read(places)),
+            n, min(_BATCH * num_devices, most), num_steps=1, progress=False,
+        )
 
 
 def _rgb(images: np.ndarray) -> np.ndarray:
@@ -211,11 +223,15 @@ def fingerprint(source: Source) -> str:
 
 def _compute(source, network, provenance, progress) -> Reference:
     pool, spatial, kept = Moments.empty(POOL), Moments.empty(SPATIAL), []
-    keep = np.linspace(0, len(source) - 1, provenance["kept"]).round().astype(np.int64)
-    for places, images in batches(source, progress=progress):
-        found = network.features(images)
-        pool, spatial = pool.update(found.pool), spatial.update(found.spatial)
-        kept.append(found.pool[np.isin(places, keep)])
+    n, done = len(source), 0
+    keep = np.linspace(0, n - 1, provenance["kept"]).round().astype(np.int64)
+    with tqdm.tqdm(total=n, unit="image", disable=not progress) as bar:
+        for found in network.stream(source.read, n):
+            pool, spatial = pool.update(found.pool), spatial.update(found.spatial)
+            places = done + np.arange(len(found.pool))
+            kept.append(found.pool[np.isin(places, keep)])
+            done += len(places)
+            bar.update(len(places))
     return references.from_moments(
         pool, spatial, features=np.concatenate(kept), provenance=provenance
     )

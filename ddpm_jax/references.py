@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from ddpm_jax import files
+from ddpm_jax import files, parallel
 from ddpm_jax.metrics import Moments
 
 POOL = 2048  # pooled Inception features
@@ -239,7 +239,7 @@ def cached(folder: Any, provenance: dict, compute: Callable[[], Reference]) -> R
     The file is named by a hash of the provenance, so everything that the numbers depend on
     must stand there, the number of kept `features` too. A damaged file is said aloud with a
     warning, and written again. A file that cannot be written is a warning too: the result
-    is still returned.
+    is still returned. Of several processes the first reads and writes; all of them compute.
 
     Args:
         folder: str or path; made where missing.
@@ -253,6 +253,17 @@ def cached(folder: Any, provenance: dict, compute: Callable[[], Reference]) -> R
     text = _canonical(provenance)
     name = f"reference-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
     path = epath.Path(folder).expanduser() / name
+    found = parallel.from_first(lambda: _kept(path, text))
+    if found is not None:
+        return found
+    reference = dataclasses.replace(compute(), provenance=json.loads(text))
+    if parallel.is_first():
+        _keep(reference, path)
+    return reference
+
+
+def _kept(path: epath.Path, text: str) -> Reference | None:
+    """The reference in a file of the cache, None where it is not the one of this provenance."""
     if path.exists():
         try:
             found = load(path).statistics
@@ -263,7 +274,10 @@ def cached(folder: Any, provenance: dict, compute: Callable[[], Reference]) -> R
             )
         except ValueError as error:
             warnings.warn(f"{error} It is computed again.", stacklevel=2)
-    reference = dataclasses.replace(compute(), provenance=json.loads(text))
+    return None
+
+
+def _keep(reference: Reference, path: epath.Path) -> None:
     try:
         save(reference, path)
     except OSError as error:
@@ -271,7 +285,6 @@ def cached(folder: Any, provenance: dict, compute: Callable[[], Reference]) -> R
             f"{path} cannot be written ({_line(error)}): it is computed again next time.",
             stacklevel=2,
         )
-    return reference
 
 
 def _read(path: epath.Path) -> Reference:

@@ -1,4 +1,7 @@
-"""Many images through one compiled `pmap`: rounds of equal size, padding and a progress bar."""
+"""Many images through one compiled `pmap`: rounds of equal size, padding and a progress bar.
+
+Every process runs its share of each round, and then has all of it.
+"""
 
 import functools
 import os
@@ -28,7 +31,7 @@ def batch_size(
         n: how many images there are.
         wanted: how many a round; None is what fits, at most `most` a device.
     """
-    num_devices = jax.local_device_count()
+    num_devices = jax.device_count()
     fits = wanted if wanted else num_devices * min(most, _fits(trained))
     rounds = -(-n // max(fits, 1))
     return -(-n // (rounds * num_devices)) * num_devices
@@ -69,30 +72,33 @@ def run(
 
     Args:
         chain: compiled by `pmap`: what `inputs` gave, as [d, b, ...] -> arrays [d, b, ...].
-        inputs: indices [batch] -> arrays [batch, ...]; the last round repeats image n - 1.
+        inputs: indices [b] -> arrays [b, ...], for this process's share of a round; the last
+            round repeats image n - 1.
         n: how many images.
-        batch: images a round, divisible by the number of devices.
+        batch: images a round, divisible by the number of devices of all processes.
         num_steps: steps of the chain, for the bar.
-        progress: show a bar; the chain moves it through `on_step`.
+        progress: show a bar, in the first process; the chain moves it through `on_step`.
         done: images to leave out.
     """
     global _bar
     starts = range(done, n, batch)
     total = len(starts) * num_steps
-    with tqdm.tqdm(total=total, unit="step", disable=not progress) as bar:
+    shown = progress and parallel.is_first()
+    with tqdm.tqdm(total=total, unit="step", disable=not shown) as bar:
         for start in starts:
             places = np.minimum(np.arange(start, start + batch), n - 1)
             _bar = bar  # Whoever takes our rounds may have run others meanwhile.
-            outputs = jax.device_get(chain(parallel.shard(inputs(places))))
+            outputs = jax.device_get(chain(parallel.shard(inputs(parallel.share(places)))))
             jax.effects_barrier()
-            yield jax.tree.map(
-                lambda x: np.asarray(x).reshape(batch, *x.shape[2:])[: n - start], outputs
-            )
+            outputs = jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), outputs)
+            if not _reports():
+                bar.update(num_steps)
+            yield jax.tree.map(lambda x: x[: n - start], parallel.gather(outputs))
 
 
 def on_step(num_steps: int, progress: bool) -> Callable[[jax.Array], None] | None:
     """What a scan over t calls to move the bar, from one device, about 100 times a chain."""
-    if not progress:
+    if not (progress and _reports()):
         return None
     every = max(1, num_steps // _REPORTS)
     move = functools.partial(_move_bar, every, num_steps)
@@ -102,6 +108,11 @@ def on_step(num_steps: int, progress: bool) -> Callable[[jax.Array], None] | Non
         jax.lax.cond(speaks, lambda: jax.debug.callback(move, t), lambda: None)
 
     return report
+
+
+def _reports() -> bool:
+    """Whether chains report; where one process has a bar and others none, they must not differ."""
+    return jax.process_count() == 1
 
 
 def _move_bar(every, num_steps, t):

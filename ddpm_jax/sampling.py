@@ -150,10 +150,11 @@ def sample(
     output: str = "float",
     progress: bool = False,
 ) -> np.ndarray | tuple[np.ndarray, samplers.Trajectory]:
-    """Draws n images on every local device.
+    """Draws n images on all devices together; under several processes each draws its share.
 
     Image i is a function of (params, rng, i): asking for more images, in other batches, or on
-    more devices, leaves the earlier ones as they were.
+    more devices, leaves the earlier ones as they were. Every process of a job has to make the
+    call, and has all of the images then.
 
     Args:
         params: a `Trained` (what `load` and `train` return), or a bare tree of parameters:
@@ -291,7 +292,7 @@ def _rounds(
 def _check_room(num_kept, image_shape, n, batch_size):
     """Raises ValueError where x_t and x_0 of a trajectory do not fit into memory."""
     image = 2 * 4 * num_kept * int(np.prod(image_shape))  # Bytes: both are float32.
-    share = batch_size // jax.local_device_count()
+    share = batch_size // jax.device_count()
     for where, images, room, less in (
         ("on the host", n, rounds.host_memory(), "fewer images"),
         # Half of a device is for the network.

@@ -9,7 +9,7 @@ from typing import Any
 
 from etils import epath
 
-from ddpm_jax import files, plots
+from ddpm_jax import files, parallel, plots
 
 
 def measure(
@@ -30,9 +30,12 @@ def measure(
     """
     def cell(sampler, calls):
         path = epath.Path(folder) / f"{sampler}_{calls}.json"
-        if not path.exists():
-            files.write(path, json.dumps(score(sampler, calls)).encode())
-        return json.loads(path.read_text())
+        text = parallel.from_first(lambda: path.read_text() if path.exists() else None)
+        if text is None:
+            text = json.dumps(score(sampler, calls))
+            if parallel.is_first():
+                files.write(path, text.encode())
+        return json.loads(text)
 
     return {sampler: [cell(sampler, calls) for calls in steps] for sampler in samplers}
 

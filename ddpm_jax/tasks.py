@@ -15,7 +15,8 @@ import numpy as np
 from etils import epath
 
 from ddpm_jax import config as config_lib
-from ddpm_jax import conditioning, editing, files, images, pictures, pretrained, sampling
+from ddpm_jax import conditioning, editing, files, images, parallel, pictures, pretrained
+from ddpm_jax import sampling
 from ddpm_jax.state import Trained
 
 _FRAMES = 20  # Moments in the pictures of the process, at most.
@@ -66,6 +67,9 @@ class Job:
 def run(config: ml_collections.ConfigDict, workdir: Any) -> list[str]:
     """Does `config.sample.task` with a run's newest checkpoint; the paths it wrote, PNG first.
 
+    Of several processes every one has to make the call; the first alone writes, and the others
+    return nothing.
+
     Raises:
         ValueError: a setting is wrong, a picture cannot be read, or there is no run.
     """
@@ -73,7 +77,9 @@ def run(config: ml_collections.ConfigDict, workdir: Any) -> list[str]:
     check(settings)
     if settings.task in _BY_DDIM and how.sampler == "ancestral":
         how = dataclasses.replace(how, sampler="ddim")
-    step, trained = pretrained.load_step(workdir, weights=settings.weights)
+    step, trained = parallel.from_first(
+        lambda: pretrained.load_step(workdir, weights=settings.weights)
+    )
     name = "_".join([
         settings.task, *(pathlib.Path(path).stem for path in settings.inputs[:2]),
         f"{settings.weights}_step_{step:08d}", f"{how.sampler}_{how.num_calls(trained.schedule)}",
@@ -85,6 +91,8 @@ def run(config: ml_collections.ConfigDict, workdir: Any) -> list[str]:
         str(epath.Path(workdir).expanduser() / "samples" / name), sys.stderr.isatty(),
     )
     arrays, picture, says = TASKS[settings.task](job)
+    if not parallel.is_first():
+        return []
     if picture is None:
         written = images.save_process(job.stem, arrays["x_t"], arrays["x_0"])
     else:

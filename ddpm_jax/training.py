@@ -18,7 +18,7 @@ from ddpm_jax import state as state_lib
 from ddpm_jax import workdir as workdir_lib
 from ddpm_jax.checkpoints import Checkpoints, library_versions
 from ddpm_jax.images import save_png
-from ddpm_jax.logs import Logs, Rate
+from ddpm_jax.logs import Logs, Rate, Silence
 from ddpm_jax.sources import Source
 from ddpm_jax.state import Trained, TrainState
 from ddpm_jax.train_step import pmap_train_step, step_settings
@@ -31,6 +31,9 @@ IN_FLIGHT = 2  # Steps queued ahead; more can hang where CPU devices wait for on
 
 def train(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -> Trained:
     """Trains a network, or continues where the workdir's newest checkpoint stopped.
+
+    Under several processes (`parallel.initialize`) each makes the call, on a workdir that all of
+    them see.
 
     Args:
         config: as in `configs/cifar10.py`.
@@ -63,7 +66,7 @@ def train(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -> 
         logs = stack.enter_context(Logs(
             run.workdir, start_step=start, num_steps=num_steps,
             also=WandbWriter(project, run.workdir, config.to_dict()) if project else None,
-        ))
+        )) if parallel.is_first() else Silence()
         for line in monitoring.opening_lines(
             config, state, run.source, run.held_out, run.workdir
         ):
@@ -100,6 +103,7 @@ def train(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -> 
         logs.say(monitoring.closing_line(
             start, num_steps, time.perf_counter() - began, run.workdir
         ))
+    parallel.barrier("trained")
     return Trained(
         jax.device_get(state.ema_params), run.model, run.schedule,
         config_lib.parameterization(config), run.source.image_shape,
@@ -146,6 +150,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: Any, data: Any) -> Run:
     source, held_out = open_data(config, data)
     config = config_lib.resolved(config, source)
     validation.check_images(config, source.image_shape)
+    parallel.check_same(config=config_lib.dump(config), data=(len(source), source.image_shape))
     if workdir is not None:
         workdir_lib.store_config(config, workdir)
     model = config_lib.model(config, source.image_shape[-1])
@@ -165,7 +170,7 @@ def fresh_state(run: Run) -> TrainState:
     )
 
 
-def observer(run: Run, logs: Logs, checkpoints: Checkpoints, start: int):
+def observer(run: Run, logs: Logs | Silence, checkpoints: Checkpoints, start: int):
     """(step, state, metrics) -> None: logs, draws and saves what is due after a step."""
     config, train = run.config, run.config.train
     evaluate = monitoring.held_out_loss(
@@ -189,7 +194,8 @@ def observer(run: Run, logs: Logs, checkpoints: Checkpoints, start: int):
         if due(train.sample_every):
             with rate.paused():
                 picture = draw_grid(state, step)
-                save_png(run.workdir / "samples" / f"step_{step:08d}.png", picture)
+                if parallel.is_first():
+                    save_png(run.workdir / "samples" / f"step_{step:08d}.png", picture)
                 logs.images("samples", picture, step)
         if due(train.checkpoint_every):
             with rate.paused():

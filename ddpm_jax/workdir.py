@@ -7,7 +7,7 @@ import ml_collections
 from etils import epath
 
 from ddpm_jax import config as config_lib
-from ddpm_jax import files
+from ddpm_jax import files, parallel
 
 
 def create(workdir: Any) -> epath.Path:
@@ -39,7 +39,8 @@ def store_config(config: ml_collections.ConfigDict, workdir: epath.Path) -> None
     path = workdir / "config.json"
     if path.exists():
         config_lib.check_same_run(config, config_lib.parse(path.read_text()), workdir)
-    files.write(path, (config_lib.dump(config) + "\n").encode())
+    if parallel.is_first():
+        files.write(path, (config_lib.dump(config) + "\n").encode())
 
 
 def stored_config(workdir: Any) -> ml_collections.ConfigDict:

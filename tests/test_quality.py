@@ -34,6 +34,10 @@ class Fake:
             for d in (2048, 2023, 1008)
         ))
 
+    def stream(self, read, n):
+        for start in range(0, n, 64):
+            yield self.features(read(np.arange(start, min(start + 64, n))))
+
 
 def pixels(n, seed=0, shape=(4, 4, 3)):
     return np.random.default_rng(seed).integers(0, 256, (n, *shape), np.uint8)
@@ -216,8 +220,7 @@ def test_splits_of_the_data_are_references(cache):
         assert_allclose(found.features, Fake().features(images).pool, rtol=1e-5, atol=1e-5)
 
 
-def test_a_large_set_goes_through_in_batches(cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(quality, "_BATCH", 1)  # 64 at a time on eight devices
+def test_a_large_set_goes_through_in_batches(cache, tmp_path):
     images, fake = pixels(150), Fake()
     found = quality.reference(
         "train", fake, image_shape=(4, 4, 3), data_settings=npz(tmp_path, train=images))
