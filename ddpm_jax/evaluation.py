@@ -37,7 +37,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: Any) -> list[dict[str, 
         ValueError: a setting is wrong, or there is nothing to measure.
     """
     validation.check_evaluation(config)
-    workdir = epath.Path(workdir).expanduser()
+    workdir = files.path(workdir)
     settings = config.evaluate
     network = None
     if measures.needs_inception(config):
@@ -68,7 +68,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: Any) -> list[dict[str, 
 
 def rows(workdir: Any) -> list[dict[str, Any]]:
     """What is known of a run: the rows of `evaluations.jsonl`, less what a kill has torn."""
-    path = epath.Path(workdir).expanduser() / "evaluations.jsonl"
+    path = files.path(workdir) / "evaluations.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
