@@ -14,10 +14,11 @@ from typing import Any
 import jax
 import ml_collections
 from etils import epath
-from tensorboardX import SummaryWriter
 
 from ddpm_jax import checkpoints, files, measures, pretrained, quality, validation
+from ddpm_jax import rows as rows_lib
 from ddpm_jax import workdir as workdir_lib
+from ddpm_jax.event_files import EventFiles
 from ddpm_jax.logs import format_duration
 
 _POLL = 5.0  # Seconds between two looks at a running job.
@@ -68,9 +69,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: Any) -> list[dict[str, 
 
 def rows(workdir: Any) -> list[dict[str, Any]]:
     """What is known of a run: the rows of `evaluations.jsonl`, less what a kill has torn."""
-    path = files.path(workdir) / "evaluations.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return rows_lib.read(files.path(workdir) / "evaluations.jsonl")
 
 
 def _measured(job, workdir, metric, reference) -> dict[str, Any]:
@@ -93,10 +92,8 @@ def _measured(job, workdir, metric, reference) -> dict[str, Any]:
         workdir / "evaluations.jsonl", "".join(json.dumps(r) + "\n" for r in known).encode()
     )
     if row["value"] is not None:
-        with SummaryWriter(
-            str(workdir / "tensorboard" / "evaluation"), filename_suffix=f".{time.time_ns()}"
-        ) as writer:
-            writer.add_scalar(_name(row), row["value"], job.step)
+        with EventFiles(workdir / "tensorboard" / "evaluation") as events:
+            events.scalar(_name(row), row["value"], job.step)
     where = f"; files in {folder}" if folder.exists() else ""
     _say(row, f"in {format_duration(time.perf_counter() - began)}{where}")
     return row

@@ -83,7 +83,7 @@ def train(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -> 
         in_flight = collections.deque()
         steps = stack.enter_context(contextlib.closing(monitoring.traced(
             range(start + 1, num_steps + 1), config.train.profile,
-            run.workdir / "tensorboard" / "profile", in_flight,
+            logs.folder / "profile", in_flight,
         )))
         began = time.perf_counter()
 
@@ -193,6 +193,7 @@ def observer(run: Run, logs: Logs, checkpoints: Checkpoints, start: int):
                 logs.images("samples", picture, step)
         if due(train.checkpoint_every):
             with rate.paused():
+                logs.flush()
                 checkpoints.save(step, state_lib.to_saved(state), metadata(config))
 
     return observe

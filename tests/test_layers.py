@@ -8,8 +8,8 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parent.parent / "ddpm_jax"
 LEVELS = [
     {"configs", "files", "metrics", "parallel", "randomness"},
-    {"checkpoints", "images", "importance", "neighbours", "parts", "references",
-     "schedule", "sources", "state", "torch_file", "unet", "wandb_writer"},
+    {"checkpoints", "event_files", "images", "importance", "neighbours", "parts", "references",
+     "rows", "schedule", "sources", "state", "torch_file", "unet", "wandb_writer"},
     {"audit", "diffusion", "draws", "grids", "inception", "logs", "pairs", "pictures", "rounds",
      "state_dicts", "tfds_source"},
     {"conditioning", "data", "diffusers_format", "losses", "plans", "samplers"},
