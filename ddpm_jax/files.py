@@ -36,6 +36,8 @@ def path(name: Any) -> epath.Path:
     """
     scheme, separator, _ = os.fspath(name).partition("://")
     if separator and not (scheme == "gs" and importlib.util.find_spec("tensorflow")):
+        # What others write is to be seen: another trainer, a run that is followed.
+        fsspec.config.conf.setdefault(scheme, {}).setdefault("use_listings_cache", False)
         try:
             epath.Path(f"{scheme}://")
             fsspec.get_filesystem_class(scheme)

@@ -3,6 +3,7 @@
 import pathlib
 import sys
 
+import fsspec
 import numpy as np
 import pytest
 from etils import epath
@@ -104,3 +105,8 @@ def test_data_may_be_there(bucket, tmp_path):
     for name, missing in (("npz", "gs://bucket/e.npz"), ("image_folder", "gs://bucket/gone")):
         with pytest.raises(ValueError, match=f"config.data.dir='{missing}'"):
             data.load(name, data_dir=missing, split="train")
+
+
+def test_what_others_write_is_seen(bucket):
+    files.path("gs://bucket/x")  # gcsfs would take its own listing of a minute ago for true.
+    assert fsspec.filesystem("gcs").storage_options["use_listings_cache"] is False
