@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import ddpm_jax
-from ddpm_jax import checkpoints, cli, data, files, images, ownership, tasks, training, validation
+from ddpm_jax import checkpoints, cli, data, event_files, files, images, ownership, rows, tasks
 from ddpm_jax import config as config_lib
+from ddpm_jax import training, validation
 from ddpm_jax import workdir as workdir_lib
 from ddpm_jax.configs import digits
 from nonzero import TinyNet
@@ -95,7 +96,7 @@ def test_a_run_lives_in_a_store(run, bucket, tmp_path, capsys):
     assert len(events(copied.parent).Scalars("frechet_pixels/train")) == 1
 
 
-def test_a_trainer_that_lost_its_workdir_stops(run, bucket, monkeypatch):
+def test_a_trainer_that_lost_its_workdir_stops(run, bucket, tmp_path, monkeypatch):
     @contextlib.contextmanager
     def hold(workdir):
         steps = iter([None] * 2)
@@ -106,10 +107,18 @@ def test_a_trainer_that_lost_its_workdir_stops(run, bucket, monkeypatch):
 
         yield check
 
+    def killed(written):
+        written._writer.close(), written._scratch.cleanup()
+
     monkeypatch.setattr(ownership, "hold", hold)
+    # Nothing is written at the end: what is there has been flushed with the checkpoint.
+    monkeypatch.setattr(rows.MetricsFile, "close", lambda self: None)
+    monkeypatch.setattr(event_files.EventFiles, "close", killed)
     with pytest.raises(ValueError, match="taken over"):
         run()
     assert [row["step"] for row in ddpm_jax.read_metrics(bucket / "run")] == [1, 2]
+    found = events(local_copy(bucket / "run", tmp_path / "copied"))
+    assert [e.step for e in found.Scalars("loss")] == [1, 2]
     assert checkpoints.steps(bucket / "run") == [2]
 
 
