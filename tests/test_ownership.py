@@ -44,7 +44,8 @@ def holder(tmp_path):
 def test_a_second_trainer_is_refused_until_the_first_is_killed(holder, tmp_path):
     second = subprocess.run(
         [sys.executable, str(ROOT / "main.py"), f"--config={ROOT}/configs/digits.py",
-         f"--workdir={tmp_path}"], capture_output=True, text=True, cwd=ROOT)
+         f"--workdir={tmp_path}"], capture_output=True, text=True, cwd=ROOT,
+        timeout=120)
     assert second.returncode == 2
     assert second.stderr == (
         f"error: workdir={tmp_path} is being trained by process {holder.pid} on {HOST}; stop it, "
