@@ -9,7 +9,6 @@ compare. A second start continues.
 """
 
 import argparse
-import json
 import pathlib
 
 import jax
@@ -65,8 +64,7 @@ def main():
         workdir = pathlib.Path(args.workdir, "-".join(OBJECTIVES[i]))
         ddpm_jax.train(config, workdir)
         (row,) = evaluation.evaluate(config, workdir)
-        losses = [json.loads(line)["heldout_loss"]
-                  for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        losses = [logged["heldout_loss"] for logged in ddpm_jax.read_metrics(workdir)]
         table.append("| " + " | ".join(OBJECTIVES[i]) + f" | {losses[0]:.4g} | {losses[-1]:.4g} "
                      f"| {row['value']:.3f} +- {row['standard_error']:.3f} |")
     print("\n".join(table))

@@ -21,6 +21,7 @@ import numpy as np
 import psutil
 
 from ddpm_jax.checkpoints import library_versions
+from ddpm_jax.rows import read_metrics
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 
@@ -101,8 +102,7 @@ def main():
     if arguments.workdir.exists():
         parser.error(f"--workdir={arguments.workdir} exists; name a new folder.")
     seen = list(watched(arguments.workdir, arguments.num_steps))
-    rows = [json.loads(line)
-            for line in (arguments.workdir / "metrics.jsonl").read_text().splitlines()]
+    rows = read_metrics(arguments.workdir)
     verdicts = judged(seen, rows)
     table = ["| of " + f"{rows[-1]['step']:,} steps | value | bound | |", "|---|---|---|---|"]
     table += [f"| {name} | {value:.3g} | {bound} | {'holds' if holds else 'BROKEN'} |"

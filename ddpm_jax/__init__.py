@@ -18,6 +18,7 @@ _HOME = {
     "from_pretrained": "pretrained",
     "from_state_dict": "pretrained",
     "load": "pretrained",
+    "read_metrics": "rows",
     "sample": "sampling",
     "save_pretrained": "pretrained",
     "train": "training",

@@ -17,6 +17,8 @@ from etils import epath
 
 from ddpm_jax import parallel
 
+from ddpm_jax import files
+
 DAMAGE = (ValueError, KeyError, OSError)  # what Orbax raises on files it cannot read
 TEMPORARY = ".orbax-checkpoint-tmp"
 
@@ -205,8 +207,8 @@ def library_versions() -> dict[str, str]:
 
 
 def _folder(workdir) -> epath.Path:
-    folder = epath.Path(workdir).expanduser() / "checkpoints"
-    return folder if folder.is_absolute() else folder.resolve()  # which breaks gs://
+    folder = files.path(workdir) / "checkpoints"
+    return folder if files.in_store(folder) else folder.resolve()
 
 
 def _steps(folder) -> list[int]:

@@ -225,12 +225,9 @@ def _train(config, workdir):
 
 
 def _sample(config, workdir):
-    import numpy as np
-    from etils import epath
-
     from ddpm_jax import config as config_lib
-    from ddpm_jax import conditioning, data, images, parallel, pretrained, sampling, tasks
-    from ddpm_jax import validation
+    from ddpm_jax import conditioning, data, files, images, parallel, pretrained, sampling
+    from ddpm_jax import tasks, validation
     from ddpm_jax import workdir as workdir_lib
 
     config = workdir_lib.config_for(config, workdir)
@@ -257,15 +254,14 @@ def _sample(config, workdir):
     calls = f"{how.sampler}_{how.num_calls(trained.schedule)}"
     calls += f"_guidance_{how.guidance:g}" if how.guidance != 1 else ""
     name = f"{settings.weights}_step_{step:08d}_{calls}_seed_{settings.seed}"
-    path = epath.Path(workdir).expanduser() / "samples" / f"{name}.png"
+    path = files.path(workdir) / "samples" / f"{name}.png"
     columns = conditioning.columns(trained.model)
     picture = images.grid(samples[:100], columns=columns)
     if "condition" in told:
         shown = images.grid(told["condition"][:100], columns=columns)
         picture = images.beside(shown, picture)
     images.save_png(path, picture)
-    with path.with_suffix(".npz").open("wb") as file:
-        np.savez_compressed(file, arr_0=samples, **told)
+    files.write_npz(path.with_suffix(".npz"), {"arr_0": samples, **told})
     print(f"{len(samples)} images in {path.with_suffix('.npz')}, a grid of them in {path}")
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ddpm_jax import pairs, parallel, pictures, sources, tfds_source
+from ddpm_jax import files, pairs, parallel, pictures, sources, tfds_source
 from ddpm_jax.sources import Source, from_array
 
 
@@ -75,7 +75,7 @@ def load(
             "'stored' with --config.data.name=npz, or '' for none."
         )
     want = (image_size, image_width or image_size, channels)
-    data_dir = os.path.expanduser(data_dir)
+    data_dir = os.fspath(files.path(data_dir)) if data_dir else data_dir
 
     def part(n):
         return _split_indices(n, split, holdout, seed)
@@ -105,8 +105,8 @@ def is_there(name: str, data_dir: str) -> bool:
         ValueError: TFDS has the set prepared, but in another version than the one named.
     """
     if name in ("image_folder", "npz"):
-        return os.path.exists(os.path.expanduser(data_dir))
-    return name == "digits" or tfds_source.is_prepared(name, os.path.expanduser(data_dir))
+        return bool(data_dir) and files.path(data_dir).exists()
+    return name == "digits" or tfds_source.is_prepared(name, data_dir)
 
 
 def batches(
@@ -217,12 +217,13 @@ def _from_pixels(images, want):
 
 
 def _load_npz(data_dir, split, part, want, labels, condition):
-    if not zipfile.is_zipfile(data_dir):
+    path = files.path(data_dir)
+    if not _is_zip(path):
         raise ValueError(
             f"config.data.dir={data_dir!r}: not an .npz file; make one with "
             "np.savez('images.npz', train=images), and write --config.data.dir=images.npz."
         )
-    with np.load(data_dir, allow_pickle=False) as arrays:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         beside = ("labels", "condition")
         alone = [key for key in arrays.files if not key.endswith(beside)]
         names = [key for key in ("train", "images", "arr_0") if key in arrays]
@@ -261,6 +262,13 @@ def _load_npz(data_dir, split, part, want, labels, condition):
             len(planes),
         )
     return source
+
+
+def _is_zip(path):
+    if not path.exists() or path.is_dir():
+        return False
+    with path.open("rb") as file:
+        return zipfile.is_zipfile(file)
 
 
 def _beside(arrays, key, name, data_dir):

@@ -17,11 +17,12 @@ from typing import Any
 import jax
 import ml_collections
 from etils import epath
-from tensorboardX import SummaryWriter
 
 from ddpm_jax import checkpoints, files, measures, parallel, pretrained, quality, validation
 from ddpm_jax import config as config_lib
+from ddpm_jax import rows as rows_lib
 from ddpm_jax import workdir as workdir_lib
+from ddpm_jax.event_files import EventFiles
 from ddpm_jax.logs import format_duration
 
 _POLL = 5.0  # Seconds between two looks at a running job.
@@ -42,7 +43,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: Any) -> list[dict[str, 
     """
     validation.check_evaluation(config)
     parallel.check_same(config=config_lib.dump(config))
-    workdir = epath.Path(workdir).expanduser()
+    workdir = files.path(workdir)
     settings = config.evaluate
     network = None
     if measures.needs_inception(config):
@@ -78,9 +79,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: Any) -> list[dict[str, 
 
 def rows(workdir: Any) -> list[dict[str, Any]]:
     """What is known of a run: the rows of `evaluations.jsonl`, less what a kill has torn."""
-    path = epath.Path(workdir).expanduser() / "evaluations.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return rows_lib.read(files.path(workdir) / "evaluations.jsonl")
 
 
 def _measured(job, workdir, metric, reference) -> dict[str, Any]:
@@ -114,10 +113,8 @@ def _record(workdir, row) -> None:
         workdir / "evaluations.jsonl", "".join(json.dumps(r) + "\n" for r in known).encode()
     )
     if row["value"] is not None:
-        with SummaryWriter(
-            str(workdir / "tensorboard" / "evaluation"), filename_suffix=f".{time.time_ns()}"
-        ) as writer:
-            writer.add_scalar(_name(row), row["value"], row["step"])
+        with EventFiles(workdir / "tensorboard" / "evaluation") as events:
+            events.scalar(_name(row), row["value"], row["step"])
 
 
 def _name(row) -> str:

@@ -1,5 +1,11 @@
-"""Files that a reader never sees half of: written aside, then renamed into place."""
+"""Paths that users name, and files of which a reader never sees half.
 
+A path is local, a mounted drive's too, or an object of a store, such as gs://bucket/name. Local
+files are written aside and renamed into place; an object appears whole, when all of it is there.
+"""
+
+import importlib.util
+import io
 import os
 import pathlib
 import zipfile
@@ -7,6 +13,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import fsspec
 import numpy as np
 from etils import epath
 
@@ -17,6 +24,38 @@ NPZ_DAMAGE = (
 )
 
 
+def path(name: Any) -> epath.Path:
+    """The path that a user named; `~` is the home folder.
+
+    Args:
+        name: str or path, gs:// too.
+
+    Raises:
+        ValueError: it is in a store that cannot be reached from here: nobody knows its kind, or
+            its package is not installed.
+    """
+    scheme, separator, _ = os.fspath(name).partition("://")
+    if separator and not (scheme == "gs" and importlib.util.find_spec("tensorflow")):
+        # What others write is to be seen: another trainer, a run that is followed.
+        fsspec.config.conf.setdefault(scheme, {}).setdefault("use_listings_cache", False)
+        try:
+            epath.Path(f"{scheme}://")
+            fsspec.get_filesystem_class(scheme)
+        except ImportError as error:
+            how = 'pip install "ddpm_jax[gcs]"' if scheme == "gs" else str(error)
+            raise ValueError(f"{name} needs a package for {scheme}://; {how}.") from None
+        except KeyError:
+            raise ValueError(
+                f"{name} is in no store that is known; write a local path, or gs://BUCKET/NAME."
+            ) from None
+    return epath.Path(name).expanduser()
+
+
+def in_store(path: Any) -> bool:
+    """Whether the path is in an object store, which has no append, rename or lock."""
+    return "://" in os.fspath(path)
+
+
 def write(path: Any, fill: bytes | Callable[[Any], None]) -> None:
     """Writes a file, making its folder and replacing what is there.
 
@@ -25,6 +64,9 @@ def write(path: Any, fill: bytes | Callable[[Any], None]) -> None:
         fill: its content, or a function that writes it to a binary file.
     """
     path = epath.Path(path)
+    if in_store(path):
+        path.write_bytes(_content(fill))
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -36,22 +78,33 @@ def write(path: Any, fill: bytes | Callable[[Any], None]) -> None:
         raise
 
 
+def _content(fill) -> bytes:
+    if not callable(fill):
+        return fill
+    file = io.BytesIO()
+    fill(file)
+    return file.getvalue()
+
+
 def write_folder(path: Any, contents: Mapping[str, bytes]) -> None:
     """Writes a folder of files, under a name that does not exist yet or is an empty folder.
+
+    In a store the last file is what makes the folder whole.
 
     Args:
         path: str or path.
         contents: each file's content by its path below the folder.
     """
     path = epath.Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path if in_store(path) else path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         for name, content in contents.items():
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             (temporary / name).write_bytes(content)
-        if path.exists():
-            path.rmdir()
-        temporary.rename(path)
+        if temporary != path:
+            if path.exists():
+                path.rmdir()
+            temporary.rename(path)
     except BaseException:
         if temporary.exists():
             temporary.rmtree()

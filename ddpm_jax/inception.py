@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
-from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ddpm_jax import files, torch_file
@@ -313,7 +312,7 @@ def load(path: Any = None, *, sha256: str | None = SHA256) -> dict[str, Any]:
         ValueError: the file is missing and cannot be downloaded, is another one, or cannot
             be read. What was downloaded is kept only if it is whole and right.
     """
-    path = _cached(sha256) if path is None else epath.Path(path).expanduser()
+    path = _cached(sha256) if path is None else files.path(path)
     _check_sum(path, sha256, path)
     return params_from_torch(torch_file.read(path))
 

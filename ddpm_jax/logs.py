@@ -6,7 +6,6 @@ several processes one of them logs.
 """
 
 import contextlib
-import json
 import math
 import sys
 import time
@@ -14,10 +13,10 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import tqdm
-from etils import epath
-from tensorboardX import SummaryWriter
 
 from ddpm_jax import files
+from ddpm_jax.event_files import EventFiles
+from ddpm_jax.rows import MetricsFile
 from ddpm_jax.wandb_writer import WandbWriter
 
 
@@ -98,26 +97,21 @@ class Logs:
         progress: True shows a bar on stderr, False prints lines on stdout instead; None
             shows the bar if stderr is a terminal.
         also: a `WandbWriter`, which gets the scalars and pictures too; None is none.
+
+    Attributes:
+        folder: local, for anything else that TensorBoard is to show.
     """
 
     def __init__(
         self, workdir, *, start_step: int, num_steps: int, progress: bool | None = None,
         also: WandbWriter | None = None,
     ):
-        workdir = epath.Path(workdir)
-        workdir.mkdir(parents=True, exist_ok=True)
         self._start_step, self._num_steps = start_step, num_steps
-        rows = workdir / "metrics.jsonl"
-        _drop_rows_after(rows, start_step)
-        self._rows = rows.open("a")
-        # Event files are named and read by the second; the suffix keeps two starts within
-        # one second apart, and in order.
-        self._tensorboard = SummaryWriter(
-            str(workdir / "tensorboard"),
-            purge_step=start_step + 1,
-            filename_suffix=f".{time.time_ns()}",
-            flush_secs=10,
+        self._rows = MetricsFile(workdir, start_step)
+        self._events = EventFiles(
+            files.path(workdir) / "tensorboard", purge_step=start_step + 1
         )
+        self.folder = self._events.folder
         self._also = also
         show = sys.stderr.isatty() if progress is None else progress
         bar = dict(initial=start_step, total=num_steps, unit="step", dynamic_ncols=True)
@@ -132,10 +126,9 @@ class Logs:
         """
         metrics = {name: float(value) for name, value in metrics.items()}
         row = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
-        self._rows.write(json.dumps({"step": int(step), **row}) + "\n")
-        self._rows.flush()
+        self._rows.write({"step": int(step), **row})
         for name, value in metrics.items():
-            self._tensorboard.add_scalar(name, value, step)
+            self._events.scalar(name, value, step)
         if self._also is not None:
             self._also.write(step, metrics)
         if self._bar is None:
@@ -150,24 +143,29 @@ class Logs:
 
     def images(self, name: str, uint8_grid: np.ndarray, step: int) -> None:
         """Shows a picture, uint8 [h, w, c] with c of 1, 3 or 4, in TensorBoard."""
-        self._tensorboard.add_image(name, uint8_grid, step, dataformats="HWC")
+        self._events.image(name, uint8_grid, step)
         if self._also is not None:
             self._also.images(name, uint8_grid, step)
 
     def text(self, name: str, text: str) -> None:
         """Shows Markdown in TensorBoard, at the step of this start."""
-        self._tensorboard.add_text(name, text, self._start_step)
+        self._events.text(name, text, self._start_step)
 
     def say(self, line: str) -> None:
         """Prints a line on stdout without tearing the bar."""
         with tqdm.tqdm.external_write_mode():
             print(line, flush=True)
 
+    def flush(self) -> None:
+        """Writes out what is buffered: a start from the checkpoint that follows has it all."""
+        self._rows.flush()
+        self._events.flush()
+
     def close(self) -> None:
         """Writes out what is buffered; nothing can be logged afterwards."""
         if self._bar is not None:
             self._bar.close()
-        self._tensorboard.close()
+        self._events.close()
         self._rows.close()
         if self._also is not None:
             self._also.close()
@@ -182,24 +180,10 @@ class Logs:
 class Silence:
     """In the place of `Logs` in a process that says nothing: takes every call."""
 
+    folder = epath.Path()
+
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *args, **kwargs: None
-
-
-def _drop_rows_after(path, step: int) -> None:
-    """Keeps the rows up to `step`, less what a kill has torn."""
-    if not path.exists():
-        return
-    lines = path.read_text().splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and _step_of(line) <= step]
-    files.write(path, "".join(kept).encode())
-
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except ValueError:
-        return math.inf
 
 
 def _line(step: int, num_steps: int, metrics: dict[str, float]) -> str:

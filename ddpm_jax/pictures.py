@@ -3,7 +3,6 @@
 import concurrent.futures
 import contextlib
 import os
-import pathlib
 import struct
 import threading
 import zlib
@@ -12,7 +11,7 @@ import numpy as np
 from absl import logging
 from PIL import Image, ImageOps
 
-from ddpm_jax import sources
+from ddpm_jax import files, sources
 from ddpm_jax.sources import Source
 
 MAX_UNREADABLE = 0.05  # share of a folder's files that may be skipped
@@ -38,24 +37,24 @@ def load(
         ValueError: no such folder, no pictures, too many unreadable, of varying size, or
             pictures outside of the folders of classes.
     """
-    if not os.path.isdir(data_dir):
+    if not (data_dir and files.path(data_dir).is_dir()):
         raise ValueError(
             f"config.data.dir={data_dir!r}: not a folder; write --config.data.dir=PATH, "
             "the folder that holds the pictures."
         )
-    files = picture_files(data_dir)
-    if not files:
+    names = picture_files(data_dir)
+    if not names:
         raise ValueError(
             f"config.data.dir={data_dir!r}: no pictures there or below; write "
             "--config.data.dir=PATH, a folder with .png, .jpg or other picture files."
         )
-    total = len(files)
-    classes = sorted(_classes(data_dir, files)) if labels else []
-    files = [files[i] for i in part(total)]
-    if not files:
+    total = len(names)
+    classes = sorted(_classes(data_dir, names)) if labels else []
+    names = [names[i] for i in part(total)]
+    if not names:
         return None
-    folder = _Folder(data_dir, files, (*want[:2], want[2] or 3), total, classes)
-    if sources.fits(len(files), folder.shape):
+    folder = _Folder(data_dir, names, (*want[:2], want[2] or 3), total, classes)
+    if sources.fits(len(names), folder.shape):
         return folder.in_memory()
     if not want[0]:
         folder.check_sizes()
@@ -104,20 +103,23 @@ def picture_files(folder: str) -> list[str]:
     """
     Image.init()
     known = {e for e, form in Image.registered_extensions().items() if form in Image.OPEN}
-    found = []
-    for root, folders, files in os.walk(folder):
+    found, top = [], None
+    for root, folders, names in files.path(folder).walk():
+        top = top or root  # The folder as its file system spells it, which may leave out gs://.
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in known:
-                found.append(pathlib.Path(root, name).relative_to(folder).as_posix())
+        for name in names:
+            path = root.relative_to(top) / name
+            if not name.startswith(".") and path.suffix.lower() in known:
+                found.append(path.as_posix())
     return sorted(found)
 
 
 class _Folder:
     """Picture files decoded one by one, with an account of those that cannot be."""
 
-    def __init__(self, path, files, want, total, classes):
-        self.path, self.files, self.want = path, files, want
+    def __init__(self, path, names, want, total, classes):
+        self.path, self.files, self.want = path, names, want
+        self.folder = files.path(path)
         self.total = total  # files in all splits: the share that may be skipped is of these
         self.classes = classes  # names, sorted; empty where they are not asked for
         self.unreadable, self.lock = {}, threading.Lock()
@@ -129,7 +131,7 @@ class _Folder:
         if i in self.unreadable:
             return None
         try:
-            image = _decode(os.path.join(self.path, self.files[i]), self.want)
+            image = _decode(self.folder / self.files[i], self.want)
         except _UNREADABLE as error:
             self.note(i, error)
             return None
@@ -180,7 +182,7 @@ class _Folder:
         for i, file in enumerate(self.files):
             size = self.shape[:2]
             with contextlib.suppress(*_UNREADABLE):
-                with Image.open(os.path.join(self.path, file)) as image:
+                with (self.folder / file).open("rb") as opened, Image.open(opened) as image:
                     size = (image.height, image.width)
             if sorted(size) != sorted(self.shape[:2]):  # In either order: EXIF may turn it.
                 self.refuse_size(i, *size)
@@ -217,7 +219,7 @@ class _Folder:
 
 def _decode(path, shape):
     """The first frame of a picture file, uint8 [h, w, c]; a 0 in shape: as the file is."""
-    with Image.open(path) as image:
+    with files.path(path).open("rb") as file, Image.open(file) as image:
         # A JPEG far too large is cheaper to decode at 1/2, 1/4 or 1/8 of its size.
         if shape[0]:
             image.draft(None, (2 * max(shape[:2]), 2 * max(shape[:2])))

@@ -70,7 +70,7 @@ def find(source: Any) -> Trained:
     Raises:
         ValueError: it is none of them, or cannot be read.
     """
-    return load(source) if (epath.Path(source).expanduser() / "checkpoints").is_dir() else (
+    return load(source) if (files.path(source) / "checkpoints").is_dir() else (
         from_pretrained(source)
     )
 
@@ -142,7 +142,7 @@ def from_state_dict(
     schedule = schedule_lib.linear() if schedule is None else schedule
     diffusion.check(schedule)
     try:
-        params = state_dicts.to_params(_read_weights(epath.Path(path)), model, image_shape)
+        params = state_dicts.to_params(_read_weights(files.path(path)), model, image_shape)
     except ValueError as error:
         raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
     return Trained(params, model, schedule, diffusion, image_shape)
@@ -162,7 +162,7 @@ def save_pretrained(trained: Trained, folder: Any, *, clip: bool = True) -> None
     Raises:
         ValueError: the folder holds something, or a setting has no counterpart there.
     """
-    folder = epath.Path(folder).expanduser()
+    folder = files.path(folder)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ValueError(f"folder={folder} holds something already; name one that does not exist.")
     index = {
@@ -183,7 +183,7 @@ def save_pretrained(trained: Trained, folder: Any, *, clip: bool = True) -> None
 
 def _folder(source) -> epath.Path:
     """The folder itself, or that in the hub's cache."""
-    folder = epath.Path(source).expanduser()
+    folder = files.path(source)
     if folder.is_dir():
         return folder
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)):

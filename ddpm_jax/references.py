@@ -153,7 +153,7 @@ def load(path: Any) -> Loaded:
             be compared with: another dimension, a matrix that is no covariance, images that
             are not uint8 RGB.
     """
-    path = epath.Path(path).expanduser()
+    path = files.path(path)
     if not path.exists():
         raise ValueError(f"{path} does not exist; name an .npz of statistics or of images.")
     try:
@@ -195,7 +195,7 @@ def image_batches(path: Any, batch_size: int) -> Iterator[np.ndarray]:
         raise ValueError(
             f"{path} holds no arr_0, only statistics; name a file that holds images too."
         )
-    file = epath.Path(path).expanduser().open("rb")
+    file = files.path(path).open("rb")
     with file, zipfile.ZipFile(file) as archive, archive.open("arr_0.npy") as member:
         _npy_header(member)
         for start in range(0, shape[0], batch_size):
@@ -230,7 +230,7 @@ def save(reference: Reference, path: Any) -> None:
         "provenance": _canonical(reference.provenance),
     }
     arrays = {name: np.asarray(v) for name, v in arrays.items() if v is not None}
-    files.write(epath.Path(path).expanduser(), lambda file: np.savez(file, **arrays))
+    files.write(files.path(path), lambda file: np.savez(file, **arrays))
 
 
 def cached(folder: Any, provenance: dict, compute: Callable[[], Reference]) -> Reference:
@@ -252,7 +252,7 @@ def cached(folder: Any, provenance: dict, compute: Callable[[], Reference]) -> R
     """
     text = _canonical(provenance)
     name = f"reference-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
-    path = epath.Path(folder).expanduser() / name
+    path = files.path(folder) / name
     found = parallel.from_first(lambda: _kept(path, text))
     if found is not None:
         return found

@@ -6,7 +6,6 @@ the results (arr_0, uint8 [..., h, w, c]) in WORKDIR/samples.
 
 import dataclasses
 import functools
-import pathlib
 import sys
 from typing import Any
 
@@ -81,14 +80,14 @@ def run(config: ml_collections.ConfigDict, workdir: Any) -> list[str]:
         lambda: pretrained.load_step(workdir, weights=settings.weights)
     )
     name = "_".join([
-        settings.task, *(pathlib.Path(path).stem for path in settings.inputs[:2]),
+        settings.task, *(epath.Path(path).stem for path in settings.inputs[:2]),
         f"{settings.weights}_step_{step:08d}", f"{how.sampler}_{how.num_calls(trained.schedule)}",
         f"seed_{settings.seed}",
     ])
     job = Job(
         trained, settings, how, _inputs(settings.inputs, trained.image_shape),
         _mask(settings.mask, trained.image_shape) if settings.mask else None,
-        str(epath.Path(workdir).expanduser() / "samples" / name), sys.stderr.isatty(),
+        str(files.path(workdir) / "samples" / name), sys.stderr.isatty(),
     )
     arrays, picture, says = TASKS[settings.task](job)
     if not parallel.is_first():

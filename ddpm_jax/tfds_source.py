@@ -8,7 +8,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from ddpm_jax import sources
+from ddpm_jax import files, sources
 from ddpm_jax.sources import Source
 
 _CHUNK = 1000  # images decoded at a time
@@ -71,7 +71,7 @@ def is_prepared(name: str, data_dir: str) -> bool:
 
 def _root(data_dir):
     root = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return epath.Path(root).expanduser()
+    return files.path(root)
 
 
 def _not_about_opencv(record):

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
-from etils import epath
+
+from ddpm_jax import files
 
 DTYPES = {
     "BFloat16Storage": ml_dtypes.bfloat16,
@@ -71,7 +72,7 @@ def read(path: Any) -> dict[str, np.ndarray]:
         ValueError: there is no such file, it is damaged or something else, or it holds
             anything but tensors of the types in `DTYPES` in dicts.
     """
-    path = epath.Path(path).expanduser()
+    path = files.path(path)
     try:
         with path.open("rb") as file:
             tree, storages = _read_zip(file) if _is_zip(file) else _read_legacy(file)

@@ -13,7 +13,7 @@ import numpy as np
 
 from ddpm_jax import config as config_lib
 from ddpm_jax import data as data_lib
-from ddpm_jax import importance, monitoring, parallel, randomness, validation, warm_start
+from ddpm_jax import importance, monitoring, ownership, parallel, randomness, validation, warm_start
 from ddpm_jax import state as state_lib
 from ddpm_jax import workdir as workdir_lib
 from ddpm_jax.checkpoints import Checkpoints, library_versions
@@ -46,12 +46,15 @@ def train(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -> 
         The running average of the parameters, on the host, with its configuration.
 
     Raises:
-        ValueError: a setting is wrong, or the workdir was made with another model.
+        ValueError: a setting is wrong, the workdir was made with another model, or another
+            trainer is at work there.
         FloatingPointError: the loss is not finite.
     """
     run = prepare(config, workdir, data)
     config, num_steps = run.config, run.config.train.num_steps
     with contextlib.ExitStack() as stack:
+        check_owner = stack.enter_context(ownership.hold(run.workdir))
+        workdir_lib.store_config(config, run.workdir)
         checkpoints = stack.enter_context(Checkpoints(
             run.workdir, keep=config.train.keep, keep_every=config.train.keep_every
         ))
@@ -85,8 +88,8 @@ def train(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -> 
         stack.enter_context(jax.default_matmul_precision(config.train.matmul_precision))
         in_flight = collections.deque()
         steps = stack.enter_context(contextlib.closing(monitoring.traced(
-            range(start + 1, num_steps + 1), config.train.profile,
-            run.workdir / "tensorboard" / "profile", in_flight,
+            range(start + 1, num_steps + 1), config.train.profile if parallel.is_first() else (),
+            logs.folder / "profile", in_flight,
         )))
         began = time.perf_counter()
 
@@ -95,6 +98,7 @@ def train(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -> 
             in_flight.append(metrics["loss"])
             if len(in_flight) > IN_FLIGHT:
                 jax.block_until_ready(in_flight.popleft())
+            check_owner()
             observe(step, state, metrics)
             if step == start + 1:
                 jax.block_until_ready(state)
@@ -136,7 +140,7 @@ class Run:
 
 
 def prepare(config: ml_collections.ConfigDict, workdir: Any, data: Any) -> Run:
-    """Checks everything, opens the data and stores the config; compiles nothing.
+    """Checks everything, makes the workdir and opens the data; compiles nothing.
 
     Args:
         config, data: as of `train`.
@@ -151,8 +155,6 @@ def prepare(config: ml_collections.ConfigDict, workdir: Any, data: Any) -> Run:
     config = config_lib.resolved(config, source)
     validation.check_images(config, source.image_shape)
     parallel.check_same(config=config_lib.dump(config), data=(len(source), source.image_shape))
-    if workdir is not None:
-        workdir_lib.store_config(config, workdir)
     model = config_lib.model(config, source.image_shape[-1])
     return Run(config, workdir, source, held_out, config_lib.schedule(config), model)
 
@@ -199,6 +201,7 @@ def observer(run: Run, logs: Logs | Silence, checkpoints: Checkpoints, start: in
                 logs.images("samples", picture, step)
         if due(train.checkpoint_every):
             with rate.paused():
+                logs.flush()
                 checkpoints.save(step, state_lib.to_saved(state), metadata(config))
 
     return observe

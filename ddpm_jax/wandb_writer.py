@@ -5,7 +5,6 @@ import uuid
 from typing import Any
 
 import numpy as np
-from etils import epath
 from PIL import Image
 
 from ddpm_jax import files
@@ -33,21 +32,22 @@ class WandbWriter:
 
     Args:
         project: its name.
-        workdir: keeps the run's id in `wandb_id.txt`, and wandb's files in `wandb/`.
+        workdir: keeps the run's id in `wandb_id.txt`, and wandb's files in `wandb/`; in a store
+            they stand where WANDB_DIR says.
         config: the run's settings, JSON.
     """
 
     def __init__(self, project: str, workdir: Any, config: dict[str, Any]):
         import wandb
 
-        workdir = epath.Path(workdir)
+        workdir = files.path(workdir)
         path = workdir / "wandb_id.txt"
         if not path.exists():
             files.write(path, uuid.uuid4().hex.encode())
         self._image = wandb.Image
         self._run = wandb.init(
             project=project, id=path.read_text(), resume="allow", name=workdir.name,
-            dir=os.fspath(workdir), config=config,
+            dir=None if files.in_store(workdir) else os.fspath(workdir), config=config,
         )
 
     def write(self, step: int, metrics: dict[str, float]) -> None:

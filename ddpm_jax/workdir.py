@@ -16,7 +16,7 @@ def create(workdir: Any) -> epath.Path:
     Raises:
         ValueError: it cannot be made or written to.
     """
-    workdir = epath.Path(workdir).expanduser()
+    workdir = files.path(workdir)
     probe = workdir / f".writable-{uuid.uuid4().hex}"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def stored_config(workdir: Any) -> ml_collections.ConfigDict:
     Raises:
         ValueError: there is none.
     """
-    path = epath.Path(workdir).expanduser() / "config.json"
+    path = files.path(workdir) / "config.json"
     if not path.exists():
         raise ValueError(
             f"workdir={workdir} holds no config.json: nothing was trained there; train first with "

@@ -13,6 +13,7 @@ import tempfile
 
 CACHE = tempfile.mkdtemp(prefix="ddpm_jax_tests_")
 atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+os.environ["EPATH_USE_TF"] = "false"  # A gs:// of tests is fsspec's, with TensorFlow or without.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 os.environ["XLA_FLAGS"] = " ".join([
@@ -25,6 +26,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # configs
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from object_store import bucket  # noqa: E402, F401
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)

@@ -7,11 +7,11 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "ddpm_jax"
 LEVELS = [
-    {"configs", "files", "metrics", "parallel", "randomness", "torch_file"},
-    {"checkpoints", "images", "importance", "inception", "neighbours", "parts",
-     "references", "schedule", "sources", "state", "unet", "wandb_writer"},
-    {"audit", "diffusion", "draws", "grids", "logs", "pairs", "pictures", "rounds", "state_dicts",
-     "tfds_source"},
+    {"configs", "files", "metrics", "parallel", "randomness"},
+    {"checkpoints", "event_files", "images", "importance", "neighbours", "parts", "references",
+     "rows", "schedule", "sources", "state", "torch_file", "unet", "wandb_writer"},
+    {"audit", "diffusion", "draws", "grids", "inception", "logs", "ownership", "pairs", "pictures",
+     "rounds", "state_dicts", "tfds_source"},
     {"conditioning", "data", "diffusers_format", "losses", "plans", "samplers"},
     {"inpainting", "inversion", "likelihood", "progressive", "quality", "solvers"},
     {"bits", "plots", "sampling"},

@@ -4,10 +4,19 @@ import base64
 import io
 import pathlib
 import re
+import sys
+import types
+from unittest import mock
 
 import numpy as np
 import pytest
 from PIL import Image
+
+import ddpm_jax
+from ddpm_jax import schedule as schedules
+from ddpm_jax.diffusion import Parameterization
+from ddpm_jax.state import Trained
+from nonzero import nonzero_params, tiny_unet
 
 nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
@@ -31,16 +40,21 @@ def executed(tmp_path_factory):
     """The notebooks after all cells ran with SMALL, and the folder that they ran in."""
     folder, done = tmp_path_factory.mktemp("notebooks"), {}
     for name in NAMES:
-        notebook = read(name)
-        cell = parameters(notebook)
-        assert cell.source.count("SMALL = False") == 1
-        cell.source = cell.source.replace("SMALL = False", "SMALL = True")
-        nbclient.NotebookClient(
-            notebook, timeout=300, kernel_name="python3",
-            resources={"metadata": {"path": str(folder)}},
-        ).execute()
-        done[name] = notebook
+        done[name] = execute(read(name), folder, {"SMALL = False": "SMALL = True"})
     return done, folder
+
+
+def execute(notebook, folder, parameters_changed):
+    """Runs all cells of a notebook in a folder, with other parameters; the notebook."""
+    cell = parameters(notebook)
+    for line, other in parameters_changed.items():
+        assert cell.source.count(line) == 1
+        cell.source = cell.source.replace(line, other)
+    nbclient.NotebookClient(
+        notebook, timeout=300, kernel_name="python3",
+        resources={"metadata": {"path": str(folder)}},
+    ).execute()
+    return notebook
 
 
 def outputs(notebook):
@@ -96,3 +110,32 @@ def test_sampling(executed):
     assert gif.n_frames == 20
     bits = re.search(r"([\d.]+) \+- [\d.]+ bits/dim, 4 images", said(done["sample"]))
     assert 0 < float(bits[1]) < 20
+
+
+def test_published_weights_need_no_workdir(tmp_path):
+    model = tiny_unet(channel_multipliers=(1,), attention_resolutions=(), num_groups=4)
+    trained = Trained(nonzero_params(model), model, schedules.linear(20, 1e-3, 0.3),
+                      Parameterization(), (8, 8, 1))
+    ddpm_jax.save_pretrained(trained, tmp_path / "published")
+    notebook = read("sample")
+    slow = ("sampler=", "trajectory=", "bits_per_dim")  # The same for every model.
+    notebook.cells = [c for c in notebook.cells if not any(name in c.source for name in slow)]
+    execute(notebook, tmp_path, {
+        "SMALL = False": "SMALL = True", "MODEL = WORKDIR": 'MODEL = "published"'})
+    drawn, between = pictures(notebook)
+    assert between.size == (11 * 66 + 2, 3 * 66 + 2)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_drives_and_buckets_are_told_of_and_opened(name):
+    notebook = read(name)
+    before = notebook.cells[:notebook.cells.index(parameters(notebook))]
+    told = "".join(cell.source for cell in before)
+    cell, = (c for c in notebook.cells if "google.colab" in c.source)
+    for path in ("/content/drive/MyDrive/first", "gs://bucket/first"):
+        assert path in told
+        colab = types.SimpleNamespace(auth=mock.Mock(), drive=mock.Mock())
+        with mock.patch.dict(sys.modules, {"google.colab": colab}):
+            exec(cell.source, {"WORKDIR": path, "sys": sys})
+        assert colab.drive.mount.called == path.startswith("/content")
+        assert colab.auth.authenticate_user.called == path.startswith("gs:")

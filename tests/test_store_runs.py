@@ -1,0 +1,132 @@
+"""A whole run in a store: trained, resumed, sampled, edited, measured and read."""
+
+import contextlib
+
+import numpy as np
+import pytest
+
+import ddpm_jax
+from ddpm_jax import checkpoints, cli, data, event_files, files, images, ownership, rows, tasks
+from ddpm_jax import config as config_lib
+from ddpm_jax import training, validation
+from ddpm_jax import workdir as workdir_lib
+from ddpm_jax.configs import digits
+from nonzero import TinyNet
+from object_store import local_copy, objects
+from test_logs import events
+from test_runs import lasting
+
+
+class Net(TinyNet):
+    """With what a protocol says of a network."""
+
+    dtype: str = "float32"
+
+
+SETTINGS = {
+    "diffusion.num_timesteps": 4, "diffusion.beta_end": 0.9, "train.batch_size": 16,
+    "train.num_steps": 6, "train.log_every": 1, "train.checkpoint_every": 2,
+    "train.eval_every": 2, "train.eval_images": 8, "train.sample_images": 8,
+    "sample.num_images": 8, "evaluate.metrics": ("frechet_pixels",),
+    "evaluate.references": ("train",), "evaluate.num_samples": 16,
+}
+
+
+def config_of(**settings):
+    config = digits.get_config()
+    config.update_from_flattened_dict(SETTINGS | settings)
+    return config
+
+
+@pytest.fixture
+def run(bucket, tmp_path, monkeypatch):
+    """Trains in a folder of the store, and gives it; the network is tiny."""
+    monkeypatch.setattr(config_lib, "model", lambda config, channels: Net())
+    monkeypatch.setattr(validation, "check_images", lambda config, shape: None)
+    monkeypatch.setattr(ownership, "_SETTLE", 0.0)
+    monkeypatch.setenv("DDPM_JAX_CACHE", str(tmp_path / "cache"))
+    # Orbax hands arrays to tensorstore, which goes to Google's servers by itself and knows no
+    # store of Python's: the checkpoints alone stand on the disk.
+    monkeypatch.setattr(checkpoints, "_folder", lambda workdir: (
+        files.path(tmp_path) / "checkpoints" / files.path(workdir).name))
+
+    def train(name="run", **settings):
+        training.train(config_of(**settings), f"gs://bucket/{name}")
+        return bucket / name
+
+    return train
+
+
+def test_a_run_lives_in_a_store(run, bucket, tmp_path, capsys):
+    whole = list(map(lasting, ddpm_jax.read_metrics(run("whole"))))
+    run(**{"train.num_steps": 4})
+    workdir = run(**{"train.profile": (5, 5)})
+    found = ddpm_jax.read_metrics(workdir)
+    assert list(map(lasting, found)) == whole and [r["step"] for r in found] == list(range(1, 7))
+    names = {name.removeprefix("bucket/run/") for name in objects()}
+    assert {"config.json", "metrics.jsonl", "metrics.from_00000004.jsonl",
+            "samples/step_00000006.png"} <= names
+    assert not any("tmp" in name or "owner" in name or "writable" in name for name in names)
+    copied = local_copy(workdir, tmp_path / "copied")
+    assert [e.step for e in events(copied).Scalars("loss")] == list(range(1, 7))
+    assert list((copied / "tensorboard" / "profile").glob("plugins/profile/*/*.xplane.pb"))
+
+    cli._sample(None, str(workdir))
+    says = capsys.readouterr().out.splitlines()[-1]
+    assert says.startswith("8 images in gs://bucket/run/samples/ema_step_00000006_")
+    with (workdir / "samples" / says.split("/")[-1]).open("rb") as file:
+        assert file.read(4) == b"\x89PNG"
+    [arrays] = [path for path in (workdir / "samples").iterdir() if path.suffix == ".npz"]
+    with arrays.open("rb") as file, np.load(file) as stored:
+        assert stored["arr_0"].shape == (8, 8, 8, 1)
+
+    for i, digit in enumerate(data.digits("test")[0][:2]):
+        images.save_png(f"gs://bucket/{i}.png", digit)
+    config = workdir_lib.stored_config(workdir)
+    config.update_from_flattened_dict({
+        "sample.task": "img2img", "sample.inputs": ("gs://bucket/0.png", "gs://bucket/1.png")})
+    for path in tasks.run(config, workdir):
+        assert path.startswith("gs://bucket/run/samples/img2img_0_1_") and files.path(path).exists()
+
+    [row] = ddpm_jax.evaluate(config_of(), workdir)
+    assert row == ddpm_jax.evaluation.rows(workdir)[0] and np.isfinite(row["value"])
+    assert ddpm_jax.evaluate(config_of(), str(workdir)) == [row]
+    assert "known already" in capsys.readouterr().out
+    copied = local_copy(workdir / "tensorboard" / "evaluation", tmp_path / "e" / "tensorboard")
+    assert len(events(copied.parent).Scalars("frechet_pixels/train")) == 1
+
+
+def test_a_trainer_that_lost_its_workdir_stops(run, bucket, tmp_path, monkeypatch):
+    @contextlib.contextmanager
+    def hold(workdir):
+        steps = iter([None] * 2)
+
+        def check():
+            if next(steps, "lost") == "lost":
+                raise ValueError("taken over")
+
+        yield check
+
+    def killed(written):
+        written._writer.close(), written._scratch.cleanup()
+
+    monkeypatch.setattr(ownership, "hold", hold)
+    # Nothing is written at the end: what is there has been flushed with the checkpoint.
+    monkeypatch.setattr(rows.MetricsFile, "close", lambda self: None)
+    monkeypatch.setattr(event_files.EventFiles, "close", killed)
+    with pytest.raises(ValueError, match="taken over"):
+        run()
+    assert [row["step"] for row in ddpm_jax.read_metrics(bucket / "run")] == [1, 2]
+    found = events(local_copy(bucket / "run", tmp_path / "copied"))
+    assert [e.step for e in found.Scalars("loss")] == [1, 2]
+    assert checkpoints.steps(bucket / "run") == [2]
+
+
+def test_a_refused_trainer_changes_nothing(run, bucket):
+    files.write(bucket / "run" / "config.json", b"the owner's")
+    with ownership.hold(bucket / "run"):
+        before = objects()
+        with pytest.raises(ValueError, match="is being trained by process"):
+            run()
+        assert objects() == before
+    assert (bucket / "run" / "config.json").read_bytes() == b"the owner's"
