@@ -7,6 +7,7 @@ the number of updates done. A damaged checkpoint costs the steps since the one b
 import json
 import logging as python_logging
 import sys
+from collections.abc import Collection
 from importlib import metadata as packages
 
 import jax
@@ -83,7 +84,7 @@ class Checkpoints:
         )
         self._manager.save(step, args=args, force=True)
 
-    def restore(self, abstract_tree) -> tuple | None:
+    def restore(self, abstract_tree: dict, *, added: Collection[str] = ()) -> tuple | None:
         """The newest checkpoint that can be read, as (step, tree); None if there is none.
 
         One that cannot be read is reported and renamed `<step>.corrupt`, and the one before
@@ -91,6 +92,8 @@ class Checkpoints:
 
         Args:
             abstract_tree: what was saved, with arrays or `jax.ShapeDtypeStruct` as leaves.
+            added: keys that may be missing, where an older version saved without them; the tree
+                returned lacks them too.
 
         Returns:
             The step, and NumPy arrays in the containers of `abstract_tree`.
@@ -104,16 +107,21 @@ class Checkpoints:
             path = self._folder / str(step)
             try:
                 stored = _stored(path)
-                difference = _difference(stored, abstract_tree)
+                wanted = {
+                    key: part for key, part in abstract_tree.items()
+                    if key in stored or key not in added
+                }
+                difference = _difference(stored, wanted)
+                written = _metadata(path)  # without it, it could not be sampled from
                 if not difference:
-                    _metadata(path)  # without it the checkpoint could not be sampled from
-                    return step, _read(path, abstract_tree)
+                    return step, _read(path, wanted)
             except DAMAGE as error:
                 self._set_aside(step, error)
             else:
                 raise ValueError(
-                    f"{path} was made with another model or optimizer: {difference}. Go "
-                    "on with the settings in its config.json, or use another --workdir."
+                    f"{path} was made with another model or optimizer{_by_other(written)}: "
+                    f"{difference}. Go on with the settings in its config.json, or use another "
+                    "--workdir."
                 )
         return None
 
@@ -247,6 +255,14 @@ def _shapes(tree) -> dict[str, list[int]]:
         jax.tree_util.keystr(path, simple=True, separator="/"): list(np.shape(leaf))
         for path, leaf in leaves
     }
+
+
+def _by_other(metadata: dict) -> str:
+    """Says which version of this package wrote a checkpoint, where it was another than this."""
+    theirs, ours = (found.get("ddpm_jax", "?") for found in (
+        metadata.get("versions", {}), library_versions()
+    ))
+    return "" if theirs == ours else f", or by version {theirs} of this program (this is {ours})"
 
 
 def _one_line(error: Exception) -> str:

@@ -18,7 +18,7 @@ LEVELS = [
     {"chains", "config", "sweep"},
     {"editing", "validation", "workdir"},
     {"pretrained", "measures", "monitoring", "train_step"},
-    {"evaluation", "tasks", "warm_start"},
+    {"diagnosis", "evaluation", "tasks", "warm_start"},
     {"training"},
     {"planning"},
     {"__init__", "cli"},
