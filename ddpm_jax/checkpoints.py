@@ -153,8 +153,9 @@ class Checkpoints:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
-        self.close()
+    def __exit__(self, kind, *_):
+        if kind is not KeyboardInterrupt:  # Ctrl-C waits for no save: its leftovers are harmless.
+            self.close()
 
 
 def restore_part(workdir, name: str, step: int | None = None) -> tuple:

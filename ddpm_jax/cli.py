@@ -166,8 +166,8 @@ def _run(argv):
             raise
         _exit(error)
     except KeyboardInterrupt:
-        print("interrupted; the same command continues from the newest checkpoint")
-        sys.exit(130)
+        print("interrupted; the same command continues from the newest checkpoint", flush=True)
+        os._exit(130)  # A checkpoint half written would be waited for.
 
 
 def _ours(error) -> bool:
@@ -179,9 +179,12 @@ def _ours(error) -> bool:
 
 
 def _train(config, workdir):
-    from ddpm_jax import training
+    from ddpm_jax import interruption, training
 
-    training.train(config, workdir)
+    try:
+        training.train(config, workdir)
+    except interruption.Interrupted as interrupted:
+        sys.exit(interrupted.status)
 
 
 def _sample(config, workdir):

@@ -14,7 +14,7 @@ import numpy as np
 from ddpm_jax import config as config_lib
 from ddpm_jax import data as data_lib
 from ddpm_jax import (
-    diagnosis, importance, monitoring, parallel, randomness, validation,
+    diagnosis, importance, interruption, monitoring, parallel, randomness, validation,
     warm_start,
 )
 from ddpm_jax import state as state_lib
@@ -50,6 +50,8 @@ def train(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -> 
         ValueError: a setting is wrong, or the workdir was made with another model.
         FloatingPointError: `config.train.max_skipped` steps in a row had no finite loss and
             gradient.
+        Interrupted: SIGINT, SIGTERM or a notice of preemption came; the step under way was
+            finished and saved.
     """
     run = prepare(config, workdir, data)
     config, num_steps = run.config, run.config.train.num_steps
@@ -91,6 +93,7 @@ def train(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -> 
             range(start + 1, num_steps + 1), config.train.profile,
             run.workdir / "tensorboard" / "profile", in_flight,
         )))
+        asked_to_stop = stack.enter_context(interruption.watched())
         began = time.perf_counter()
 
         for step in steps:
@@ -109,6 +112,12 @@ def train(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -> 
             if step == start + 1:
                 jax.block_until_ready(state)
                 logs.say(f"memory after the first step: {monitoring.memory()}")
+            signal = asked_to_stop(step)
+            if signal and step < num_steps:
+                checkpoints.save(step, state_lib.to_saved(state), metadata(config))
+                checkpoints.close()
+                logs.say(f"{signal.name}: step {step:,} is saved; the same command continues there")
+                raise interruption.Interrupted(signal)
         checkpoints.close()
         logs.say(monitoring.closing_line(
             start, num_steps, time.perf_counter() - began, run.workdir

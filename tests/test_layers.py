@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "ddpm_jax"
 LEVELS = [
-    {"configs", "files", "metrics", "parallel", "randomness", "torch_file"},
+    {"configs", "files", "interruption", "metrics", "parallel", "randomness", "torch_file"},
     {"checkpoints", "images", "importance", "inception", "neighbours", "parts",
      "references", "schedule", "sources", "state", "unet", "wandb_writer"},
     {"audit", "diffusion", "draws", "grids", "logs", "pairs", "pictures", "rounds", "state_dicts",
