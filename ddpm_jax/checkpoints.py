@@ -4,9 +4,11 @@
 the number of updates done. A damaged checkpoint costs the steps since the one before it.
 """
 
+import contextlib
 import json
 import logging as python_logging
 import sys
+import threading
 from collections.abc import Collection
 from importlib import metadata as packages
 
@@ -34,6 +36,15 @@ def _report_unraisable(unraisable, otherwise=sys.unraisablehook) -> None:
 
 
 sys.unraisablehook = _report_unraisable
+
+
+def _report_in_thread(failure, otherwise=threading.excepthook) -> None:
+    # An error in one of Orbax's threads is raised by the next save, or by the closing.
+    if not type(failure.thread).__module__.startswith("orbax."):
+        otherwise(failure)
+
+
+threading.excepthook = _report_in_thread
 
 
 class Checkpoints:
@@ -69,12 +80,16 @@ class Checkpoints:
         """Starts writing `tree` as the checkpoint of `step`; nothing if it exists already.
 
         Copies the arrays to the host first, so the caller may donate them at once. Waits
-        for the save before, and raises its error if that failed (a full disk).
+        for the save before.
 
         Args:
             step: updates done; later than every step saved before.
             tree: pytree of arrays, the same on every process.
             metadata: JSON, such as the configuration and `library_versions()`.
+
+        Raises:
+            OSError: this save or the one before failed, such as on a full disk; older
+                checkpoints stay.
         """
         if step in self._manager.all_steps():
             return
@@ -82,7 +97,8 @@ class Checkpoints:
         args = ocp.args.Composite(
             state=ocp.args.PyTreeSave(arrays), metadata=ocp.args.JsonSave(metadata)
         )
-        self._manager.save(step, args=args, force=True)
+        with self._failures_told():
+            self._manager.save(step, args=args, force=True)
 
     def restore(self, abstract_tree: dict, *, added: Collection[str] = ()) -> tuple | None:
         """The newest checkpoint that can be read, as (step, tree); None if there is none.
@@ -144,11 +160,25 @@ class Checkpoints:
         self._open()  # the open one would refuse to save up to the step that is gone
 
     def close(self) -> None:
-        """Waits until everything is on disk; raises the error of a save that failed."""
+        """Waits until everything is on disk; raises OSError if a save failed."""
+        with self._failures_told():
+            try:
+                self._manager.wait_until_finished()
+            finally:
+                self._manager.close()
+
+    @contextlib.contextmanager
+    def _failures_told(self):
         try:
-            self._manager.wait_until_finished()
-        finally:
-            self._manager.close()
+            yield
+        except DAMAGE as error:
+            reason = getattr(error, "strerror", None) or str(error).split(": ")[-1]
+            newest = next(iter(_steps(self._folder)), None)
+            kept = f"that of step {newest} is whole" if newest is not None else "there is none yet"
+            raise OSError(
+                f"a checkpoint could not be written to {self._folder} ({reason}); {kept}. Make "
+                "room there, or mend what is wrong with it, and start the same command again."
+            ) from error
 
     def __enter__(self):
         return self
