@@ -22,9 +22,11 @@ from jax.experimental import multihost_utils
 DAMAGE = (ValueError, KeyError, OSError)  # what Orbax raises on files it cannot read
 TEMPORARY = ".orbax-checkpoint-tmp"
 
-# Orbax reports every file it touches; a run's own lines would drown.
+# Orbax reports every file it touches, and prints errors that it raises as well: a run's own
+# lines would drown.
 logging.get_absl_logger().addFilter(
-    lambda record: record.levelno > python_logging.INFO or "orbax" not in record.pathname
+    lambda record: "orbax" not in record.pathname
+    or record.levelno > python_logging.INFO and not record.exc_info
 )
 
 
