@@ -79,6 +79,9 @@ def get_config() -> ml_collections.ConfigDict:
         ema_warmup=False,     # min(ema_decay, (1 + step) / (10 + step)), for short runs
         extra_ema_decays=(),  # further averages, such as (0.999, 0.9995)
         matmul_precision="default",          # or "high", "highest"
+        max_skipped=10,       # steps in a row without a finite loss and gradient, whose updates
+                              # are skipped, that end the run
+        debug_nans=False,     # run such a step again and name the layer; waits for every step
         log_every=100,
         wandb="",             # a project of Weights & Biases that gets the records too; "": none
         profile=(),           # first and last step to trace for TensorBoard, such as (20, 25)

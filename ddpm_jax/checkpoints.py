@@ -4,9 +4,12 @@
 the number of updates done. A damaged checkpoint costs the steps since the one before it.
 """
 
+import contextlib
 import json
 import logging as python_logging
 import sys
+import threading
+from collections.abc import Collection
 from importlib import metadata as packages
 
 import jax
@@ -22,9 +25,11 @@ from ddpm_jax import files
 DAMAGE = (ValueError, KeyError, OSError)  # what Orbax raises on files it cannot read
 TEMPORARY = ".orbax-checkpoint-tmp"
 
-# Orbax reports every file it touches; a run's own lines would drown.
+# Orbax reports every file it touches, and prints errors that it raises as well: a run's own
+# lines would drown.
 logging.get_absl_logger().addFilter(
-    lambda record: record.levelno > python_logging.INFO or "orbax" not in record.pathname
+    lambda record: "orbax" not in record.pathname
+    or record.levelno > python_logging.INFO and not record.exc_info
 )
 
 
@@ -36,6 +41,15 @@ def _report_unraisable(unraisable, otherwise=sys.unraisablehook) -> None:
 
 
 sys.unraisablehook = _report_unraisable
+
+
+def _report_in_thread(failure, otherwise=threading.excepthook) -> None:
+    # An error in one of Orbax's threads is raised by the next save, or by the closing.
+    if not type(failure.thread).__module__.startswith("orbax."):
+        otherwise(failure)
+
+
+threading.excepthook = _report_in_thread
 
 
 class Checkpoints:
@@ -71,12 +85,16 @@ class Checkpoints:
         """Starts writing `tree` as the checkpoint of `step`; nothing if it exists already.
 
         Copies the arrays to the host first, so the caller may donate them at once. Waits
-        for the save before, and raises its error if that failed (a full disk).
+        for the save before.
 
         Args:
             step: updates done; later than every step saved before.
             tree: pytree of arrays, the same on every process.
             metadata: JSON, such as the configuration and `library_versions()`.
+
+        Raises:
+            OSError: this save or the one before failed, such as on a full disk; older
+                checkpoints stay.
         """
         if step in self._manager.all_steps():
             return
@@ -84,9 +102,10 @@ class Checkpoints:
         args = ocp.args.Composite(
             state=ocp.args.PyTreeSave(arrays), metadata=ocp.args.JsonSave(metadata)
         )
-        self._manager.save(step, args=args, force=True)
+        with self._failures_told():
+            self._manager.save(step, args=args, force=True)
 
-    def restore(self, abstract_tree) -> tuple | None:
+    def restore(self, abstract_tree: dict, *, added: Collection[str] = ()) -> tuple | None:
         """The newest checkpoint that can be read, as (step, tree); None if there is none.
 
         One that cannot be read is reported and renamed `<step>.corrupt`, and the one before
@@ -94,6 +113,8 @@ class Checkpoints:
 
         Args:
             abstract_tree: what was saved, with arrays or `jax.ShapeDtypeStruct` as leaves.
+            added: keys that may be missing, where an older version saved without them; the tree
+                returned lacks them too.
 
         Returns:
             The step, and NumPy arrays in the containers of `abstract_tree`.
@@ -105,20 +126,26 @@ class Checkpoints:
         self._manager.wait_until_finished()
         for step in parallel.from_first(lambda: _steps(self._folder)):
             path = self._folder / str(step)
-            difference, tree, damage = "", None, None
+            difference, tree, damage, written = "", None, None, {}
             try:
-                difference = _difference(_stored(path), abstract_tree)
+                stored = _stored(path)
+                wanted = {
+                    key: part for key, part in abstract_tree.items()
+                    if key in stored or key not in added
+                }
+                difference = _difference(stored, wanted)
+                written = _metadata(path)  # without it, it could not be sampled from
                 if not difference:
-                    _metadata(path)  # without it the checkpoint could not be sampled from
-                    tree = _read(path, abstract_tree)
+                    tree = _read(path, wanted)
             except DAMAGE as error:
                 damage = error
             if not parallel.everywhere(damage is None):
                 self._set_aside(step, damage or OSError("another process could not read it"))
             elif difference:
                 raise ValueError(
-                    f"{path} was made with another model or optimizer: {difference}. Go "
-                    "on with the settings in its config.json, or use another --workdir."
+                    f"{path} was made with another model or optimizer{_by_other(written)}: "
+                    f"{difference}. Go on with the settings in its config.json, or use another "
+                    "--workdir."
                 )
             else:
                 return step, tree
@@ -143,17 +170,32 @@ class Checkpoints:
         self._open()  # the open one would refuse to save up to the step that is gone
 
     def close(self) -> None:
-        """Waits until everything is on disk; raises the error of a save that failed."""
+        """Waits until everything is on disk; raises OSError if a save failed."""
+        with self._failures_told():
+            try:
+                self._manager.wait_until_finished()
+            finally:
+                self._manager.close()
+
+    @contextlib.contextmanager
+    def _failures_told(self):
         try:
-            self._manager.wait_until_finished()
-        finally:
-            self._manager.close()
+            yield
+        except DAMAGE as error:
+            reason = getattr(error, "strerror", None) or str(error).split(": ")[-1]
+            newest = next(iter(_steps(self._folder)), None)
+            kept = f"that of step {newest} is whole" if newest is not None else "there is none yet"
+            raise OSError(
+                f"a checkpoint could not be written to {self._folder} ({reason}); {kept}. Make "
+                "room there, or mend what is wrong with it, and start the same command again."
+            ) from error
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
-        self.close()
+    def __exit__(self, kind, *_):
+        if kind is not KeyboardInterrupt:  # Ctrl-C waits for no save: its leftovers are harmless.
+            self.close()
 
 
 def restore_part(workdir, name: str, step: int | None = None) -> tuple:
@@ -254,6 +296,14 @@ def _shapes(tree) -> dict[str, list[int]]:
         jax.tree_util.keystr(path, simple=True, separator="/"): list(np.shape(leaf))
         for path, leaf in leaves
     }
+
+
+def _by_other(metadata: dict) -> str:
+    """Says which version of this package wrote a checkpoint, where it was another than this."""
+    theirs, ours = (found.get("ddpm_jax", "?") for found in (
+        metadata.get("versions", {}), library_versions()
+    ))
+    return "" if theirs == ours else f", or by version {theirs} of this program (this is {ours})"
 
 
 def _one_line(error: Exception) -> str:

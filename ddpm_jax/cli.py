@@ -6,6 +6,7 @@ JAX is imported only when the work begins, so `--help` and mistakes in flags are
 import contextlib
 import dataclasses
 import difflib
+import errno
 import importlib.util
 import os
 import sys
@@ -41,6 +42,8 @@ Train a diffusion model, sample from one, or measure it.
 Every setting, its value and its meaning: configs/cifar10.py."""
 
 MODES = ("train", "sample", "evaluate", "plan")
+# A file system that is full, over its quota or its files' size, read-only or failing.
+_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 _config = config_flags.DEFINE_config_file("config", lock_config=True)
 _workdir = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _mode = flags.DEFINE_string("mode", "train", "One of train, sample, evaluate, plan.")
@@ -186,13 +189,15 @@ def _run(argv):
         work = {"train": _train, "sample": _sample, "evaluate": _evaluate, "plan": _plan}
         with _joined():
             work[_mode.value](_config.value, _workdir.value)
-    except (ValueError, FloatingPointError) as error:
-        if not _ours(error):
+    except (ValueError, FloatingPointError, OSError) as error:
+        storage = getattr(error, "errno", None) in _STORAGE
+        if not storage and not _ours(error):
             raise
-        _exit(error)
+        _exit(f"{error}: --workdir={_workdir.value} cannot be written to any more; make room, and "
+              "start the same command again." if storage else error)
     except KeyboardInterrupt:
-        print("interrupted; the same command continues from the newest checkpoint")
-        sys.exit(130)
+        print("interrupted; the same command continues from the newest checkpoint", flush=True)
+        os._exit(130)  # A checkpoint half written would be waited for.
 
 
 @contextlib.contextmanager
@@ -219,9 +224,12 @@ def _ours(error) -> bool:
 
 
 def _train(config, workdir):
-    from ddpm_jax import training
+    from ddpm_jax import interruption, training
 
-    training.train(config, workdir)
+    try:
+        training.train(config, workdir)
+    except interruption.Interrupted as interrupted:
+        sys.exit(interrupted.status)
 
 
 def _sample(config, workdir):

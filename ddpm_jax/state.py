@@ -40,12 +40,15 @@ class TrainState(train_state.TrainState):
         tally: float32 [2, 4], weighted sum of losses, and of weights, by quartile of t since the
             last logged row; part of the state so that a resumed run logs the same means.
         loss_history: the last losses by t, of `importance`; empty where t is drawn otherwise.
+        skipped: int32 [2], updates left out since the start, and in a row until now, because
+            the loss or the gradient was not finite.
     """
 
     ema_params: Any
     extra_ema_params: Mapping[str, Any]
     tally: jax.Array
     loss_history: Mapping[str, jax.Array]
+    skipped: jax.Array
 
 
 def create(
@@ -85,6 +88,7 @@ def create(
         extra_ema_params={str(decay): copied() for decay in extra_ema_decays},
         tally=jnp.zeros((2, 4)),
         loss_history=loss_history or {},
+        skipped=jnp.zeros(2, jnp.int32),
     )
 
 
@@ -98,7 +102,12 @@ def to_saved(state: TrainState) -> dict[str, Any]:
         "opt_state": state.opt_state,
         "tally": state.tally,
         "loss_history": dict(state.loss_history),
+        "skipped": state.skipped,
     }
+
+
+# Parts of a state that checkpoints of older versions lack; they stay as in a fresh one.
+ADDED = ("skipped",)
 
 
 def num_params(params: Any) -> int:

@@ -52,41 +52,73 @@ def train_step(
     Returns:
         The new state and metrics, all equal on every device: `loss` and `loss_quartile_1..4`
         (by t; means since the last logged row, over uniform t however it is drawn),
-        `grad_norm` before clipping, `learning_rate`.
+        `grad_norm` before clipping, `learning_rate`, and how many updates were skipped:
+        `skipped` since the start, `skipped_in_a_row` until now. An update is skipped where the
+        loss of an image or the gradient's norm is not finite: then the step and these counts are
+        all of the state that moves, but for a tally that begins anew with its row.
     """
-    rng_draw, rng_dropout = jax.random.split(jax.random.fold_in(rng, state.step))
-
-    def loss_fn(params, batch, places):
-        x_0, t, weight, eps, model_kwargs = draw(
-            batch, rng=rng_draw, places=places, num_timesteps=schedule.num_timesteps,
-            t_sampling=settings.t_sampling, loss_history=state.loss_history,
-            random_flip=settings.random_flip, label_dropout=settings.label_dropout,
-            null_label=settings.null_label,
-        )
-        denoise_fn = functools.partial(
-            state.apply_fn, {"params": params}, train=True, places=places,
-            rngs={"dropout": rng_dropout}, **model_kwargs,
-        )
-        loss = losses.training_loss(
-            schedule, denoise_fn, x_0, t, eps,
-            parameterization=settings.parameterization, objective=settings.objective,
-        )
-        return jnp.mean(weight * loss), (loss, t, weight)
-
+    loss_fn = functools.partial(loss_and_parts, state, rng, schedule=schedule, settings=settings)
     grads, per_image = accumulated_gradients(
         loss_fn, state.params, batch, parallel.places(len(batch["images"])), settings.accumulate
     )
     grads = jax.lax.pmean(grads, parallel.AXIS)
     loss, t, weight = jax.lax.all_gather(per_image, parallel.AXIS, tiled=True)
+    grad_norm = optax.tree.norm(grads)
     starts_row = state.step % settings.log_every == 0
     tally = jnp.where(starts_row, 0.0, state.tally)
-    tally += tally_by_quartile(loss, t, weight, schedule.num_timesteps)
+    new_tally = tally + tally_by_quartile(loss, t, weight, schedule.num_timesteps)
+    finite = jnp.isfinite(grad_norm) & jnp.isfinite(new_tally.sum())
+    learning_rate = learning_rate(state.step - state.skipped[0])  # the optimizer's count
+    updated = update(state, grads, t, loss, settings)
+    updated = updated.replace(tally=new_tally, skipped=state.skipped.at[1].set(0))
+    skipped = state.replace(step=updated.step, tally=tally, skipped=state.skipped + 1)
+    # Not `jnp.where`, which would be fused into the update and move its last bits.
+    state = jax.lax.cond(finite, lambda: updated, lambda: skipped)
     metrics = {
-        "loss": tally[0].sum() / tally[1].sum(),
-        **{f"loss_quartile_{i + 1}": tally[0, i] / tally[1, i] for i in range(4)},
-        "grad_norm": optax.tree.norm(grads),
-        "learning_rate": learning_rate(state.step),
+        "loss": state.tally[0].sum() / state.tally[1].sum(),
+        **{f"loss_quartile_{i + 1}": state.tally[0, i] / state.tally[1, i] for i in range(4)},
+        "grad_norm": grad_norm,
+        "learning_rate": learning_rate,
+        "skipped": state.skipped[0],
+        "skipped_in_a_row": state.skipped[1],
     }
+    return state, metrics
+
+
+def loss_and_parts(state, rng, params, batch, places, *, schedule, settings):
+    """The mean loss of some images at a step, and what each image gave.
+
+    Args:
+        state: of the step; its parameters are not used.
+        rng: the run's key.
+        params: the network's parameters.
+        batch: as of `train_step`.
+        places: [b] where the images stand in the global batch.
+        schedule, settings: as of `train_step`.
+
+    Returns:
+        The mean of loss times weight, and (loss, t, weight), each [b].
+    """
+    rng_draw, rng_dropout = jax.random.split(jax.random.fold_in(rng, state.step))
+    x_0, t, weight, eps, model_kwargs = draw(
+        batch, rng=rng_draw, places=places, num_timesteps=schedule.num_timesteps,
+        t_sampling=settings.t_sampling, loss_history=state.loss_history,
+        random_flip=settings.random_flip, label_dropout=settings.label_dropout,
+        null_label=settings.null_label,
+    )
+    denoise_fn = functools.partial(
+        state.apply_fn, {"params": params}, train=True, places=places,
+        rngs={"dropout": rng_dropout}, **model_kwargs,
+    )
+    loss = losses.training_loss(
+        schedule, denoise_fn, x_0, t, eps,
+        parameterization=settings.parameterization, objective=settings.objective,
+    )
+    return jnp.mean(weight * loss), (loss, t, weight)
+
+
+def update(state, grads, t, loss, settings):
+    """The state after an update by `grads` of images that had these t and losses, [b]."""
     state = state.apply_gradients(grads=grads)
 
     def average(ema, decay):
@@ -99,11 +131,10 @@ def train_step(
             name: average(ema, decay(float(name)))
             for name, ema in state.extra_ema_params.items()
         },
-        tally=tally,
     )
     if settings.t_sampling == "importance":
         state = state.replace(loss_history=importance.record(state.loss_history, t, loss))
-    return state, metrics
+    return state
 
 
 def draw(

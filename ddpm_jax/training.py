@@ -13,10 +13,14 @@ import numpy as np
 
 from ddpm_jax import config as config_lib
 from ddpm_jax import data as data_lib
-from ddpm_jax import importance, monitoring, ownership, parallel, randomness, validation, warm_start
+from ddpm_jax import (
+    diagnosis, importance, interruption, monitoring, ownership, parallel, randomness, validation,
+    warm_start,
+)
 from ddpm_jax import state as state_lib
 from ddpm_jax import workdir as workdir_lib
 from ddpm_jax.checkpoints import Checkpoints, library_versions
+from ddpm_jax.checkpoints import steps as checkpoint_steps
 from ddpm_jax.images import save_png
 from ddpm_jax.logs import Logs, Rate, Silence
 from ddpm_jax.sources import Source
@@ -48,7 +52,10 @@ def train(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -> 
     Raises:
         ValueError: a setting is wrong, the workdir was made with another model, or another
             trainer is at work there.
-        FloatingPointError: the loss is not finite.
+        FloatingPointError: `config.train.max_skipped` steps in a row had no finite loss and
+            gradient.
+        Interrupted: SIGINT, SIGTERM or a notice of preemption came; the step under way was
+            finished and saved.
     """
     run = prepare(config, workdir, data)
     config, num_steps = run.config, run.config.train.num_steps
@@ -59,7 +66,7 @@ def train(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -> 
             run.workdir, keep=config.train.keep, keep_every=config.train.keep_every
         ))
         state = fresh_state(run)
-        restored = checkpoints.restore(state_lib.to_saved(state))
+        restored = checkpoints.restore(state_lib.to_saved(state), added=state_lib.ADDED)
         state = state.replace(**restored[1]) if restored else (
             warm_start.state(state, config.train.warm_start, run.model, run.source.image_shape)
         )
@@ -75,10 +82,10 @@ def train(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -> 
         ):
             logs.say(line)
         logs.text("config", f"```json\n{config_lib.dump(config)}\n```")
+        settings = step_settings(config)
         step_fn = pmap_train_step(
-            schedule=run.schedule,
-            learning_rate=config_lib.learning_rate(config),
-            settings=step_settings(config),
+            schedule=run.schedule, learning_rate=config_lib.learning_rate(config),
+            settings=settings,
         )
         observe = observer(run, logs, checkpoints, start)
         batches = stack.enter_context(contextlib.closing(data_lib.batches(
@@ -87,22 +94,38 @@ def train(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -> 
         )))
         stack.enter_context(jax.default_matmul_precision(config.train.matmul_precision))
         in_flight = collections.deque()
+        ahead = 0 if config.train.debug_nans else IN_FLIGHT
         steps = stack.enter_context(contextlib.closing(monitoring.traced(
             range(start + 1, num_steps + 1), config.train.profile if parallel.is_first() else (),
             logs.folder / "profile", in_flight,
         )))
+        asked_to_stop = stack.enter_context(interruption.watched())
         began = time.perf_counter()
 
         for step in steps:
-            state, metrics = step_fn(state, parallel.shard(next(batches)), run.rng(STEP))
-            in_flight.append(metrics["loss"])
-            if len(in_flight) > IN_FLIGHT:
-                jax.block_until_ready(in_flight.popleft())
+            batch = parallel.shard(next(batches))
+            state, metrics = step_fn(state, batch, run.rng(STEP))
+            if config.train.debug_nans and metrics["skipped_in_a_row"]:
+                logs.say(f"step {step} is skipped: " + diagnosis.not_finite(
+                    state.replace(step=step - 1), batch, run.rng(STEP),
+                    schedule=run.schedule, settings=settings,
+                ))
+            in_flight.append(metrics)
+            while len(in_flight) > (ahead if step < num_steps else 0):
+                behind = step + 1 - len(in_flight)
+                stop_if_stuck(run, checkpoints, behind, in_flight.popleft())
             check_owner()
             observe(step, state, metrics)
             if step == start + 1:
                 jax.block_until_ready(state)
                 logs.say(f"memory after the first step: {monitoring.memory()}")
+            signal = asked_to_stop(step)
+            if signal and step < num_steps:
+                logs.flush()
+                checkpoints.save(step, state_lib.to_saved(state), metadata(config))
+                checkpoints.close()
+                logs.say(f"{signal.name}: step {step:,} is saved; the same command continues there")
+                raise interruption.Interrupted(signal)
         checkpoints.close()
         logs.say(monitoring.closing_line(
             start, num_steps, time.perf_counter() - began, run.workdir
@@ -188,7 +211,7 @@ def observer(run: Run, logs: Logs | Silence, checkpoints: Checkpoints, start: in
         logs.advance(step)
         evaluates = evaluate is not None and due(train.eval_every)
         if evaluates or due(train.log_every):
-            row = finite_row(metrics, step, run.workdir)
+            row = finite_row(metrics)
             if evaluates:
                 with rate.paused():
                     row["heldout_loss"] = evaluate(state.ema_params)
@@ -228,20 +251,30 @@ def every(step: int, period: int, last: int) -> bool:
     return step % period == 0 or step == last
 
 
-def finite_row(metrics: dict[str, jax.Array], step: int, workdir: Any) -> dict[str, float]:
-    """The metrics on the host, without the quartiles of t that no image fell into.
+def stop_if_stuck(run: Run, checkpoints: Checkpoints, step: int, metrics: Any) -> None:
+    """Waits for the step of these metrics, and stops the run where too many were skipped.
 
     Raises:
-        FloatingPointError: the loss or the gradient is not finite.
+        FloatingPointError: it is the `config.train.max_skipped`-th in a row.
     """
+    in_a_row = int(metrics["skipped_in_a_row"])
+    if in_a_row < run.config.train.max_skipped:
+        return
+    checkpoints.close()
+    good = [s for s in checkpoint_steps(run.workdir) if s <= step - in_a_row]
+    raise FloatingPointError(
+        f"config.train.max_skipped={run.config.train.max_skipped}: loss or gradient was not finite "
+        f"in {in_a_row} steps in a row, up to step {step} with learning rate "
+        f"{metrics['learning_rate']:g}; the last good checkpoint is "
+        f"{run.workdir / 'checkpoints' / str(good[-1]) if good else 'none'}; lower "
+        "--config.train.learning_rate, or let --config.train.debug_nans=True name the layer."
+    )
+
+
+def finite_row(metrics: dict[str, jax.Array]) -> dict[str, float]:
+    """The metrics on the host, without what is not finite: the gradient of a skipped step, the
+    loss of a row that has no other, quartiles of t that no image fell into."""
     row = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    for name in ("loss", "grad_norm"):
-        if not np.isfinite(row[name]):
-            raise FloatingPointError(
-                f"{name}={row[name]} at step {step} with learning rate "
-                f"{row['learning_rate']:g}; the checkpoints in {workdir} are from before; lower "
-                "--config.train.learning_rate."
-            )
     return {name: value for name, value in row.items() if np.isfinite(value)}
 
 

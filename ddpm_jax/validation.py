@@ -69,6 +69,7 @@ def check_numbers(config: ml_collections.ConfigDict) -> None:
         ("train.ema_decay", 0, 1 - 1e-9, 0.9999),
         ("train.accumulate", 1, huge, 1),
         ("train.label_dropout", 0, 1, 0.1),
+        ("train.max_skipped", 1, huge, 10),
         ("train.log_every", 1, huge, 100),
         ("train.eval_every", 1, huge, 5000),
         ("train.eval_images", 0, huge, 1024),

@@ -8,8 +8,8 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parent.parent / "ddpm_jax"
 LEVELS = [
     {"configs", "files", "metrics", "parallel", "randomness"},
-    {"checkpoints", "event_files", "images", "importance", "neighbours", "parts", "references",
-     "rows", "schedule", "sources", "state", "torch_file", "unet", "wandb_writer"},
+    {"checkpoints", "event_files", "images", "importance", "interruption", "neighbours", "parts",
+     "references", "rows", "schedule", "sources", "state", "torch_file", "unet", "wandb_writer"},
     {"audit", "diffusion", "draws", "grids", "inception", "logs", "ownership", "pairs", "pictures",
      "rounds", "state_dicts", "tfds_source"},
     {"conditioning", "data", "diffusers_format", "losses", "plans", "samplers"},
@@ -18,7 +18,7 @@ LEVELS = [
     {"chains", "config", "sweep"},
     {"editing", "validation", "workdir"},
     {"pretrained", "measures", "monitoring", "train_step"},
-    {"evaluation", "tasks", "warm_start"},
+    {"diagnosis", "evaluation", "tasks", "warm_start"},
     {"training"},
     {"planning"},
     {"__init__", "cli"},

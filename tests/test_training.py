@@ -408,11 +408,6 @@ def test_a_grid_is_full_where_the_run_pays_for_it():
     assert monitoring.grid_cost(digits.get_config(), sets=1) == (64, 150)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run():
-    metrics = {"loss": jnp.nan, "grad_norm": jnp.ones(()), "learning_rate": jnp.ones(())}
-    with pytest.raises(FloatingPointError, match="loss=nan at step 7 .*learning_rate"):
-        training.finite_row(metrics, 7, "runs/x")
-    row = training.finite_row(
-        {**metrics, "loss": jnp.ones(()), "loss_quartile_1": jnp.nan}, 7, "runs/x"
-    )
-    assert row == {"loss": 1.0, "grad_norm": 1.0, "learning_rate": 1.0}
+def test_a_row_has_what_is_finite():
+    metrics = {"loss": jnp.ones(()), "grad_norm": jnp.inf, "loss_quartile_1": jnp.nan}
+    assert training.finite_row(metrics) == {"loss": 1.0}

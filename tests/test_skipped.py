@@ -1,0 +1,204 @@
+"""Steps whose loss or gradient is not finite: skipped, counted, explained, and a reason to stop."""
+
+import contextlib
+import functools
+import shutil
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax import checkpoints, config as config_lib, data, diagnosis, parallel, training
+from ddpm_jax import state as state_lib
+from ddpm_jax.checkpoints import Checkpoints, restore_part
+from ddpm_jax.train_step import step_settings
+from test_profile import tiny, tiny_config  # noqa: F401
+from test_runs import rows
+from test_training import BATCH, small_config, state_of, step_of
+
+RNG = jax.random.key(1)
+
+
+class Poisoned(nn.Module):
+    """A network that fails for images of label 1: in its output, its gradient or their loss."""
+
+    fails: str
+
+    @nn.compact
+    def __call__(self, x, t, *, train, places=None, labels=None):
+        marked = jnp.zeros(len(x)) if labels is None else jnp.float32(labels)
+        marked = marked[:, None, None, None]
+        h = nn.Conv(4, (3, 3), name="first")(x)
+        if self.fails == "output":
+            h = h / (1 - marked)
+        if self.fails == "gradient":  # sqrt(0) is 0, and its slope is infinite
+            h = h * jnp.sqrt(jnp.abs(h) * (1 - marked))
+        h = nn.Conv(4, (3, 3), name="second")(nn.swish(h))
+        h = nn.Conv(1, (3, 3), name="last")(h)
+        # Too large to be squared in float32, but not for the gradient.
+        return h.at[:, :1, :1].add(2e19 * marked) if self.fails == "loss" else h
+
+
+def poisoned_config(**train):
+    config = small_config(**({"label_dropout": 0.0, "extra_ema_decays": (0.5,)} | train))
+    config.data.labels, config.data.num_classes = True, 2
+    return config
+
+
+def batch_of(poison):
+    """The digits, one of them marked where asked: on the sixth of eight devices."""
+    labels = np.zeros(BATCH, np.int32)
+    labels[11] = poison
+    return parallel.shard({"images": data.digits("train")[0][:BATCH], "labels": labels})
+
+
+@functools.cache
+def compiled(config):
+    return step_of(config_lib.parse(config))
+
+
+def states(config, model, poison, **changed):
+    """The state and the metrics after each step, whose batches are poisoned or not."""
+    state = parallel.replicate(state_of(config, model).replace(**changed))
+    step = compiled(config.to_json())
+    found = [(jax.device_get(state), None)]
+    for poisoned in poison:
+        state, metrics = step(state, batch_of(poisoned), RNG)
+        found.append(jax.device_get((state, metrics)))
+    return found
+
+
+def assert_same(a, b, *names):
+    for name in names:
+        one, other = (jax.tree.leaves(getattr(state, name)) for state in (a, b))
+        for x, y in zip(one, other, strict=True):
+            np.testing.assert_array_equal(x, y)
+
+
+UPDATED = ("params", "ema_params", "extra_ema_params", "opt_state", "loss_history")
+
+
+@pytest.mark.parametrize("fails", ["output", "gradient", "loss"])
+def test_one_bad_image_of_one_device_skips_the_update_of_all(fails):
+    """A gradient's norm is finite for "loss", the loss for "gradient"."""
+    config = poisoned_config(t_sampling="importance", log_every=4, warmup_steps=10)
+    (_, _), (good, _), (bad, row), (worse, _), (again, last) = states(
+        config, Poisoned(fails), (0, 1, 1, 0)
+    )
+    assert np.isfinite(row["grad_norm"]) == (fails == "loss")
+    assert np.isfinite(row["loss"])  # of the images since the last row, but for the skipped
+    assert_same(good, bad, "tally", *UPDATED)
+    assert_same(good, worse, "tally", *UPDATED)
+    assert [int(s.step) for s in (good, bad, worse, again)] == [1, 2, 3, 4]
+    assert [list(s.skipped) for s in (good, bad, worse, again)] == [[0, 0], [1, 1], [2, 2], [2, 0]]
+    assert (last["skipped"], last["skipped_in_a_row"]) == (2, 0)
+    # The rate is the optimizer's, for its second update: 1 / 10 of the whole.
+    np.testing.assert_allclose(last["learning_rate"], 1e-4, rtol=1e-6)
+
+    # What follows is the step of that number from the state before, with data and noise of its own.
+    without = states(config, Poisoned(fails), (0,), **{
+        name: getattr(good, name) for name in ("tally", *UPDATED)
+    } | {"step": jnp.int32(3)})[-1][0]
+    assert_same(without, again, "step", "tally", *UPDATED)
+
+
+def test_a_row_of_skipped_steps_alone_has_no_loss():
+    config = poisoned_config(log_every=1)
+    _, (good, _), (bad, metrics) = states(config, Poisoned("output"), (0, 1))
+    assert set(training.finite_row(metrics)) == {"learning_rate", "skipped", "skipped_in_a_row"}
+    np.testing.assert_array_equal(bad.tally, 0)  # begun anew with its row
+    assert good.tally[1].sum() == BATCH
+
+
+def test_numbers_are_those_of_one_image_alone():
+    """The loss of the row is the mean over the images of the steps that counted."""
+    config = poisoned_config(log_every=3, learning_rate=1e-12)
+    _, *counted = states(config, Poisoned("output"), (0, 0, 0))
+    _, _, _, (_, row) = states(config, Poisoned("output"), (0, 1, 0))
+    sums = [np.float64(state.tally[0].sum()) for state, _ in counted]
+    expected = (sums[0] + sums[2] - sums[1]) / (2 * BATCH)
+    np.testing.assert_allclose(row["loss"], expected, rtol=1e-5)  # float32 sums of 32
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("fails, says", [
+    ("output", "second has an output that is not finite"),
+    ("gradient", "first has a gradient that is not finite"),
+    ("loss", "the loss is not finite, though the output of every layer is"),
+])
+def test_the_layer_is_named(fails, says, accumulate):
+    config = poisoned_config(accumulate=accumulate)
+    state = state_of(config, Poisoned(fails))
+    find = functools.partial(
+        diagnosis.not_finite, state, rng=RNG, schedule=config_lib.schedule(config),
+        settings=step_settings(config),
+    )
+    assert find(batch=batch_of(1)) == says
+    assert "nothing in it was found" in find(batch=batch_of(0))
+
+
+def test_the_step_is_run_again_with_its_own_draws(monkeypatch):
+    """The loss that the diagnosis sees is the step's."""
+    config = poisoned_config(log_every=1)
+    (state, _), (_, row) = states(config, Poisoned("output"), (0,), step=jnp.int32(4))
+    seen = []
+    monkeypatch.setattr(
+        diagnosis, "_first", lambda layers, finite, loss, grads: seen.append(float(loss))
+    )
+    diagnosis.not_finite(state, batch_of(0), RNG, schedule=config_lib.schedule(config),
+                         settings=step_settings(config))
+    assert len(seen) == 8
+    np.testing.assert_allclose(np.mean(seen), row["loss"], rtol=1e-5)  # sums of 16 in float32
+
+
+DIVERGES = {"train.learning_rate": 1e30, "train.warmup_steps": 0, "train.num_steps": 12,
+            "train.checkpoint_every": 1, "train.keep": 100, "train.max_skipped": 4}
+
+
+def test_a_run_that_is_stuck_stops_and_says_where_it_was_good(tiny, tmp_path, capsys):  # noqa: F811
+    with pytest.raises(FloatingPointError) as error:
+        training.train(tiny_config(**DIVERGES, **{"train.debug_nans": True}), tmp_path)
+    message = str(error.value)
+    assert "\n" not in message
+    for part in ("config.train.max_skipped=4:", "in 4 steps in a row, up to step 5",
+                 "learning rate 1e+30", f"good checkpoint is {tmp_path / 'checkpoints' / '1'};"):
+        assert part in message
+    said = capsys.readouterr().out
+    for step in (2, 3, 4, 5):
+        assert f"step {step} is skipped: conv_out has an output that is not finite\n" in said, said
+    assert "step 1 is skipped" not in said
+    # No state that was saved holds anything that is not finite; what was skipped stands in rows.
+    for step in checkpoints.steps(tmp_path):
+        for name in ("params", "ema_params", "opt_state", "tally"):
+            for leaf in jax.tree.leaves(restore_part(tmp_path, name, step)[1]):
+                assert np.isfinite(leaf).all()
+    assert [(row["step"], row["skipped"]) for row in rows(tmp_path)[:4]] == [
+        (1, 0), (2, 1), (3, 2), (4, 3)]
+    assert "loss" in rows(tmp_path)[0] and "loss" not in rows(tmp_path)[1]
+
+    # Resumed within the row of skipped steps it stops where it would have.
+    for step in checkpoints.steps(tmp_path)[3:]:
+        shutil.rmtree(tmp_path / "checkpoints" / str(step))
+    with pytest.raises(FloatingPointError, match="in 4 steps in a row, up to step 5"):
+        training.train(tiny_config(**DIVERGES), tmp_path)
+    assert "resuming at step 3" in capsys.readouterr().out
+
+
+def test_a_run_that_is_stuck_at_its_end_is_not_done(tiny, tmp_path):  # noqa: F811
+    with pytest.raises(FloatingPointError, match="up to step 5 .*good checkpoint is none"):
+        training.train(tiny_config(**DIVERGES | {
+            "train.num_steps": 5, "train.checkpoint_every": 100}), tmp_path)
+
+
+def test_a_checkpoint_of_before_the_count_is_continued(tiny, tmp_path):  # noqa: F811
+    run = training.prepare(tiny_config(**{"train.num_steps": 2}), tmp_path, None)
+    old = state_lib.to_saved(training.fresh_state(run)) | {"step": jnp.int32(1)}
+    del old["skipped"]
+    with Checkpoints(tmp_path) as saved:
+        saved.save(1, old, training.metadata(run.config))
+    training.train(run.config, tmp_path)
+    assert list(restore_part(tmp_path, "skipped", 2)[1]) == [0, 0]
+    with contextlib.closing(Checkpoints(tmp_path)) as saved:
+        assert saved.restore(state_lib.to_saved(training.fresh_state(run)))[0] == 2

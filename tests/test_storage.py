@@ -1,0 +1,158 @@
+"""Storage that fails: said in one line, what was whole stays, and the run goes on from it."""
+
+import errno
+import os
+import resource
+import shutil
+import subprocess
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax import checkpoints, cli, training, workdir
+from ddpm_jax import state as state_lib
+from ddpm_jax.checkpoints import Checkpoints
+from test_checkpoints import METADATA, TX
+from test_profile import tiny, tiny_config  # noqa: F401
+from test_runs import ROOT, command, lasting, on, rows, run
+
+FIRST = {"train.num_steps": 20, "train.t_sampling": "uniform", "train.eval_images": 0,
+         "train.sample_images": 1}
+BIG = {"noise": np.random.default_rng(0).normal(size=60_000)}  # 480 kB, incompressible
+
+
+@pytest.fixture
+def mounted(tmp_path):
+    """mounted(options) -> a folder with a small file system of its own."""
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+
+    def mount(options):
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder],
+                              capture_output=True)
+        if done.returncode:
+            pytest.skip("mounting a small file system needs root")
+        return folder
+
+    yield mount
+    subprocess.run(["umount", folder], capture_output=True)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_full_disk_costs_one_save(mounted, capfd):
+    folder = mounted("size=700k")
+    with pytest.raises(OSError, match=r"\(No space left.*that of step 1 is whole") as error:
+        with Checkpoints(folder) as saved:
+            saved.save(1, BIG, METADATA)
+            saved.save(2, BIG, METADATA)
+    assert "\n" not in str(error.value)
+    assert "Traceback" not in capfd.readouterr().err
+    subprocess.run(["mount", "-o", "remount,size=4m", folder], check=True)
+    with Checkpoints(folder) as saved:
+        step, found = saved.restore(BIG)
+        np.testing.assert_array_equal(found["noise"], BIG["noise"])
+        assert step == 1 and checkpoints.steps(folder) == [1]
+        saved.save(2, BIG, METADATA)
+    assert checkpoints.steps(folder) == [1, 2]
+
+
+def test_a_read_only_workdir_is_refused_before_anything_starts(mounted):
+    folder = mounted("size=1m")
+    subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+    with pytest.raises(ValueError, match="cannot be written to .Read-only file system.") as error:
+        workdir.create(folder / "run")
+    assert "\n" not in str(error.value)
+
+
+def small_files():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+
+
+def test_the_program_says_it_in_one_line_and_goes_on_from_there(tmp_path):
+    folder, longer = tmp_path / "run", FIRST | {"train.num_steps": 40}
+    run(command(folder, **FIRST), devices=1)
+    done = subprocess.run(command(folder, **longer), env=on(1), capture_output=True, text=True,
+                          cwd=ROOT, preexec_fn=small_files)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith(f"error: a checkpoint could not be written to {folder}/checkpoints (")
+    assert "File too large" in line and "that of step 20 is whole." in line
+    assert "resuming at step 20" in run(command(folder, **longer), devices=1)
+    assert [row["step"] for row in rows(folder)] == list(range(5, 41, 5))
+
+
+@pytest.mark.parametrize("number, storage", [
+    (errno.ENOSPC, True), (errno.EROFS, True), (errno.EIO, True), (errno.ENOENT, False),
+])
+def test_other_files_that_cannot_be_written_are_one_line_too(
+    monkeypatch, capsys, number, storage
+):
+    """Whoever writes them: here NumPy, which raises it within its own code."""
+    def fails(config, folder):
+        exec(compile("raise error", "/elsewhere/numpy.py", "exec"),
+             {"error": OSError(number, os.strerror(number))})
+
+    monkeypatch.setattr(cli, "_train", fails)
+    cli.flags.FLAGS(["main.py", "--workdir=runs/x"])
+    with pytest.raises(SystemExit if storage else OSError) as stopped:
+        cli._run([])
+    if storage:
+        [line] = capsys.readouterr().err.splitlines()
+        assert stopped.value.code == 2
+        assert os.strerror(number) in line and "--workdir=runs/x" in line
+
+
+def test_a_full_device_is_an_error_of_the_device(monkeypatch, capsys):
+    """/dev/full: what a write to a full disk raises is what the command line expects."""
+    def fails(config, folder):
+        with open("/dev/full", "w") as file:
+            file.write("x")
+
+    monkeypatch.setattr(cli, "_train", fails)
+    cli.flags.FLAGS(["main.py", "--workdir=runs/x"])
+    with pytest.raises(SystemExit):
+        cli._run([])
+    assert "No space left on device" in capsys.readouterr().err
+
+
+def test_a_newest_checkpoint_that_is_gone_is_one_less(tiny, tmp_path, capsys):  # noqa: F811
+    config = tiny_config(**{"train.checkpoint_every": 2, "train.num_steps": 6})
+    training.train(config, tmp_path)
+    before = list(map(lasting, rows(tmp_path)))
+    shutil.rmtree(tmp_path / "checkpoints" / "6")
+    training.train(config, tmp_path)
+    assert "resuming at step 4 of 6" in capsys.readouterr().out
+    assert list(map(lasting, rows(tmp_path))) == before
+
+
+def test_an_older_version_with_another_state_is_named(tmp_path):
+    def tree(width):
+        params = {"kernel": jnp.ones((3, width))}
+        return {"params": params, "opt_state": TX.init(params)}
+
+    with Checkpoints(tmp_path) as saved:
+        saved.save(1, tree(4), {"versions": {"ddpm_jax": "0.0.1"}})
+    here = checkpoints.library_versions()["ddpm_jax"]
+    with Checkpoints(tmp_path) as saved:
+        with pytest.raises(ValueError) as error:
+            saved.restore(tree(5))
+        assert saved.restore(tree(4))[0] == 1  # another version alone is no reason
+        assert saved.restore(tree(4) | {"skipped": 0}, added=("skipped",))[0] == 1
+        with pytest.raises(ValueError, match="no other, which is"):
+            saved.restore(tree(4) | {"other": 0}, added=("skipped",))
+    said = str(error.value)
+    assert f"or by version 0.0.1 of this program (this is {here})" in said and "\n" not in said
+    with Checkpoints(tmp_path) as saved:
+        saved.save(2, tree(4), METADATA | {"versions": checkpoints.library_versions()})
+        with pytest.raises(ValueError, match="another model or optimizer: ") as error:
+            saved.restore(tree(5))
+    assert "by version" not in str(error.value)
+
+
+def test_what_was_added_to_a_state_is_part_of_it():
+    config = tiny_config()
+    made = training.prepare(config, None, None)
+    saved = state_lib.to_saved(jax.eval_shape(lambda: training.fresh_state(made)))
+    assert set(state_lib.ADDED) < set(saved) and "params" not in state_lib.ADDED
