@@ -572,7 +572,8 @@ def test_newest_prepared_version_is_read_unless_one_is_named(tmp_path, monkeypat
 
 
 def test_what_needs_tensorflow_says_so(tmp_path, monkeypatch):
-    root = write_tfds(tmp_path, ramp(3), file_format="tfrecord")
+    data.load("tiny", data_dir=write_tfds(tmp_path, ramp(3)))  # TFDS has looked for it by now.
+    root = write_tfds(tmp_path / "tf", ramp(3), file_format="tfrecord")
     monkeypatch.setitem(sys.modules, "tensorflow", None)  # as if it were not installed
     with pytest.raises(ValueError, match=r"TFRecord .*pip install -e \"\.\[tf\]\""):
         data.load("tiny", data_dir=root)
