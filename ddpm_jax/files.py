@@ -12,9 +12,14 @@ from etils import epath
 
 # What zipfile and NumPy raise on an `.npz` that they cannot read.
 NPZ_DAMAGE = (
-    OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile,
-    zlib.error,
+    OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, MemoryError,
+    zipfile.BadZipFile, zlib.error,
 )
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, for use within a line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def write(path: Any, fill: bytes | Callable[[Any], None]) -> None:
