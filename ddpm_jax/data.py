@@ -5,6 +5,7 @@ shuffles it. Batch k is a function of (seed, k) alone: a run resumes at any batc
 reading those before it, and any number of processes together see the same batches.
 """
 
+import contextlib
 import importlib.resources
 import os
 import zipfile
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ddpm_jax import pairs, pictures, sources, tfds_source
+from ddpm_jax import files, pairs, pictures, sources, tfds_source
 from ddpm_jax.sources import Source, from_array
 
 
@@ -211,17 +212,18 @@ def _from_pixels(images, want):
     """A source of an array's images, converted if they are not as wanted."""
     shape = sources.target(want, images.shape[1:])
     if shape != images.shape[1:]:
+        if images.shape[-1] not in sources.MODES:
+            raise ValueError(
+                f"config.data.channels={want[-1]}: images {list(images.shape)} are neither grey, "
+                "RGB nor RGBA, and so only taken as they are; write --config.data.image_size=0 "
+                "--config.data.channels=0."
+            )
         images = np.stack([sources.convert(image, shape) for image in images])
     return from_array(images)
 
 
 def _load_npz(data_dir, split, part, want, labels, condition):
-    if not zipfile.is_zipfile(data_dir):
-        raise ValueError(
-            f"config.data.dir={data_dir!r}: not an .npz file; make one with "
-            "np.savez('images.npz', train=images), and write --config.data.dir=images.npz."
-        )
-    with np.load(data_dir, allow_pickle=False) as arrays:
+    with _open_npz(data_dir) as arrays:
         beside = ("labels", "condition")
         alone = [key for key in arrays.files if not key.endswith(beside)]
         names = [key for key in ("train", "images", "arr_0") if key in arrays]
@@ -233,13 +235,15 @@ def _load_npz(data_dir, split, part, want, labels, condition):
             )
         own_test = "test" in arrays and names[0] != "test"
         key = "test" if own_test and split == "test" else names[0]
-        images = arrays[key]
+        images = _entry(arrays, key, data_dir)
+        sources.in_memory(images, f"config.data.dir={data_dir!r} {key!r}")
         told = {
-            name: _beside(arrays, key, name, data_dir)
+            name: _beside(arrays, key, len(images), name, data_dir)
             for name, wanted in zip(beside, (labels, condition)) if wanted
         }
-        num_classes = int(_beside(arrays, names[0], "labels", data_dir).max()) + 1 if labels else 0
-    sources.in_memory(images, f"config.data.dir={data_dir!r} {key!r}")
+        classes = told.get("labels")
+        if labels and own_test and split == "test":  # Counted where they are trained on.
+            classes = _beside(arrays, names[0], None, "labels", data_dir)
     if not own_test:
         chosen = part(len(images))
         images = images[chosen]
@@ -248,7 +252,8 @@ def _load_npz(data_dir, split, part, want, labels, condition):
         return None
     source = _from_pixels(images, want)
     if labels:
-        source = source.with_labels(told["labels"], num_classes)
+        name = f"config.data.dir={data_dir!r} {key}_labels"
+        source = source.with_labels(told["labels"], max(1, int(classes.max()) + 1), name)
     if condition:
         sources.in_memory(told["condition"], f"config.data.dir={data_dir!r} {key}_condition")
         planes = [  # One by one, for there may be any number of channels.
@@ -262,13 +267,37 @@ def _load_npz(data_dir, split, part, want, labels, condition):
     return source
 
 
-def _beside(arrays, key, name, data_dir):
-    """What an .npz file has for the images `key`."""
-    found = [k for k in (f"{key}_{name}", name) if k in arrays]
-    if not found or len(arrays[found[0]]) != len(arrays[key]):
-        example = "uint8 [n, h, w, k]" if name == "condition" else "int [n]"
+def _open_npz(path):
+    with contextlib.suppress(*files.NPZ_DAMAGE):
+        if zipfile.is_zipfile(path):
+            return np.load(path, allow_pickle=False)
+    raise ValueError(
+        f"config.data.dir={path!r}: not an .npz file; make one with "
+        "np.savez('images.npz', train=images), and write --config.data.dir=images.npz."
+    )
+
+
+def _entry(arrays, key, data_dir):
+    """An array of an .npz file."""
+    try:
+        return np.asarray(arrays[key])  # Bytes where the zip holds something else.
+    except files.NPZ_DAMAGE as error:
         raise ValueError(
-            f"config.data.dir={data_dir!r}: has no {key}_{name} of {len(arrays[key])} rows; "
-            f"write np.savez('images.npz', {key}=images, {key}_{name}={name}), {example}."
+            f"config.data.dir={data_dir!r}: {key!r} cannot be read ({files.one_line(error)}); "
+            f"make it again with np.savez('images.npz', {key}=array), of plain numbers."
+        ) from None
+
+
+def _beside(arrays, key, rows, name, data_dir):
+    """What an .npz file has for the images `key`, so many `rows` unless that is None."""
+    found = [k for k in (f"{key}_{name}", name) if k in arrays]
+    array = _entry(arrays, found[0], data_dir) if found else None
+    if array is None or not array.shape or rows not in (None, len(array)) or not len(array) or (
+        name == "labels" and not np.issubdtype(array.dtype, np.integer)
+    ):
+        kind = "uint8 [n, h, w, k]" if name == "condition" else "int [n]"
+        raise ValueError(
+            f"config.data.dir={data_dir!r}: has no {key}_{name}, {kind}, a row for each image; "
+            f"write np.savez('images.npz', {key}=images, {key}_{name}={name})."
         )
-    return arrays[found[0]]
+    return array

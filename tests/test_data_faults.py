@@ -4,6 +4,7 @@ import io
 import os
 import re
 import struct
+import zipfile
 import zlib
 
 import numpy as np
@@ -11,9 +12,9 @@ import pytest
 from absl import logging
 from PIL import Image
 
-from ddpm_jax import cli, sources, training, validation
+from ddpm_jax import cli, data, sources, training, validation
 from ddpm_jax.configs import digits, image_folder
-from test_data import everything, folder, take, write_pictures
+from test_data import everything, folder, numbered, take, write_pictures
 
 
 def refused(call, *words):
@@ -244,3 +245,89 @@ def test_more_classes_than_the_config(tmp_path):
 def test_settings_of_the_split_that_leave_nothing(tmp_path):
     write_pictures(tmp_path, 3)
     refused(lambda: folder(tmp_path, holdout=3), "holdout=3: must leave some of the 3 images")
+
+
+# .npz files.
+
+
+def npz(path, **arrays):
+    np.savez(path, **arrays)
+    return path
+
+
+def load_npz(path, **settings):
+    return data.load("npz", data_dir=str(path), **settings)
+
+
+class Attack:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_objects_in_an_npz_are_not_made(tmp_path):
+    marker, path = tmp_path / "marker", tmp_path / "x.npz"
+    attack = np.array([Attack(marker)])
+    np.savez(path, train=attack, labels=attack)
+    with np.load(path, allow_pickle=True) as arrays:
+        arrays["train"][0].close()
+    assert marker.exists()  # So the attack works.
+    marker.unlink()
+    refused(lambda: load_npz(path), "'train' cannot be read .Object arrays", "plain numbers")
+    np.savez(path, train=numbered(1), labels=attack)
+    refused(lambda: load_npz(path, labels=True), "'labels' cannot be read .Object arrays")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("kind, words", [
+    ("flipped", "'train' cannot be read .Bad CRC"), ("cut", "not an .npz file"),
+    ("huge", "'train' cannot be read .Unable to allocate"),
+    ("short", "'train' cannot be read .*EOF|cannot reshape"),
+    ("no array", r"'train'=\|S5 \[\]: must be uint8"), ("encrypted", "'train' cannot be read"),
+])
+def test_a_damaged_npz_is_one_line(tmp_path, kind, words):
+    path = npz(tmp_path / "x.npz", train=numbered(30, (8, 8, 3)))
+    whole = bytearray(path.read_bytes())
+    if kind == "flipped":
+        whole[600] ^= 255
+    elif kind == "encrypted":
+        for start, field in ((b"PK\1\2", 8), (b"PK\3\4", 6)):
+            whole[whole.index(start) + field] |= 1
+    path.write_bytes(whole[:700] if kind == "cut" else whole)
+    if kind in ("huge", "short", "no array"):
+        rows = 10**15 if kind == "huge" else 7
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, dict(
+            descr="|u1", fortran_order=False, shape=(rows, 8, 8, 3)))
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("train.npy", b"hello" if kind == "no array" else header.getvalue())
+    refused(lambda: load_npz(path), re.escape(str(path)), words)
+
+
+@pytest.mark.parametrize("labels", [
+    np.array(["a"] * 6), np.zeros(6), np.int64(3), np.arange(5), np.zeros(0, int),
+])
+def test_labels_of_an_npz_that_are_none(tmp_path, labels):
+    path = npz(tmp_path / "x.npz", train=numbered(6), train_labels=labels)
+    refused(lambda: load_npz(path, labels=True), r"has no train_labels, int \[n\], a row")
+
+
+def test_labels_of_the_test_images_beyond_those_of_training(tmp_path):
+    path = npz(tmp_path / "x.npz", train=numbered(6), train_labels=np.arange(6) % 3,
+               test=numbered(4), test_labels=np.arange(4))
+    assert load_npz(path, labels=True).num_classes == 3
+    refused(lambda: load_npz(path, labels=True, split="test"),
+            r"x.npz' test_labels=int64 \[4\]: must be whole numbers in 0..2")
+    path = npz(tmp_path / "x.npz", train=numbered(6), train_labels=np.full(6, -1))
+    refused(lambda: load_npz(path, labels=True), r"x.npz' train_labels=int64 \[6\]: must be")
+
+
+def test_images_of_two_channels_are_taken_as_they_are(tmp_path):
+    path = npz(tmp_path / "x.npz", train=numbered(6, (4, 4, 2)))
+    assert load_npz(path).image_shape == load_npz(path, image_size=4).image_shape == (4, 4, 2)
+    for settings in ({"image_size": 8}, {"channels": 3}):
+        refused(lambda: load_npz(path, **settings), r"\[6, 4, 4, 2\] are neither grey, RGB nor")
