@@ -13,8 +13,9 @@ from absl import logging
 from PIL import Image
 
 from ddpm_jax import cli, data, sources, training, validation
+from ddpm_jax import config as config_lib
 from ddpm_jax.configs import digits, image_folder
-from test_data import everything, folder, numbered, take, write_pictures
+from test_data import everything, folder, numbered, ramp, take, write_pictures, write_tfds
 
 
 def refused(call, *words):
@@ -331,3 +332,92 @@ def test_images_of_two_channels_are_taken_as_they_are(tmp_path):
     assert load_npz(path).image_shape == load_npz(path, image_size=4).image_shape == (4, 4, 2)
     for settings in ({"image_size": 8}, {"channels": 3}):
         refused(lambda: load_npz(path, **settings), r"\[6, 4, 4, 2\] are neither grey, RGB nor")
+
+
+# Sets of TFDS.
+
+
+def with_records(root, entries):
+    """Puts other entries into a set of `write_tfds`: files of pictures, or records as bytes."""
+    import tensorflow_datasets as tfds
+    from array_record.python import array_record_module
+
+    (path,) = root.glob("tiny/*/*.array_record*")
+    features = tfds.features.FeaturesDict.from_config(path.parent)
+    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+    for entry in entries:
+        writer.write(entry if isinstance(entry, bytes) else
+                     features.serialize_example({"photo": entry}))
+    writer.close()
+
+
+def whole(n):
+    return [io.BytesIO(png(5, 4, (b"\0" + bytes([i]) * 15) * 4)) for i in range(n)]
+
+
+@pytest.mark.parametrize("kind", [*BROKEN, "20000x20000", "no record", "an empty record"])
+def test_a_record_that_cannot_be_read_is_named(tmp_path, streamed, kind):
+    root, entries = write_tfds(tmp_path, ramp(6)), whole(6)
+    if kind in BROKEN:
+        entries[3] = io.BytesIO(BROKEN[kind])
+    else:
+        entries[3] = {"20000x20000": io.BytesIO(png(20000, 20000)),
+                      "no record": b"\xff\xff\xffgarbage", "an empty record": b""}[kind]
+    with_records(tmp_path, entries)
+    refused(lambda: take(data.load("tiny", data_dir=root), 2),
+            "name='tiny': image 3 of split 'train' in .*tiny/1.0.0 cannot be read", "prepare the")
+
+
+def test_records_of_other_shapes_and_modes_are_made_to_fit(tmp_path, streamed):
+    root, entries = write_tfds(tmp_path, ramp(6)), whole(6)
+    entries[1] = io.BytesIO(encoded("png", "L", (5, 4)))
+    entries[2] = io.BytesIO(encoded("jpeg", "CMYK", (50, 40)))
+    entries[3] = io.BytesIO(encoded("png", "RGBA", (1, 1)))
+    with_records(tmp_path, entries)
+    images = everything(data.load("tiny", data_dir=root))
+    assert images.shape == (6, 4, 5, 3) and images[:, 0, 0, 0].tolist() == [0, 0, 255, 255, 4, 5]
+
+
+def change(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize("name, old, new, words", [
+    ("dataset_info.json", '"6"', '"9"', "image 6 of split 'train'.*cannot be read"),
+    ("dataset_info.json", "{", "", "1.0.0 is damaged or foreign"),
+    ("features.json", "{", "", "1.0.0 is damaged or foreign"),
+    ("features.json", '"4"', '"four"', "1.0.0 is damaged or foreign"),
+    ("features.json", "image_feature.Image", "image_feature.None", "damaged or foreign"),
+])
+def test_descriptions_of_a_set_that_are_damaged(tmp_path, name, old, new, words):
+    root = write_tfds(tmp_path, ramp(6))
+    change(tmp_path / "tiny" / "1.0.0" / name, old, new)
+    refused(lambda: data.load("tiny", data_dir=root), words, "prepare the set again")
+
+
+@pytest.mark.parametrize("fault", ["flipped", "cut", "gone", "no features"])
+def test_files_of_a_set_that_are_damaged(tmp_path, fault):
+    root = write_tfds(tmp_path, ramp(6))
+    (path,) = tmp_path.glob("tiny/*/*.array_record*")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    if fault in ("flipped", "cut"):
+        path.write_bytes(content if fault == "flipped" else content[:-40])
+    else:
+        (path if fault == "gone" else path.with_name("features.json")).unlink()
+    refused(lambda: data.load("tiny", data_dir=root), "prepare the set again")
+
+
+def test_a_set_whose_labels_exceed_its_classes(tmp_path):
+    root = write_tfds(tmp_path, ramp(6), labels=[0, 1, 2, 3, 4, 4])
+    change(tmp_path / "tiny" / "1.0.0" / "features.json", '"5"', '"3"')
+    refused(lambda: data.load("tiny", data_dir=root, image_size=4, labels=True),
+            "name='tiny' kind=int32 .6.: must be whole numbers in 0..2")
+
+
+def test_a_config_keeps_a_path_of_any_bytes():
+    config = digits.get_config()
+    config.data.dir = os.fsdecode(b"/data/\xff\n")
+    assert config_lib.parse(config_lib.dump(config)).data.dir == config.data.dir
