@@ -218,7 +218,13 @@ def _from_pixels(images, want):
                 "RGB nor RGBA, and so only taken as they are; write --config.data.image_size=0 "
                 "--config.data.channels=0."
             )
-        images = np.stack([sources.convert(image, shape) for image in images])
+
+        def read(indices):
+            return np.stack([sources.convert(image, shape) for image in images[indices]])
+
+        if not sources.fits(len(images), shape):
+            return Source(len(images), shape, read)
+        images = read(np.arange(len(images)))
     return from_array(images)
 
 

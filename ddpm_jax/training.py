@@ -13,7 +13,7 @@ import numpy as np
 
 from ddpm_jax import config as config_lib
 from ddpm_jax import data as data_lib
-from ddpm_jax import importance, monitoring, parallel, randomness, validation, warm_start
+from ddpm_jax import importance, memory, monitoring, parallel, randomness, validation, warm_start
 from ddpm_jax import state as state_lib
 from ddpm_jax import workdir as workdir_lib
 from ddpm_jax.checkpoints import Checkpoints, library_versions
@@ -142,10 +142,13 @@ def prepare(config: ml_collections.ConfigDict, workdir: Any, data: Any) -> Run:
         ValueError: as `train` does.
     """
     validation.validate(config, num_devices=jax.device_count())
+    if shape := config_lib.image_shape(config):  # Known before there are data.
+        memory.check(config, shape)
     workdir = workdir if workdir is None else workdir_lib.create(workdir)
     source, held_out = open_data(config, data)
     config = config_lib.resolved(config, source)
     validation.check_images(config, source.image_shape)
+    memory.check(config, source.image_shape)
     if workdir is not None:
         workdir_lib.store_config(config, workdir)
     model = config_lib.model(config, source.image_shape[-1])
