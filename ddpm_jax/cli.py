@@ -35,6 +35,7 @@ Train a diffusion model, sample from one, or measure it.
 
 Every setting, its value and its meaning: configs/cifar10.py."""
 
+FLAG_ERRORS = (flags.Error, TypeError, ValueError)  # What reading a setting's value raises.
 MODES = ("train", "sample", "evaluate", "plan")
 _config = config_flags.DEFINE_config_file("config", lock_config=True)
 _workdir = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -73,7 +74,7 @@ def _parse_flags(argv):
         rest = flags.FLAGS(argv)
     except (AttributeError, KeyError):
         raise UserError(_unknown_setting(path, overrides)) from None
-    except (flags.Error, TypeError, ValueError) as error:
+    except FLAG_ERRORS as error:
         raise UserError(" ".join(str(error).split())) from None
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is not a flag; settings are --config.GROUP.NAME=VALUE.")
