@@ -1,5 +1,7 @@
 """Checks of a config before any device work: one line a mistake."""
 
+import math
+
 import ml_collections
 
 from ddpm_jax import config as config_lib
@@ -56,7 +58,7 @@ def check_numbers(config: ml_collections.ConfigDict) -> None:
         ("data.image_width", 0, huge, 0),
         ("data.channels", 0, huge, 3),
         ("data.holdout", 0, huge, 0),
-        ("data.num_classes", 0, huge, 0),
+        ("data.num_classes", 0, 1_000_000, 0),
         ("data.condition_channels", 0, huge, 0),
         ("data.factor", 2, huge, 2),
         ("model.channels", 2, huge, 128),
@@ -132,7 +134,9 @@ def _check_tuples(config):
     ):
         group, name = setting.split(".")
         values = config[group][name]
-        bad = [v for v in values if not isinstance(v, kind) or v <= 0]
+        high = 1 if name == "extra_ema_decays" else math.inf
+        bad = [v for v in values
+               if isinstance(v, bool) or not isinstance(v, kind) or not 0 < v < high]
         if bad or (name in ("channel_multipliers", "sweep_steps") and not values):
             raise ValueError(
                 f"config.{setting}={values!r} must be {rule}; try "

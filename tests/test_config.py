@@ -70,6 +70,10 @@ def test_a_mistake_is_one_line_with_setting_value_rule_and_remedy(name):
     ("train.num_steps", 2**31, "in [1, "), ("seed", 2**32, "in [0, "),
     ("train.batch_size", 10**40, "in [1, "), ("model.num_res_blocks", 1000, "in [1, 100]"),
     ("diffusion.num_timesteps", 10**9, "at most 1,000,000"),
+    ("data.num_classes", 2**31 - 1, "in [0, 1e+06]"),
+    ("train.extra_ema_decays", (0.9, float("nan")), "between 0 and 1"),
+    ("train.extra_ema_decays", (1.0,), "between 0 and 1"),
+    ("model.channel_multipliers", (1, True), "whole numbers"),
 ])
 def test_values_of_another_kind_or_absurd_are_refused(name, value, rule):
     config = cifar10.get_config()
