@@ -1,4 +1,4 @@
-"""Your own pictures: any folder of any format that Pillow reads, resized and centre-cropped.
+"""Your own pictures: any folder of .jpg, .png and the like, resized and centre-cropped.
 
     python main.py --config=configs/image_folder.py --workdir=runs/mine --config.data.dir=/pictures
 

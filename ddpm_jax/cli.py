@@ -41,6 +41,7 @@ Train a diffusion model, sample from one, or measure it.
 
 Every setting, its value and its meaning: configs/cifar10.py."""
 
+FLAG_ERRORS = (flags.Error, TypeError, ValueError)  # What reading a setting's value raises.
 MODES = ("train", "sample", "evaluate", "plan")
 # A file system that is full, over its quota or its files' size, read-only or failing.
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
@@ -85,7 +86,7 @@ def _parse_flags(argv):
         rest = flags.FLAGS(argv)
     except (AttributeError, KeyError):
         raise UserError(_unknown_setting(path, overrides)) from None
-    except (flags.Error, TypeError, ValueError) as error:
+    except FLAG_ERRORS as error:
         raise UserError(" ".join(str(error).split())) from None
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is not a flag; settings are --config.GROUP.NAME=VALUE.")

@@ -5,6 +5,7 @@
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,20 +13,21 @@ import ml_collections
 import optax
 
 from ddpm_jax import diffusion as diffusion_lib
-from ddpm_jax import losses, sampling, sources, unet
+from ddpm_jax import files, losses, sampling, sources, unet
 from ddpm_jax import schedule as schedule_lib
 from ddpm_jax.configs import cifar10
 
 DTYPES = ("float32", "bfloat16")
+MAX_TIMESTEPS = 1_000_000
 
 
 def schedule(config: ml_collections.ConfigDict) -> schedule_lib.Schedule:
     """The noise schedule of `config.diffusion`, or ValueError naming the setting."""
     settings = config.diffusion
-    if settings.num_timesteps < 1:
+    if not 1 <= settings.num_timesteps <= MAX_TIMESTEPS:
         raise ValueError(
-            f"config.diffusion.num_timesteps={settings.num_timesteps} is too few; a chain has "
-            "at least 1 step; try --config.diffusion.num_timesteps=1000."
+            f"config.diffusion.num_timesteps={settings.num_timesteps}: a chain has at least 1 "
+            f"step, and at most {MAX_TIMESTEPS:,}; try --config.diffusion.num_timesteps=1000."
         )
     if settings.schedule == "betas":
         return _named("betas", settings.betas, lambda: schedule_lib.from_betas(settings.betas))
@@ -169,6 +171,15 @@ def resolved(
     return config
 
 
+def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """("GROUP.NAME", value) of every setting, lists as tuples."""
+    for key, value in tree.items():
+        if hasattr(value, "items"):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, tuple(value) if isinstance(value, list) else value
+
+
 def dump(config: ml_collections.ConfigDict) -> str:
     """The config as JSON text."""
     return config.to_json(indent=2)
@@ -179,14 +190,23 @@ def parse(text: str) -> ml_collections.ConfigDict:
 
     Settings that it does not have, being older than they are, get the value of
     `configs/cifar10.py`, which is what they were before they could be set.
+
+    Raises:
+        ValueError: it is no JSON, or has other settings than those of `configs/cifar10.py`.
     """
     def frozen(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: frozen(item) for key, item in value.items()}
         return tuple(value) if isinstance(value, list) else value
 
-    with cifar10.get_config().unlocked() as config:
+    config = cifar10.get_config()
+    try:
         config.update(ml_collections.ConfigDict(frozen(json.loads(text))))
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"the stored config cannot be read ({files.one_line(error)[:200]}); it is damaged, or "
+            "of another version of this package: put back the file, or name another --workdir."
+        ) from None
     return config
 
 
@@ -201,14 +221,7 @@ def check_same_run(
     config: ml_collections.ConfigDict, stored: ml_collections.ConfigDict, workdir: Any
 ) -> None:
     """Raises ValueError naming the first setting in which `workdir` holds another model."""
-    def leaves(tree, prefix=""):
-        for key, value in tree.items():
-            if isinstance(value, dict):
-                yield from leaves(value, f"{prefix}{key}.")
-            else:
-                yield prefix + key, tuple(value) if isinstance(value, (list, tuple)) else value
-
-    now, before = (dict(leaves(c.to_dict())) for c in (config, stored))
+    now, before = (dict(leaves(c)) for c in (config, stored))
     for name, value in now.items():
         fixed = name.startswith(tuple(f"{group}." for group in _FIXED)) or name in _FIXED
         if fixed and name not in _FREE and value != before.get(name):

@@ -5,6 +5,7 @@ shuffles it. Batch k is a function of (seed, k) alone: a run resumes at any batc
 reading those before it, and any number of processes together see the same batches.
 """
 
+import contextlib
 import importlib.resources
 import os
 import zipfile
@@ -212,18 +213,24 @@ def _from_pixels(images, want):
     """A source of an array's images, converted if they are not as wanted."""
     shape = sources.target(want, images.shape[1:])
     if shape != images.shape[1:]:
-        images = np.stack([sources.convert(image, shape) for image in images])
+        if images.shape[-1] not in sources.MODES:
+            raise ValueError(
+                f"config.data.channels={want[-1]}: images {list(images.shape)} are neither grey, "
+                "RGB nor RGBA, and so only taken as they are; write --config.data.image_size=0 "
+                "--config.data.channels=0."
+            )
+
+        def read(indices):
+            return np.stack([sources.convert(image, shape) for image in images[indices]])
+
+        if not sources.fits(len(images), shape):
+            return Source(len(images), shape, read)
+        images = read(np.arange(len(images)))
     return from_array(images)
 
 
 def _load_npz(data_dir, split, part, want, labels, condition):
-    path = files.path(data_dir)
-    if not _is_zip(path):
-        raise ValueError(
-            f"config.data.dir={data_dir!r}: not an .npz file; make one with "
-            "np.savez('images.npz', train=images), and write --config.data.dir=images.npz."
-        )
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+    with _open_npz(data_dir) as arrays:
         beside = ("labels", "condition")
         alone = [key for key in arrays.files if not key.endswith(beside)]
         names = [key for key in ("train", "images", "arr_0") if key in arrays]
@@ -235,13 +242,15 @@ def _load_npz(data_dir, split, part, want, labels, condition):
             )
         own_test = "test" in arrays and names[0] != "test"
         key = "test" if own_test and split == "test" else names[0]
-        images = arrays[key]
+        images = _entry(arrays, key, data_dir)
+        sources.in_memory(images, f"config.data.dir={data_dir!r} {key!r}")
         told = {
-            name: _beside(arrays, key, name, data_dir)
+            name: _beside(arrays, key, len(images), name, data_dir)
             for name, wanted in zip(beside, (labels, condition)) if wanted
         }
-        num_classes = int(_beside(arrays, names[0], "labels", data_dir).max()) + 1 if labels else 0
-    sources.in_memory(images, f"config.data.dir={data_dir!r} {key!r}")
+        classes = told.get("labels")
+        if labels and own_test and split == "test":  # Counted where they are trained on.
+            classes = _beside(arrays, names[0], None, "labels", data_dir)
     if not own_test:
         chosen = part(len(images))
         images = images[chosen]
@@ -250,7 +259,8 @@ def _load_npz(data_dir, split, part, want, labels, condition):
         return None
     source = _from_pixels(images, want)
     if labels:
-        source = source.with_labels(told["labels"], num_classes)
+        name = f"config.data.dir={data_dir!r} {key}_labels"
+        source = source.with_labels(told["labels"], max(1, int(classes.max()) + 1), name)
     if condition:
         sources.in_memory(told["condition"], f"config.data.dir={data_dir!r} {key}_condition")
         planes = [  # One by one, for there may be any number of channels.
@@ -264,20 +274,44 @@ def _load_npz(data_dir, split, part, want, labels, condition):
     return source
 
 
-def _is_zip(path):
-    if not path.exists() or path.is_dir():
-        return False
-    with path.open("rb") as file:
-        return zipfile.is_zipfile(file)
+@contextlib.contextmanager
+def _open_npz(data_dir):
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(files.path(data_dir).open("rb"))
+            if not zipfile.is_zipfile(file):
+                raise zipfile.BadZipFile
+            file.seek(0)
+            arrays = stack.enter_context(np.load(file, allow_pickle=False))
+        except files.NPZ_DAMAGE:
+            raise ValueError(
+                f"config.data.dir={data_dir!r}: not an .npz file; make one with "
+                "np.savez('images.npz', train=images), and write --config.data.dir=images.npz."
+            ) from None
+        yield arrays
 
 
-def _beside(arrays, key, name, data_dir):
-    """What an .npz file has for the images `key`."""
-    found = [k for k in (f"{key}_{name}", name) if k in arrays]
-    if not found or len(arrays[found[0]]) != len(arrays[key]):
-        example = "uint8 [n, h, w, k]" if name == "condition" else "int [n]"
+def _entry(arrays, key, data_dir):
+    """An array of an .npz file."""
+    try:
+        return np.asarray(arrays[key])  # Bytes where the zip holds something else.
+    except files.NPZ_DAMAGE as error:
         raise ValueError(
-            f"config.data.dir={data_dir!r}: has no {key}_{name} of {len(arrays[key])} rows; "
-            f"write np.savez('images.npz', {key}=images, {key}_{name}={name}), {example}."
+            f"config.data.dir={data_dir!r}: {key!r} cannot be read ({files.one_line(error)}); "
+            f"make it again with np.savez('images.npz', {key}=array), of plain numbers."
+        ) from None
+
+
+def _beside(arrays, key, rows, name, data_dir):
+    """What an .npz file has for the images `key`, so many `rows` unless that is None."""
+    found = [k for k in (f"{key}_{name}", name) if k in arrays]
+    array = _entry(arrays, found[0], data_dir) if found else None
+    if array is None or not array.shape or rows not in (None, len(array)) or not len(array) or (
+        name == "labels" and not np.issubdtype(array.dtype, np.integer)
+    ):
+        kind = "uint8 [n, h, w, k]" if name == "condition" else "int [n]"
+        raise ValueError(
+            f"config.data.dir={data_dir!r}: has no {key}_{name}, {kind}, a row for each image; "
+            f"write np.savez('images.npz', {key}=images, {key}_{name}={name})."
         )
-    return arrays[found[0]]
+    return array

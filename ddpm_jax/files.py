@@ -19,8 +19,8 @@ from etils import epath
 
 # What zipfile and NumPy raise on an `.npz` that they cannot read.
 NPZ_DAMAGE = (
-    OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile,
-    zlib.error,
+    OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, MemoryError,
+    zipfile.BadZipFile, zlib.error,
 )
 
 
@@ -54,6 +54,11 @@ def path(name: Any) -> epath.Path:
 def in_store(path: Any) -> bool:
     """Whether the path is in an object store, which has no append, rename or lock."""
     return "://" in os.fspath(path)
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, for use within a line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def write(path: Any, fill: bytes | Callable[[Any], None]) -> None:

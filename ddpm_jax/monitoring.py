@@ -14,6 +14,7 @@ import numpy as np
 
 from ddpm_jax import config as config_lib
 from ddpm_jax import conditioning, images, losses, parallel, randomness, sampling, validation
+from ddpm_jax import memory as memory_lib
 from ddpm_jax import state as state_lib
 from ddpm_jax.logs import format_duration
 from ddpm_jax.state import Trained, TrainState
@@ -143,7 +144,9 @@ def opening_lines(
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state_lib.to_saved(state)))
     device = jax.local_devices()[0]
     return [
-        *(f"warning: {line}" for line in validation.warnings(config)),
+        *(f"warning: {line}" for line in (
+            *validation.warnings(config), *memory_lib.warnings(config, source.image_shape)
+        )),
         f"data: {len(source):,} images of {height}x{width}x{channels}{held}",
         f"parameters: {state_lib.num_params(state.params):,}; state on each device "
         f"{size / 2**20:,.1f} MiB",

@@ -3,9 +3,7 @@
 import concurrent.futures
 import contextlib
 import os
-import struct
 import threading
-import zlib
 
 import numpy as np
 from absl import logging
@@ -16,10 +14,6 @@ from ddpm_jax.sources import Source
 
 MAX_UNREADABLE = 0.05  # share of a folder's files that may be skipped
 THREADS = min(16, os.cpu_count() or 1)
-_UNREADABLE = (  # what Pillow raises on damaged files
-    OSError, RuntimeError, SyntaxError, EOFError, ValueError, TypeError, LookupError,
-    ArithmeticError, struct.error, zlib.error, Image.DecompressionBombError,
-)  # fmt: skip
 
 
 def load(
@@ -66,7 +60,7 @@ def _classes(data_dir, files):
     bare = [file for file in files if "/" not in file]
     if bare:
         raise ValueError(
-            f"config.data.dir={data_dir!r}: {bare[0]} is in no folder of a class; put each "
+            f"config.data.dir={data_dir!r}: {_shown(bare[0])} is in no folder of a class; put each "
             "class into a folder of its own, or write --config.data.labels=False."
         )
     return {_class(file) for file in files}
@@ -76,11 +70,16 @@ def _class(file):
     return file.partition("/")[0]
 
 
+def _shown(name):
+    """A file's name within one line, whatever bytes it is of."""
+    return repr(name)[1:-1]
+
+
 def read(path: str, shape: tuple[int, int, int], *, setting: str) -> np.ndarray:
     """One picture file as uint8 of `shape` (h, w, c), by the rules of `data.load`.
 
     Args:
-        path: any format that Pillow reads.
+        path: of one of `sources.FORMATS`.
         shape: h and w of 0 keep its own size.
         setting: what a message calls it, such as "config.sample.inputs".
 
@@ -91,27 +90,57 @@ def read(path: str, shape: tuple[int, int, int], *, setting: str) -> np.ndarray:
         return _decode(path, shape)
     except FileNotFoundError:
         problem = "which does not exist"
-    except _UNREADABLE as error:
-        problem = f"which cannot be read ({' '.join(str(error).split())})"
+    except sources.UNREADABLE as error:
+        problem = f"which cannot be read ({files.one_line(error)})"
     raise ValueError(f"{setting} has {str(path)!r}, {problem}; name a .png, .jpg or other picture.")
 
 
 def picture_files(folder: str) -> list[str]:
-    """Relative paths, sorted, of the files below a folder that Pillow has a reader for.
+    """Relative paths, sorted, of the files below a folder that are pictures by their extension.
 
-    They are told by their extension; hidden files and folders are left out.
+    Links are followed, unless they lead back to a folder on the way to them; hidden files and
+    folders are left out.
+
+    Raises:
+        ValueError: a folder cannot be listed.
     """
     Image.init()
-    known = {e for e, form in Image.registered_extensions().items() if form in Image.OPEN}
-    found, top = [], None
+    known = {e for e, form in Image.registered_extensions().items() if form in sources.FORMATS}
+    names = _in_store(folder) if files.in_store(folder) else _on_disk(folder)
+    return sorted(name for name in names if os.path.splitext(name)[1].lower() in known)
+
+
+def _in_store(folder):
+    """The files below a folder of a store."""
+    top = None
     for root, folders, names in files.path(folder).walk():
         top = top or root  # The folder as its file system spells it, which may leave out gs://.
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
-            path = root.relative_to(top) / name
-            if not name.startswith(".") and path.suffix.lower() in known:
-                found.append(path.as_posix())
-    return sorted(found)
+            if not name.startswith("."):
+                yield (root.relative_to(top) / name).as_posix()
+
+
+def _on_disk(folder):
+    """The files below a folder."""
+    left = [(folder, "", {os.path.realpath(folder)})]
+    try:
+        while left:
+            path, prefix, above = left.pop()
+            for entry in os.scandir(path):
+                linked = entry.is_symlink()
+                if entry.name.startswith("."):
+                    continue
+                if os.path.isdir(entry.path) if linked else entry.is_dir():
+                    if (real := os.path.realpath(entry.path)) not in above:
+                        left.append((entry.path, f"{prefix}{entry.name}/", {real, *above}))
+                elif linked or entry.is_file():  # A pipe would be waited for.
+                    yield prefix + entry.name
+    except OSError as error:
+        raise ValueError(
+            f"config.data.dir={str(folder)!r}: {error.filename!r} cannot be listed "
+            f"({error.strerror}); give yourself the right to read it, or name another folder."
+        ) from None
 
 
 class _Folder:
@@ -132,7 +161,7 @@ class _Folder:
             return None
         try:
             image = _decode(self.folder / self.files[i], self.want)
-        except _UNREADABLE as error:
+        except sources.UNREADABLE as error:
             self.note(i, error)
             return None
         if self.shape and image.shape != self.shape:
@@ -148,7 +177,7 @@ class _Folder:
                 return image
             self.check()
         raise ValueError(
-            f"config.data.dir={self.path!r}: all pictures of {_class(self.files[i])} are "
+            f"config.data.dir={self.path!r}: all pictures of {_shown(_class(self.files[i]))} are "
             "unreadable; mend them or remove that folder."
         )
 
@@ -163,8 +192,8 @@ class _Folder:
     def note(self, i, error):
         with self.lock:
             if i not in self.unreadable and len(self.unreadable) < 10:
-                logging.warning("Skipping %s: %s", self.files[i], error)
-            self.unreadable[i] = self.files[i]
+                logging.warning("Skipping %s: %s", _shown(self.files[i]), files.one_line(error))
+            self.unreadable[i] = _shown(self.files[i])
 
     def check(self):
         """Raises where more files are unreadable than may be."""
@@ -181,15 +210,17 @@ class _Folder:
         """Refuses pictures of varying size by their headers, before any is streamed."""
         for i, file in enumerate(self.files):
             size = self.shape[:2]
-            with contextlib.suppress(*_UNREADABLE):
-                with (self.folder / file).open("rb") as opened, Image.open(opened) as image:
+            with contextlib.suppress(*sources.UNREADABLE):
+                with (self.folder / file).open("rb") as opened, sources.open_picture(
+                    opened
+                ) as image:
                     size = (image.height, image.width)
             if sorted(size) != sorted(self.shape[:2]):  # In either order: EXIF may turn it.
                 self.refuse_size(i, *size)
 
     def refuse_size(self, i, height, width):
         raise ValueError(
-            f"config.data.image_size=0: needs pictures of one size, but {self.files[i]} is "
+            f"config.data.image_size=0: needs pictures of one size, but {_shown(self.files[i])} is "
             f"{height}x{width} and others are {self.shape[0]}x{self.shape[1]}; choose a "
             "size, such as --config.data.image_size=64."
         )
@@ -219,7 +250,7 @@ class _Folder:
 
 def _decode(path, shape):
     """The first frame of a picture file, uint8 [h, w, c]; a 0 in shape: as the file is."""
-    with files.path(path).open("rb") as file, Image.open(file) as image:
+    with files.path(path).open("rb") as file, sources.open_picture(file) as image:
         # A JPEG far too large is cheaper to decode at 1/2, 1/4 or 1/8 of its size.
         if shape[0]:
             image.draft(None, (2 * max(shape[:2]), 2 * max(shape[:2])))

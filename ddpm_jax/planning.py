@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from ddpm_jax import conditioning, images, monitoring, pairs, parallel, sources, training
+from ddpm_jax import conditioning, images, memory, monitoring, pairs, parallel, sources, training
 from ddpm_jax import validation
 from ddpm_jax import config as config_lib
 from ddpm_jax import data as data_lib
@@ -117,7 +117,7 @@ def plan(config: ml_collections.ConfigDict, data: Any = None) -> Plan:
     if found and split is not None:
         num_images = min(evaluate.num_images or len(split), len(split))
     state = parallel.replicate(training.fresh_state(run))
-    memory, num_params = state_memory(state), state_lib.num_params(state.params)
+    held, num_params = memory.of_state(state), state_lib.num_params(state.params)
     state, step = time_steps(run, state)
     call = time_network(run, state.ema_params, "default")
     # A CPU knows one precision only.
@@ -131,7 +131,7 @@ def plan(config: ml_collections.ConfigDict, data: Any = None) -> Plan:
     return Plan(
         f"{len(run.source):,} images of {shape}" if found else
         f"{config.data.name} is not on this machine: random pixels of {shape} in its place",
-        train.num_steps, train.batch_size, num_params, memory, monitoring.memory(), step, call,
+        train.num_steps, train.batch_size, num_params, held, monitoring.memory(), step, call,
         (
             work("sample", config.sample.num_images, guided * num_calls, call),
             work("fid", evaluate.num_samples, guided * num_calls, measured),
@@ -171,19 +171,6 @@ def stand_in(config: ml_collections.ConfigDict) -> sources.Source:
         beside = sources.from_array(pixels(settings.condition_channels or shape[-1]))
         return source.with_condition(beside.read, beside.image_shape[-1])
     return source
-
-
-def state_memory(state: TrainState) -> dict[str, int]:
-    """Bytes of a training state on each device, and of the gradients of a step."""
-    def num_bytes(tree):
-        return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
-
-    return {
-        "parameters": num_bytes(state.params),
-        "averages": num_bytes((state.ema_params, state.extra_ema_params)),
-        "optimizer": num_bytes(state.opt_state),
-        "gradients": num_bytes(state.params),
-    }
 
 
 def time_steps(run: training.Run, state: TrainState) -> tuple[TrainState, Speed]:

@@ -1,5 +1,6 @@
 """Trained models from files: of our workdirs, of diffusers, of PyTorch."""
 
+import hashlib
 import json
 import re
 import warnings
@@ -206,16 +207,28 @@ def _folder(source) -> epath.Path:
     except huggingface_hub.errors.LocalEntryNotFoundError:
         pass
     try:
-        there = huggingface_hub.HfApi().list_repo_files(source)
+        info = huggingface_hub.HfApi().model_info(source, files_metadata=True)
+        there = {file.rfilename: file.lfs for file in info.siblings}
         wanted = [name for names in (CONFIGS, PROCESSES, WEIGHTS)
                   for name in [n for n in names if n in there][:1]]
-        return epath.Path(huggingface_hub.snapshot_download(source, allow_patterns=wanted))
+        folder = epath.Path(huggingface_hub.snapshot_download(source, allow_patterns=wanted))
+        for name in wanted:
+            if there[name]:  # The large files, whose SHA-256 the hub tells.
+                _check_sum(folder / name, there[name].sha256)
+        return folder
     except Exception as error:  # Its client's, its own and the system's have nothing in common.
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"{source} is no folder, not in the hub's cache, and could not be fetched "
             f"({type(error).__name__}: {reason}); go online, or write the path of a folder."
         ) from None
+
+
+def _check_sum(path, sha256):
+    """Removes what came over the network as something else, so that it is not used later."""
+    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+        path.resolve().unlink()  # The cache links to it.
+        raise OSError(f"{path.name} arrived with another SHA-256 than {sha256}")
 
 
 def _first(folder, names) -> epath.Path:
@@ -229,7 +242,7 @@ def _first(folder, names) -> epath.Path:
 def _read_json(path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as JSON ({error}); download it again.") from None
     if not isinstance(found, dict):
         raise ValueError(f"{path} holds no settings by name; download it again.")

@@ -163,7 +163,7 @@ def load(path: Any) -> Loaded:
         statistics = _read(path) if {"mu", "sigma"} <= set(names) else None
     except files.NPZ_DAMAGE as error:
         raise ValueError(
-            f"{path} cannot be read as an .npz of plain arrays ({_line(error)}): fetch or "
+            f"{path} cannot be read as an .npz of plain arrays ({files.one_line(error)}): fetch or "
             "make it again."
         ) from None
     if statistics is not None:
@@ -205,7 +205,7 @@ def image_batches(path: Any, batch_size: int) -> Iterator[np.ndarray]:
             except files.NPZ_DAMAGE as error:
                 raise ValueError(
                     f"{path} is damaged at or before image {start + size[0]} of "
-                    f"{shape[0]} ({_line(error)}): fetch or make it again."
+                    f"{shape[0]} ({files.one_line(error)}): fetch or make it again."
                 ) from None
             yield batch
 
@@ -282,7 +282,7 @@ def _keep(reference: Reference, path: epath.Path) -> None:
         save(reference, path)
     except OSError as error:
         warnings.warn(
-            f"{path} cannot be written ({_line(error)}): it is computed again next time.",
+            f"{path} cannot be written ({files.one_line(error)}): it is computed again next time.",
             stacklevel=2,
         )
 
@@ -387,7 +387,3 @@ def _canonical(provenance: dict) -> str:
             f"provenance={provenance!r} is not JSON ({error}); write strings, finite "
             "numbers, lists and dicts."
         ) from None
-
-
-def _line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -2,13 +2,22 @@
 
 import dataclasses
 import math
+import struct
+import zlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
 MEMORY_BUDGET = 2 * 2**30  # bytes of decoded images; a larger set is streamed
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels -> Pillow's name for them
+# Of Pillow's formats those of pictures; PostScript, for one, is a program that it would run.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+UNREADABLE = (  # what Pillow raises on damaged files
+    OSError, RuntimeError, SyntaxError, EOFError, ValueError, TypeError, LookupError,
+    ArithmeticError, MemoryError, struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,8 +72,12 @@ class Source:
             labels=None if self.labels is None else self.labels[chosen],
         )
 
-    def with_labels(self, labels: np.ndarray, num_classes: int = 0) -> "Source":
+    def with_labels(
+        self, labels: np.ndarray, num_classes: int = 0, name: str = "labels"
+    ) -> "Source":
         """The same images with labels [size]; 0 classes: one more than the largest label.
+
+        A message calls them `name`.
 
         Raises:
             ValueError: the labels are not whole numbers in 0..num_classes-1, one an image.
@@ -74,7 +87,7 @@ class Source:
         num_classes = num_classes or (int(labels.max()) + 1 if whole else 1)
         if not whole or labels.min() < 0 or labels.max() >= num_classes:
             raise ValueError(
-                f"labels={labels.dtype} {list(labels.shape)}: must be whole numbers in "
+                f"{name}={labels.dtype} {list(labels.shape)}: must be whole numbers in "
                 f"0..{num_classes - 1}, one for each of the {self.size} images; write such as "
                 "np.int32([0, 1, ...])."
             )
@@ -148,6 +161,17 @@ def convert(array: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     if array.shape == shape and array.dtype == np.uint8:
         return array
     return pixels(Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array), shape)
+
+
+def open_picture(file: Any) -> Image.Image:
+    """A picture of one of `FORMATS`, told by its content, from a path or a binary file.
+
+    Raises:
+        UNREADABLE: it is damaged, none of them, or of more than 2 x `Image.MAX_IMAGE_PIXELS`
+            pixels by its header (Pillow's bound, 179 million).
+    """
+    Image.init()
+    return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
 
 
 def pixels(image: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:

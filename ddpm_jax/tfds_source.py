@@ -1,11 +1,12 @@
 """Data sets of tensorflow-datasets, prepared or to be; read without TensorFlow where possible."""
 
 import contextlib
+import io
+import json
 import os
 import re
 
 import numpy as np
-from absl import logging
 from etils import epath
 
 from ddpm_jax import files, sources
@@ -40,8 +41,7 @@ def load(
     folder = _prepared(root, name) or _prepare(root, name)
     import tensorflow_datasets as tfds
 
-    logging.get_absl_logger().addFilter(_not_about_opencv)
-    builder = tfds.builder_from_directory(folder)
+    builder = _builder(name, folder)
     splits = builder.info.splits
     own_test = next((key for key in ("test", "validation") if key in splits), None)
     stored = own_test if split == "test" and own_test else "train"
@@ -58,10 +58,13 @@ def load(
     key, shape = _image_feature(name, features, want)
     label = _label_feature(name, features) if labels else None
     if tfds.core.FileFormat.ARRAY_RECORD in builder.info.available_file_formats():
-        source, found = _read_array_record(builder, stored, key, indices, shape, label)
+        source, found = _read_array_record(name, builder, stored, key, indices, shape, label)
     else:
         source, found = _read_tfrecord(name, builder, stored, key, indices, shape, label)
-    return source.with_labels(found, features[label].num_classes) if labels else source
+    if not labels:
+        return source
+    name = f"config.data.name={name!r} {label}"
+    return source.with_labels(found, features[label].num_classes, name)
 
 
 def is_prepared(name: str, data_dir: str) -> bool:
@@ -72,10 +75,6 @@ def is_prepared(name: str, data_dir: str) -> bool:
 def _root(data_dir):
     root = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     return files.path(root)
-
-
-def _not_about_opencv(record):
-    return "OpenCV is not installed" not in record.getMessage()
 
 
 def _prepared(root, name):
@@ -136,6 +135,40 @@ def _tensorflow():
     return tf
 
 
+def _builder(name, folder):
+    """TFDS's view of a prepared set."""
+    import tensorflow_datasets as tfds
+    from google.protobuf import json_format
+
+    try:
+        for feature in _feature_classes(json.loads((folder / "features.json").read_text())):
+            if not feature.startswith("tensorflow_datasets."):  # TFDS would import its module.
+                raise ValueError(f"features.json names {feature}, which is not TFDS's own")
+        return tfds.builder_from_directory(folder)
+    except (json_format.ParseError, OSError, ValueError, LookupError, AttributeError,
+            TypeError, RecursionError) as error:
+        raise ValueError(
+            f"config.data.name={name!r}: {folder} is damaged or foreign "
+            f"({files.one_line(error)}); prepare the set again."
+        ) from None
+
+
+def _feature_classes(tree):
+    """The Python classes that a features.json names, at any depth, in JSON within it too."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            if key in ("pythonClassName", "python_class_name", "type") and isinstance(value, str):
+                yield value
+            else:
+                yield from _feature_classes(value)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from _feature_classes(value)
+    elif isinstance(tree, str) and tree.lstrip()[:1] in ("{", "["):
+        with contextlib.suppress(json.JSONDecodeError):
+            yield from _feature_classes(json.loads(tree))
+
+
 def _image_feature(name, features, want):
     """The key of the first image among the features, and the shape it is to have."""
     import tensorflow_datasets as tfds
@@ -169,38 +202,49 @@ def _label_feature(name, features):
     return keys[0]
 
 
-def _read_array_record(builder, split, key, indices, shape, label):
-    """The source, and the labels or None."""
-    source = builder.as_data_source(split, file_format="array_record")
+def _read_array_record(name, builder, split, key, indices, shape, label):
+    """The source, and the labels or None; the pictures are decoded as those of folders are."""
+    import tensorflow_datasets as tfds
+    from google.protobuf import message
+
+    def refuse(index, error):
+        raise ValueError(
+            f"config.data.name={name!r}: image {index} of split {split!r} in {builder.data_path} "
+            f"cannot be read ({files.one_line(error)}); prepare the set again."
+        ) from None
+
+    def fetch(chosen):
+        try:
+            return records.__getitems__(chosen)
+        except (message.DecodeError, OSError, RuntimeError, ValueError, LookupError) as error:
+            if len(chosen) == 1:
+                refuse(chosen[0], error)
+        return [example for index in chosen for example in fetch([index])]
+
+    def decoded(index, example):
+        try:
+            with sources.open_picture(io.BytesIO(example[key])) as image:
+                return sources.pixels(image, shape)
+        except sources.UNREADABLE as error:
+            refuse(index, error)
 
     def read(i):
-        examples = source.__getitems__(indices[i].tolist())
-        return np.stack([sources.convert(example[key], shape) for example in examples])
+        chosen = indices[i].tolist()
+        return np.stack(list(map(decoded, chosen, fetch(chosen))))
 
-    labels = None if label is None else _labels(builder, split, key, indices, label)
+    records = builder.as_data_source(
+        split, file_format="array_record", decoders={key: tfds.decode.SkipDecoding()}
+    )
+    chunks = np.split(np.arange(len(indices)), range(_CHUNK, len(indices), _CHUNK))
+    labels = None if label is None else np.array([
+        example[label] for chunk in chunks for example in fetch(indices[chunk].tolist())
+    ], np.int32)
     if not sources.fits(len(indices), shape):
         return Source(len(indices), shape, read), labels
     images = np.empty((len(indices), *shape), np.uint8)
-    for chunk in _chunks(len(images)):
+    for chunk in chunks:
         images[chunk] = read(chunk)
     return sources.from_array(images), labels
-
-
-def _chunks(n):
-    return np.split(np.arange(n), range(_CHUNK, n, _CHUNK))
-
-
-def _labels(builder, split, key, indices, label):
-    """All labels, int32 [n], with the images left undecoded."""
-    import tensorflow_datasets as tfds
-
-    source = builder.as_data_source(
-        split, file_format="array_record", decoders={key: tfds.decode.SkipDecoding()}
-    )
-    return np.array([
-        example[label] for chunk in _chunks(len(indices))
-        for example in source.__getitems__(indices[chunk].tolist())
-    ], np.int32)
 
 
 def _read_tfrecord(name, builder, split, key, indices, shape, label):

@@ -14,8 +14,8 @@ import numpy as np
 from ddpm_jax import config as config_lib
 from ddpm_jax import data as data_lib
 from ddpm_jax import (
-    diagnosis, importance, interruption, monitoring, ownership, parallel, randomness, validation,
-    warm_start,
+    diagnosis, importance, interruption, memory, monitoring, ownership, parallel, randomness,
+    validation, warm_start,
 )
 from ddpm_jax import state as state_lib
 from ddpm_jax import workdir as workdir_lib
@@ -173,10 +173,13 @@ def prepare(config: ml_collections.ConfigDict, workdir: Any, data: Any) -> Run:
         ValueError: as `train` does.
     """
     validation.validate(config, num_devices=jax.device_count())
+    if shape := config_lib.image_shape(config):  # Known before there are data.
+        memory.check(config, shape)
     workdir = workdir if workdir is None else workdir_lib.create(workdir)
     source, held_out = open_data(config, data)
     config = config_lib.resolved(config, source)
     validation.check_images(config, source.image_shape)
+    memory.check(config, source.image_shape)
     parallel.check_same(config=config_lib.dump(config), data=(len(source), source.image_shape))
     model = config_lib.model(config, source.image_shape[-1])
     return Run(config, workdir, source, held_out, config_lib.schedule(config), model)

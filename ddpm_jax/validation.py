@@ -1,9 +1,12 @@
 """Checks of a config before any device work: one line a mistake."""
 
+import math
+
 import ml_collections
 
 from ddpm_jax import config as config_lib
 from ddpm_jax import unet, wandb_writer
+from ddpm_jax.configs import cifar10
 
 PRECISIONS = ("default", "high", "highest")
 SCORES = ("fid", "sfid", "kid", "is", "precision_recall", "frechet_pixels")
@@ -11,6 +14,10 @@ EVALUATIONS = ("bpd", "ode_bpd", "progressive", "draws", *SCORES, "sweep",
                "nearest_pixels", "nearest_features")
 AGAINST_REFERENCES = ("fid", "sfid", "kid", "precision_recall", "frechet_pixels")
 DRAWN = ("progressive", "sweep")  # Without a single value.
+_KINDS = {  # Of a setting's type: what it may be, in words.
+    bool: (bool, "True or False"), int: (int, "a whole number"),
+    float: ((int, float), "a number"), str: (str, "a text"), tuple: (tuple, "a tuple"),
+}
 T_SAMPLINGS = ("uniform", "antithetic", "importance")
 
 
@@ -42,19 +49,20 @@ def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
 
 
 def check_numbers(config: ml_collections.ConfigDict) -> None:
-    """Raises ValueError naming the first single number that is out of its range."""
-    huge = float("inf")
+    """Raises ValueError naming the first setting of another type or out of its range."""
+    _check_types(config)
+    huge = 2**31 - 1  # Steps are int32.
     for setting, low, high, works in (  # lowest, highest, a value that works
-        ("seed", 0, huge, 0),
+        ("seed", 0, 2**32 - 1, 0),
         ("data.image_size", 0, huge, 32),
         ("data.image_width", 0, huge, 0),
         ("data.channels", 0, huge, 3),
         ("data.holdout", 0, huge, 0),
-        ("data.num_classes", 0, huge, 0),
+        ("data.num_classes", 0, 1_000_000, 0),
         ("data.condition_channels", 0, huge, 0),
         ("data.factor", 2, huge, 2),
         ("model.channels", 2, huge, 128),
-        ("model.num_res_blocks", 1, huge, 2),
+        ("model.num_res_blocks", 1, 100, 2),
         ("model.dropout", 0, 0.999, 0.1),
         ("model.norm_eps", 1e-12, 1, 1e-6),
         ("model.timestep_scale", 1e-9, huge, 1.0),
@@ -83,7 +91,7 @@ def check_numbers(config: ml_collections.ConfigDict) -> None:
         ("sample.num_steps", 0, config.diffusion.num_timesteps, 0),
         ("sample.dynamic_threshold", 0, 1, 0.995),
         ("sample.batch_size", 0, huge, 0),
-        ("sample.seed", 0, huge, 0),
+        ("sample.seed", 0, 2**32 - 1, 0),
         ("sample.guidance", 0, huge, 1.0),
         ("sample.variants", 1, huge, 4),
         ("sample.resamplings", 1, huge, 1),
@@ -94,16 +102,27 @@ def check_numbers(config: ml_collections.ConfigDict) -> None:
         ("evaluate.batch_size", 0, huge, 0),
         ("evaluate.ode_steps", 1, huge, 200),
         ("evaluate.ode_probes", 1, huge, 1),
-        ("evaluate.seed", 0, huge, 0),
+        ("evaluate.seed", 0, 2**32 - 1, 0),
     ):
         group, _, name = setting.rpartition(".")
         value = (config[group] if group else config)[name]
         if not low <= value <= high:
-            rule = f"at least {low:g}" if high == huge else f"in [{low:g}, {high:g}]"
+            rule = f"at least {low:g}" if value < low else f"in [{low:g}, {high:g}]"
             raise ValueError(
                 f"config.{setting}={value} must be {rule}; try --config.{setting}={works}."
             )
     _check_tuples(config)
+
+
+def _check_types(config):
+    found = dict(config_lib.leaves(config))
+    for setting, base in config_lib.leaves(cifar10.get_config()):
+        kind, word = _KINDS[type(base)]
+        value = found.get(setting)
+        if not isinstance(value, kind) or isinstance(value, bool) != isinstance(base, bool):
+            raise ValueError(
+                f"config.{setting}={value!r} must be {word}; try --config.{setting}=\"{base}\"."
+            )
 
 
 def _check_tuples(config):
@@ -116,7 +135,9 @@ def _check_tuples(config):
     ):
         group, name = setting.split(".")
         values = config[group][name]
-        bad = [v for v in values if not isinstance(v, kind) or v <= 0]
+        high = 1 if name == "extra_ema_decays" else math.inf
+        bad = [v for v in values
+               if isinstance(v, bool) or not isinstance(v, kind) or not 0 < v < high]
         if bad or (name in ("channel_multipliers", "sweep_steps") and not values):
             raise ValueError(
                 f"config.{setting}={values!r} must be {rule}; try "

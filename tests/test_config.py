@@ -62,6 +62,38 @@ def test_a_mistake_is_one_line_with_setting_value_rule_and_remedy(name):
     assert rule in message and remedy in message and "\n" not in message
 
 
+@pytest.mark.parametrize("name, value, rule", [
+    ("model.channels", None, "a whole number"), ("train.batch_size", True, "a whole number"),
+    ("data.random_flip", None, "True or False"), ("train.learning_rate", None, "a number"),
+    ("data.name", None, "a text"), ("evaluate.metrics", None, "a tuple"),
+    ("train.learning_rate", float("nan"), "in [1e-12"), ("train.grad_clip", np.inf, "in [0, "),
+    ("train.num_steps", 2**31, "in [1, "), ("seed", 2**32, "in [0, "),
+    ("train.batch_size", 10**40, "in [1, "), ("model.num_res_blocks", 1000, "in [1, 100]"),
+    ("diffusion.num_timesteps", 10**9, "at most 1,000,000"),
+    ("data.num_classes", 2**31 - 1, "in [0, 1e+06]"),
+    ("train.extra_ema_decays", (0.9, float("nan")), "between 0 and 1"),
+    ("train.extra_ema_decays", (1.0,), "between 0 and 1"),
+    ("model.channel_multipliers", (1, True), "whole numbers"),
+])
+def test_values_of_another_kind_or_absurd_are_refused(name, value, rule):
+    config = cifar10.get_config()
+    group, _, key = name.rpartition(".")
+    (config[group] if group else config)[key] = value
+    with pytest.raises(ValueError) as error:
+        validation.validate(config, num_devices=1)
+    assert f"config.{name}={value}" in str(error.value) and rule in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", [
+    "{", "[]", "3", "[" * 100_000, '{"model": 3}', '{"model": {"channels": "x"}}', '{"evil": 1}',
+    '{"model": {"evil": 1}}', '{"__class__": 1}', '{"train": {"batch_size": 1.5}}',
+])
+def test_a_stored_config_that_is_none_is_one_line(text):
+    with pytest.raises(ValueError, match="^the stored config cannot be read .*--workdir.$"):
+        config_lib.parse(text)
+
+
 def test_the_remedies_work():
     """What a message tells to write passes when it is written."""
     for name, (value, _, _) in MISTAKES.items():

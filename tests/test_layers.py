@@ -16,7 +16,7 @@ LEVELS = [
     {"inpainting", "inversion", "likelihood", "progressive", "quality", "solvers"},
     {"bits", "plots", "sampling"},
     {"chains", "config", "sweep"},
-    {"editing", "validation", "workdir"},
+    {"editing", "memory", "validation", "workdir"},
     {"pretrained", "measures", "monitoring", "train_step"},
     {"diagnosis", "evaluation", "tasks", "warm_start"},
     {"training"},

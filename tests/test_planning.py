@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from ddpm_jax import data, parallel, planning, training
+from ddpm_jax import data, memory, parallel, planning, training
 from ddpm_jax import config as config_lib
 from ddpm_jax.configs import digits
 from nonzero import TinyNet
@@ -102,7 +102,7 @@ def test_the_steps_are_real_ones(timed):
 def test_memory_of_a_state_by_what_it_holds():
     tiny = tiny_run(**{"train.extra_ema_decays": (0.9, 0.99)})
     n = 4 * sum(leaf.size for leaf in jax.tree.leaves(training.fresh_state(tiny).params))
-    found = planning.state_memory(training.fresh_state(tiny))
+    found = memory.of_state(training.fresh_state(tiny))
     assert found.pop("optimizer") == 2 * n + 8  # two moments; the counts of Adam and the rate
     assert found == {"parameters": n, "averages": 3 * n, "gradients": n}
 

@@ -1,6 +1,7 @@
 """Models of diffusers: its outputs and chains from its files, and back to files of its kind."""
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 import pickle
@@ -422,7 +423,7 @@ def offline(tmp_path, monkeypatch):
     def fails(*arguments, **keywords):
         raise ConnectionError("no route\nto the hub")
 
-    monkeypatch.setattr(HfApi, "list_repo_files", fails)
+    monkeypatch.setattr(HfApi, "model_info", fails)
     return tmp_path / "cache"
 
 
@@ -438,23 +439,47 @@ def test_a_repository_is_read_from_the_cache_without_a_network(offline, plain):
     refused("someone/plain", "not in the hub's cache, and could not be fetched")
 
 
-def test_a_repository_is_fetched_without_what_is_not_needed(offline, plain, monkeypatch):
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub with one repository; returns what it says of its files, and the fetched folder."""
     import huggingface_hub
+    from huggingface_hub.hf_api import BlobLfsInfo, RepoSibling
 
-    there = ["README.md", "unet/config.json", "unet/diffusion_pytorch_model.bin",
+    known, folder = huggingface_hub.snapshot_download, tmp_path / "fetched"
+    shutil.copytree(FOLDER / "plain", folder)
+    names = ["README.md", "unet/config.json", "unet/diffusion_pytorch_model.bin",
              "unet/diffusion_pytorch_model.safetensors", "scheduler/scheduler_config.json"]
-    wanted = [there[1], there[4], there[3]]
-    known = huggingface_hub.snapshot_download
+    files = {name: RepoSibling(name) for name in names}
+    content = (folder / names[3]).read_bytes()
+    files[names[3]].lfs = BlobLfsInfo(len(content), hashlib.sha256(content).hexdigest(), 1)
 
     def fetch(source, *, allow_patterns=None, **keywords):
         if keywords:
             return known(source, **keywords)
-        assert (source, allow_patterns) == ("someone/plain", wanted)
-        return str(FOLDER / "plain")
+        assert (source, allow_patterns) == ("someone/plain", [names[1], names[4], names[3]])
+        return str(folder)
+
+    def info(self, source, files_metadata):
+        assert files_metadata
+        return huggingface_hub.ModelInfo(id=source, siblings=[
+            {**vars(file), "lfs": file.lfs and {**file.lfs, "pointerSize": 1}}
+            for file in files.values()
+        ])
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda self, source: there)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", info)
+    return files[names[3]], folder / names[3]
+
+
+def test_a_repository_is_fetched_without_what_is_not_needed(offline, plain, hub):
     same(ddpm_jax.from_pretrained("someone/plain"), plain)
+
+
+def test_a_file_of_the_hub_with_another_checksum_is_refused_and_removed(offline, hub):
+    said, fetched = hub
+    said.lfs.update(sha256="0" * 64)
+    refused("someone/plain", "safetensors arrived with another SHA-256 than 0000")
+    assert not fetched.exists()
 
 
 def test_the_hub_is_an_extra(monkeypatch):

@@ -1,0 +1,221 @@
+"""Settings and pictures at random: they work, or are refused in one line of ours.
+
+A normal run traces the step of each config and trains none. `DDPM_JAX_FUZZ=1000` draws so many
+anew and trains two steps of each; what it finds belongs to the examples below.
+"""
+
+import io
+import os
+import sys
+import warnings
+
+import hypothesis
+import jax
+import numpy as np
+import pytest
+from absl import flags, logging
+from hypothesis import strategies as st
+from ml_collections import config_flags
+from PIL import Image
+
+from ddpm_jax import cli, data, memory, parallel, pictures, sources, training, validation
+from ddpm_jax import config as config_lib
+from ddpm_jax.configs import cifar10
+from ddpm_jax.train_step import pmap_train_step, step_settings
+from nonzero import TinyNet
+from test_profile import tiny_config
+
+LONG = int(os.environ.get("DDPM_JAX_FUZZ", 0))
+
+
+def settings(examples):
+    return hypothesis.settings(
+        max_examples=LONG or examples, deadline=None, derandomize=not LONG, database=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+        phases=[phase for phase in hypothesis.Phase if phase.name != "explain"],
+    )
+
+
+# Values for a setting of each kind, likely, absurd and of another kind.
+INTS = st.one_of(
+    st.integers(-3, 40), st.sampled_from([64, 10**6, 2**31 - 1, 2**31, 2**32, -2**63, 10**30]))
+FLOATS = st.one_of(
+    st.floats(), st.floats(0, 1), st.sampled_from([0.0, 1.0, -1.0, 1e-300, 1e300, 0.5]))
+WORDS = st.one_of(st.text(st.characters(codec="utf-8"), max_size=6), st.sampled_from([
+    "digits", "image_folder", "npz", "cifar10", "digits/1", "../x", "/", "low_resolution", "noisy",
+    "stored", "linear", "cosine", "jsd", "betas", "warmup10", "sigmoid", "constant", "eps", "x_0",
+    "x_prev", "v", "fixed_small", "learned", "learned_range", "simple", "vlb", "rescaled_vlb",
+    "hybrid", "rescaled_hybrid", "min_snr", "p2", "importance", "antithetic", "highest",
+    "bfloat16", "cos_sin", "symmetric", "ddim", "dpm_solver", "dpm_solver_pp", "heun", "quadratic",
+    "trailing", "5,5", "0.9", "all", "7", "fid", "bpd", "train",
+]))
+TUPLES = st.one_of(*(
+    st.lists(item, max_size=3).map(tuple) for item in (
+        st.integers(-1, 20), INTS, FLOATS, WORDS, st.sampled_from([None, (1,), True, "a"]))
+))
+KINDS = {bool: st.booleans(), int: INTS, float: st.one_of(FLOATS, st.integers(-2, 3)),
+         str: WORDS, tuple: TUPLES}
+BASE = dict(config_lib.leaves(cifar10.get_config()))
+# Names of models go to the network, and of folders to their own tests.
+NAMES = sorted(set(BASE) - {"train.warm_start", "train.wandb"})
+
+
+@st.composite
+def overrides(draw):
+    names = draw(st.lists(st.sampled_from(NAMES), min_size=1, max_size=3, unique=True))
+    return {name: draw(st.one_of(KINDS[type(BASE[name])], st.none())) for name in names}
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch, tmp_path):
+    """2 GiB for eight devices, no data sets, and a network that is traced at once."""
+    monkeypatch.setattr(memory, "of_host", lambda: 2 * 2**30)
+    monkeypatch.setattr(sources, "MEMORY_BUDGET", 2**20)  # Larger images are made when asked for.
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "none"))
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    monkeypatch.setattr(logging, "warning", lambda *_: None)
+
+
+def tiny_net(config, channels):
+    return TinyNet(
+        config.model.dropout, config_lib.parameterization(config).out_channels(channels),
+        config.data.num_classes if config.data.labels else 0,
+        config.data.condition_channels if config.data.condition else 0,
+    )
+
+
+def begin(config, folder):
+    """Everything of a run up to compiling its step, or two steps of it."""
+    validation.check_evaluation(config)
+    config_lib.sampling_settings(config)
+    if LONG:
+        config.train.num_steps = 2
+        training.train(config, folder)
+        return
+    run = training.prepare(config, None, None)
+    state = jax.eval_shape(lambda: training.fresh_state(run))
+    step = pmap_train_step(
+        schedule=run.schedule, learning_rate=config_lib.learning_rate(run.config),
+        settings=step_settings(run.config),
+    )
+    share = run.config.train.batch_size
+    batch = parallel.shard(run.source.examples(np.arange(share) % len(run.source)))
+    step.lower(state, batch, run.rng(training.STEP))
+
+
+def one_line(error):
+    text = str(error)
+    assert cli._ours(error) and "\n" not in text and len(text) < 2000, text
+
+
+FOUND = [  # Each once ended in a traceback, or did not end.
+    {"seed": 2**32}, {"train.batch_size": 10**30}, {"train.grad_clip": float("inf")},
+    {"diffusion.num_timesteps": 10**9}, {"data.name": None}, {"model.num_res_blocks": 10**6},
+    {"data.image_size": 2**31 - 1}, {"data.labels": True, "data.num_classes": 2**31 - 1},
+]
+
+
+def examples(test):
+    for found in reversed(FOUND):
+        test = hypothesis.example(changes=found)(test)
+    return test
+
+
+@settings(20)
+@examples
+@hypothesis.given(changes=overrides())
+def test_a_config_begins_or_is_refused_in_one_line(tmp_path_factory, changes):
+    config = tiny_config()
+    try:
+        config.update_from_flattened_dict(changes)
+    except (TypeError, ValueError):
+        return  # ml_collections' own word, where the config is written.
+    with pytest.MonkeyPatch.context() as patch:
+        if not any(name.startswith("model.") for name in changes):
+            patch.setattr(config_lib, "model", tiny_net)
+            patch.setattr(validation, "check_images", lambda config, shape: None)
+        try:
+            begin(config, tmp_path_factory.mktemp("run") if LONG else None)
+        except ValueError as error:
+            one_line(error)
+
+
+@settings(150)
+@hypothesis.given(name=st.sampled_from(NAMES), text=st.one_of(
+    WORDS, INTS.map(str), FLOATS.map(str), TUPLES.map(str), st.text(max_size=12),
+    st.sampled_from(["()", "(", "(1,", "1,2", "[1]", "{}", "None", "True", "nan", "1e400", "'a'",
+                     "__import__('os')", "(" * 100, "0x10", "1_000", " 3", "(1;2)"]),
+))
+def test_text_on_the_command_line_becomes_a_value_or_a_line(name, text):
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_dict("config", tiny_config(), flag_values=values)
+    try:
+        values(["main.py", f"--config.{name}={text}"])
+    except cli.FLAG_ERRORS:
+        return
+    try:
+        validation.check_evaluation(values.config)
+        config_lib.sampling_settings(values.config)
+        validation.validate(values.config, num_devices=8)
+    except ValueError as error:
+        one_line(error)
+
+
+# Pictures.
+
+
+def encoded(kind):
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 10, 3)).astype(np.uint8)
+    image = Image.fromarray(pixels)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    image.save(file, kind, **({"exif": exif} if kind in ("png", "jpeg", "webp") else {}))
+    return file.getvalue()
+
+
+WHOLE = [encoded(kind) for kind in ("png", "jpeg", "gif", "tiff", "webp", "bmp", "ppm")]
+
+
+@st.composite
+def damaged(draw):
+    content = bytearray(draw(st.sampled_from(WHOLE)))
+    for _ in range(draw(st.integers(1, 8))):
+        at = draw(st.integers(0, min(len(content) - 1, draw(st.sampled_from([40, 10**6])))))
+        content[at] = draw(st.integers(0, 255))
+    return bytes(content[: draw(st.one_of(st.just(len(content)), st.integers(0, len(content))))])
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return tmp_path_factory.mktemp("pictures") / "a.png"
+
+
+@settings(150)
+@hypothesis.given(content=st.one_of(st.binary(max_size=200), damaged()),
+                  shape=st.sampled_from([(0, 0, 3), (4, 6, 1), (5, 5, 4)]))
+def test_bytes_are_a_picture_or_a_line(path, content, shape):
+    path.write_bytes(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, of what it could make good.
+        try:
+            image = pictures.read(path, shape, setting="config.sample.inputs")
+        except ValueError as error:
+            one_line(error)
+        else:
+            assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[-1] == shape[-1]
+            assert not shape[0] or image.shape == shape
+
+
+@settings(50)
+@hypothesis.given(content=st.one_of(st.binary(max_size=200), damaged()))
+def test_a_folder_with_any_bytes_is_read_or_refused(path, content):
+    path.write_bytes(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            source = data.load("image_folder", data_dir=str(path.parent), image_size=4)
+        except ValueError as error:
+            one_line(error)
+        else:
+            assert source.read(np.arange(1)).shape == (1, 4, 4, 3)

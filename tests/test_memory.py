@@ -1,0 +1,149 @@
+"""What a step needs: against layers counted by hand, compiled steps, and limits given."""
+
+import re
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from ddpm_jax import config as config_lib
+from ddpm_jax import memory, monitoring, training, validation
+from ddpm_jax.configs import digits, lsun_bedroom256
+from nonzero import TinyNet, tiny_unet
+
+GIB = 2**30
+
+
+class TwoConvolutions(nn.Module):
+    """Of which the backward pass needs the two inputs."""
+
+    @nn.compact
+    def __call__(self, x, t, *, train):
+        return nn.Conv(2, (3, 3))(nn.Conv(6, (3, 3))(x))
+
+
+def test_two_convolutions_counted_by_hand():
+    pixels = 5 * 8 * 4
+    assert memory.of_images(TwoConvolutions(), (8, 4, 3), 5) == 4 * pixels * (3 + 6)
+
+
+def test_twice_the_images_or_the_pixels_are_twice_the_memory():
+    one = memory.of_images(TinyNet(), (8, 8, 1), 16)
+    assert memory.of_images(TinyNet(), (8, 8, 1), 32) == 2 * one
+    assert memory.of_images(TinyNet(), (8, 16, 1), 16) == pytest.approx(2 * one, rel=0.01)
+
+
+def test_a_compiled_backward_pass_lies_between_the_shares():
+    model, batch = tiny_unet(), 256
+    x, t = np.zeros((batch, 8, 8, 1), np.float32), np.zeros(batch, np.int32)
+    params = jax.eval_shape(lambda: model.init(jax.random.key(0), x[:1], t[:1], train=False))
+
+    def loss(params):
+        return (model.apply(params, x, t, train=False) ** 2).sum()
+
+    compiled = jax.jit(jax.grad(loss)).lower(params).compile()
+    found = compiled.memory_analysis().temp_size_in_bytes
+    estimate = memory.of_images(model, (8, 8, 1), batch)
+    assert memory._AT_LEAST * estimate < found < memory._AT_MOST * estimate
+
+
+def refused(config, available, *, shape=None):
+    with pytest.raises(ValueError) as error:
+        memory.check(config, shape or config_lib.image_shape(config), available)
+    text = str(error.value)
+    assert "\n" not in text and "a training step needs at least" in text
+    name, value = re.search(r"try --config\.([\w.]+)=(\d+)\.$", text).groups()
+    config.update_from_flattened_dict({name: int(value)})
+    return text
+
+
+def passes(config, available):
+    memory.check(config, config_lib.image_shape(config), available)
+    validation.validate(config, num_devices=jax.device_count())
+
+
+@pytest.fixture
+def single(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+
+
+def test_a_batch_too_large_is_to_be_accumulated(single):
+    config = digits.get_config()
+    config.train.batch_size = 2**18
+    assert "config.train.batch_size=262144: " in refused(config, 2 * GIB)
+    passes(config, 2 * GIB)
+    config.train.accumulate //= 2
+    refused(config, 2 * GIB)
+
+
+def test_where_nothing_divides_the_batch_is_to_be_smaller(single):
+    config = digits.get_config()
+    config.train.batch_size = 2**19 - 1  # a prime
+    refused(config, 2 * GIB)
+    assert config.train.batch_size < 2**14 and config.train.accumulate == 1
+    passes(config, 2 * GIB)
+
+
+def test_a_network_too_large_is_to_be_narrower(single):
+    config = digits.get_config()
+    config.model.channels = 4096
+    text = refused(config, 2 * GIB)
+    assert "config.model.channels=4096: " in text and config.model.channels == 2048
+    found = float(re.search(r"\(([\d.,]+) GiB for parameters", text)[1].replace(",", ""))
+    # Parameters of convolutions grow as the square of the width; digits has 701,345, five times.
+    assert found == pytest.approx(5 * 4 * 701_345 * (4096 / 32) ** 2 / GIB, rel=0.02)
+
+
+def test_an_image_too_large_is_to_be_smaller(single):
+    config = digits.get_config()
+    config.data.image_size = 4096
+    config.model.attention_resolutions = ()
+    config.train.batch_size = 1
+    assert "config.data.image_size=4096: " in refused(config, 2 * GIB)
+    assert config.data.image_size == 2048
+
+
+def test_the_papers_network_passes_where_it_was_trained(single):
+    """On a TPU v3-8: 16 GB a core, an eighth of the batch each."""
+    config = lsun_bedroom256.get_config()
+    config.train.batch_size //= 8
+    memory.check(config, config_lib.image_shape(config), 16 * 10**9)
+
+
+def test_what_may_not_suffice_is_warned_about(single, monkeypatch):
+    config = digits.get_config()
+    assert memory.warnings(config, (8, 8, 1)) == []
+    monkeypatch.setattr(memory, "on_each_device", lambda: 60 * 2**20)
+    memory.check(config, (8, 8, 1))
+    (line,) = memory.warnings(config, (8, 8, 1))
+    assert "which has 0.06 GiB" in line and "--config.train.accumulate=2" in line
+
+
+def test_a_run_begins_with_the_warning(monkeypatch):
+    monkeypatch.setattr(config_lib, "model", lambda config, channels: TinyNet())
+    monkeypatch.setattr(validation, "check_images", lambda config, shape: None)
+    run = training.prepare(digits.get_config(), None, None)
+    state = training.fresh_state(run)
+    state = state.replace(step=np.int32(0))
+    monkeypatch.setattr(memory, "warnings", lambda config, shape: [f"images of {shape}"])
+    lines = monitoring.opening_lines(run.config, state, run.source, None, "x")
+    assert lines[0] == "warning: images of (8, 8, 1)"
+
+
+def test_a_run_is_refused_before_its_data_are_opened(single, monkeypatch):
+    config = digits.get_config()
+    config.data.name = "not_there"
+    monkeypatch.setattr(memory, "on_each_device", lambda: 2**20)
+    with pytest.raises(ValueError, match="a training step needs at least"):
+        training.prepare(config, None, None)
+    config.data.name, config.data.image_size = "digits", 0  # The data tell it.
+    with pytest.raises(ValueError, match="a training step needs at least"):
+        training.prepare(config, None, None)
+
+
+def test_devices_of_a_cpu_share_the_host():
+    assert memory.on_each_device() == memory.of_host() // jax.local_device_count()
+    with open("/proc/meminfo") as file:
+        total = int(re.search(r"MemTotal: +(\d+) kB", file.read())[1]) * 1024
+    assert 2**28 < memory.of_host() <= total
