@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import tqdm
+from etils import epath
 
 from ddpm_jax import files
 from ddpm_jax.event_files import EventFiles
