@@ -209,7 +209,7 @@ def _joined():
         return
     from ddpm_jax import parallel
 
-    parallel.initialize(**_by_hand())
+    parallel.initialize(**_by_hand(), preemptible=_mode.value == "train")
     if not parallel.is_first():
         logging.set_verbosity(logging.ERROR)
     yield

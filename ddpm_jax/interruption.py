@@ -31,12 +31,15 @@ def watched() -> Iterator[Callable[[int], signal.Signals | None]]:
     KeyboardInterrupt, SIGTERM ends the process. Of several processes (`jax.distributed`) one
     signal is enough: JAX's preemption service, which has SIGTERM there and knows the platform's
     own notices, tells all of them at the same step; SIGINT is passed on to it. So every process
-    asks at every step. Signals are left alone outside the main thread, which alone may have them.
+    asks at every step. Signals are left alone where that service is off (one process cannot stop by
+    itself), and outside the main thread, which alone may have them.
     """
-    distributed = jax.distributed.is_initialized()
+    several = jax.distributed.is_initialized()
+    distributed = several and jax.config.jax_enable_preemption_service
     numbers = (signal.SIGINT,) if distributed else (signal.SIGINT, signal.SIGTERM)
     in_main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.getsignal(number) for number in numbers} if in_main else {}
+    heard = in_main and distributed == several
+    before = {number: signal.getsignal(number) for number in numbers} if heard else {}
     noted = []
 
     def note(number, frame):

@@ -23,7 +23,8 @@ _CHUNK = 2**20  # Bytes sent at a time, so that one size is compiled.
 
 
 def initialize(
-    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+    coordinator: str | None = None, num_processes: int | None = None,
+    process_id: int | None = None, *, preemptible: bool = True,
 ) -> None:
     """Joins this process to the others of its job; to be called before anything else of JAX.
 
@@ -39,6 +40,9 @@ def initialize(
             guarded, so it belongs on a private network.
         num_processes: of the job.
         process_id: of this process, 0..num_processes-1.
+        preemptible: SIGTERM, and the platform's notices, are left to `train`, which saves and
+            stops in all processes at the same step; nothing else hears them. False leaves
+            SIGTERM as it is, for work that has nothing to save.
 
     Raises:
         ValueError: some of the three are given and others not, they are out of range, or there
@@ -57,8 +61,7 @@ def initialize(
             f"{said}: must be host:port, a number of processes, and one of 0..num_processes-1; "
             "write such as --coordinator=10.0.0.1:1234 --num_processes=2 --process_id=0."
         )
-    # JAX would catch SIGTERM, and go on.
-    jax.config.update("jax_enable_preemption_service", False)
+    jax.config.update("jax_enable_preemption_service", preemptible)
     try:
         jax.distributed.initialize(
             coordinator, num_processes, process_id, shutdown_timeout_seconds=_PATIENCE,

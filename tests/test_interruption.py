@@ -1,5 +1,6 @@
 """Signals: the first finishes the step and saves, the second stops at once."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 
 from ddpm_jax import checkpoints, interruption, logs, training
 from ddpm_jax.interruption import Interrupted
+from test_hosts import free_port
 from test_profile import tiny, tiny_config  # noqa: F401
 from test_runs import ROOT, command, lasting, on, rows, saved
 
@@ -79,6 +81,17 @@ def test_of_several_processes_all_are_asked_at_the_step_that_jax_names(monkeypat
         assert [asked(step) for step in (6, 7)] == [None, CTRL_C]
 
 
+def test_without_jaxs_service_signals_are_left_alone(monkeypatch):
+    before = handlers()
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        with interruption.watched() as asked:
+            assert handlers() == before and asked(1) is None
+    finally:
+        jax.config.update("jax_enable_preemption_service", True)
+
+
 def test_statuses_are_those_of_shells():
     assert (Interrupted(CTRL_C).status, Interrupted(TERM).status) == (130, 143)
 
@@ -137,3 +150,36 @@ def test_the_program_ends_with_the_documented_status(tmp_path, number, status):
     step = rows(tmp_path)[-1]["step"]
     assert said[-1] == f"{number.name}: step {step} is saved; the same command continues there\n"
     assert checkpoints.steps(tmp_path) == [step] and step < 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("told, number", [(1, TERM), (0, CTRL_C)])
+def test_all_processes_save_the_same_step(tmp_path, told, number):
+    """JAX's real service: one of two processes is told, and the job continues with one."""
+    settings = {
+        "train.num_steps": 10**6, "train.checkpoint_every": 10**6, "train.eval_images": 0,
+        "train.sample_every": 10**6, "train.log_every": 1, "train.t_sampling": "uniform",
+    }
+    address = f"--coordinator=127.0.0.1:{free_port()}"
+    said = []
+    with contextlib.ExitStack() as stack:
+        processes = [
+            stack.enter_context(subprocess.Popen(
+                [*command(tmp_path, **settings), address, "--num_processes=2", f"--process_id={i}"],
+                env=on(1), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            )) for i in range(2)
+        ]
+        for line in processes[0].stdout:
+            said.append(line)
+            if "step 3 of" in line:
+                processes[told].send_signal(number)
+        others = processes[1].stdout.read()
+    assert processes[told].returncode == 128 + number
+    assert processes[1 - told].returncode in (143, 128 + number)
+    step = rows(tmp_path)[-1]["step"]
+    assert f"step {step} is saved; the same command continues there" in said[-1]
+    assert "is saved" not in others
+    assert checkpoints.steps(tmp_path) == [step]
+    again = command(tmp_path, **settings | {"train.num_steps": step + 2})
+    subprocess.run(again, env=on(1), cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    assert [row["step"] for row in rows(tmp_path)] == list(range(1, step + 3))
