@@ -109,11 +109,13 @@ def of_images(model: Any, image_shape: tuple[int, int, int], batch_size: int) ->
     """Bytes that `jax.vjp` of the network keeps of a batch for its backward pass."""
     def kept(rng, x, t):
         rng_init, rng_dropout = jax.random.split(rng)
+        shape = (*x.shape[:-1], model.condition_channels)
+        told = {"condition": jnp.zeros(shape)} if model.condition_channels else {}
         params = model.init(rng_init, x[:1], t[:1], train=False)["params"]
 
         def network(params):
             rngs = {"dropout": rng_dropout}
-            return model.apply({"params": params}, x, t, train=True, rngs=rngs)
+            return model.apply({"params": params}, x, t, train=True, rngs=rngs, **told)
 
         return jax.tree.leaves(jax.vjp(network, params)[1])
 

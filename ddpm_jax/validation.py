@@ -71,7 +71,7 @@ def check_numbers(config: ml_collections.ConfigDict) -> None:
         ("diffusion.p2_gamma", 0, huge, 1.0),
         ("train.num_steps", 1, huge, 800_000),
         ("train.batch_size", 1, huge, 128),
-        ("train.learning_rate", 1e-12, huge, 2e-4),
+        ("train.learning_rate", 1e-12, 1e38, 2e-4),
         ("train.warmup_steps", 0, huge, 5000),
         ("train.grad_clip", 0, huge, 1.0),
         ("train.ema_decay", 0, 1 - 1e-9, 0.9999),

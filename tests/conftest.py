@@ -32,6 +32,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forgets_its_programs():
+    """Each maps memory, and a process may have 65,530 maps."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def strict_dtypes():
     """float32 stays so: for tests of our own arithmetic."""

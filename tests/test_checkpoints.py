@@ -300,7 +300,7 @@ def test_what_cannot_be_read_says_what_to_do(tmp_path):
         restore_part(tmp_path, "ema")
 
 
-def test_the_folder_is_absolute_and_a_bucket_stays_one(tmp_path, monkeypatch):
+def test_the_folder_is_absolute_and_a_bucket_stays_one(tmp_path, monkeypatch, bucket):
     monkeypatch.chdir(tmp_path)
     assert str(checkpoints._folder("a")) == str(tmp_path / "a" / "checkpoints")
     assert str(checkpoints._folder("gs://bucket/a")) == "gs://bucket/a/checkpoints"

@@ -134,7 +134,7 @@ def assert_same_files(workdir, whole):
         assert set(os.listdir(workdir / folder)) == set(os.listdir(whole / folder))
     for picture in (whole / "samples").iterdir():
         assert (workdir / "samples" / picture.name).read_bytes() == picture.read_bytes()
-    top = {"config.json", "metrics.jsonl", "tensorboard", "checkpoints", "samples"}
+    top = {"config.json", "metrics.jsonl", "owner.json", "tensorboard", "checkpoints", "samples"}
     assert {path.name for path in workdir.iterdir()} == top
 
 
@@ -151,6 +151,7 @@ def assert_same_events(workdir, whole):
         assert set(found) <= set(values.items()) and found[-1][0] == max(values)
 
 
+@pytest.mark.slow
 def test_a_run_survives_a_few_kills(tmp_path):
     within = survive(tmp_path, ["save", "sampling", "step"], num_steps=160, seed=0)
     assert within["sampling"] >= 1

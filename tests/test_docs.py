@@ -191,7 +191,7 @@ def test_every_module_stands_in_the_table_of_files():
 
 
 MODELS = """
-from ddpm_jax import checkpoints, state, training
+from ddpm_jax import checkpoints, state, training, workdir
 from ddpm_jax.configs import digits, digits_conditional
 
 for name, module in (("digits", digits), ("digits_conditional", digits_conditional)):
@@ -199,6 +199,7 @@ for name, module in (("digits", digits), ("digits_conditional", digits_condition
     config.model.channels, config.model.channel_multipliers = 4, (1,)
     config.model.attention_resolutions = ()
     run = training.prepare(config, f"runs/{name}", None)
+    workdir.store_config(run.config, run.workdir)
     with checkpoints.Checkpoints(run.workdir) as saved:
         saved.save(1, state.to_saved(training.fresh_state(run)), training.metadata(run.config))
 """

@@ -18,6 +18,8 @@ GIB = 2**30
 class TwoConvolutions(nn.Module):
     """Of which the backward pass needs the two inputs."""
 
+    condition_channels: int = 0
+
     @nn.compact
     def __call__(self, x, t, *, train):
         return nn.Conv(2, (3, 3))(nn.Conv(6, (3, 3))(x))
