@@ -65,12 +65,7 @@ def train(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -> 
         checkpoints = stack.enter_context(Checkpoints(
             run.workdir, keep=config.train.keep, keep_every=config.train.keep_every
         ))
-        state = fresh_state(run)
-        restored = checkpoints.restore(state_lib.to_saved(state), added=state_lib.ADDED)
-        state = state.replace(**restored[1]) if restored else (
-            warm_start.state(state, config.train.warm_start, run.model, run.source.image_shape)
-        )
-        state = parallel.replicate(state)
+        state = parallel.replicate(first_state(run, checkpoints))
         start = int(state.step)
         project = config.train.wandb
         logs = stack.enter_context(Logs(
@@ -121,8 +116,7 @@ def train(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -> 
                 logs.say(f"memory after the first step: {monitoring.memory()}")
             signal = asked_to_stop(step)
             if signal and step < num_steps:
-                logs.flush()
-                checkpoints.save(step, state_lib.to_saved(state), metadata(config))
+                save(run, logs, checkpoints, step, state)
                 checkpoints.close()
                 logs.say(f"{signal.name}: step {step:,} is saved; the same command continues there")
                 raise interruption.Interrupted(signal)
@@ -198,6 +192,23 @@ def fresh_state(run: Run) -> TrainState:
     )
 
 
+def first_state(run: Run, checkpoints: Checkpoints) -> TrainState:
+    """The state of the newest checkpoint; where there is none, a fresh one or a warm start."""
+    state = fresh_state(run)
+    restored = checkpoints.restore(state_lib.to_saved(state), added=state_lib.ADDED)
+    return state.replace(**restored[1]) if restored else warm_start.state(
+        state, run.config.train.warm_start, run.model, run.source.image_shape
+    )
+
+
+def save(
+    run: Run, logs: Logs | Silence, checkpoints: Checkpoints, step: int, state: TrainState
+) -> None:
+    """Starts a checkpoint, behind the rows of its steps: no reader finds it without them."""
+    logs.flush()
+    checkpoints.save(step, state_lib.to_saved(state), metadata(run.config))
+
+
 def observer(run: Run, logs: Logs | Silence, checkpoints: Checkpoints, start: int):
     """(step, state, metrics) -> None: logs, draws and saves what is due after a step."""
     config, train = run.config, run.config.train
@@ -227,8 +238,7 @@ def observer(run: Run, logs: Logs | Silence, checkpoints: Checkpoints, start: in
                 logs.images("samples", picture, step)
         if due(train.checkpoint_every):
             with rate.paused():
-                logs.flush()
-                checkpoints.save(step, state_lib.to_saved(state), metadata(config))
+                save(run, logs, checkpoints, step, state)
 
     return observe
 

@@ -40,7 +40,7 @@ class Store(memory.MemoryFileSystem):
         if mode == "wb":
             return _Upload(self, path)
         if mode != "rb":
-            raise NotImplementedError(f"mode {mode}: objects are written whole")
+            raise io.UnsupportedOperation(f"mode {mode}: objects are written whole")
         if path not in self.store:
             raise FileNotFoundError(path)
         return io.BytesIO(self.store[path].getvalue())
