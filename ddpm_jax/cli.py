@@ -39,7 +39,8 @@ Train a diffusion model, sample from one, or measure it.
                           the same by hand: the address of process 0, how many there are, and
                           which this is. Each is given the same other flags, and sees the workdir.
 
-Every setting, its value and its meaning: configs/cifar10.py."""
+Every setting, its value and its meaning: configs/cifar10.py. What was compiled is kept below
+~/.cache/ddpm_jax, unless JAX_ENABLE_COMPILATION_CACHE=false."""
 
 FLAG_ERRORS = (flags.Error, TypeError, ValueError)  # What reading a setting's value raises.
 MODES = ("train", "sample", "evaluate", "plan")
@@ -186,6 +187,9 @@ def _exit(error):
 def _run(argv):
     del argv
     logging.set_verbosity(logging.WARNING)
+    from ddpm_jax import compilation_cache
+
+    compilation_cache.enable()
     try:
         work = {"train": _train, "sample": _sample, "evaluate": _evaluate, "plan": _plan}
         with _joined():

@@ -79,11 +79,11 @@ def _needed(config, image_shape):
     """Bytes of the state, bytes that `jax.vjp` keeps, and the images a device has at a time."""
     train, model = config.train, config_lib.model(config, image_shape[-1])
     share = train.batch_size // jax.device_count() // train.accumulate
-    create = functools.partial(
-        state_lib.create, model, config_lib.optimizer(config), image_shape=image_shape,
+    fresh = functools.partial(
+        state_lib.fresh, model, config_lib.optimizer(config), image_shape=image_shape,
         extra_ema_decays=tuple(train.extra_ema_decays),
     )
-    state = jax.eval_shape(create, jax.random.key(0))
+    state = jax.eval_shape(fresh, jax.random.key(0))
     return sum(of_state(state).values()), of_images(model, image_shape, share), share
 
 

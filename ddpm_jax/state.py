@@ -11,6 +11,9 @@ import jax.numpy as jnp
 import optax
 from flax.training import train_state
 
+# For what runs once: XLA for a CPU else takes far longer to compile than it takes to run.
+_QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
 
 @flax.struct.dataclass
 class Trained:
@@ -62,6 +65,8 @@ def create(
 ) -> TrainState:
     """A fresh state: parameters drawn from `rng`, averages equal to them, step 0.
 
+    One program makes all of it; where that is traced itself, as for shapes, call `fresh`.
+
     Args:
         model: the network; its output has `model.out_channels`.
         tx: the optimizer.
@@ -70,12 +75,18 @@ def create(
         extra_ema_decays: decays of further running averages.
         loss_history: of `importance`, where t is drawn so.
     """
+    made = functools.partial(
+        fresh, model, tx, image_shape=image_shape, extra_ema_decays=extra_ema_decays,
+        loss_history=loss_history,
+    )
+    options = _QUICK if jax.default_backend() == "cpu" else None
+    return jax.jit(made, compiler_options=options)(rng)
 
-    def init(rng):
-        x, t = jnp.zeros((1, *image_shape)), jnp.zeros((1,), jnp.int32)
-        return model.init(rng, x, t, train=False)["params"]
 
-    params = jax.jit(init)(rng)
+def fresh(model, tx, rng, image_shape, *, extra_ema_decays=(), loss_history=None) -> TrainState:
+    """What `create` compiles; arguments as there."""
+    x, t = jnp.zeros((1, *image_shape)), jnp.zeros((1,), jnp.int32)
+    params = model.init(rng, x, t, train=False)["params"]
 
     def copied():
         return jax.tree.map(jnp.copy, params)  # The state is donated: no aliases.

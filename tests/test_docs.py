@@ -42,7 +42,7 @@ CODE = "".join(
 )
 WORDS = set(re.findall(r"[A-Za-z_]\w+", CODE))
 ELSEWHERE = set(  # Names of other programs and of what users have.
-    "cuda13 tpu xla_gpu_deterministic_ops".split()
+    "cuda13 tpu xla_gpu_all_reduce_combine_threshold_bytes xla_gpu_deterministic_ops".split()
 )
 
 

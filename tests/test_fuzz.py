@@ -20,6 +20,7 @@ from PIL import Image
 
 from ddpm_jax import cli, data, memory, parallel, pictures, sources, training, validation
 from ddpm_jax import config as config_lib
+from ddpm_jax import state as state_lib
 from ddpm_jax.configs import cifar10
 from ddpm_jax.train_step import pmap_train_step, step_settings
 from nonzero import TinyNet
@@ -93,7 +94,9 @@ def begin(config, folder):
         training.train(config, folder)
         return
     run = training.prepare(config, None, None)
-    state = jax.eval_shape(lambda: training.fresh_state(run))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(state_lib, "create", state_lib.fresh)
+        state = jax.eval_shape(lambda: training.fresh_state(run))
     step = pmap_train_step(
         schedule=run.schedule, learning_rate=config_lib.learning_rate(run.config),
         settings=step_settings(run.config),

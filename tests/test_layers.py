@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "ddpm_jax"
 LEVELS = [
-    {"configs", "files", "metrics", "parallel", "randomness"},
+    {"compilation_cache", "configs", "files", "metrics", "parallel", "randomness"},
     {"checkpoints", "event_files", "images", "importance", "interruption", "neighbours", "parts",
      "references", "rows", "schedule", "sources", "state", "torch_file", "unet", "wandb_writer"},
     {"audit", "diffusion", "draws", "grids", "inception", "logs", "ownership", "pairs", "pictures",

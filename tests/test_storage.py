@@ -147,7 +147,8 @@ def test_an_older_version_with_another_state_is_named(tmp_path):
     assert "by version" not in str(error.value)
 
 
-def test_what_was_added_to_a_state_is_part_of_it():
+def test_what_was_added_to_a_state_is_part_of_it(monkeypatch):
+    monkeypatch.setattr(state_lib, "create", state_lib.fresh)
     config = tiny_config()
     made = training.prepare(config, None, None)
     saved = state_lib.to_saved(jax.eval_shape(lambda: training.fresh_state(made)))

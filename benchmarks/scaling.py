@@ -1,0 +1,265 @@
+"""How a training step scales over devices: what is exchanged, timed on a CPU, and predicted.
+
+    python -m benchmarks.scaling
+
+Counts the collectives in the compiled training step of a small network on 1, 2, 4 and 8 forced CPU
+devices, a process each, and times it: weak scaling at 8 images a device, strong scaling at 64 in
+all. The devices share the machine's cores, so this checks the program, not hardware: n devices
+should need n times the processor time of one, with as many images each. Then predicts steps of the
+paper's networks on two larger machines. Writes benchmarks/results/scaling.md and scaling.json.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import statistics
+import subprocess
+import sys
+import time
+
+DEVICES = (1, 2, 4, 8)
+WEAK, STRONG = 8, 64  # Images a device, and in all.
+RESULTS = pathlib.Path(__file__).parent / "results"
+_BYTES = {"f32": 4, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "pred": 1, "f64": 8, "s64": 8}
+_COLLECTIVE = re.compile(
+    r" = (?P<shapes>.+?) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all"
+    r"|collective-permute|collective-broadcast)(?:-start)?\("
+)
+_SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """Accelerators with links between them.
+
+    Attributes:
+        name: for the table.
+        devices: chips that pmap sees, or TensorCores joined to chips.
+        flops: peak of one in bfloat16, FLOP/s.
+        bytes_per_second: what one can send while it receives as much.
+    """
+
+    name: str
+    devices: int
+    flops: float
+    bytes_per_second: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """A training step.
+
+    Attributes:
+        name: for the table.
+        batch_size: images, over all devices.
+        flops: of one image, forward.
+        num_params: in float32, and as many numbers of gradient.
+    """
+
+    name: str
+    batch_size: int
+    flops: float
+    num_params: int
+
+
+# Rates as published, read in 2026; see docs/scaling.md.
+MACHINES = (
+    Machine("TPU v4-32", devices=16, flops=275e12, bytes_per_second=100e9),
+    Machine("8 x H200", devices=8, flops=989e12, bytes_per_second=450e9),
+)
+WORKS = (
+    Work("CIFAR-10", batch_size=128, flops=2 * 6.22e9, num_params=35_746_307),
+    Work("256x256", batch_size=64, flops=2 * 248.5e9, num_params=113_673_219),
+)
+SHARES = (0.1, 0.3)  # Of the peak that the network reaches: assumed, low and high.
+
+
+def all_reduce_seconds(num_bytes: float, devices: int, bytes_per_second: float) -> float:
+    """A ring's: each device sends, and receives, 2 (n-1)/n of the bytes.
+
+    Args:
+        num_bytes: of what is summed.
+        devices: n.
+        bytes_per_second: what one sends while it receives as much.
+    """
+    return 2 * (devices - 1) / devices * num_bytes / bytes_per_second
+
+
+def predict(work: Work, machine: Machine, share: float) -> dict[str, float]:
+    """Seconds of a step: its arithmetic, the all-reduce, and both, one behind the other.
+
+    Args:
+        work: the step; its backward pass costs twice the forward one.
+        machine: where.
+        share: of the peak that the arithmetic reaches, in (0, 1].
+
+    Returns:
+        `compute`, `all_reduce`, `step` (their sum: nothing overlaps) in seconds, and
+        `efficiency`: the arithmetic's part of the step, so that all else is perfect.
+    """
+    compute = 3 * work.flops * work.batch_size / (machine.devices * machine.flops * share)
+    all_reduce = all_reduce_seconds(
+        4 * work.num_params, machine.devices, machine.bytes_per_second
+    )
+    step = compute + all_reduce
+    return {
+        "compute": compute, "all_reduce": all_reduce, "step": step, "efficiency": compute / step,
+    }
+
+
+def collectives(text: str) -> list[tuple[str, int]]:
+    """(kind, bytes of its result) of each collective in a compiled program's text.
+
+    Of one that runs beside others (`-start`) the result holds its operands too, if it is no
+    all-reduce: then the bytes are those of both.
+    """
+    return [
+        (found["kind"], sum(map(_num_bytes, _SHAPE.findall(found["shapes"]))))
+        for found in map(_COLLECTIVE.search, text.splitlines()) if found
+    ]
+
+
+def _num_bytes(shape):
+    kind, sizes = shape
+    num_bytes = _BYTES[kind]
+    for size in filter(None, sizes.split(",")):
+        num_bytes *= int(size)
+    return num_bytes
+
+
+def compiled_step(batch_size: int):
+    """A small network's training step on all devices, compiled, and the arguments of a call.
+
+    Args:
+        batch_size: over all devices.
+    """
+    import jax
+    import numpy as np
+
+    from ddpm_jax import config as config_lib
+    from ddpm_jax import parallel, train_step, training
+    from ddpm_jax.configs import digits
+
+    config = digits.get_config()
+    config.model.channels, config.model.attention_resolutions = 16, ()
+    config.train.batch_size = batch_size
+    run = training.prepare(config, None, np.zeros((64, 16, 16, 1), np.uint8))
+    step = train_step.pmap_train_step(
+        schedule=run.schedule, learning_rate=config_lib.learning_rate(config),
+        settings=train_step.step_settings(config),
+    )
+    batch = parallel.shard({"images": np.zeros((batch_size, 16, 16, 1), np.uint8)})
+    arguments = parallel.replicate(training.fresh_state(run)), batch, jax.random.key(0)
+    return step.lower(*arguments).compile(), arguments
+
+
+def measure(batch_size: int, num_steps: int) -> dict:
+    """Collectives and the median time of a step, in this process, on all of its devices.
+
+    Args:
+        batch_size: over all devices.
+        num_steps: timed, after two that are not.
+    """
+    import jax
+
+    step, (state, batch, rng) = compiled_step(batch_size)
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    seconds, processor = [], []
+    for _ in range(num_steps + 2):
+        began, used = time.perf_counter(), time.process_time()
+        state, _ = jax.block_until_ready(step(state, batch, rng))
+        seconds.append(time.perf_counter() - began)
+        processor.append(time.process_time() - used)
+    return {
+        "devices": jax.device_count(), "batch_size": batch_size, "num_params": num_params,
+        "collectives": collectives(step.as_text()),
+        "seconds": statistics.median(seconds[2:]),
+        "processor_seconds": statistics.median(processor[2:]),
+    }
+
+
+def in_process(devices: int, batch_size: int, num_steps: int) -> dict:
+    """`measure` in a process that has so many CPU devices."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.scaling", f"--batch_size={batch_size}",
+         f"--num_steps={num_steps}"],
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)},
+        stdout=subprocess.PIPE, text=True, check=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measured_table(rows: list[dict], per_image: float) -> str:
+    """Markdown of `measure`'s rows.
+
+    Args:
+        rows: to show.
+        per_image: processor seconds of an image on one device, to compare with.
+    """
+    lines = ["| devices | images | gradients' all-reduce | all-gathers | ms a step | processor ms "
+             "an image | of one device's |", "|---|---|---|---|---|---|---|"]
+    for row in rows:
+        reduced = [size for kind, size in row["collectives"] if kind == "all-reduce"]
+        gathered = [size for kind, size in row["collectives"] if kind == "all-gather"]
+        an_image = row["processor_seconds"] / row["batch_size"]
+        lines.append(
+            f"| {row['devices']} | {row['batch_size']} | {len(reduced)}, {sum(reduced):,} bytes | "
+            f"{len(gathered)}, {sum(gathered):,} bytes | {1e3 * row['seconds']:.0f} | "
+            f"{1e3 * an_image:.2f} | {an_image / per_image:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def predicted_table() -> str:
+    """Markdown of `predict` for each machine, network and share."""
+    lines = ["| machine | network | batch | share of peak | arithmetic, ms | all-reduce, ms | "
+             "steps/s | efficiency |", "|---|---|---|---|---|---|---|---|"]
+    for machine in MACHINES:
+        for work in WORKS:
+            for share in SHARES:
+                found = predict(work, machine, share)
+                lines.append(
+                    f"| {machine.name} | {work.name} | {work.batch_size} | {share:.0%} | "
+                    f"{1e3 * found['compute']:.2f} | {1e3 * found['all_reduce']:.2f} | "
+                    f"{1 / found['step']:.0f} | {found['efficiency']:.0%} |"
+                )
+    return "\n".join(lines)
+
+
+def main():
+    """Measures in a process a row, and writes the results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--num_steps", type=int, default=20, help="timed")
+    parser.add_argument("--batch_size", type=int, help="measure this one here, and print JSON")
+    args = parser.parse_args()
+    if args.batch_size:
+        print(json.dumps(measure(args.batch_size, args.num_steps)))
+        return
+    weak = [in_process(n, n * WEAK, args.num_steps) for n in DEVICES]
+    strong = [in_process(n, STRONG, args.num_steps) for n in DEVICES]
+    tables = {}
+    for name, rows in (("Weak", weak), ("Strong", strong)):
+        one = rows[0]["processor_seconds"] / rows[0]["batch_size"]
+        tables[f"{name} scaling, {os.cpu_count()} cores"] = measured_table(rows, one)
+    tables["Predicted"] = predicted_table()
+    text = "\n\n".join(f"## {title}\n\n{table}" for title, table in tables.items())
+    print(text)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "scaling.md").write_text(
+        f"# Scaling\n\nBy `python -m benchmarks.scaling`; {weak[0]['num_params']:,} parameters.\n\n"
+        f"{text}\n"
+    )
+    predicted = [
+        dict(machine=m.name, work=w.name, share=s) | predict(w, m, s)
+        for m in MACHINES for w in WORKS for s in SHARES
+    ]
+    (RESULTS / "scaling.json").write_text(
+        json.dumps({"weak": weak, "strong": strong, "predicted": predicted}, indent=1) + "\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
