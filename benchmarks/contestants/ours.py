@@ -1,0 +1,188 @@
+"""This package as a contestant: `python -m benchmarks.contestants.ours`, see `contest.py`.
+
+Training is `pmap_train_step` in a loop like that of `train`; sampling and bits/dim are what users
+call.
+"""
+
+import collections
+import importlib
+import tempfile
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import ddpm_jax
+from benchmarks import flops
+from benchmarks.contest import product_size, resident_peak, serve, stretch, timed
+from ddpm_jax import config as config_lib
+from ddpm_jax import data, images, parallel, sources, training
+from ddpm_jax import state as state_lib
+from ddpm_jax.checkpoints import Checkpoints, library_versions
+from ddpm_jax.train_step import pmap_train_step, step_settings
+
+NUM_IMAGES = 50_000  # Of the data task: CIFAR-10's.
+
+
+def prepare(task):
+    return TASKS[task["task"]](task)
+
+
+def config_of(task):
+    """The network's config, with the task's batch, dropout and precision."""
+    config = importlib.import_module(f"configs.{task['network']}").get_config()
+    config.update_from_flattened_dict(task["settings"])
+    config.train.batch_size = task["batch_size"]
+    return config
+
+
+def run_of(task):
+    config = config_of(task)
+    shape = config_lib.image_shape(config)
+    pixels = np.random.default_rng(0).integers(0, 256, (task["batch_size"], *shape), np.uint8)
+    return training.prepare(config, None, pixels)
+
+
+def trained_of(run, num_timesteps=None):
+    config = run.config.copy_and_resolve_references()
+    config.diffusion.num_timesteps = num_timesteps or config.diffusion.num_timesteps
+    return state_lib.Trained(
+        training.fresh_state(run).params, run.model, config_lib.schedule(config),
+        config_lib.parameterization(config), run.source.image_shape,
+    )
+
+
+def told(run, params, first):
+    """What every task with a network tells of it, and the seconds of its first call."""
+    x = jax.ShapeDtypeStruct((1, *run.source.image_shape), jnp.float32)
+    t = jax.ShapeDtypeStruct((1,), jnp.int32)
+    forward = flops.count(lambda x, t: run.model.apply({"params": params}, x, t, train=False), x, t)
+    return {"parameters": state_lib.num_params(params), "flops": forward, "first_call": first}
+
+
+def steps(task):
+    """The run and a function that makes one training step of its batch; none is made yet."""
+    run = run_of(task)
+    state = parallel.replicate(training.fresh_state(run))
+    step_fn = pmap_train_step(
+        schedule=run.schedule, learning_rate=config_lib.learning_rate(run.config),
+        settings=step_settings(run.config),
+    )
+    batch, rng = run.source.examples(np.arange(task["batch_size"])), run.rng(training.STEP)
+
+    def step():
+        nonlocal state
+        state, metrics = step_fn(state, parallel.shard(batch), rng)
+        return state, metrics
+
+    return run, step
+
+
+def start(task):
+    """Ready when the first step is done: the driver has the clock."""
+    jax.block_until_ready(steps(task)[1]())
+    return {}, lambda: {}
+
+
+def train(task):
+    run, step = steps(task)
+    (state, _), first = timed(lambda: jax.block_until_ready(step()))
+    facts, in_flight = told(run, state.params, first), collections.deque()
+    del state  # It is donated to the next step.
+
+    def call():
+        in_flight.append(step()[1])
+        if len(in_flight) > training.IN_FLIGHT:
+            jax.block_until_ready(in_flight.popleft())
+
+    return facts, stretch(call, task["batch_size"], lambda: jax.block_until_ready(list(in_flight)))
+
+
+def sampling(task):
+    run, batch_size = run_of(task), task["batch_size"]
+    trained = trained_of(run)
+
+    def draw():
+        return ddpm_jax.sample(
+            trained, 0, batch_size, sampler=task["task"], num_steps=task["calls"]
+        )
+
+    _, first = timed(draw)
+    return told(run, trained.params, first), stretch(draw, batch_size, fewest=1)
+
+
+def bits_per_dim(task):
+    run, batch_size = run_of(task), task["batch_size"]
+    trained = trained_of(run, task["calls"])
+    pixels = run.source.examples(np.arange(batch_size))["images"]
+
+    def measured():
+        return ddpm_jax.bits_per_dim(trained, 0, pixels)
+
+    _, first = timed(measured)
+    return told(run, trained.params, first), stretch(measured, batch_size, fewest=1)
+
+
+def batches(task):
+    """Shuffled batches as floats on the device."""
+    shape = config_lib.image_shape(config_of(task))
+    pixels = np.random.default_rng(0).integers(0, 256, (NUM_IMAGES, *shape), np.uint8)
+    found = data.batches(sources.from_array(pixels), seed=0, batch_size=task["batch_size"])
+    as_float = jax.jit(images.to_float)
+
+    def call():
+        return jax.block_until_ready(as_float(next(found)["images"]))
+
+    _, first = timed(call)
+    return {"first_call": first}, stretch(call, task["batch_size"])
+
+
+def checkpoint(task):
+    """How long `save` holds up the loop; `on_disk` is how long until everything is written."""
+    run = run_of(task)
+    state = parallel.replicate(training.fresh_state(run))
+
+    def measure():
+        with tempfile.TemporaryDirectory() as folder:
+            with Checkpoints(folder) as saved:
+                began = time.perf_counter()
+                saved.save(1, state_lib.to_saved(state), training.metadata(run.config))
+                stalled = time.perf_counter() - began
+            on_disk = time.perf_counter() - began
+        return {"seconds": stalled, "count": 1, "on_disk": on_disk}
+
+    first = measure()["on_disk"]
+    return {"parameters": state_lib.num_params(state.params), "on_disk": first}, measure
+
+
+def peak(task):
+    """The rate of a large matrix product; a thing is one FLOP."""
+    device = jax.devices()[0]
+    size = product_size(device.platform)
+    x = jnp.full((size, size), 1e-3, task["dtype"])
+    product = jax.jit(lambda a, b: a @ b)
+
+    def call():
+        return jax.block_until_ready(product(x, x))
+
+    call()
+    return {
+        "platform": device.platform, "device": device.device_kind,
+        "versions": library_versions(),
+    }, stretch(call, 2 * size**3)
+
+
+def peak_bytes():
+    """Of the device where it counts, else of the process."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats.get("peak_bytes_in_use") or resident_peak()
+
+
+TASKS = {
+    "train": train, "ancestral": sampling, "ddim": sampling, "bits_per_dim": bits_per_dim,
+    "data": batches, "checkpoint": checkpoint, "start": start, "peak": peak,
+}
+
+if __name__ == "__main__":
+    serve(prepare, peak_bytes)

@@ -1,0 +1,243 @@
+"""How fast is this package, and how fast are its peers? Measured in turn on the same machine.
+
+    python -m benchmarks.speed [--suite=small|full] [--peers=PYTHON] [--tasks=train,ancestral]
+        [--networks=cifar10,digits] [--batch_sizes=8,32] [--rounds=5] [--dropout=0.1]
+
+`peers` is the python of an environment with PyTorch, diffusers and perhaps
+denoising_diffusion_pytorch; what is missing there is a line of the result. Writes
+`benchmarks/results/speed_DEVICE.md` and `.json`. docs/speed.md says what is measured.
+"""
+
+import argparse
+import datetime
+import functools
+import importlib
+import json
+import os
+import pathlib
+import platform
+import shlex
+import sys
+import tempfile
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks import contest, speed_tables
+from ddpm_jax import config as config_lib
+from ddpm_jax import diffusers_format
+from ddpm_jax import state as state_lib
+
+ROOT = pathlib.Path(__file__).parent.parent
+NETWORKS = ("cifar10", "digits")
+# diffusers has one number of groups for all norms, so digits gets one.
+SETTINGS = {"cifar10": {}, "digits": {"model.num_groups": 8}}
+WITH_BATCHES = ("train", "ancestral", "ddim", "bits_per_dim", "data")
+SMALL = [("train", "cifar10"), ("ancestral", "cifar10"), ("ddim", "digits"), ("data", "cifar10"),
+         ("checkpoint", "cifar10"), ("start", "cifar10")]
+TASKS = (*WITH_BATCHES, "checkpoint", "start")
+DIGITS = {"ancestral": 1000, "ddim": 50, "bits_per_dim": 1000}
+CALLS = {  # Network calls an image; all of the large network's would take a CPU hours.
+    "cpu": {"cifar10": {"ancestral": 10, "ddim": 10, "bits_per_dim": 10}, "digits": DIGITS},
+    "gpu": {"cifar10": {"ancestral": 100, "ddim": 50, "bits_per_dim": 100}, "digits": DIGITS},
+}
+PEERS = ("diffusers_", "lucidrains_")
+MODES = ("eager", "channels_last", "compiled")
+SUITES = {  # By task, (contestant, mode); ours is in all of them.
+    "full": {
+        **{task: [(peer, mode) for peer in PEERS for mode in MODES]
+           for task in ("train", "ancestral", "ddim")},
+        "start": [(peer, mode) for peer in PEERS for mode in ("eager", "compiled")],
+    },
+    "small": {
+        **{task: [("diffusers_", "channels_last"), ("diffusers_", "compiled"),
+                  ("lucidrains_", "channels_last")] for task in ("train", "ancestral", "ddim")},
+        "start": [("diffusers_", "eager"), ("diffusers_", "compiled")],
+    },
+}
+EVERYWHERE = {
+    "bits_per_dim": [], "data": [("diffusers_", "one_process"), ("diffusers_", "workers")],
+    "checkpoint": [("diffusers_", "eager")],
+}
+
+
+def network_facts(network, dropout, dtype):
+    """What a task says of its network, for ours and for peers."""
+    config = importlib.import_module(f"configs.{network}").get_config()
+    settings = SETTINGS[network] | {"model.dtype": dtype}
+    settings |= {} if dropout is None else {"model.dropout": dropout}
+    config.update_from_flattened_dict(settings)
+    shape = height, width, channels = config_lib.image_shape(config)
+    model = config_lib.model(config, channels)
+
+    def init():
+        x, t = jnp.zeros((1, *shape)), jnp.zeros((1,), jnp.int32)
+        return model.init(jax.random.key(0), x, t, train=False)["params"]
+
+    trained = state_lib.Trained(
+        jax.eval_shape(init), model, config_lib.schedule(config),
+        config_lib.parameterization(config), shape,
+    )
+    return {
+        "network": network, "settings": settings, "dtype": dtype,
+        "shape": (channels, height, width), "dropout": config.model.dropout,
+        "unet": diffusers_format.network_settings(trained),
+        "process": diffusers_format.process_settings(trained, clip=True),
+        "parameters": state_lib.num_params(trained.params),
+        "learning_rate": config.train.learning_rate, "warmup_steps": config.train.warmup_steps,
+        "random_flip": config.data.random_flip,
+    }
+
+
+def command(module, peers):
+    python = sys.executable if module == "ours" else peers
+    return [python, "-m", f"benchmarks.contestants.{module}"]
+
+
+def started(module, peers, task, caches):
+    """A contestant with caches of its own; memory of a GPU is taken as it is needed."""
+    env = {"CUDA_VISIBLE_DEVICES": "0", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": f"{caches}/jax",
+        "TORCHINDUCTOR_CACHE_DIR": f"{caches}/torch",
+    }
+    return contest.Contestant(command(module, peers), task, env, ROOT)
+
+
+def measured(task, chosen, peers, rounds):
+    """By (contestant, mode): what `contest.in_turn` found."""
+    with tempfile.TemporaryDirectory() as folder:
+        return contest.in_turn({
+            (module, mode): functools.partial(
+                started, module, peers, task | {"mode": mode}, f"{folder}/{module}{mode}"
+            ) for module, mode in chosen
+        }, rounds)
+
+
+def starts(task, chosen, peers, rounds):
+    """By the cache, then by (contestant, mode): seconds to the end of the first step."""
+    found = {cache: {who: {"facts": {}, "seconds": []} for who in chosen}
+             for cache in ("cold", "warm")}
+    for _ in range(rounds):
+        for module, mode in chosen:
+            with tempfile.TemporaryDirectory() as caches:
+                for there in (found[cache][module, mode] for cache in found):
+                    try:
+                        with started(module, peers, task | {"mode": mode}, caches) as contestant:
+                            there["seconds"].append(contestant.seconds)
+                            there |= contestant.ask("end")
+                    except contest.Failed as error:
+                        there["failed"] = str(error)
+    return found
+
+
+def cases(arguments):
+    """(task, network, batch size) in the order in which they are measured."""
+    for task in arguments.tasks:
+        for network in arguments.networks:
+            if arguments.suite == "full" or (task, network) in SMALL:
+                sizes = arguments.batch_sizes
+                for size in sizes if task in WITH_BATCHES else sizes[:1]:
+                    yield task, network, size
+
+
+def peaks(peers, rounds):
+    """What the contestants say of themselves, with FLOP/s of a matrix product; the absent, why."""
+    found, absent = {}, {}
+    for dtype in ("float32", "bfloat16"):
+        chosen = [(module, "eager") for module in ("ours", *PEERS) if module not in absent]
+        answers = measured({"task": "peak", "dtype": dtype}, chosen, peers, rounds)
+        for (module, _), answer in answers.items():
+            if "failed" in answer:
+                absent[module] = answer["failed"]
+                continue
+            about = found.setdefault(module, answer["facts"] | {"peak": {}})
+            about["peak"][dtype] = contest.summary(answer["seconds"])["high"]
+        if found["ours"]["platform"] == "cpu":
+            break
+    ours = found["ours"]["platform"]
+    for module, about in found.items():
+        if about["platform"] != ours:
+            absent[module] = f"it runs on {about['platform']} here, and ours on {ours}"
+    return {module: about for module, about in found.items() if module not in absent}, absent
+
+
+def read_arguments():
+    def names(known):
+        def read(text):
+            chosen = text.split(",")
+            if unknown := set(chosen) - set(known):
+                raise argparse.ArgumentTypeError(
+                    f"{unknown.pop()!r} is not known; use some of {','.join(known)}."
+                )
+            return chosen
+        return read
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--suite", choices=SUITES, default="small")
+    parser.add_argument("--peers", default=sys.executable, help="python of their environment")
+    parser.add_argument("--tasks", type=names(TASKS), default=TASKS)
+    parser.add_argument("--networks", type=names(NETWORKS), default=NETWORKS)
+    parser.add_argument("--batch_sizes", type=lambda text: [int(n) for n in text.split(",")],
+                        help="8,32 on a CPU, else 128,512; the small suite has the first")
+    parser.add_argument("--rounds", type=int, help="stretches of each; 3, or 5 of the full suite")
+    parser.add_argument("--dropout", type=float, help="in place of the config's")
+    parser.add_argument("--results", type=pathlib.Path, default=ROOT / "benchmarks" / "results")
+    return parser, parser.parse_args()
+
+
+def main():
+    parser, arguments = read_arguments()
+    jax.config.update("jax_platforms", "cpu")  # Of this process, which counts shapes alone.
+    rounds = arguments.rounds or {"small": 3, "full": 5}[arguments.suite]
+    about, absent = peaks(arguments.peers, rounds)
+    kind = "cpu" if about["ours"]["platform"] == "cpu" else "gpu"
+    dtype = "float32" if kind == "cpu" else "bfloat16"
+    sizes = {"cpu": [8, 32], "gpu": [128, 512]}[kind]
+    arguments.batch_sizes = arguments.batch_sizes or sizes[: 1 + (arguments.suite == "full")]
+    matches, modes = [], SUITES[arguments.suite] | EVERYWHERE
+    for task, network, batch_size in cases(arguments):
+        calls = CALLS[kind][network].get(task, 1)
+        asked = network_facts(network, arguments.dropout, dtype) | {
+            "task": task, "batch_size": batch_size, "calls": calls,
+        }
+        chosen = [who for who in [("ours", ""), *modes[task]] if who[0] not in absent]
+        if task == "start":
+            once = 1 if arguments.suite == "small" else rounds  # It compiles everything anew.
+            found = starts(asked, chosen, arguments.peers, once)
+        else:
+            found = {"": measured(asked, chosen, arguments.peers, rounds)}
+        for cache, entries in found.items():
+            matches.append({
+                "task": f"start, {cache} cache" if cache else task, "network": network,
+                "batch_size": batch_size, "calls": calls, "dropout": asked["dropout"],
+                "entries": [{"who": who, "mode": mode} | entry
+                            for (who, mode), entry in entries.items()],
+            })
+            print(speed_tables.match_table(matches[-1], about, dtype), flush=True)
+    if not matches:
+        parser.error("the small suite has none of these; write --suite=full.")
+    results = {
+        "command": shlex.join(["python", "-m", "benchmarks.speed", *sys.argv[1:]]),
+        "date": datetime.date.today().isoformat(), "machine": machine(), "dtype": dtype,
+        "rounds": rounds, "about": about, "absent": absent, "matches": matches,
+    }
+    name = "cpu" if kind == "cpu" else about["ours"]["device"].lower().replace(" ", "_")
+    arguments.results.mkdir(exist_ok=True)
+    stem = arguments.results / f"speed_{name}"
+    stem.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
+    stem.with_suffix(".md").write_text(speed_tables.page(results))
+
+
+def machine():
+    """Processor, cores that this process may use, Python."""
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": names[0] if names else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)), "python": platform.python_version(),
+    }
+
+
+if __name__ == "__main__":
+    main()
