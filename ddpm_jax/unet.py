@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax.convolution import conv_general_dilated
+
 fan_avg = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 zeros = nn.initializers.zeros
 
@@ -30,6 +32,14 @@ def group_norm(module: nn.Module, channels: int, name: str) -> nn.GroupNorm:
         epsilon=module.norm_eps,
         use_fast_variance=False,  # E[x^2] - E[x]^2 cancels.
         name=name,
+    )
+
+
+def conv3x3(channels: int, kernel_init: Any, dtype: Any, name: str) -> nn.Conv:
+    """A 3x3 convolution of the torso, which keeps the size."""
+    return nn.Conv(
+        channels, (3, 3), dtype=dtype, kernel_init=kernel_init, name=name,
+        conv_general_dilated=conv_general_dilated,
     )
 
 
@@ -92,9 +102,7 @@ class ResBlock(nn.Module):
     @nn.compact
     def __call__(self, x, temb, places, *, train: bool):  # x: [b, h, w, c]; temb: [b, d]
         h = nn.swish(group_norm(self, x.shape[-1], "norm1")(x))
-        h = nn.Conv(
-            self.channels, (3, 3), dtype=self.dtype, kernel_init=fan_avg, name="conv1"
-        )(h)
+        h = conv3x3(self.channels, fan_avg, self.dtype, "conv1")(h)
         width = self.channels * (2 if self.scale_shift else 1)
         temb = nn.Dense(width, kernel_init=fan_avg, name="temb_proj")(nn.swish(temb))
         temb = temb[:, None, None, :]
@@ -105,7 +113,7 @@ class ResBlock(nn.Module):
         else:
             h = norm2(h + temb)
         h = Dropout(self.dropout)(nn.swish(h), places, train=train)
-        h = nn.Conv(self.channels, (3, 3), dtype=self.dtype, kernel_init=zeros, name="conv2")(h)
+        h = conv3x3(self.channels, zeros, self.dtype, "conv2")(h)
         if x.shape[-1] != self.channels:
             x = nn.Dense(
                 self.channels, dtype=self.dtype, kernel_init=fan_avg, name="nin_shortcut"
@@ -296,9 +304,7 @@ class UNet(nn.Module):
 
     def upsample(self, h, name):  # [b, h, w, c] -> [b, 2h, 2w, c]
         h = jnp.repeat(jnp.repeat(h, 2, axis=1), 2, axis=2)
-        return nn.Conv(
-            h.shape[-1], (3, 3), dtype=self.dtype, kernel_init=fan_avg, name=name
-        )(h)
+        return conv3x3(h.shape[-1], fan_avg, self.dtype, name)(h)
 
 
 def check(model: UNet, height: int, width: int) -> None:

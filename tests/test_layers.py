@@ -7,7 +7,8 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "ddpm_jax"
 LEVELS = [
-    {"compilation_cache", "configs", "files", "metrics", "parallel", "randomness"},
+    {"compilation_cache", "configs", "convolution", "files", "metrics", "parallel",
+     "randomness"},
     {"checkpoints", "event_files", "images", "importance", "interruption", "neighbours", "parts",
      "references", "rows", "schedule", "sources", "state", "torch_file", "unet", "wandb_writer"},
     {"audit", "diffusion", "draws", "grids", "inception", "logs", "ownership", "pairs", "pictures",
@@ -24,7 +25,8 @@ LEVELS = [
     {"__init__", "cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
-PURE = ("schedule", "diffusion", "losses", "samplers", "inversion", "inpainting", "unet")
+PURE = ("schedule", "diffusion", "losses", "samplers", "inversion", "inpainting", "convolution",
+        "unet")
 
 
 def imported(path, *, everywhere=True):

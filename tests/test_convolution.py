@@ -1,0 +1,121 @@
+"""F(4, 3) against float64 on the host, and against every product taken."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from ddpm_jax import convolution
+
+SHAPE, CHANNELS = (2, 6, 16, 64), 96  # Of x, and of the output.
+
+
+def arrays(shape=SHAPE, channels=CHANNELS, dtype=np.float32):
+    rng = np.random.default_rng(0)
+    kernel = rng.standard_normal((3, 3, shape[-1], channels)) / np.sqrt(9 * shape[-1])
+    return rng.standard_normal(shape).astype(dtype), kernel.astype(dtype)
+
+
+def conv(x, kernel, strides=(1, 1), padding="SAME"):
+    return convolution.conv_general_dilated(
+        x, kernel, strides, padding, dimension_numbers=convolution.NHWC
+    )
+
+
+def in_float64(x, kernel):
+    """The same nine products of every pixel."""
+    _, h, w, _ = x.shape
+    padded = np.pad(np.float64(x), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    return sum(
+        padded[:, i:i + h, j:j + w] @ np.float64(kernel[i, j]) for i in range(3) for j in range(3)
+    )
+
+
+def is_fast(function, *given):
+    return "conv3x3" in str(jax.make_jaxpr(function)(*given))
+
+
+def test_it_is_the_convolution():
+    x, kernel = arrays()
+    assert is_fast(conv, x, kernel)
+    # Outputs are about 1; four float32 roundings more than a sum of 576 products has.
+    assert_allclose(jax.jit(conv)(x, kernel), in_float64(x, kernel), rtol=0, atol=1e-5)
+
+
+def test_it_is_as_accurate_as_its_docstring_says():
+    x, kernel = arrays((4, 16, 16, 128), 128)
+    exact = in_float64(x, kernel)
+    fast, direct = (
+        np.std(jax.jit(f)(x, kernel) - exact)
+        for f in (convolution.winograd, convolution.direct)
+    )
+    assert fast < 4 * direct  # 2 to 3, as the platform sums.
+
+
+TRANSFORMS = {
+    "the gradient by the image": lambda f, x, k: jax.grad(
+        lambda x: jnp.sum(jnp.sin(f(x, k))))(x),
+    "the gradient by the kernel": lambda f, x, k: jax.grad(
+        lambda k: jnp.sum(jnp.sin(f(x, k))))(k),
+    "a tangent": lambda f, x, k: jax.jvp(f, (x, k), (x + 1, 2 * k - 1))[1],
+    "a batch of tangents": lambda f, x, k: jax.vmap(
+        lambda probe: jax.jvp(lambda x: f(x, k), (x,), (probe,))[1])(jnp.stack([x, 1 - x])),
+    "a tangent of the gradient": lambda f, x, k: jax.jvp(
+        jax.grad(lambda x: jnp.sum(jnp.sin(f(x, k)))), (x,), (x + 1,))[1],
+    "a batch within": lambda f, x, k: jax.vmap(f, (3, None))(jnp.stack([x, 1 - x], axis=3), k),
+    "a kernel each": lambda f, x, k: jax.vmap(f, (None, 0))(x, jnp.stack([k, 1 - k])),
+    "what is made again": lambda f, x, k: jax.grad(
+        jax.checkpoint(lambda x: jnp.sum(jnp.sin(f(x, k)))))(x),
+    "two devices": lambda f, x, k: jax.pmap(f, "batch", in_axes=(0, None))(
+        x.reshape(2, 1, *x.shape[1:]), k),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_every_transform_of_it(name):
+    x, kernel = map(jnp.asarray, arrays())
+    fast, direct = (TRANSFORMS[name](f, x, kernel) for f in (conv, convolution.direct))
+    # Rounding, of sums whose terms are of this size.
+    assert_allclose(fast, direct, rtol=0, atol=2e-5 * np.abs(direct).max())
+
+
+def test_other_platforms_have_their_own():
+    traced = jax.jit(conv).trace(*arrays())
+    for platform, products in (("cpu", 6), ("cuda", 1), ("tpu", 1)):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert text.count("stablehlo.convolution") == products
+
+
+@pytest.mark.parametrize("case", [
+    dict(shape=(1, 16, 14, 64)), dict(shape=(1, 8, 8, 64)), dict(shape=(1, 16, 16, 32)),
+    dict(channels=3), dict(dtype=jnp.bfloat16),
+])
+def test_where_it_does_not_pay(case):
+    x, kernel = arrays(**case)
+    assert not is_fast(conv, x, kernel)
+    assert_allclose(
+        np.float32(conv(x, kernel)), np.float32(convolution.direct(x, kernel)), rtol=0, atol=0
+    )
+
+
+@pytest.mark.parametrize("strides, padding", [((2, 2), ((0, 1), (0, 1))), ((1, 1), "VALID")])
+def test_another_convolution_is_left_alone(strides, padding):
+    x, kernel = arrays()
+    assert not is_fast(lambda x, k: conv(x, k, strides, padding), x, kernel)
+    exact = in_float64(x, kernel)[:, 1:-1, 1:-1]  # Of both: the pixels whose taps are all inside.
+    if strides == (2, 2):
+        exact = in_float64(x, kernel)[:, 1::2, 1::2]
+    assert_allclose(conv(x, kernel, strides, padding), exact, rtol=0, atol=1e-5)
+
+
+def test_a_kernel_of_another_size_is_left_alone():
+    x, kernel = arrays()
+    assert not is_fast(conv, x, kernel[:1, :1])
+
+
+def test_highest_precision_takes_every_product():
+    x, kernel = arrays()
+    with jax.default_matmul_precision("highest"):
+        assert not is_fast(conv, x, kernel)
+    assert is_fast(conv, x, kernel)
