@@ -1,7 +1,7 @@
 """Eight CPU devices, strict ranks, checked keys: set before anything imports jax.
 
 Programs are compiled fast rather than to run fast. What was compiled once is kept for the session,
-for other tests and the programs they start.
+for other tests of the same worker and the programs they start.
 """
 
 import atexit
@@ -11,8 +11,13 @@ import shutil
 import sys
 import tempfile
 
-CACHE = tempfile.mkdtemp(prefix="ddpm_jax_tests_")
-atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+if "PYTEST_XDIST_WORKER" in os.environ:  # Entries are not written at once: to each its own.
+    CACHE = os.path.join(
+        os.environ["JAX_COMPILATION_CACHE_DIR"], os.environ["PYTEST_XDIST_WORKER"]
+    )
+else:
+    CACHE = tempfile.mkdtemp(prefix="ddpm_jax_tests_")
+    atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 os.environ["EPATH_USE_TF"] = "false"  # A gs:// of tests is fsspec's, with TensorFlow or without.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"

@@ -84,16 +84,17 @@ def check_run(config, workdir):
 
 
 @pytest.mark.parametrize("name", [
-    "digits", "digits_segment",  # test_draws.py has the other two
-    pytest.param("cifar10", marks=needs("cifar10")),
-    pytest.param("improved_cifar10", marks=needs("cifar10")),
+    "digits", pytest.param("digits_segment", marks=pytest.mark.slow),
+    pytest.param("cifar10", marks=[needs("cifar10"), pytest.mark.slow]),
+    pytest.param("improved_cifar10", marks=[needs("cifar10"), pytest.mark.slow]),
     pytest.param("fashion_mnist", marks=needs("fashion_mnist")),
 ])
-def test_two_steps_on_the_real_data(name, tmp_path):
+def test_two_steps_on_the_real_data(name, tmp_path):  # test_draws.py has the others
     assert os.path.isdir(TFDS) or name.startswith("digits")
     check_run(shrunk(name), tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["celebahq256", "lsun_bedroom256", "lsun_cat256",
                                   "lsun_church256"])
 def test_two_steps_on_a_prepared_set(name, tmp_path):

@@ -56,6 +56,7 @@ def test_a_row_of_the_picture(channels):
             np.testing.assert_array_equal(tile(row, column), image)
 
 
+@pytest.mark.slow
 def test_a_run_told_labels_and_images_is_measured_and_sampled(tmp_path, capsys):
     """Training, evaluation and sampling of one run that is conditional in both ways."""
     config = digits_superres.get_config()

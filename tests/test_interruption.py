@@ -26,6 +26,7 @@ def handlers():
 @pytest.mark.parametrize("number", [CTRL_C, TERM])
 def test_the_first_is_noted_and_the_second_does_what_it_did(number):
     before, ended = handlers(), []
+    signal.signal(CTRL_C, signal.default_int_handler)  # Workers of a test run ignore it.
     signal.signal(TERM, lambda *_: ended.append(1))
     try:
         with interruption.watched() as asked:
@@ -38,9 +39,10 @@ def test_the_first_is_noted_and_the_second_does_what_it_did(number):
             else:
                 os.kill(os.getpid(), number)
                 assert ended == [1]
-        assert signal.getsignal(CTRL_C) is before[0]
+        assert signal.getsignal(CTRL_C) is signal.default_int_handler
     finally:
-        signal.signal(TERM, before[1])
+        for kind, handler in zip((CTRL_C, TERM), before):
+            signal.signal(kind, handler)
 
 
 def test_handlers_are_put_back_whatever_happens():

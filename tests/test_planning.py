@@ -212,7 +212,10 @@ def test_a_plan_is_a_table(measured):
     assert "10.0 MiB at once" in lines[6]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [
+    name if name in ("digits", "cifar10") else pytest.param(name, marks=pytest.mark.slow)
+    for name in NAMES
+])
 def test_random_pixels_stand_in_for_the_data_of_every_config(name, monkeypatch):
     monkeypatch.setattr(memory, "on_each_device", lambda: 2**40)
     config = get_config(name)
