@@ -15,6 +15,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 NHWC = ("NHWC", "HWIO", "NHWC")
+EXACT = ("highest", "float32")  # JAX's two words for one precision.
 # Of Lavin and Gray (2016): the sums of 6 inputs, of 3 taps, and of 6 products to 4 outputs.
 INPUTS = ((4, 0, -5, 0, 1, 0), (0, -4, -4, 1, 1, 0), (0, 4, -4, -1, 1, 0), (0, -2, -1, 2, 1, 0),
           (0, 2, -1, -2, 1, 0), (0, 4, 0, -5, 0, 1))
@@ -44,9 +45,12 @@ def conv_general_dilated(
 
 def _is_3x3(settings, shape) -> bool:
     """Whether it is the convolution of a 3x3 kernel that keeps the size, and nothing more."""
-    wanted = dict(window_strides=(1, 1), padding="SAME", lhs_dilation=(1, 1),
-                  rhs_dilation=(1, 1), feature_group_count=1, precision=None)
-    return shape[:2] == (3, 3) and all(settings.get(k) in (v, None) for k, v in wanted.items())
+    plain = dict(window_strides=(1, 1), padding="SAME", lhs_dilation=(1, 1), rhs_dilation=(1, 1),
+                 feature_group_count=1)
+    return shape[:2] == (3, 3) and all(
+        value is None or name in plain and value == plain[name]
+        for name, value in settings.items() if name != "dimension_numbers"
+    )
 
 
 def _pays(x, kernel) -> bool:
@@ -54,7 +58,7 @@ def _pays(x, kernel) -> bool:
     return (
         x.dtype == kernel.dtype == jnp.float32
         and x.shape[2] % 4 == 0 and x.shape[2] >= 16 and min(kernel.shape[2:]) >= 64
-        and jax.config.jax_default_matmul_precision != "highest"
+        and jax.config.jax_default_matmul_precision not in EXACT
     )
 
 

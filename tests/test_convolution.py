@@ -114,8 +114,24 @@ def test_a_kernel_of_another_size_is_left_alone():
     assert not is_fast(conv, x, kernel[:1, :1])
 
 
-def test_highest_precision_takes_every_product():
+@pytest.mark.parametrize("setting", [
+    dict(precision="highest"), dict(feature_group_count=2), dict(rhs_dilation=(2, 2)),
+    dict(batch_group_count=2), dict(preferred_element_type=jnp.float32),
+])
+def test_what_is_asked_for_is_done(setting):
     x, kernel = arrays()
-    with jax.default_matmul_precision("highest"):
+    kernel = kernel[:, :, :64 // setting.get("feature_group_count", 1)]
+    settings = dict(setting, dimension_numbers=convolution.NHWC)
+    given = x, kernel, (1, 1), "SAME"
+    assert_allclose(
+        convolution.conv_general_dilated(*given, **settings),
+        jax.lax.conv_general_dilated(*given, **settings), rtol=0, atol=0,
+    )
+
+
+@pytest.mark.parametrize("precision", ["highest", "float32"])
+def test_highest_precision_takes_every_product(precision):
+    x, kernel = arrays()
+    with jax.default_matmul_precision(precision):
         assert not is_fast(conv, x, kernel)
     assert is_fast(conv, x, kernel)
