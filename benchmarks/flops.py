@@ -20,7 +20,8 @@ def count(fn: Callable, *args: Any) -> int:
         fn: a function without a `while` loop, whose turns nobody knows.
         *args: arrays or `jax.ShapeDtypeStruct`.
     """
-    return _of(jax.make_jaxpr(fn)(*args).jaxpr)
+    with jax.default_matmul_precision("highest"):  # Of which a convolution saves none.
+        return _of(jax.make_jaxpr(fn)(*args).jaxpr)
 
 
 def _of(jaxpr):
