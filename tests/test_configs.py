@@ -107,6 +107,7 @@ def test_two_steps_on_a_prepared_set(name, tmp_path):
     check_run(config, tmp_path / "run")
 
 
+@pytest.mark.slow
 @needs("cifar10")
 def test_two_steps_on_a_folder_with_damaged_files(tmp_path, capsys):
     """PNG and JPEG files of CIFAR-10 images, one in thirty of them cut short."""

@@ -83,6 +83,7 @@ def workdir(trained_workdir, tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_every_metric_leaves_a_row_and_a_line(workdir, capsys):
     metrics = tuple(m for m in validation.EVALUATIONS if m != "draws")  # Which need conditions.
     config = small_config(metrics=metrics)

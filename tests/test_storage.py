@@ -65,6 +65,7 @@ def test_a_read_only_workdir_is_refused_before_anything_starts(mounted):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_the_program_says_it_in_one_line_and_goes_on_from_there(tmp_path):
     folder, longer = tmp_path / "run", FIRST | {"train.num_steps": 40}
     run(command(folder, **FIRST), devices=1)

@@ -60,6 +60,7 @@ def test_weights_and_averages_start_there_and_nothing_else(weights, tmp_path):
     assert started(run, fresh) is fresh
 
 
+@pytest.mark.slow
 def test_a_run_starts_there_once(weights, tmp_path):
     trained = ddpm_jax.train(config_for(weights), tmp_path / "run")
     # The first step has learning rate 0 (warm-up) and leaves the weights as they were, up to the
