@@ -65,7 +65,7 @@ class Work:
     num_params: int
 
 
-# Rates as published, read in 2026; see docs/scaling.md.
+# Where the rates come from: docs/scaling.md.
 MACHINES = (
     Machine("TPU v4-32", devices=16, flops=275e12, bytes_per_second=100e9),
     Machine("8 x H200", devices=8, flops=989e12, bytes_per_second=450e9),

@@ -5,7 +5,7 @@ F(4, 3) of Winograd (1980), here along the width of the image only, as Lavin and
 it along both. The products are convolutions of 3 taps along the height, so what remains runs as
 fast as any. The sums cost less than they save from about 16 pixels and 64 channels on.
 
-As accurate as float32 sums are: about twice their rounding error. Where
+In float32, with two to three times the rounding error of the plain sum. Where
 `jax.default_matmul_precision` is "highest" every product is taken.
 """
 

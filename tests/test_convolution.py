@@ -39,18 +39,18 @@ def is_fast(function, *given):
 def test_it_is_the_convolution():
     x, kernel = arrays()
     assert is_fast(conv, x, kernel)
-    # Outputs are about 1; four float32 roundings more than a sum of 576 products has.
+    # Outputs are about 1, the error's standard deviation 6e-7: seen 5e-6 at most of 18,432.
     assert_allclose(jax.jit(conv)(x, kernel), in_float64(x, kernel), rtol=0, atol=1e-5)
 
 
-def test_it_is_as_accurate_as_its_docstring_says():
+def test_it_rounds_a_few_times_as_much_as_the_plain_sum():
     x, kernel = arrays((4, 16, 16, 128), 128)
     exact = in_float64(x, kernel)
     fast, direct = (
         np.std(jax.jit(f)(x, kernel) - exact)
         for f in (convolution.winograd, convolution.direct)
     )
-    assert fast < 4 * direct  # 2 to 3, as the platform sums.
+    assert fast < 4 * direct  # Seen: 2.1 to 3.2 times, by the number of channels.
 
 
 TRANSFORMS = {
