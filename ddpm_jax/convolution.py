@@ -3,7 +3,9 @@
 Four neighbouring outputs of a row of 3 taps need 6 products of sums of inputs and of taps, not 12:
 F(4, 3) of Winograd (1980), here along the width of the image only, as Lavin and Gray (2016) have
 it along both. The products are convolutions of 3 taps along the height, so what remains runs as
-fast as any. The sums cost less than they save from about 16 pixels and 64 channels on.
+fast as any. The sums cost less than they save from about 16 pixels and 64 channels on. A kernel's
+gradient is the transpose of the same sums. A large batch is taken a few images at a time: what
+the sums write would leave the cache before it is read.
 
 In float32, with two to three times the rounding error of the plain sum. Where
 `jax.default_matmul_precision` is "highest" every product is taken.
@@ -22,6 +24,7 @@ INPUTS = ((4, 0, -5, 0, 1, 0), (0, -4, -4, 1, 1, 0), (0, 4, -4, -1, 1, 0), (0, -
 TAPS = ((1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6), (1 / 24, 1 / 12, 1 / 6),
         (1 / 24, -1 / 12, 1 / 6), (0, 0, 1))
 OUTPUTS = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
+CACHED_PIXELS = 4096  # Of 64 to 512 channels; twice or half as many are as fast.
 
 
 def conv_general_dilated(
@@ -67,18 +70,61 @@ def direct(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=NHWC)
 
 
+def direct_kernel(x: jax.Array, y: jax.Array) -> jax.Array:
+    """`direct`'s transpose, [b, h, w, c] and [b, h, w, k] -> [3, 3, c, k]: a kernel's gradient."""
+    kernel = jax.ShapeDtypeStruct((3, 3, x.shape[-1], y.shape[-1]), x.dtype)
+    return jax.linear_transpose(lambda kernel: direct(x, kernel), kernel)(y)[0]
+
+
 def winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """The same as `direct`, by F(4, 3) along the width, which must divide by 4."""
+    taps = _sums(TAPS, [kernel[:, j] for j in range(3)])
+
+    def of_some(x):
+        products = [
+            jax.lax.conv_general_dilated(
+                d, g[:, None], (1, 1), ((1, 1), (0, 0)), dimension_numbers=NHWC
+            )
+            for d, g in zip(_sums(INPUTS, _columns(x)), taps)
+        ]
+        return jnp.stack(_sums(OUTPUTS, products), axis=3).reshape(*x.shape[:3], -1)
+
+    return jax.lax.map(of_some, _in_turn(x)).reshape(*x.shape[:3], -1)
+
+
+def winograd_kernel(x: jax.Array, y: jax.Array) -> jax.Array:
+    """The same as `direct_kernel`: `winograd`'s transpose."""
+    b, h, w, c = x.shape
+    k = y.shape[-1]
+
+    def add_some(kernel, images):
+        x, y = images
+        fours = y.reshape(-1, h, w // 4, 4, k)
+        taps = []
+        for d, m in zip(
+            _sums(INPUTS, _columns(x)), _sums(zip(*OUTPUTS), [fours[:, :, :, j] for j in range(4)])
+        ):
+            d, m = d.reshape(-1, c), jnp.pad(m, ((0, 0), (1, 1), (0, 0), (0, 0)))
+            rows = [m[:, 2 - i:2 - i + h].reshape(-1, k) for i in range(3)]
+            taps.append(jnp.stack([(row.T @ d).T for row in rows]))
+        return kernel + jnp.stack(_sums(zip(*TAPS), taps), axis=1), None
+
+    zeros = jnp.zeros((3, 3, c, k), x.dtype)
+    return jax.lax.scan(add_some, zeros, (_in_turn(x), _in_turn(y)))[0]
+
+
+def _in_turn(x):
+    """[b, h, w, c] -> [b / n, n, h, w, c]: n images whose sums the processor's cache holds."""
+    b, h, w, _ = x.shape
+    n = max(n for n in range(1, b + 1) if b % n == 0 and (n == 1 or n * h * w <= CACHED_PIXELS))
+    return x.reshape(b // n, n, *x.shape[1:])
+
+
+def _columns(x):
+    """The 6 columns that 4 neighbouring outputs see, each [b, h, w / 4, c]."""
     b, h, w, c = x.shape
     fours = jnp.pad(x, ((0, 0), (0, 0), (1, 3), (0, 0))).reshape(b, h, w // 4 + 1, 4, c)
-    columns = [fours[:, :, :-1, j] for j in range(4)] + [fours[:, :, 1:, j] for j in range(2)]
-    products = [
-        jax.lax.conv_general_dilated(
-            d, g[:, None], (1, 1), ((1, 1), (0, 0)), dimension_numbers=NHWC
-        )
-        for d, g in zip(_sums(INPUTS, columns), _sums(TAPS, [kernel[:, j] for j in range(3)]))
-    ]
-    return jnp.stack(_sums(OUTPUTS, products), axis=3).reshape(b, h, w, -1)
+    return [fours[:, :, :-1, j] for j in range(4)] + [fours[:, :, 1:, j] for j in range(2)]
 
 
 def _sums(rows, terms):
@@ -86,18 +132,29 @@ def _sums(rows, terms):
     return [sum(float(a) * term for a, term in zip(row, terms) if a) for row in rows]
 
 
-def _kernel_gradient(cotangent, x, kernel):
-    shape = kernel.aval.shape
-    return jax.linear_transpose(
-        lambda kernel: direct(x, kernel), jax.ShapeDtypeStruct(shape, x.dtype)
-    )(cotangent)[0]
+def _primitive(name, shape, plain, on_cpu):
+    """A product of two arrays that is `on_cpu` on CPU and `plain` elsewhere."""
+    product = Primitive(name)
+    product.def_impl(jax.jit(product.bind))
+    product.def_abstract_eval(lambda x, y: x.update(shape=shape(x.shape, y.shape)))
+    mlir.register_lowering(product, mlir.lower_fun(plain, multiple_results=False))
+    mlir.register_lowering(
+        product, mlir.lower_fun(on_cpu, multiple_results=False), platform="cpu"
+    )
+    return product
 
 
-def _image_gradient(cotangent, x, kernel):
-    return _conv3x3.bind(cotangent, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
+_conv3x3 = _primitive("conv3x3", lambda x, kernel: (*x[:3], kernel[3]), direct, winograd)
+_kernel3x3 = _primitive(
+    "kernel3x3", lambda x, y: (3, 3, x[3], y[3]), direct_kernel, winograd_kernel
+)
 
 
-def _batched(args, axes):
+def _turned(kernel):
+    return jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+
+
+def _batched_conv(args, axes):
     x, kernel = args
     if axes[1] is not None:  # A kernel an example: nobody's training.
         return jax.vmap(direct, axes)(x, kernel), 0
@@ -106,14 +163,18 @@ def _batched(args, axes):
     return y.reshape(*x.shape[:2], *y.shape[1:]), 0
 
 
-_conv3x3 = Primitive("conv3x3")
-_conv3x3.def_impl(jax.jit(lambda x, kernel: _conv3x3.bind(x, kernel)))
-_conv3x3.def_abstract_eval(
-    lambda x, kernel: x.update(shape=(*x.shape[:3], kernel.shape[3]))
+# Each is linear in both arguments, and the transpose by either is one of the two again.
+ad.defbilinear(
+    _conv3x3,
+    lambda y, x, kernel: _conv3x3.bind(y, _turned(kernel)),
+    lambda y, x, kernel: _kernel3x3.bind(x, y),
 )
-ad.defbilinear(_conv3x3, _image_gradient, _kernel_gradient)
-batching.primitive_batchers[_conv3x3] = _batched
-mlir.register_lowering(_conv3x3, mlir.lower_fun(direct, multiple_results=False))
-mlir.register_lowering(
-    _conv3x3, mlir.lower_fun(winograd, multiple_results=False), platform="cpu"
+ad.defbilinear(
+    _kernel3x3,
+    lambda kernel, x, y: _conv3x3.bind(y, _turned(kernel)),
+    lambda kernel, x, y: _conv3x3.bind(x, kernel),
+)
+batching.primitive_batchers[_conv3x3] = _batched_conv
+batching.primitive_batchers[_kernel3x3] = lambda args, axes: (
+    jax.vmap(direct_kernel, axes)(*args), 0
 )

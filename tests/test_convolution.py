@@ -32,6 +32,17 @@ def in_float64(x, kernel):
     )
 
 
+def kernel_in_float64(x, y):
+    """The gradient of sum(y conv(x, kernel)) by the kernel."""
+    _, h, w, c = x.shape
+    padded = np.pad(np.float64(x), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    y = np.float64(y).reshape(-1, y.shape[-1])
+    return np.stack([
+        np.stack([padded[:, i:i + h, j:j + w].reshape(-1, c).T @ y for j in range(3)])
+        for i in range(3)
+    ])
+
+
 def is_fast(function, *given):
     return "conv3x3" in str(jax.make_jaxpr(function)(*given))
 
@@ -53,6 +64,33 @@ def test_it_rounds_a_few_times_as_much_as_the_plain_sum():
     assert fast < 4 * direct  # Seen: 2.1 to 3.2 times, by the number of channels.
 
 
+def test_a_kernels_gradient_rounds_a_few_times_as_much_as_the_plain_sum():
+    x, _ = arrays((4, 16, 16, 128), 128)
+    y, _ = arrays((4, 16, 16, 128), 128)
+    y = np.roll(y, 1)
+    exact = kernel_in_float64(x, y)
+    fast, direct = (
+        np.std(jax.jit(f)(x, y) - exact)
+        for f in (convolution.winograd_kernel, convolution.direct_kernel)
+    )
+    assert fast < 4 * direct  # Seen: 2.3 to 2.5 times.
+
+
+@pytest.mark.parametrize("images, pixels, in_turn", [
+    (6, 200, 2), (6, 300, 3), (6, 10, 1), (7, 300, 1), (6, 4096, 6),
+])
+def test_images_are_taken_in_turn(monkeypatch, images, pixels, in_turn):
+    monkeypatch.setattr(convolution, "CACHED_PIXELS", pixels)  # One has 96.
+    x, kernel = arrays((images, *SHAPE[1:]))
+    assert convolution._in_turn(x).shape == (images // in_turn, in_turn, *SHAPE[1:])
+    y = in_float64(x, kernel)
+    assert_allclose(jax.jit(convolution.winograd)(x, kernel), y, rtol=0, atol=1e-5)
+    exact = kernel_in_float64(x, y)
+    fast = jax.jit(convolution.winograd_kernel)(x, np.float32(y))
+    # Seen: 1e-6 of the largest.
+    assert_allclose(fast, exact, rtol=0, atol=1e-5 * np.abs(exact).max())
+
+
 TRANSFORMS = {
     "the gradient by the image": lambda f, x, k: jax.grad(
         lambda x: jnp.sum(jnp.sin(f(x, k))))(x),
@@ -63,6 +101,14 @@ TRANSFORMS = {
         lambda probe: jax.jvp(lambda x: f(x, k), (x,), (probe,))[1])(jnp.stack([x, 1 - x])),
     "a tangent of the gradient": lambda f, x, k: jax.jvp(
         jax.grad(lambda x: jnp.sum(jnp.sin(f(x, k)))), (x,), (x + 1,))[1],
+    "a tangent of the kernel's gradient": lambda f, x, k: jax.jvp(
+        jax.grad(lambda x, k: jnp.sum(jnp.sin(f(x, k))), 1), (x, k), (x + 1, 2 * k - 1))[1],
+    "the gradient of a gradient's length": lambda f, x, k: jax.grad(
+        lambda x: jnp.sum(jax.grad(lambda k: jnp.sum(jnp.sin(f(x, k))))(k) ** 2))(x),
+    "its gradient by the kernel": lambda f, x, k: jax.grad(
+        lambda k: jnp.sum(jax.grad(lambda k: jnp.sum(jnp.sin(f(x, k))))(k) ** 2))(k),
+    "the kernel's gradient of each image": lambda f, x, k: jax.vmap(
+        jax.grad(lambda k, x: jnp.sum(jnp.sin(f(x[None], k)))), (None, 0))(k, x),
     "a batch within": lambda f, x, k: jax.vmap(f, (3, None))(jnp.stack([x, 1 - x], axis=3), k),
     "a kernel each": lambda f, x, k: jax.vmap(f, (None, 0))(x, jnp.stack([k, 1 - k])),
     "what is made again": lambda f, x, k: jax.grad(
@@ -85,6 +131,10 @@ def test_other_platforms_have_their_own():
     for platform, products in (("cpu", 6), ("cuda", 1), ("tpu", 1)):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         assert text.count("stablehlo.convolution") == products
+    traced = jax.jit(jax.grad(lambda k, x: jnp.sum(conv(x, k)))).trace(*reversed(arrays()))
+    for platform, products in (("cpu", 18), ("cuda", 0), ("tpu", 0)):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert text.count("stablehlo.dot_general") == products
 
 
 @pytest.mark.parametrize("case", [
