@@ -84,12 +84,13 @@ def check_run(config, workdir):
 
 
 @pytest.mark.parametrize("name", [
-    "digits", pytest.param("digits_segment", marks=pytest.mark.slow),
+    pytest.param("digits", marks=pytest.mark.slow),
+    pytest.param("digits_segment", marks=pytest.mark.slow),
     pytest.param("cifar10", marks=[needs("cifar10"), pytest.mark.slow]),
     pytest.param("improved_cifar10", marks=[needs("cifar10"), pytest.mark.slow]),
     pytest.param("fashion_mnist", marks=needs("fashion_mnist")),
 ])
-def test_two_steps_on_the_real_data(name, tmp_path):  # test_draws.py has the others
+def test_two_steps_on_the_real_data(name, tmp_path):  # test_draws.py, test_runs.py have others
     assert os.path.isdir(TFDS) or name.startswith("digits")
     check_run(shrunk(name), tmp_path)
 
