@@ -77,7 +77,7 @@ def test_a_kernels_gradient_rounds_a_few_times_as_much_as_the_plain_sum():
 
 
 @pytest.mark.parametrize("images, pixels, in_turn", [
-    (6, 200, 2), (6, 300, 3), (6, 10, 1), (7, 300, 1), (6, 4096, 6),
+    (6, 200, 2), (6, 300, 3), (6, 10, 1), (7, 400, 1), (6, 4096, 6),
 ])
 def test_images_are_taken_in_turn(monkeypatch, images, pixels, in_turn):
     monkeypatch.setattr(convolution, "CACHED_PIXELS", pixels)  # One has 96.
