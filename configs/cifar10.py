@@ -33,6 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
                               # pairs.py), or "stored" in the .npz
         condition_channels=0,                # of that image; 0: as the data are
         factor=2,             # of "low_resolution"
+        on_device=True,       # keep the images on every GPU or TPU where they fit a 16th of it
     ))
     config.model = ml_collections.ConfigDict(dict(
         channels=128,
