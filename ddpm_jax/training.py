@@ -88,7 +88,7 @@ def train(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -> 
             on_device=config.data.on_device, start=start,
         )))
         stack.enter_context(jax.default_matmul_precision(config.train.matmul_precision))
-        in_flight = collections.deque()
+        rng, in_flight = run.rng(STEP), collections.deque()
         ahead = 0 if config.train.debug_nans else IN_FLIGHT
         steps = stack.enter_context(contextlib.closing(monitoring.traced(
             range(start + 1, num_steps + 1), config.train.profile if parallel.is_first() else (),
@@ -99,10 +99,10 @@ def train(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -> 
 
         for step in steps:
             batch = next(batches)
-            state, metrics = step_fn(state, batch, run.rng(STEP))
+            state, metrics = step_fn(state, batch, rng)
             if config.train.debug_nans and metrics["skipped_in_a_row"]:
                 logs.say(f"step {step} is skipped: " + diagnosis.not_finite(
-                    state.replace(step=step - 1), batch, run.rng(STEP),
+                    state.replace(step=step - 1), batch, rng,
                     schedule=run.schedule, settings=settings,
                 ))
             in_flight.append(metrics)
