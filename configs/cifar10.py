@@ -33,6 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
                               # pairs.py), or "stored" in the .npz
         condition_channels=0,                # of that image; 0: as the data are
         factor=2,             # of "low_resolution"
+        on_device=True,       # keep the images on every GPU or TPU where they fit a 16th of it
     ))
     config.model = ml_collections.ConfigDict(dict(
         channels=128,
@@ -70,6 +71,8 @@ def get_config() -> ml_collections.ConfigDict:
         warm_start="",        # weights to start from: a workdir, a folder of diffusers, or a
                               # repository of the Hugging Face hub; ignored on resume
         accumulate=1,         # micro-batches a step, where a batch does not fit
+        remat=False,          # or where memory is short: make what is inside the network's blocks
+                              # again on the way back; a third more work, an eighth of it kept
         learning_rate=2e-4,
         warmup_steps=5000,
         t_sampling="uniform",                # or "antithetic", "importance"

@@ -1,5 +1,6 @@
 """Which layer of a training step is the first without finite numbers: `config.train.debug_nans`."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -32,6 +33,7 @@ def not_finite(
         whose parameters have a gradient that is not.
     """
     state = jax.device_get(state)
+    settings = dataclasses.replace(settings, remat=False)  # Or a block's numbers stay inside it.
     micro_batches = jax.tree.map(
         lambda x: np.asarray(x).reshape(-1, x.shape[1] // settings.accumulate, *x.shape[2:]),
         batch,

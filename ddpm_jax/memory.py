@@ -16,7 +16,9 @@ from ddpm_jax import state as state_lib
 # Shares of what `jax.vjp` keeps for the backward pass. A compiler makes most of it again where
 # that is cheaper than to read it: at the least the inputs of the convolutions stay, some 0.3. With
 # 0.25 the paper's 256x256 network passes on the 16 GB of its TPUs. CPUs came to 0.8 and 0.9.
-_AT_LEAST, _AT_MOST = 0.25, 0.9
+# With `remat` what is kept stays, but for a quarter behind the last block; on top comes the inside
+# of one block, about as much again in the paper's networks and more in shallow ones.
+_SHARES = {False: (0.25, 0.9), True: (0.75, 3.0)}  # at least, at most
 _GIB = 2**30
 
 
@@ -39,7 +41,7 @@ def check(
     """
     available = on_each_device() if available is None else available
     state, images, share = _needed(config, image_shape)
-    images = int(_AT_LEAST * images)
+    images = int(_SHARES[config.train.remat][0] * images)
     if state + images <= available:
         return
     train, channels = config.train, config.model.channels
@@ -68,7 +70,7 @@ def warnings(config: ml_collections.ConfigDict, image_shape: tuple[int, int, int
     """A line where memory may not suffice, by how much the compiler makes again."""
     available = on_each_device()
     state, images, share = _needed(config, image_shape)
-    most = state + int(_AT_MOST * images)
+    most = state + int(_SHARES[config.train.remat][1] * images)
     return [] if most <= available else [
         f"a training step may need {_gib(most)} on each device, which has {_gib(available)}; if "
         f"memory runs out, write --config.train.accumulate={2 * config.train.accumulate}"
@@ -84,7 +86,8 @@ def _needed(config, image_shape):
         extra_ema_decays=tuple(train.extra_ema_decays),
     )
     state = jax.eval_shape(fresh, jax.random.key(0))
-    return sum(of_state(state).values()), of_images(model, image_shape, share), share
+    images = of_images(model, image_shape, share, train.remat)
+    return sum(of_state(state).values()), images, share
 
 
 def _gib(num_bytes):
@@ -105,7 +108,9 @@ def of_state(state: state_lib.TrainState) -> dict[str, int]:
 
 
 @functools.lru_cache  # A run asks before and after it has opened its data.
-def of_images(model: Any, image_shape: tuple[int, int, int], batch_size: int) -> int:
+def of_images(
+    model: Any, image_shape: tuple[int, int, int], batch_size: int, remat: bool = False
+) -> int:
     """Bytes that `jax.vjp` of the network keeps of a batch for its backward pass."""
     def kept(rng, x, t):
         rng_init, rng_dropout = jax.random.split(rng)
@@ -115,7 +120,7 @@ def of_images(model: Any, image_shape: tuple[int, int, int], batch_size: int) ->
 
         def network(params):
             rngs = {"dropout": rng_dropout}
-            return model.apply({"params": params}, x, t, train=True, rngs=rngs, **told)
+            return model.apply({"params": params}, x, t, train=True, remat=remat, rngs=rngs, **told)
 
         return jax.tree.leaves(jax.vjp(network, params)[1])
 

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from ddpm_jax import conditioning, images, memory, monitoring, pairs, parallel, sources, training
-from ddpm_jax import validation
+from ddpm_jax import conditioning, device_data, images, memory, monitoring, pairs, parallel
+from ddpm_jax import sources, training, validation
 from ddpm_jax import config as config_lib
 from ddpm_jax import data as data_lib
 from ddpm_jax import state as state_lib
@@ -190,19 +190,17 @@ def time_steps(run: training.Run, state: TrainState) -> tuple[TrainState, Speed]
         )
         return step_fn.lower(state, batch, run.rng(training.STEP))
 
-    with contextlib.closing(data_lib.batches(
+    with contextlib.closing(device_data.batches(
         run.source, seed=config.seed, batch_size=config.train.batch_size,
-        process_index=jax.process_index(), process_count=jax.process_count(),
+        on_device=config.data.on_device,
     )) as batches, jax.default_matmul_precision(config.train.matmul_precision):
-        batch, accumulate = parallel.shard(next(batches)), config.train.accumulate
+        batch, accumulate = next(batches), config.train.accumulate
         counted = lowered(1)  # In a loop over micro-batches they would count once.
         compiled = (counted if accumulate == 1 else lowered(accumulate)).compile()
 
         def step():
             nonlocal state
-            state, metrics = compiled(
-                state, parallel.shard(next(batches)), run.rng(training.STEP)
-            )
+            state, metrics = compiled(state, next(batches), run.rng(training.STEP))
             return metrics["loss"]
 
         measured = speed(step, counted, compiled)

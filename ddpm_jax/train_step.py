@@ -29,6 +29,7 @@ class StepSettings:
     label_dropout: float
     null_label: int
     accumulate: int
+    remat: bool
     ema_decay: float
     ema_warmup: bool
     log_every: int
@@ -107,7 +108,7 @@ def loss_and_parts(state, rng, params, batch, places, *, schedule, settings):
         null_label=settings.null_label,
     )
     denoise_fn = functools.partial(
-        state.apply_fn, {"params": params}, train=True, places=places,
+        state.apply_fn, {"params": params}, train=True, remat=settings.remat, places=places,
         rngs={"dropout": rng_dropout}, **model_kwargs,
     )
     loss = losses.training_loss(
@@ -259,6 +260,7 @@ def step_settings(config: ml_collections.ConfigDict) -> StepSettings:
         label_dropout=config.train.label_dropout,
         null_label=config.data.num_classes,
         accumulate=config.train.accumulate,
+        remat=config.train.remat,
         ema_decay=config.train.ema_decay,
         ema_warmup=config.train.ema_warmup,
         log_every=config.train.log_every,

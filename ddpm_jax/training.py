@@ -14,8 +14,8 @@ import numpy as np
 from ddpm_jax import config as config_lib
 from ddpm_jax import data as data_lib
 from ddpm_jax import (
-    diagnosis, importance, interruption, memory, monitoring, ownership, parallel, randomness,
-    validation, warm_start,
+    device_data, diagnosis, importance, interruption, memory, monitoring, ownership, parallel,
+    randomness, validation, warm_start,
 )
 from ddpm_jax import state as state_lib
 from ddpm_jax import workdir as workdir_lib
@@ -83,12 +83,12 @@ def train(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -> 
             settings=settings,
         )
         observe = observer(run, logs, checkpoints, start)
-        batches = stack.enter_context(contextlib.closing(data_lib.batches(
-            run.source, seed=config.seed, batch_size=config.train.batch_size, start=start,
-            process_index=jax.process_index(), process_count=jax.process_count(),
+        batches = stack.enter_context(contextlib.closing(device_data.batches(
+            run.source, seed=config.seed, batch_size=config.train.batch_size,
+            on_device=config.data.on_device, start=start,
         )))
         stack.enter_context(jax.default_matmul_precision(config.train.matmul_precision))
-        in_flight = collections.deque()
+        rng, in_flight = run.rng(STEP), collections.deque()
         ahead = 0 if config.train.debug_nans else IN_FLIGHT
         steps = stack.enter_context(contextlib.closing(monitoring.traced(
             range(start + 1, num_steps + 1), config.train.profile if parallel.is_first() else (),
@@ -98,11 +98,11 @@ def train(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -> 
         began = time.perf_counter()
 
         for step in steps:
-            batch = parallel.shard(next(batches))
-            state, metrics = step_fn(state, batch, run.rng(STEP))
+            batch = next(batches)
+            state, metrics = step_fn(state, batch, rng)
             if config.train.debug_nans and metrics["skipped_in_a_row"]:
                 logs.say(f"step {step} is skipped: " + diagnosis.not_finite(
-                    state.replace(step=step - 1), batch, run.rng(STEP),
+                    state.replace(step=step - 1), batch, rng,
                     schedule=run.schedule, settings=settings,
                 ))
             in_flight.append(metrics)

@@ -197,7 +197,9 @@ class UNet(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, t, *, train: bool, places=None, labels=None, condition=None):
+    def __call__(
+        self, x, t, *, train: bool, places=None, labels=None, condition=None, remat=False
+    ):
         """Applies the network.
 
         Args:
@@ -208,6 +210,8 @@ class UNet(nn.Module):
                 masks; 0..b-1 by default.
             labels: int32 [b] in 0..num_classes; None is the null label, `num_classes`.
             condition: [b, h, w, condition_channels] float32.
+            remat: for a backward pass keep only what goes into each block, whose inside is then
+                made again (Chen et al. 2016); the numbers are the same.
 
         Raises:
             ValueError: the setting does not suit the image size (see `check`), or the network
@@ -222,13 +226,22 @@ class UNet(nn.Module):
             x = jnp.concatenate([x, self.checked(condition, x)], axis=-1)
         norms = dict(num_groups=self.num_groups, norm_eps=self.norm_eps, dtype=self.dtype)
 
-        def block(h, multiplier, name):
-            return ResBlock(
-                self.channels * multiplier, self.dropout, self.scale_shift, name=name, **norms
-            )(h, temb, places, train=train)
+        def res_block(module, temb, places, *parts):  # A skip is kept once, on its way down.
+            return module(jnp.concatenate(parts, axis=-1), temb, places, train=train)
+
+        def attention(module, h):
+            return module(h)
+
+        if remat:
+            res_block, attention = nn.remat(res_block), nn.remat(attention)
+
+        def block(multiplier, name, *parts):
+            channels = self.channels * multiplier
+            module = ResBlock(channels, self.dropout, self.scale_shift, name=name, **norms)
+            return res_block(module, temb, places, *parts)
 
         def attend(h, name):
-            return AttentionBlock(self.num_heads, name=name, **norms)(h)
+            return attention(AttentionBlock(self.num_heads, name=name, **norms), h)
 
         h = nn.Conv(self.channels, (3, 3), kernel_init=fan_avg, name="conv_in")(x)
         h = h.astype(self.dtype)
@@ -236,7 +249,7 @@ class UNet(nn.Module):
         last = len(self.channel_multipliers) - 1
         for level, multiplier in enumerate(self.channel_multipliers):
             for j in range(self.num_res_blocks):
-                h = block(h, multiplier, f"down_{level}_block_{j}")
+                h = block(multiplier, f"down_{level}_block_{j}", h)
                 if h.shape[1] in self.attention_resolutions:
                     h = attend(h, f"down_{level}_attn_{j}")
                 skips.append(h)
@@ -244,14 +257,14 @@ class UNet(nn.Module):
                 h = self.downsample(h, f"down_{level}_downsample")
                 skips.append(h)
 
-        h = block(h, self.channel_multipliers[-1], "mid_block_1")
+        h = block(self.channel_multipliers[-1], "mid_block_1", h)
         h = attend(h, "mid_attn_1")
-        h = block(h, self.channel_multipliers[-1], "mid_block_2")
+        h = block(self.channel_multipliers[-1], "mid_block_2", h)
 
         for level in range(last, -1, -1):
             for j in range(self.num_res_blocks + 1):
-                h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = block(h, self.channel_multipliers[level], f"up_{level}_block_{j}")
+                multiplier = self.channel_multipliers[level]
+                h = block(multiplier, f"up_{level}_block_{j}", h, skips.pop())
                 if h.shape[1] in self.attention_resolutions:
                     h = attend(h, f"up_{level}_attn_{j}")
             if level > 0:

@@ -19,7 +19,8 @@ class TinyNet(nn.Module):
     condition_channels: int = 0
 
     @nn.compact
-    def __call__(self, x, t, *, train, places=None, labels=None, condition=None):
+    def __call__(self, x, t, *, train, places=None, labels=None, condition=None,
+                 remat=False):
         places = jnp.arange(len(x)) if places is None else places
         channels, told = x.shape[-1], [x]
         if self.condition_channels:

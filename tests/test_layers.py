@@ -18,7 +18,7 @@ LEVELS = [
     {"bits", "plots", "sampling"},
     {"chains", "config", "sweep"},
     {"editing", "memory", "validation", "workdir"},
-    {"pretrained", "measures", "monitoring", "train_step"},
+    {"device_data", "pretrained", "measures", "monitoring", "train_step"},
     {"diagnosis", "evaluation", "tasks", "warm_start"},
     {"training"},
     {"planning"},

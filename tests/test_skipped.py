@@ -27,10 +27,11 @@ class Poisoned(nn.Module):
     fails: str
 
     @nn.compact
-    def __call__(self, x, t, *, train, places=None, labels=None):
+    def __call__(self, x, t, *, train, places=None, labels=None, remat=False):
         marked = jnp.zeros(len(x)) if labels is None else jnp.float32(labels)
         marked = marked[:, None, None, None]
-        h = nn.Conv(4, (3, 3), name="first")(x)
+        first = nn.remat(nn.Conv) if remat else nn.Conv
+        h = first(4, (3, 3), name="first")(x)
         if self.fails == "output":
             h = h / (1 - marked)
         if self.fails == "gradient":  # sqrt(0) is 0, and its slope is infinite
@@ -129,7 +130,7 @@ def test_numbers_are_those_of_one_image_alone():
     ("loss", "the loss is not finite, though the output of every layer is"),
 ])
 def test_the_layer_is_named(fails, says, accumulate):
-    config = poisoned_config(accumulate=accumulate)
+    config = poisoned_config(accumulate=accumulate, remat=accumulate == 2)
     state = state_of(config, Poisoned(fails))
     find = functools.partial(
         diagnosis.not_finite, state, rng=RNG, schedule=config_lib.schedule(config),

@@ -61,10 +61,11 @@ def apply(model, params, x=X, t=T, **settings):
     return model.apply({"params": params}, x, t, **settings)
 
 
-def train(model, params, x, t, places):
+def train(model, params, x, t, places, **settings):
     """The training pass with one fixed key: what changes is the arguments alone."""
     return apply(
-        model, params, x, t, train=True, places=places, rngs={"dropout": jax.random.key(1)}
+        model, params, x, t, train=True, places=places, rngs={"dropout": jax.random.key(1)},
+        **settings,
     )
 
 
@@ -449,6 +450,41 @@ def test_dropout_only_in_training():
     assert_allclose(none, off, **close)
     assert_allclose(placed, on, **close)
     assert np.abs(on - off).max() > 0.01
+
+
+def test_remat_keeps_every_number():
+    """Masks of dropout too, which at a rate of 0.5 would change everything."""
+    params = fill(unet_shapes(SMALL))
+
+    def all_of(params, remat):
+        """The training pass, its derivative along the parameters, and its gradient."""
+        def forward(params):
+            return train(SMALL, params, X, T, jnp.arange(4), remat=remat)
+
+        y, pull = jax.vjp(forward, params)
+        return y, jax.jvp(forward, (params,), (params,))[1], pull(jnp.sin(y))[0]
+
+    results = [jit(functools.partial(all_of, remat=remat))(params) for remat in (False, True)]
+    for plain, again in zip(*map(jax.tree.leaves, results), strict=True):
+        # Compiled apart: some 100 roundings of the largest; a key's bias has no other gradient.
+        assert_allclose(again, plain, rtol=0, atol=1e-5 * max(np.abs(plain).max(), 1))
+
+
+def test_remat_keeps_the_names_of_parameters(tiny):
+    found = jax.eval_shape(lambda: TINY.init(
+        {"params": jax.random.key(0), "dropout": jax.random.key(1)}, X, T, train=True, remat=True
+    ))
+    assert jax.tree.map(np.shape, found["params"]) == jax.tree.map(np.shape, tiny)
+
+
+def test_remat_is_of_every_block_and_of_nothing_else(tiny):
+    """8 residual and 4 attention blocks."""
+    def made_again(remat):
+        trace = jax.make_jaxpr(functools.partial(train, TINY, remat=remat))
+        jaxpr = trace(tiny, X, T, jnp.arange(4))
+        return [eqn for eqn in jaxpr.eqns if eqn.primitive.name in ("checkpoint", "remat2")]
+
+    assert made_again(False) == [] and len(made_again(True)) == 8 + 4
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])
