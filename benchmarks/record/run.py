@@ -44,7 +44,7 @@ def trained(workdir, record):
     steps = checkpoints.steps(workdir) if workdir.exists() else []
     rows = [row for row in read_metrics(workdir) if row["step"] <= steps[-1]] if steps else []
     if not rows:
-        return 0, 0.0, np.zeros(0), []
+        return max(steps, default=0), 0.0, np.zeros(0), []
     return steps[-1], *clock.seconds(rows, record.metrics["starts"]), rows
 
 
@@ -157,8 +157,8 @@ def work(config, args, began, command):
     done = train(
         config, args.workdir, record, seconds=60 * args.minutes, deadline=deadline
     )
-    if not trained(args.workdir, record)[0]:
-        print(f"nothing is trained yet; go on with: {command}", flush=True)
+    if not trained(args.workdir, record)[-1]:
+        print(f"no row is logged yet; go on with: {command}", flush=True)
         return
     config = workdir_lib.config_for(config, args.workdir)
     row = training_row(config, args.workdir, record)
