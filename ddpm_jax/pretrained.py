@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import os
 import re
 import warnings
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import safetensors.numpy
 from etils import epath
@@ -19,6 +21,9 @@ from ddpm_jax.checkpoints import restore_part
 from ddpm_jax.state import Trained
 
 CONFIGS = ("unet/config.json", "config.json")
+_DTYPES = {  # Of safetensors; its own reader for NumPy lacks the first.
+    "BF16": ml_dtypes.bfloat16, "F16": np.float16, "F32": np.float32, "F64": np.float64,
+}
 PROCESSES = ("scheduler/scheduler_config.json", "scheduler_config.json")
 WEIGHTS = tuple(
     f"{folder}diffusion_pytorch_model.{kind}"
@@ -129,7 +134,8 @@ def from_state_dict(
     executed.
 
     Args:
-        path: a `.safetensors`, or a file of `torch.save` with a dict of tensors.
+        path: a `.safetensors`, or a file of `torch.save` with a dict of tensors; or a list of
+            them, each with some of the weights.
         model: the network that the weights are of.
         image_shape: (h, w, c) of its images.
         schedule: the noise schedule; the paper's by default.
@@ -142,8 +148,11 @@ def from_state_dict(
     unet.check(model, *image_shape[:2])
     schedule = schedule_lib.linear() if schedule is None else schedule
     diffusion.check(schedule)
+    weights = {}
     try:
-        params = state_dicts.to_params(_read_weights(files.path(path)), model, image_shape)
+        for part in [path] if isinstance(path, (str, os.PathLike)) else path:
+            weights |= _read_weights(files.path(part))
+        params = state_dicts.to_params(weights, model, image_shape)
     except ValueError as error:
         raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
     return Trained(params, model, schedule, diffusion, image_shape)
@@ -255,9 +264,12 @@ def _read_weights(path) -> dict[str, np.ndarray]:
     if path.suffix != ".safetensors":
         return torch_file.read(path)
     try:
-        return safetensors.numpy.load(path.read_bytes())
-    except (safetensors.SafetensorError, OSError, KeyError) as error:  # KeyError: bfloat16.
+        return {
+            name: np.frombuffer(found["data"], _DTYPES[found["dtype"]]).reshape(found["shape"])
+            for name, found in safetensors.deserialize(path.read_bytes())
+        }
+    except (safetensors.SafetensorError, OSError, KeyError) as error:  # KeyError: its dtype.
         raise ValueError(
-            f"{path.name} is damaged, or of numbers that NumPy lacks ({error}); download it "
-            "again, or save it in float32."
+            f"{path.name} is damaged, or its weights are of a type that is no float ({error}); "
+            "download it again, or save it in float32."
         ) from None

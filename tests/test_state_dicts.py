@@ -6,6 +6,7 @@ The names are those of the programs' own modules: pytorch_diffusion and DDIM
 
 import math
 
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -112,6 +113,25 @@ def test_pytorch_diffusion(tmp_path):
         ddpm_jax.from_state_dict(path, MODEL, image_shape=SHAPE).schedule.beta,
         schedules.linear().beta,
     )
+
+
+def test_bfloat16_and_weights_in_several_files(tmp_path):
+    theirs, ours = torch_weights(MODEL, PYTORCH_DIFFUSION, {})
+    parts = [tmp_path / f"{i}.safetensors" for i in range(3)]
+    for i, path in enumerate(parts):
+        safetensors.numpy.save_file(
+            {name: theirs[name].astype(ml_dtypes.bfloat16) for name in sorted(theirs)[i::3]}, path
+        )
+    trained = ddpm_jax.from_state_dict(parts, MODEL, image_shape=SHAPE)
+    rounded = {
+        path: array.astype(ml_dtypes.bfloat16).astype(np.float32) for path, array in ours.items()
+    }
+    assert_ours(trained.params, rounded)
+    with pytest.raises(ValueError, match="2.safetensors.* is missing: the network has"):
+        ddpm_jax.from_state_dict(parts[::2], MODEL, image_shape=SHAPE)
+    safetensors.numpy.save_file({"conv_in.weight": np.zeros(3, np.int64)}, parts[0])
+    with pytest.raises(ValueError, match="0.safetensors is damaged, or .* no float .'I64'"):
+        ddpm_jax.from_state_dict(parts, MODEL, image_shape=SHAPE)
 
 
 def joined(theirs, num_heads):

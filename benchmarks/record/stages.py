@@ -1,0 +1,231 @@
+"""What is measured and drawn of a checkpoint, and the folder of files that keeps it.
+
+A stage leaves files and a row in `metrics.json`, written last: a row with the same step, images
+and calls is never computed again. Sampling and bits/dim keep finished rounds in the workdir's
+`evaluations/`, where `--mode=evaluate` finds them too, so that a stage that was cut goes on.
+"""
+
+import dataclasses
+import io
+import json
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import ml_collections
+import ml_dtypes
+import numpy as np
+import safetensors.numpy
+from etils import epath
+
+from ddpm_jax import config as config_lib
+from ddpm_jax import evaluation, files, images, measures, monitoring, pretrained, progressive
+from ddpm_jax import state as state_lib
+from ddpm_jax import state_dicts
+
+DDIM_STEPS = 50
+_SHOWN = 64  # Images of a grid: the first.
+_ON_THEIR_WAY, _FRAMES = 16, 20  # Images and moments of the pictures of the process.
+_HELD_OUT = 4  # Address below the seed of an evaluation; 0..3 are those of `measures`.
+_HEADER = 65536  # Bytes that names and shapes take in a file, at most.
+
+
+class Record:
+    """A folder of files below a size, and `metrics.json`, which says what they are.
+
+    Args:
+        folder: made where missing.
+        file_bytes: a file is at most so long.
+    """
+
+    def __init__(self, folder: Any, file_bytes: int):
+        self.folder, self.file_bytes = files.path(folder), file_bytes
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The rows, by name; none where nothing was written yet."""
+        path = self.folder / "metrics.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def has(self, name: str, asked: dict[str, Any]) -> bool:
+        """Whether there is a row that answers what is asked, with all of its files."""
+        row = self.metrics.get(name, {})
+        return bool(row) and asked.items() <= row.items() and all(
+            (self.folder / file).exists() for file in row.get("files", ())
+        )
+
+    def add(self, name: str, row: Any) -> None:
+        """Writes a row; files of the one before that are not of this one are removed.
+
+        Raises:
+            ValueError: a file is too long.
+        """
+        metrics = self.metrics
+        new = row.get("files", ()) if isinstance(row, dict) else ()
+        old = metrics[name].get("files", ()) if new and name in metrics else ()
+        for file in new:
+            size = (self.folder / file).stat().length
+            if size > self.file_bytes:
+                raise ValueError(
+                    f"--file_mib={self.file_bytes / 2**20:g}: {file} has {size / 2**20:.1f} MiB; "
+                    "write a larger one."
+                )
+        files.write(
+            self.folder / "metrics.json", json.dumps(metrics | {name: row}, indent=1).encode()
+        )
+        for file in set(old) - set(new):
+            (self.folder / file).unlink(missing_ok=True)
+
+    def write_parts(self, stem: str, contents: Iterable[bytes], ending: str) -> list[str]:
+        """Writes files STEM_1_of_N.ENDING and so on; their names."""
+        contents = list(contents)
+        names = [f"{stem}_{i + 1}_of_{len(contents)}.{ending}" for i in range(len(contents))]
+        for name, content in zip(names, contents):
+            files.write(self.folder / name, content)
+        return names
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A part of the work behind training.
+
+    Attributes:
+        name: of its row.
+        run: (job, record, stage) -> what its row says.
+        num_images: how many images.
+        num_calls: network calls an image.
+    """
+
+    name: str
+    run: Callable[[measures.Job, Record, "Stage"], dict[str, Any]]
+    num_images: int
+    num_calls: int
+
+    def seconds(self, images_per_second: float, starting: float) -> float:
+        """What it will take, by the speed of training and what starting that took.
+
+        An image of training costs about three network calls; compiling a chain no more than
+        compiling a training step.
+        """
+        return starting + self.num_images * self.num_calls / (3 * images_per_second)
+
+
+def job_of(config: ml_collections.ConfigDict, workdir: Any, num_images: int = 0) -> measures.Job:
+    """The newest checkpoint of a run, to be measured and sampled from."""
+    config = config.copy_and_resolve_references()
+    config.evaluate.metrics, config.evaluate.checkpoints = ("bpd",), "newest"
+    config.evaluate.num_images = config.evaluate.num_samples = num_images
+    config.evaluate.rounding = True
+    step, trained = pretrained.load_step(workdir, weights=config.sample.weights)
+    folder = files.path(workdir) / "evaluations" / f"step_{step:08d}"
+    return measures.Job(config, step, trained, folder, False, None)
+
+
+def weights(job, record, stage) -> dict[str, Any]:
+    """The parameters in bfloat16, by the names of diffusers; `read_weights` reads them."""
+    trained = job.trained
+    state = state_dicts.from_params(trained.params, trained.model, trained.image_shape[0])
+    pieces, size = [{}], 0
+    for name, array in state.items():
+        array = np.asarray(array).astype(ml_dtypes.bfloat16)
+        if size + array.nbytes > record.file_bytes - _HEADER and pieces[-1]:
+            pieces.append({})
+            size = 0
+        pieces[-1][name] = array
+        size += array.nbytes
+    contents = (safetensors.numpy.save(piece, metadata={"format": "pt"}) for piece in pieces)
+    return {
+        "parameters": state_lib.num_params(trained.params),
+        "files": record.write_parts("weights", contents, "safetensors"),
+    }
+
+
+def read_weights(folder: Any) -> state_lib.Trained:
+    """The model whose weights a record holds.
+
+    Raises:
+        ValueError: a file is missing or damaged.
+    """
+    folder = files.path(folder)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    config = config_lib.parse(json.dumps(metrics["train"]["config"]))
+    shape = config_lib.image_shape(config)
+    return pretrained.from_state_dict(
+        [folder / name for name in metrics["weights"]["files"]],
+        config_lib.model(config, shape[-1]), image_shape=shape,
+        schedule=config_lib.schedule(config), diffusion=config_lib.parameterization(config),
+    )
+
+
+def held_out(job, record, stage) -> dict[str, Any]:
+    """The training loss of all held-out images, each at its own t with its own noise."""
+    source, config = job.source("test"), job.config.copy_and_resolve_references()
+    config.train.eval_images = len(source)
+    loss = monitoring.held_out_loss(
+        config, job.trained.model, job.trained.schedule, source, job.rng(_HELD_OUT)
+    )
+    return {"value": loss(job.trained.params)}
+
+
+def bits(job, record, stage) -> dict[str, Any]:
+    """Bits/dim with their terms, by `--mode=evaluate`; `each` is that of every image."""
+    row, = evaluation.evaluate(job.config, job.folder.parent.parent)
+    folder = job.folder / f"bpd-{measures.key(row['protocol'])}"
+    with np.load(folder / "terms.npz") as terms:
+        return row | {"each": terms["bits"].round(5).tolist()}
+
+
+def ddim(job, record, stage) -> dict[str, Any]:
+    """Samples by DDIM."""
+    return _samples(job, record, stage, "ddim")
+
+
+def chain(job, record, stage) -> dict[str, Any]:
+    """Samples by the full chain (Algorithm 2)."""
+    return _samples(job, record, stage, "ancestral")
+
+
+def _samples(job, record, stage, sampler):
+    config = config_lib.with_sampler(
+        job.config, sampler, stage.num_calls if sampler == "ddim" else 0
+    )
+    job = dataclasses.replace(job, config=config)
+    with jax.default_matmul_precision(config.evaluate.matmul_precision):
+        uint8 = np.concatenate(list(job.samples()))
+    most = (record.file_bytes - _HEADER) // uint8[0].size
+    parts = np.array_split(uint8, -(-len(uint8) // most))
+    picture = f"{stage.name}.png"
+    images.save_png(record.folder / picture, images.grid(uint8[:_SHOWN]))
+    return {"files": [picture, *record.write_parts(stage.name, map(_npz, parts), "npz")]}
+
+
+def process(job, record, stage) -> dict[str, Any]:
+    """Images on their way by the full chain: x_t, and the x_0 predicted of it."""
+    with jax.default_matmul_precision(job.config.evaluate.matmul_precision):
+        x_t, x_0 = progressive.generate(
+            job.trained, job.config.evaluate.seed, stage.num_images, num_frames=_FRAMES,
+            clip=job.config.sample.clip,
+        )
+    written = images.save_process(
+        record.folder / stage.name, images.to_uint8(x_t), images.to_uint8(x_0)
+    )
+    return {"files": [epath.Path(path).name for path in written]}
+
+
+def _npz(uint8):
+    file = io.BytesIO()
+    np.savez_compressed(file, arr_0=uint8)
+    return file.getvalue()
+
+
+def stages(num_timesteps: int, *, bits_images: int, ddim_images: int, chain_images: int):
+    """All stages in their order, the most telling first; those of no images are left out."""
+    found = [
+        Stage("weights", weights, 1, 0),
+        Stage("held_out", held_out, 1, 1),
+        Stage("bits", bits, bits_images, num_timesteps),
+        Stage("ddim", ddim, ddim_images, min(DDIM_STEPS, num_timesteps)),
+        Stage("chain", chain, chain_images, num_timesteps),
+        Stage("process", process, _ON_THEIR_WAY, num_timesteps),
+    ]
+    return [stage for stage in found if stage.num_images]
