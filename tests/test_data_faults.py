@@ -59,7 +59,8 @@ def png(width, height, pixels=b""):
 
 def encoded(suffix, mode="RGB", size=(6, 4), **how):
     file = io.BytesIO()
-    Image.new(mode, size).save(file, suffix, **how)
+    image = Image.new("L", size).convert("P") if mode == "P" else Image.new(mode, size)
+    image.save(file, suffix, **how)  # Old versions of Pillow write a BMP without a palette.
     return file.getvalue()
 
 
