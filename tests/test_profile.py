@@ -30,8 +30,8 @@ def traced_steps(workdir):
     folder = workdir / "tensorboard" / "profile" / "plugins" / "profile"
     found = []
     for path in sorted(folder.glob("*/*.xplane.pb")):  # Where the profile plugin looks.
-        planes = ProfileData.from_file(str(path)).planes
-        events = [e for plane in planes for line in plane.lines for e in line.events]
+        profile = ProfileData.from_file(str(path))  # Its events are read from it while it lives.
+        events = [e for plane in profile.planes for line in plane.lines for e in line.events]
         found.append({dict(e.stats)["step_num"] for e in events if e.name == "train"})
         assert any("PjitFunction" in e.name or "pmap" in e.name.lower() for e in events)
     return found
