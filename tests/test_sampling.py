@@ -283,8 +283,8 @@ def test_a_trajectory_of_every_sampler_in_any_batch(trained, sampler, num_steps)
         ddpm_jax.sample, trained, jax.random.key(3), sampler=sampler, num_steps=num_steps
     )
     images, kept = draw(11, trajectory=(5, 0), batch_size=8)
-    # Other programs, whose roundings go through up to 13 networks: seen 2e-5.
-    np.testing.assert_allclose(draw(11), images, rtol=0, atol=1e-4)
+    # Other programs, whose roundings go through up to 13 networks: seen 2e-5 (jax 0.12).
+    np.testing.assert_allclose(draw(11), images, rtol=0, atol=4e-5)
     assert kept.x_t.shape == kept.x_0.shape == (2, 11, *SHAPE)
     assert kept.x_t.dtype == kept.x_0.dtype == np.float32
     np.testing.assert_allclose(kept.x_0[1], images, **SAME)  # The last call gives x_0.
