@@ -3,13 +3,15 @@
 Four neighbouring outputs of a row of 3 taps need 6 products of sums of inputs and of taps, not 12:
 F(4, 3) of Winograd (1980), here along the width of the image only, as Lavin and Gray (2016) have
 it along both. The products are convolutions of 3 taps along the height, so what remains runs as
-fast as any. The sums cost less than they save from about 16 pixels and 64 channels on. A kernel's
-gradient is the transpose of the same sums. A large batch is taken a few images at a time: what
-the sums write would leave the cache before it is read.
+fast as any. The sums cost less than they save from about 1024 pixels of all images and 32 channels
+on. A kernel's gradient is the transpose of the same sums. A large batch is taken a few images at a
+time: what the sums write would leave the cache before it is read.
 
 In float32, with two to three times the rounding error of the plain sum. Where
 `jax.default_matmul_precision` is "highest" every product is taken.
 """
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +26,7 @@ INPUTS = ((4, 0, -5, 0, 1, 0), (0, -4, -4, 1, 1, 0), (0, 4, -4, -1, 1, 0), (0, -
 TAPS = ((1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6), (1 / 24, 1 / 12, 1 / 6),
         (1 / 24, -1 / 12, 1 / 6), (0, 0, 1))
 OUTPUTS = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
+FEWEST_PIXELS, FEWEST_CHANNELS = 1024, 32
 CACHED_PIXELS = 4096  # Of 64 to 512 channels; twice or half as many are as fast.
 
 
@@ -60,7 +63,8 @@ def _pays(x, kernel) -> bool:
     """Whether the sums cost less than the products saved, and may stand for them."""
     return (
         x.dtype == kernel.dtype == jnp.float32
-        and x.shape[2] % 4 == 0 and x.shape[2] >= 16 and min(kernel.shape[2:]) >= 64
+        and x.shape[2] % 4 == 0
+        and math.prod(x.shape[:3]) >= FEWEST_PIXELS and min(kernel.shape[2:]) >= FEWEST_CHANNELS
         and jax.config.jax_default_matmul_precision not in EXACT
     )
 
