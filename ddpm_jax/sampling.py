@@ -329,16 +329,8 @@ def _trained(params, model, schedule, diffusion, image_shape) -> Trained:
 
 def check_params(trained: Trained) -> None:
     """Raises ValueError naming the first leaf that does not fit the model."""
-    def init():
-        x, t = jnp.zeros((1, *trained.image_shape)), jnp.zeros((1,), jnp.int32)
-        return trained.model.init(jax.random.key(0), x, t, train=False).get("params", {})
-
-    def shapes(tree):
-        leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-        return {jax.tree_util.keystr(path, simple=True, separator="/"): np.shape(leaf)
-                for path, leaf in leaves}
-
-    wanted, found = shapes(jax.eval_shape(init)), shapes(trained.params)
+    wanted = _shapes_of(trained.model, tuple(trained.image_shape))
+    found = _shapes(trained.params)
     for name in [*wanted, *found]:
         if wanted.get(name) != found.get(name):
             raise ValueError(
@@ -346,6 +338,22 @@ def check_params(trained: Trained) -> None:
                 f"{wanted.get(name, 'nothing')}, params {found.get(name, 'nothing')}; pass the "
                 "model that they were trained with, such as model=UNet(channels=...)."
             )
+
+
+@functools.lru_cache(maxsize=8)  # To trace a network takes as long as many a chain of a small one.
+def _shapes_of(model, image_shape):
+    def init():
+        x, t = jnp.zeros((1, *image_shape)), jnp.zeros((1,), jnp.int32)
+        return model.init(jax.random.key(0), x, t, train=False).get("params", {})
+
+    return _shapes(jax.eval_shape(init))
+
+
+def _shapes(tree):
+    """Of each leaf by its path."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.shape(leaf)
+            for path, leaf in leaves}
 
 
 def _keys(rng, n, seeds) -> jax.Array:
