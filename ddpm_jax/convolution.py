@@ -11,6 +11,7 @@ In float32, with two to three times the rounding error of the plain sum. Where
 `jax.default_matmul_precision` is "highest" every product is taken.
 """
 
+import functools
 import math
 
 import jax
@@ -45,7 +46,7 @@ def conv_general_dilated(
     """
     plain = dict(settings, window_strides=window_strides, padding=padding)
     if _is_3x3(plain, kernel.shape) and _pays(x, kernel):
-        return _conv3x3.bind(x, kernel)
+        return _conv3x3.bind(x, kernel, turned=False)
     return jax.lax.conv_general_dilated(x, kernel, **plain)
 
 
@@ -69,8 +70,12 @@ def _pays(x, kernel) -> bool:
     )
 
 
-def direct(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """[b, h, w, c] and [3, 3, c, k] -> [b, h, w, k], every product taken."""
+def direct(x: jax.Array, kernel: jax.Array, *, turned: bool = False) -> jax.Array:
+    """[b, h, w, c] and [3, 3, c, k] -> [b, h, w, k], every product taken.
+
+    With the kernel `turned` about its centre, [3, 3, k, c], it is the transpose by the image.
+    """
+    kernel = jnp.flip(kernel, (0, 1)).swapaxes(2, 3) if turned else kernel
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=NHWC)
 
 
@@ -80,9 +85,11 @@ def direct_kernel(x: jax.Array, y: jax.Array) -> jax.Array:
     return jax.linear_transpose(lambda kernel: direct(x, kernel), kernel)(y)[0]
 
 
-def winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def winograd(x: jax.Array, kernel: jax.Array, *, turned: bool = False) -> jax.Array:
     """The same as `direct`, by F(4, 3) along the width, which must divide by 4."""
+    kernel = jnp.flip(kernel, (0, 1)) if turned else kernel
     taps = _sums(TAPS, [kernel[:, j] for j in range(3)])
+    taps = [g.swapaxes(1, 2) for g in taps] if turned else taps  # Last: sums along rows are fast.
     _, h, w, c = x.shape
 
     def of_some(x):
@@ -141,8 +148,10 @@ def _sums(rows, terms):
 def _primitive(name, shape, plain, on_cpu):
     """A product of two arrays that is `on_cpu` on CPU and `plain` elsewhere."""
     product = Primitive(name)
-    product.def_impl(jax.jit(product.bind))
-    product.def_abstract_eval(lambda x, y: x.update(shape=shape(x.shape, y.shape)))
+    product.def_impl(jax.jit(product.bind, static_argnames="turned"))
+    product.def_abstract_eval(
+        lambda x, y, **turned: x.update(shape=shape(x.shape, y.shape, **turned))
+    )
     mlir.register_lowering(product, mlir.lower_fun(plain, multiple_results=False))
     mlir.register_lowering(
         product, mlir.lower_fun(on_cpu, multiple_results=False), platform="cpu"
@@ -150,35 +159,33 @@ def _primitive(name, shape, plain, on_cpu):
     return product
 
 
-_conv3x3 = _primitive("conv3x3", lambda x, kernel: (*x[:3], kernel[3]), direct, winograd)
+_conv3x3 = _primitive(
+    "conv3x3", lambda x, kernel, turned: (*x[:3], kernel[2 if turned else 3]), direct, winograd
+)
 _kernel3x3 = _primitive(
     "kernel3x3", lambda x, y: (3, 3, x[3], y[3]), direct_kernel, winograd_kernel
 )
 
 
-def _turned(kernel):
-    return jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
-
-
-def _batched_conv(args, axes):
+def _batched_conv(args, axes, **turned):
     x, kernel = args
     if axes[1] is not None:  # A kernel an example: nobody's training.
-        return jax.vmap(direct, axes)(x, kernel), 0
+        return jax.vmap(functools.partial(direct, **turned), axes)(x, kernel), 0
     x = jnp.moveaxis(x, axes[0], 0)
-    y = _conv3x3.bind(x.reshape(-1, *x.shape[2:]), kernel)
+    y = _conv3x3.bind(x.reshape(-1, *x.shape[2:]), kernel, **turned)
     return y.reshape(*x.shape[:2], *y.shape[1:]), 0
 
 
 # Each is linear in both arguments, and the transpose by either is one of the two again.
 ad.defbilinear(
     _conv3x3,
-    lambda y, x, kernel: _conv3x3.bind(y, _turned(kernel)),
-    lambda y, x, kernel: _kernel3x3.bind(x, y),
+    lambda y, x, kernel, turned: _conv3x3.bind(y, kernel, turned=not turned),
+    lambda y, x, kernel, turned: _kernel3x3.bind(y, x) if turned else _kernel3x3.bind(x, y),
 )
 ad.defbilinear(
     _kernel3x3,
-    lambda kernel, x, y: _conv3x3.bind(y, _turned(kernel)),
-    lambda kernel, x, y: _conv3x3.bind(x, kernel),
+    lambda kernel, x, y: _conv3x3.bind(y, kernel, turned=True),
+    lambda kernel, x, y: _conv3x3.bind(x, kernel, turned=False),
 )
 batching.primitive_batchers[_conv3x3] = _batched_conv
 batching.primitive_batchers[_kernel3x3] = lambda args, axes: (
