@@ -11,7 +11,6 @@ In float32, with two to three times the rounding error of the plain sum. Where
 `jax.default_matmul_precision` is "highest" every product is taken.
 """
 
-import functools
 import math
 
 import jax
@@ -170,7 +169,7 @@ _kernel3x3 = _primitive(
 def _batched_conv(args, axes, **turned):
     x, kernel = args
     if axes[1] is not None:  # A kernel an example: nobody's training.
-        return jax.vmap(functools.partial(direct, **turned), axes)(x, kernel), 0
+        return jax.vmap(lambda x, kernel: direct(x, kernel, **turned), axes)(x, kernel), 0
     x = jnp.moveaxis(x, axes[0], 0)
     y = _conv3x3.bind(x.reshape(-1, *x.shape[2:]), kernel, **turned)
     return y.reshape(*x.shape[:2], *y.shape[1:]), 0
