@@ -111,6 +111,8 @@ TRANSFORMS = {
         jax.grad(lambda k, x: jnp.sum(jnp.sin(f(x[None], k)))), (None, 0))(k, x),
     "a batch within": lambda f, x, k: jax.vmap(f, (3, None))(jnp.stack([x, 1 - x], axis=3), k),
     "a kernel each": lambda f, x, k: jax.vmap(f, (None, 0))(x, jnp.stack([k, 1 - k])),
+    "the image's gradient for a kernel each": lambda f, x, k: jax.vmap(
+        jax.grad(lambda x, k: jnp.sum(jnp.sin(f(x, k)))), (None, 0))(x, jnp.stack([k, 1 - k])),
     "what is made again": lambda f, x, k: jax.grad(
         jax.checkpoint(lambda x: jnp.sum(jnp.sin(f(x, k)))))(x),
     "two devices": lambda f, x, k: jax.pmap(f, "batch", in_axes=(0, None))(
