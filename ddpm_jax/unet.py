@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.convolution import conv_general_dilated
+from ddpm_jax.normalization import GroupNorm
 
 fan_avg = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 zeros = nn.initializers.zeros
@@ -25,14 +26,10 @@ def default_num_groups(channels: int) -> int:
     return max(g for g in range(1, 33) if channels % g == 0 and (channels >= 4 * g or g == 1))
 
 
-def group_norm(module: nn.Module, channels: int, name: str) -> nn.GroupNorm:
-    """GroupNorm as `module` asks for it; float32, the variance taken about the mean."""
-    return nn.GroupNorm(
-        module.num_groups or default_num_groups(channels),
-        epsilon=module.norm_eps,
-        use_fast_variance=False,  # E[x^2] - E[x]^2 cancels.
-        name=name,
-    )
+def group_norm(module: nn.Module, channels: int, name: str) -> GroupNorm:
+    """GroupNorm as `module` asks for it."""
+    num_groups = module.num_groups or default_num_groups(channels)
+    return GroupNorm(num_groups, module.norm_eps, name=name)
 
 
 def conv3x3(channels: int, kernel_init: Any, dtype: Any, name: str) -> nn.Conv:

@@ -1,0 +1,83 @@
+"""Group normalization (Wu and He 2018), with a derivative of its own.
+
+The statistics are taken by channel and then by group, so that every pass over the images is a
+plain one along their channels: a CPU takes a third of the time. The derivative takes two sums over
+the pixels, from which those for the image, the scale and the bias all follow.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class GroupNorm(nn.Module):
+    """Group normalization of NHWC images, in float32; the parameters of `flax.linen.GroupNorm`.
+
+    Attributes:
+        num_groups: it divides the channels.
+        epsilon: added to the variance.
+    """
+
+    num_groups: int
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:  # [b, h, w, c] -> the same, float32
+        channels = x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, channels)
+        bias = self.param("bias", nn.initializers.zeros, channels)
+        return normalize(jnp.float32(x), scale, bias, self.num_groups, self.epsilon)
+
+
+def _normalize(x, scale, bias, num_groups, epsilon):
+    """(x - mean) / sqrt(variance + epsilon) scale + bias, by image and group.
+
+    Args:
+        x: [b, h, w, c] float32.
+        scale, bias: [c] float32.
+        num_groups: it divides c.
+        epsilon: added to the variance.
+
+    Returns:
+        [b, h, w, c] float32.
+    """
+    deviation, sigma = _statistics(x, num_groups, epsilon)
+    return deviation * (_row(scale) / sigma) + _row(bias)
+
+
+normalize = jax.custom_jvp(_normalize, nondiff_argnums=(3, 4))
+
+
+@normalize.defjvp
+def _normalize_jvp(num_groups, epsilon, primals, tangents):
+    x, scale, bias = primals
+    dx, dscale, dbias = tangents
+    deviation, sigma = _statistics(x, num_groups, epsilon)
+    scale, dx = _row(scale), dx / sigma
+    # What is the same at all pixels is summed up before it is spread over them: the transpose
+    # then takes one sum over the pixels for it, and one for what the deviation multiplies.
+    of_mean = _row(dbias) - scale * _group_mean(dx, num_groups)
+    of_variance = (_row(dscale) - scale * _group_mean(deviation * dx, num_groups) / sigma) / sigma
+    return _normalize(x, primals[1], bias, num_groups, epsilon), (
+        dx * scale + of_mean + deviation * of_variance
+    )
+
+
+def _row(x):  # [c] -> [1, 1, 1, c]
+    return x[None, None, None]
+
+
+def _statistics(x, num_groups, epsilon):
+    """x less its mean [b, h, w, c], and the standard deviation [b, 1, 1, c]."""
+    deviation = x - _group_mean(x, num_groups)  # E[x^2] - E[x]^2 would cancel.
+    return deviation, jnp.sqrt(_group_mean(deviation**2, num_groups) + epsilon)
+
+
+def _group_mean(x, num_groups):
+    """[b, h, w, c] -> [b, 1, 1, c], each channel's the mean of its group."""
+    size = x.shape[-1] // num_groups
+    member = np.repeat(np.eye(num_groups, dtype=np.float32), size, axis=1)[None]  # [1, g, c]
+    of_groups = (x.mean((1, 2))[:, None] * member).sum(2, keepdims=True) / size
+    # A sum of one term and zeros, not `repeat`: that would be looked up anew at every pixel.
+    return (of_groups * member).sum(1)[:, None, None]
