@@ -111,12 +111,13 @@ def winograd_kernel(x: jax.Array, y: jax.Array) -> jax.Array:
 
     def add_some(kernel, images):
         x, y = images
-        fours = y.reshape(-1, h, w // 4, 4, k)
+        # One that is padded is written, where XLA would make another again in each of the sums.
+        fours = jnp.pad(y, ((0, 0), (1, 1), (0, 0), (0, 0))).reshape(-1, h + 2, w // 4, 4, k)
         taps = []
         for d, m in zip(
             _sums(INPUTS, _columns(x)), _sums(zip(*OUTPUTS), [fours[:, :, :, j] for j in range(4)])
         ):
-            d, m = d.reshape(-1, c), jnp.pad(m, ((0, 0), (1, 1), (0, 0), (0, 0)))
+            d = d.reshape(-1, c)
             rows = [m[:, 2 - i:2 - i + h].reshape(-1, k) for i in range(3)]
             taps.append(jnp.stack([(row.T @ d).T for row in rows]))
         return kernel + jnp.stack(_sums(zip(*TAPS), taps), axis=1), None
