@@ -4,6 +4,7 @@
 b images, h and w pixels, c channels, d the width of the timestep embedding.
 """
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -63,7 +64,8 @@ def timestep_embedding(
 class Dropout(nn.Module):
     """Dropout whose mask of each image is drawn from that image's place in the global batch.
 
-    So neither the number of devices nor the micro-batch changes it.
+    So neither the number of devices nor the micro-batch changes it. A value takes 16 random bits:
+    its rate is rounded to whole 65536ths, and what stays is scaled by that.
     """
 
     rate: float
@@ -73,12 +75,15 @@ class Dropout(nn.Module):
         if not train or self.rate == 0:
             return x
         rng = self.make_rng("dropout")
+        size, dropped = math.prod(x.shape[1:]), min(round(self.rate * 2**16), 2**16 - 1)
 
-        def keep(place):  # Whole numbers: their comparison is cheap wherever it is fused.
-            bits = jax.random.bits(jax.random.fold_in(rng, place), x.shape[1:], jnp.uint32)
-            return bits >= np.uint32(self.rate * 2**32)
+        def keep(place):  # Threefry is what a mask costs: both halves of each word are used.
+            words = jax.random.bits(jax.random.fold_in(rng, place), (-(-size // 2),), jnp.uint32)
+            halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(-1)[:size]
+            return halves.reshape(x.shape[1:]) >= np.uint16(dropped)
 
-        return jnp.where(jax.vmap(keep)(places), x / (1 - self.rate), jnp.zeros_like(x))
+        stays = 1 - dropped / 2**16
+        return jnp.where(jax.vmap(keep)(places), x / stays, jnp.zeros_like(x))
 
 
 class ResBlock(nn.Module):
