@@ -25,7 +25,7 @@ import jax.numpy as jnp
 
 from benchmarks import contest, speed_tables
 from ddpm_jax import config as config_lib
-from ddpm_jax import diffusers_format
+from ddpm_jax import diffusers_format, huge_pages
 from ddpm_jax import state as state_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -99,7 +99,7 @@ def started(module, peers, task, caches):
     env = {"CUDA_VISIBLE_DEVICES": "0", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | os.environ | {
         "JAX_COMPILATION_CACHE_DIR": f"{caches}/jax",
         "TORCHINDUCTOR_CACHE_DIR": f"{caches}/torch",
-    }
+    } | (huge_pages.environment() if module == "ours" else {})  # As the command line has it.
     return contest.Contestant(command(module, peers), task, env, ROOT)
 
 

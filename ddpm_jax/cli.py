@@ -64,6 +64,9 @@ def main() -> None:
     if any(argument in ("--help", "-h", "--helpfull") for argument in sys.argv[1:]):
         print(_HELP)
         return
+    from ddpm_jax import huge_pages
+
+    huge_pages.use()
     sys.path.insert(0, os.getcwd())  # A config file imports its neighbours as configs.x.
     app.run(_run, flags_parser=_parse)
 

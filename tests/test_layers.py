@@ -7,8 +7,8 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "ddpm_jax"
 LEVELS = [
-    {"compilation_cache", "configs", "convolution", "files", "metrics", "normalization",
-     "parallel", "randomness"},
+    {"compilation_cache", "configs", "convolution", "files", "huge_pages", "metrics",
+     "normalization", "parallel", "randomness"},
     {"checkpoints", "event_files", "images", "importance", "interruption", "neighbours", "parts",
      "references", "rows", "schedule", "sources", "state", "torch_file", "unet", "wandb_writer"},
     {"audit", "diffusion", "draws", "grids", "inception", "logs", "ownership", "pairs", "pictures",
