@@ -214,16 +214,21 @@ def main():
                             for (who, mode), entry in entries.items()],
             })
             print(speed_tables.match_table(matches[-1], about, dtype), flush=True)
+            write(arguments, kind, {  # After each: a suite takes hours, and may be stopped.
+                "command": shlex.join(["python", "-m", "benchmarks.speed", *sys.argv[1:]]),
+                "date": datetime.date.today().isoformat(), "machine": machine(), "dtype": dtype,
+                "rounds": rounds, "about": about, "absent": absent, "matches": matches,
+            })
     if not matches:
         parser.error("the small suite has none of these; write --suite=full.")
-    results = {
-        "command": shlex.join(["python", "-m", "benchmarks.speed", *sys.argv[1:]]),
-        "date": datetime.date.today().isoformat(), "machine": machine(), "dtype": dtype,
-        "rounds": rounds, "about": about, "absent": absent, "matches": matches,
-    }
-    name = "cpu" if kind == "cpu" else about["ours"]["device"].lower().replace(" ", "_")
+
+
+def write(arguments, kind, results):
+    """The page and its JSON, by the name of the device."""
+    device = results["about"]["ours"]["device"]
+    stem = arguments.results / f"speed_{'cpu' if kind == 'cpu' else device}"
+    stem = stem.with_name(stem.name.lower().replace(" ", "_"))
     arguments.results.mkdir(exist_ok=True)
-    stem = arguments.results / f"speed_{name}"
     stem.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
     stem.with_suffix(".md").write_text(speed_tables.page(results))
 

@@ -32,6 +32,7 @@ GUARDED = {
     "pickle.loads": ("parallel",),  # From the first process of the same job.
     "extract": (), "extractall": (), "unpack_archive": (),
     "os.system": (), "os.popen": (), "os.startfile": (), "fromfile": (),
+    "os.execv": (), "os.execve": ("huge_pages",), "os.posix_spawn": (),
     "urlopen": ("inception",), "urlretrieve": (), "hf_hub_download": (),
     "snapshot_download": ("pretrained",), "Image.open": ("sources",),
 }
