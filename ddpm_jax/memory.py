@@ -15,7 +15,8 @@ from ddpm_jax import state as state_lib
 
 # Shares of what `jax.vjp` keeps for the backward pass. A compiler makes most of it again where
 # that is cheaper than to read it: at the least the inputs of the convolutions stay, some 0.3. With
-# 0.25 the paper's 256x256 network passes on the 16 GB of its TPUs. CPUs came to 0.9.
+# 0.25 the paper's 256x256 network passes on the 16 GB of its TPUs. A CPU came to 0.90,
+# seen of the network of the tests alone.
 # With `remat` what is kept stays, but for a quarter behind the last block; on top comes the inside
 # of one block, about as much again in the paper's networks and more in shallow ones.
 _SHARES = {False: (0.25, 1.0), True: (0.75, 3.0)}  # at least, at most
