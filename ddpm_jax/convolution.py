@@ -3,7 +3,7 @@
 Four neighbouring outputs of a row of 3 taps need 6 products of sums of inputs and of taps, not 12:
 F(4, 3) of Winograd (1980), here along the width of the image only, as Lavin and Gray (2016) have
 it along both. The products are convolutions of 3 taps along the height, so what remains runs as
-fast as any. The sums cost less than they save from about 1024 pixels of all images and 32 channels
+fast as any. The sums cost less than they save from 32 channels and some millions of products a tap
 on. A kernel's gradient is the transpose of the same sums. A large batch is taken a few images at a
 time: what the sums write would leave the cache before it is read.
 
@@ -26,7 +26,9 @@ INPUTS = ((4, 0, -5, 0, 1, 0), (0, -4, -4, 1, 1, 0), (0, 4, -4, -1, 1, 0), (0, -
 TAPS = ((1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6), (1 / 24, 1 / 12, 1 / 6),
         (1 / 24, -1 / 12, 1 / 6), (0, 0, 1))
 OUTPUTS = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
-FEWEST_PIXELS, FEWEST_CHANNELS = 1024, 32  # About where they become faster, seen on two cores.
+# About where the sums become faster, seen on two cores.
+FEWEST_PRODUCTS, FEWEST_CHANNELS = 2**21, 32
+TURNED_PIXELS = 16  # A channel: about where it becomes faster to turn a kernel than to read it so.
 CACHED_PIXELS = 4096  # Of 64 to 512 channels; twice or half as many are as fast.
 
 
@@ -64,7 +66,8 @@ def _pays(x, kernel) -> bool:
     return (
         x.dtype == kernel.dtype == jnp.float32
         and x.shape[2] % 4 == 0
-        and math.prod(x.shape[:3]) >= FEWEST_PIXELS and min(kernel.shape[2:]) >= FEWEST_CHANNELS
+        and math.prod(x.shape[:3]) * math.prod(kernel.shape[2:]) >= FEWEST_PRODUCTS
+        and min(kernel.shape[2:]) >= FEWEST_CHANNELS
         and jax.config.jax_default_matmul_precision not in EXACT
     )
 
@@ -88,20 +91,34 @@ def winograd(x: jax.Array, kernel: jax.Array, *, turned: bool = False) -> jax.Ar
     """The same as `direct`, by F(4, 3) along the width, which must divide by 4."""
     kernel = jnp.flip(kernel, (0, 1)) if turned else kernel
     taps = _sums(TAPS, [kernel[:, j] for j in range(3)])
-    taps = [g.swapaxes(1, 2) for g in taps] if turned else taps  # Last: sums along rows are fast.
-    _, h, w, c = x.shape
+    product = _along_height
+    if turned and math.prod(x.shape[:3]) <= TURNED_PIXELS * min(kernel.shape[2:]):
+        product = _along_height_turned
+    elif turned:
+        taps = [g.swapaxes(1, 2) for g in taps]  # Last: sums along rows are fast.
 
     def of_some(x):
-        products = [  # In one dimension, a row of the image apart: a 3x1 kernel runs on one core.
-            jax.lax.conv_general_dilated(
-                d.reshape(-1, h * w // 4, c), g, (1,), ((w // 4, w // 4),), rhs_dilation=(w // 4,),
-                dimension_numbers=("NHC", "HIO", "NHC"),
-            )
-            for d, g in zip(_sums(INPUTS, _columns(x)), taps)
-        ]
-        return jnp.stack(_sums(OUTPUTS, products), axis=2)
+        products = [product(d, g) for d, g in zip(_sums(INPUTS, _columns(x)), taps)]
+        return jnp.stack(_sums(OUTPUTS, products), axis=3).reshape(*x.shape[:3], -1)
 
     return jax.lax.map(of_some, _in_turn(x)).reshape(*x.shape[:3], -1)
+
+
+def _along_height(d, g):
+    """[b, h, w, c] and [3, c, k] -> [b, h, w, k], by 3 taps along the height."""
+    b, h, w, c = d.shape
+    y = jax.lax.conv_general_dilated(  # In one dimension, a row of the image apart: a 3x1 kernel
+        d.reshape(b, h * w, c), g, (1,), ((w, w),), rhs_dilation=(w,),  # runs on one core.
+        dimension_numbers=("NHC", "HIO", "NHC"),
+    )
+    return y.reshape(b, h, w, -1)
+
+
+def _along_height_turned(d, g):
+    """The same for [3, k, c]: products of matrices read it as it lies, where to turn it is slow."""
+    h = d.shape[1]
+    d = jnp.pad(d, ((0, 0), (1, 1), (0, 0), (0, 0)))
+    return sum(jnp.einsum("bhwc,kc->bhwk", d[:, i:i + h], g[i]) for i in range(3))
 
 
 def winograd_kernel(x: jax.Array, y: jax.Array) -> jax.Array:
