@@ -34,8 +34,8 @@ NETWORKS = ("cifar10", "digits")
 SETTINGS = {"cifar10": {}, "digits": {"model.num_groups": 8}}
 WITH_BATCHES = ("train", "ancestral", "ddim", "bits_per_dim", "data")
 SMALL = [("train", "cifar10"), ("ancestral", "cifar10"), ("ddim", "digits"), ("data", "cifar10"),
-         ("checkpoint", "cifar10"), ("start", "cifar10")]
-TASKS = (*WITH_BATCHES, "checkpoint", "start")
+         ("checkpoint", "cifar10"), ("logging", "digits"), ("start", "cifar10")]
+TASKS = (*WITH_BATCHES, "checkpoint", "logging", "start")
 DIGITS = {"ancestral": 1000, "ddim": 50, "bits_per_dim": 1000}
 CALLS = {  # Network calls an image; all of the large network's would take a CPU hours.
     "cpu": {"cifar10": {"ancestral": 10, "ddim": 10, "bits_per_dim": 10}, "digits": DIGITS},
@@ -57,7 +57,7 @@ SUITES = {  # By task, (contestant, mode); ours is in all of them.
 }
 EVERYWHERE = {
     "bits_per_dim": [], "data": [("diffusers_", "one_process"), ("diffusers_", "workers")],
-    "checkpoint": [("diffusers_", "eager")],
+    "checkpoint": [("diffusers_", "eager")], "logging": [],
 }
 
 

@@ -68,7 +68,7 @@ def called(entry):
 
 def match_table(match, about, dtype):
     """A heading, and a row an entry."""
-    timed = not match["task"].startswith(("start", "checkpoint"))
+    timed = not match["task"].startswith(("start", "checkpoint", "logging"))
     calls = f", {match['calls']:,} network calls an image" if match["calls"] > 1 else ""
     dropout = f", dropout {match['dropout']}" if match["task"] == "train" else ""
     ours = match["entries"][0]

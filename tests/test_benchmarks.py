@@ -20,6 +20,7 @@ from benchmarks import contest, flops, speed, speed_tables
 from benchmarks.contestants import ours
 from ddpm_jax import config as config_lib
 from ddpm_jax import validation
+from ddpm_jax.logs import Logs
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Says its turns in a file; `dies` is when it ends early, `seconds` what each turn takes.
@@ -227,7 +228,7 @@ def test_the_small_suite_and_what_is_asked_of_the_full_one():
         )))
 
     assert sorted(case[:2] for case in chosen("small", batch_sizes=(8,))) == sorted(speed.SMALL)
-    assert len(chosen("full")) == 2 * (5 * 2 + 2)  # A checkpoint and a start have no batch.
+    assert len(chosen("full")) == 2 * (5 * 2 + 3)  # A checkpoint, a row and a start have no batch.
     digits = [("train", "digits", 8), ("train", "digits", 32)]
     assert chosen("full", ["train"], ["digits"]) == digits
     assert chosen("small", ["train"], ["digits"]) == []
@@ -472,6 +473,18 @@ def test_our_batches_and_saves(tiny, monkeypatch, tmp_path):
     found = measure()
     assert 0 < found["seconds"] < found["on_disk"] and found["count"] == 1
     assert facts["on_disk"] > 0
+
+
+def test_our_rows(tiny, monkeypatch, capsys):
+    rows, write = [], Logs.write
+    monkeypatch.setattr(
+        Logs, "write", lambda self, step, row: rows.append(row) or write(self, step, row)
+    )
+    _, measure = ours.prepare(told("logging"))
+    found = measure()
+    assert found["count"] == 2 == len(rows) and found["seconds"] > 0
+    assert np.isfinite(rows[0]["loss"]) and {"grad_norm", "images_per_second"} <= set(rows[0])
+    assert capsys.readouterr().out.count("step 1 of 2") == 2  # The line that a user sees.
 
 
 def test_our_peak_is_of_a_product(monkeypatch):

@@ -20,6 +20,7 @@ from ddpm_jax import config as config_lib
 from ddpm_jax import data, images, parallel, sources, training
 from ddpm_jax import state as state_lib
 from ddpm_jax.checkpoints import Checkpoints, library_versions
+from ddpm_jax.logs import Logs, Rate
 from ddpm_jax.train_step import pmap_train_step, step_settings
 
 NUM_IMAGES = 50_000  # Of the data task: CIFAR-10's.
@@ -156,6 +157,22 @@ def checkpoint(task):
     return {"parameters": state_lib.num_params(state.params), "on_disk": first}, measure
 
 
+def logging(task):
+    """How long a row holds up the loop, of metrics that are computed."""
+    run, step = steps(task)
+    metrics, first = timed(lambda: jax.block_until_ready(step()[1]))
+    rate = Rate(start_step=0, num_steps=2, batch_size=task["batch_size"])
+
+    def measure():
+        with tempfile.TemporaryDirectory() as folder:
+            with Logs(folder, start_step=0, num_steps=2, progress=False) as logs:
+                return stretch(
+                    lambda: logs.write(1, training.finite_row(metrics) | rate.read(1)), 1
+                )()
+
+    return {"first_call": first}, measure
+
+
 def peak(task):
     """The rate of a large matrix product; a thing is one FLOP."""
     device = jax.devices()[0]
@@ -181,7 +198,7 @@ def peak_bytes():
 
 TASKS = {
     "train": train, "ancestral": sampling, "ddim": sampling, "bits_per_dim": bits_per_dim,
-    "data": batches, "checkpoint": checkpoint, "start": start, "peak": peak,
+    "data": batches, "checkpoint": checkpoint, "logging": logging, "start": start, "peak": peak,
 }
 
 if __name__ == "__main__":
