@@ -11,10 +11,12 @@ paper's networks on two larger machines. Writes benchmarks/results/scaling.md an
 
 import argparse
 import dataclasses
+import datetime
 import json
 import os
 import pathlib
 import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -238,6 +240,9 @@ def main():
     if args.batch_size:
         print(json.dumps(measure(args.batch_size, args.num_steps)))
         return
+    from benchmarks import speed  # It imports JAX, which a child does when it is set up.
+    from ddpm_jax.checkpoints import library_versions
+
     weak = [in_process(n, n * WEAK, args.num_steps) for n in DEVICES]
     strong = [in_process(n, STRONG, args.num_steps) for n in DEVICES]
     tables = {}
@@ -248,16 +253,22 @@ def main():
     text = "\n\n".join(f"## {title}\n\n{table}" for title, table in tables.items())
     print(text)
     RESULTS.mkdir(exist_ok=True)
+    about = {"command": shlex.join(["python", "-m", "benchmarks.scaling", *sys.argv[1:]]),
+             "date": datetime.date.today().isoformat(), "machine": speed.machine(),
+             "versions": library_versions()}
     (RESULTS / "scaling.md").write_text(
-        f"# Scaling\n\nBy `python -m benchmarks.scaling`; {weak[0]['num_params']:,} parameters.\n\n"
-        f"{text}\n"
+        f"# Scaling\n\n`{about['command']}`, {about['date']}; "
+        f"{about['machine']['processor']}, Python {about['machine']['python']}, "
+        f"jax {about['versions']['jax']}; {weak[0]['num_params']:,} parameters.\n\n{text}\n"
     )
     predicted = [
         dict(machine=m.name, work=w.name, share=s) | predict(w, m, s)
         for m in MACHINES for w in WORKS for s in SHARES
     ]
     (RESULTS / "scaling.json").write_text(
-        json.dumps({"weak": weak, "strong": strong, "predicted": predicted}, indent=1) + "\n"
+        json.dumps(
+            about | {"weak": weak, "strong": strong, "predicted": predicted}, indent=1
+        ) + "\n"
     )
 
 
