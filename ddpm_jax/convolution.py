@@ -107,8 +107,9 @@ def winograd(x: jax.Array, kernel: jax.Array, *, turned: bool = False) -> jax.Ar
 def _along_height(d, g):
     """[b, h, w, c] and [3, c, k] -> [b, h, w, k], by 3 taps along the height."""
     b, h, w, c = d.shape
-    y = jax.lax.conv_general_dilated(  # In one dimension, a row of the image apart: a 3x1 kernel
-        d.reshape(b, h * w, c), g, (1,), ((w, w),), rhs_dilation=(w,),  # runs on one core.
+    # In one dimension, a row of the image apart: a 3x1 kernel runs on one core.
+    y = jax.lax.conv_general_dilated(
+        d.reshape(b, h * w, c), g, (1,), ((w, w),), rhs_dilation=(w,),
         dimension_numbers=("NHC", "HIO", "NHC"),
     )
     return y.reshape(b, h, w, -1)
