@@ -3,7 +3,7 @@
 Four neighbouring outputs of a row of 3 taps need 6 products of sums of inputs and of taps, not 12:
 F(4, 3) of Winograd (1980), here along the width of the image only, as Lavin and Gray (2016) have
 it along both. The products are convolutions of 3 taps along the height, so what remains runs as
-fast as any. The sums cost less than they save from 32 channels and some millions of products a tap
+fast as any. The sums cost less than they save from 32 channels and two million products a tap
 on. A kernel's gradient is the transpose of the same sums. A large batch is taken a few images at a
 time: what the sums write would leave the cache before it is read.
 
