@@ -185,9 +185,8 @@ def _each_image(
     done = sum(map(parts.num_rows, found))
     if done < n:
         batch = rounds.batch_size(trained, n - done, batch_size, most=_MOST)
-        run = functools.partial(_split_inputs, chain, parallel.replicate(trained.params))
         for part in rounds.run(
-            run, lambda places: (
+            chain, (parallel.replicate(trained.params),), lambda places: (
                 source.read(places), randomness.image_keys(rng, places), told(places)
             ),
             n, batch, num_steps=num_steps, progress=progress, done=done,
@@ -199,7 +198,3 @@ def _each_image(
     return container(**{
         name: np.concatenate([part[name] for part in found]) for name in found[0]
     })
-
-
-def _split_inputs(chain, params, inputs):
-    return chain(params, *inputs)

@@ -120,9 +120,8 @@ def run(
     if num_calls is None:
         num_calls = rows.num_calls if rows else schedule.num_timesteps
     mapped = _pmapped(chain, model, trained.diffusion, settings, num_calls, progress)
-    params = parallel.replicate(trained.params)
     return np.concatenate(list(rounds.run(
-        lambda inputs: mapped(params, schedule, full, rows, *inputs),
+        mapped, (parallel.replicate(trained.params), schedule, full, rows),
         lambda places: (rngs[places], tuple(array[places] for array in arrays)), len(rngs),
         rounds.batch_size(trained, len(rngs), batch_size), num_steps=num_calls,
         progress=progress,

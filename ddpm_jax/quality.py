@@ -72,8 +72,8 @@ class Network:
         num_devices = jax.device_count()
         most = -(-n // num_devices) * num_devices
         return rounds.run(
-            lambda inputs: self._run(self._params, inputs), lambda places: _rgb(read(places)),
-            n, min(_BATCH * num_devices, most), num_steps=1, progress=False,
+            self._run, (self._params,), lambda places: (_rgb(read(places)),), n,
+            min(_BATCH * num_devices, most), num_steps=1, progress=False,
         )
 
 

@@ -1,6 +1,7 @@
 """Many images through one compiled `pmap`: rounds of equal size, padding and a progress bar.
 
-Every process runs its share of each round, and then has all of it.
+Every process runs its share of each round, and then has all of it. On a CPU a round goes in parts,
+one a core: the operations of a network, of a small one above all, cannot keep several busy.
 """
 
 import functools
@@ -8,6 +9,7 @@ import os
 import pathlib
 import re
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from typing import Any
 
 import jax
@@ -18,7 +20,8 @@ from ddpm_jax import parallel
 from ddpm_jax.state import Trained
 
 _REPORTS = 100  # Progress reports a chain.
-_bar: tqdm.tqdm | None = None  # The bar that a running chain reports to.
+_FEW = 8  # Images a core from which on there is one to fill each part up, an eighth of it at most.
+_reached: Callable[[int], None] | None = None  # What running chains tell the steps that they did.
 
 
 def batch_size(
@@ -31,10 +34,13 @@ def batch_size(
         n: how many images there are.
         wanted: how many a round; None is what fits, at most `most` a device.
     """
-    num_devices = jax.device_count()
+    num_devices, cores = jax.device_count(), _cores()
     fits = wanted if wanted else num_devices * min(most, _fits(trained))
     rounds = -(-n // max(fits, 1))
-    return -(-n // (rounds * num_devices)) * num_devices
+    each = -(-n // (rounds * num_devices))
+    if each >= _FEW * cores:
+        each = -(-each // cores) * cores
+    return each * num_devices
 
 
 def _fits(trained: Trained) -> int:
@@ -59,8 +65,9 @@ def host_memory() -> int:
 
 
 def run(
-    chain: Callable[[Any], Any],
-    inputs: Callable[[np.ndarray], Any],
+    chain: Callable[..., Any],
+    fixed: tuple,
+    inputs: Callable[[np.ndarray], tuple],
     n: int,
     batch: int,
     *,
@@ -71,29 +78,77 @@ def run(
     """What `chain` makes of images done..n-1, a round at a time, as arrays [<= batch, ...].
 
     Args:
-        chain: compiled by `pmap`: what `inputs` gave, as [d, b, ...] -> arrays [d, b, ...].
-        inputs: indices [b] -> arrays [b, ...], for this process's share of a round; the last
-            round repeats image n - 1.
+        chain: compiled by `pmap`: (*fixed, *what `inputs` gave, as [d, b, ...]) -> arrays
+            [d, b, ...].
+        fixed: its first arguments, the same in every round.
+        inputs: indices [b] -> a tuple of arrays [b, ...], for this process's share of a round or
+            a part of it; the last round repeats image n - 1.
         n: how many images.
         batch: images a round, divisible by the number of devices of all processes.
         num_steps: steps of the chain, for the bar.
         progress: show a bar, in the first process; the chain moves it through `on_step`.
         done: images to leave out.
     """
-    global _bar
+    global _reached
     starts = range(done, n, batch)
-    total = len(starts) * num_steps
+    total, num_parts = len(starts) * num_steps, _num_parts(batch)
     shown = progress and parallel.is_first()
-    with tqdm.tqdm(total=total, unit="step", disable=not shown) as bar:
-        for start in starts:
-            places = np.minimum(np.arange(start, start + batch), n - 1)
-            _bar = bar  # Whoever takes our rounds may have run others meanwhile.
-            outputs = jax.device_get(chain(parallel.shard(inputs(parallel.share(places)))))
-            jax.effects_barrier()
-            outputs = jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), outputs)
-            if not _reports():
-                bar.update(num_steps)
-            yield jax.tree.map(lambda x: x[: n - start], parallel.gather(outputs))
+    workers = [futures.ThreadPoolExecutor(1) for _ in range(num_parts)]
+    try:
+        with tqdm.tqdm(total=total, unit="step", disable=not shown) as bar:
+            for start in starts:
+                places = np.minimum(np.arange(start, start + batch), n - 1)
+                parts = [
+                    parallel.shard(inputs(part))
+                    for part in np.split(parallel.share(places), num_parts)
+                ]
+                # Whoever takes our rounds may have run others meanwhile.
+                _reached = functools.partial(_move_bar, bar, bar.n)
+                outputs = jax.device_get(_outputs(chain, fixed, parts, workers))
+                jax.effects_barrier()
+                outputs = jax.tree.map(
+                    lambda *parts: np.concatenate(
+                        [np.asarray(x).reshape(-1, *x.shape[2:]) for x in parts]), *outputs,
+                )
+                if not _reports():
+                    bar.update(num_steps)
+                yield jax.tree.map(lambda x: x[: n - start], parallel.gather(outputs))
+    finally:
+        for worker in workers:
+            worker.shutdown(wait=False)  # An interrupt is not to wait for the end of a chain.
+
+
+def _outputs(chain, fixed, parts, workers):
+    """[what `chain` makes of each part], of all at the same time."""
+    if len(parts) == 1:
+        return [chain(*fixed, *parts[0])]
+    # What one thread starts runs in turn, and a thread that calls what another compiles waits
+    # until that has also run it.
+    program = chain.lower(*fixed, *parts[0]).compile()
+    running = [
+        worker.submit(_run, program, (*fixed, *part)) for worker, part in zip(workers, parts)
+    ]
+    return [part.result() for part in running]
+
+
+def _run(program, args):
+    outputs = program(*args)
+    jax.effects_barrier()  # Waits for the reports of what its own thread has started.
+    return outputs
+
+
+def _num_parts(batch):
+    """How many equal parts a round has in this process: at most one a core."""
+    each = batch // jax.device_count()
+    return max(k for k in range(1, _cores() + 1) if each % k == 0)
+
+
+def _cores():
+    """Those of the only device, where it is a CPU; else 1, for parts gain nothing there."""
+    if jax.default_backend() != "cpu" or jax.device_count() > 1:
+        return 1
+    affinity = getattr(os, "sched_getaffinity", None)  # Not on every system.
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def on_step(num_steps: int, progress: bool) -> Callable[[jax.Array], None] | None:
@@ -101,11 +156,14 @@ def on_step(num_steps: int, progress: bool) -> Callable[[jax.Array], None] | Non
     if not (progress and _reports()):
         return None
     every = max(1, num_steps // _REPORTS)
-    move = functools.partial(_move_bar, every, num_steps)
+
+    def tell(t):
+        if _reached is not None:
+            _reached(num_steps - int(t))
 
     def report(t):
         speaks = (t % every == 0) & (jax.lax.axis_index(parallel.AXIS) == 0)
-        jax.lax.cond(speaks, lambda: jax.debug.callback(move, t), lambda: None)
+        jax.lax.cond(speaks, lambda: jax.debug.callback(tell, t), lambda: None)
 
     return report
 
@@ -115,6 +173,7 @@ def _reports() -> bool:
     return jax.process_count() == 1
 
 
-def _move_bar(every, num_steps, t):
-    if _bar is not None:
-        _bar.update(min(every, num_steps - int(t)))
+def _move_bar(bar, before, num_steps):
+    """To where the part of a round stands that is ahead of the others."""
+    with bar.get_lock():
+        bar.update(max(0, before + num_steps - bar.n))

@@ -277,15 +277,10 @@ def _rounds(
         trained.model, trained.diffusion, trained.image_shape, settings, trajectory, denoised_fn,
         progress,
     )
-    params = parallel.replicate(trained.params)
-
-    def draw(inputs):
-        return chain(params, plan, full, *inputs)
-
     return rounds.run(
-        draw, lambda places: (rngs[places], {k: x[places] for k, x in told.items()}), len(rngs),
-        batch_size,
-        num_steps=num_calls, progress=progress, done=done,
+        chain, (parallel.replicate(trained.params), plan, full),
+        lambda places: (rngs[places], {k: x[places] for k, x in told.items()}), len(rngs),
+        batch_size, num_steps=num_calls, progress=progress, done=done,
     )
 
 

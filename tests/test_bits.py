@@ -1,7 +1,5 @@
 """Bits/dim on every device equal those of each image alone; finished rounds are kept."""
 
-import types
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -330,41 +328,3 @@ def test_a_round_holds_what_fits_and_at_most_64_a_device(trained, pixels, monkey
     monkeypatch.setattr(rounds, "_fits", lambda trained: 256)
     monkeypatch.setattr(bits, "_MOST", 2)
     assert sizes() == [16, 16]
-
-
-@pytest.mark.parametrize("n, wanted, batch", [
-    (1, None, 8), (8, None, 8), (9, None, 16), (2048, None, 2048), (2049, None, 1032),
-    (20, 8, 8), (20, 16, 16), (17, 16, 16), (33, 32, 24), (20, 3, 8), (5, 100, 8),
-])
-def test_rounds_are_of_equal_size(trained, n, wanted, batch):
-    """The fewest rounds, and of these the least padding to eight devices."""
-    assert rounds.batch_size(trained, n, wanted) == batch
-
-
-def test_large_images_go_through_few_at_a_time():
-    def batch(size, channels):
-        model = types.SimpleNamespace(channels=channels)
-        large = types.SimpleNamespace(image_shape=(size, size, 3), model=model)
-        return rounds.batch_size(large, 10_000)
-
-    assert batch(32, 128) > batch(64, 128) > batch(256, 128) > batch(256, 512) == 8
-    assert batch(2048, 512) == 8  # At least one a device.
-
-
-def test_rounds_within_rounds_leave_the_bar_alone(capsys):
-    """Samples go through Inception between two rounds of their own chain."""
-    def chain(x):
-        report = rounds.on_step(2, progress=True)
-        jax.lax.scan(lambda _, t: (None, report(t)), None, jnp.arange(2))
-        return x
-
-    outer = jax.pmap(chain, axis_name="batch")
-    inner = jax.pmap(lambda x: 2 * x, axis_name="batch")
-    found = []
-    for x in rounds.run(outer, np.float32, 20, 8, num_steps=2, progress=True):
-        found += [
-            y for y in rounds.run(
-                inner, lambda places: x[places], len(x), 8, num_steps=1, progress=False)
-        ]
-    np.testing.assert_array_equal(np.concatenate(found), 2 * np.arange(20))
-    assert "6/6" in capsys.readouterr().err
