@@ -3,7 +3,7 @@
 Four neighbouring outputs of a row of 3 taps need 6 products of sums of inputs and of taps, not 12:
 F(4, 3) of Winograd (1980), here along the width of the image only, as Lavin and Gray (2016) have
 it along both. The products are convolutions of 3 taps along the height, so what remains runs as
-fast as any. The sums cost less than they save from 32 channels and two million products a tap
+fast as any. The sums cost less than they save from 32 channels and one million products a tap
 on. A kernel's gradient is the transpose of the same sums. A large batch is taken a few images at a
 time: what the sums write would leave the cache before it is read.
 
@@ -27,7 +27,7 @@ TAPS = ((1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6), (1 / 2
         (1 / 24, -1 / 12, 1 / 6), (0, 0, 1))
 OUTPUTS = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
 # About where the sums become faster, seen on two cores.
-FEWEST_PRODUCTS, FEWEST_CHANNELS = 2**21, 32
+FEWEST_PRODUCTS, FEWEST_CHANNELS = 2**20, 32
 TURNED_PIXELS = 16  # A channel: about where it becomes faster to turn a kernel than to read it so.
 CACHED_PIXELS = 4096  # Of 64 to 512 channels; twice or half as many are as fast.
 

@@ -155,11 +155,11 @@ def test_other_platforms_have_their_own():
 
 
 def test_it_pays_from_some_products_on():
-    assert is_fast(conv, *arrays((1, 86, 16, 32)))  # 2.11 million a tap.
+    assert is_fast(conv, *arrays((1, 43, 16, 32)))  # 1.06 million a tap.
 
 
 @pytest.mark.parametrize("case", [
-    dict(shape=(2, 64, 14, 32)), dict(shape=(1, 85, 16, 32)), dict(shape=(2, 64, 16, 31)),
+    dict(shape=(2, 64, 14, 32)), dict(shape=(1, 42, 16, 32)), dict(shape=(2, 64, 16, 31)),
     dict(channels=31), dict(dtype=jnp.bfloat16),
 ])
 def test_where_it_does_not_pay(case):
