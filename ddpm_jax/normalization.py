@@ -75,7 +75,8 @@ def _statistics(x, num_groups, epsilon):
 
 def _group_mean(x, num_groups):
     """[b, h, w, c] -> [b, 1, 1, c], each channel's the mean of its group."""
-    size = x.shape[-1] // num_groups
-    group = jnp.arange(x.shape[-1]) // size
-    shares = jnp.float32(group[:, None] == group[None]) / size  # [c, c]: one small product.
-    return jnp.dot(x.mean((1, 2)), shares, precision="highest")[:, None, None]
+    _, h, w, c = x.shape
+    group = jnp.arange(c) // (c // num_groups)
+    same = jnp.float32(group[:, None] == group[None])
+    shares = same / (h * w * (c // num_groups))  # [c, c]: one small product.
+    return jnp.dot(x.sum((1, 2)), shares, precision="highest")[:, None, None]
