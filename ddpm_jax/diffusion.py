@@ -70,13 +70,14 @@ class Prediction:
         eps: [b, h, w, c] the noise in x_t; as a rule consistent with x_0 (after clipping).
         x_0: [b, h, w, c] the predicted data, in [-1, 1] if clipped (Eq. 15).
         mean: [b, h, w, c] mean of p(x_{t-1} | x_t).
-        log_variance: log of its variance, broadcasting against the mean.
+        log_variance: log of its variance, broadcasting against the mean; None where it is the
+            mean itself, as of DDIM without noise.
     """
 
     eps: jax.Array
     x_0: jax.Array
     mean: jax.Array
-    log_variance: jax.Array
+    log_variance: jax.Array | None
 
 
 def q_step(schedule: Schedule, x_prev: Images, t: Timesteps, eps: Images) -> Images:

@@ -25,6 +25,8 @@ def standard_normal(rngs: Key[Array, " b"], shape: tuple[int, ...]) -> Array:
 
 def reverse_step(prediction: Prediction, t: Array, rngs: Key[Array, " b"]) -> Array:
     """Draws x_{t-1} = mean + sigma_t z, z of image i from rngs[i]; no noise at t = 0."""
+    if prediction.log_variance is None:
+        return prediction.mean
     z = standard_normal(rngs, prediction.mean.shape[1:])
     return prediction.mean + jnp.where(t > 0, jnp.exp(0.5 * prediction.log_variance), 0.0) * z
 
@@ -41,7 +43,9 @@ def waiting(
         waits = (t >= starts).reshape(-1, *(1,) * (x_t.ndim - 1))
         return prediction.replace(
             mean=jnp.where(waits, x_t, prediction.mean),
-            log_variance=jnp.where(waits, -jnp.inf, prediction.log_variance),
+            log_variance=jax.tree.map(  # None stays None.
+                lambda x: jnp.where(waits, -jnp.inf, x), prediction.log_variance
+            ),
         )
 
     return predict

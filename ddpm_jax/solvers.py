@@ -87,10 +87,9 @@ def ddim_fn(
         kept = jnp.square(at(schedule.posterior_coef_x_t, t, x_t) * noise)
         along = jnp.sqrt((1 - eta**2) * jnp.square(before) + eta**2 * kept)
         signal = jnp.sqrt(at(schedule.alpha_bar_prev, t, x_t))
-        return prediction.replace(
-            mean=signal * prediction.x_0 + along * prediction.eps,
-            log_variance=jnp.log(eta**2 * at(schedule.posterior_variance, t, x_t)),
-        )
+        spread = jnp.log(eta**2 * at(schedule.posterior_variance, t, x_t)) if eta else None
+        mean = signal * prediction.x_0 + along * prediction.eps
+        return prediction.replace(mean=mean, log_variance=spread)
 
     return predict
 

@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import oracle
 import tracing
-from ddpm_jax import grids, plans, solvers
+from ddpm_jax import grids, plans, samplers, solvers
 from ddpm_jax import schedule as schedules
 from ddpm_jax.diffusion import predict_fn
 from ddpm_jax.samplers import ancestral, standard_normal
@@ -139,6 +139,28 @@ def test_ddim_without_noise_forgets_its_keys():
     x_T = standard_normal(keys(2, seed=1), SHAPE)
     chain = jit(lambda x, rngs: solvers.ddim(FULL, predict, x, rngs))
     assert_array_equal(chain(x_T, keys(2)), chain(x_T, keys(2, seed=7)))
+
+
+@pytest.mark.parametrize("eta, draws", [(0.0, 0), (0.5, 1)])
+def test_ddim_draws_noise_where_it_adds_some(eta, draws):
+    jaxpr = jax.make_jaxpr(
+        lambda x, rngs: solvers.ddim(FULL, predict_fn(FULL, tiny_network), x, rngs, eta=eta)
+    )(jnp.zeros((2, *SHAPE)), keys(2)).jaxpr
+    names = [equation.primitive.name for equation in tracing.equations(jaxpr)]
+    assert names.count("random_bits") == draws
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5])
+def test_images_wait_for_their_ddim_step(eta):
+    """In one chain: the second from the start on, the first when 5 steps are left."""
+    predict = solvers.ddim_fn(FULL, predict_fn(FULL, tiny_network), eta)
+    x, rngs = standard_normal(keys(2, seed=1), SHAPE), keys(2)
+    together = jit(lambda x, rngs: ancestral(
+        FULL, samplers.waiting(predict, jnp.asarray([5, 20])), x, rngs))(x, rngs)
+    for i, start in enumerate((5, 20)):
+        alone = jit(lambda x, rngs: ancestral(FULL, predict, x, rngs, start=start))
+        # Of one network call a step, of two images or one.
+        assert_allclose(together[i:i + 1], alone(x[i:i + 1], rngs[i:i + 1]), rtol=0, atol=1e-5)
 
 
 def test_ddim_keeps_start_stop_and_the_trajectory():
