@@ -142,10 +142,8 @@ class AttentionBlock(nn.Module):
             heads = nn.Dense(c, dtype=self.dtype, kernel_init=fan_avg, name=name)(h)
             return heads.reshape(b, height * width, self.num_heads, c // self.num_heads)
 
-        q, k, v = project("q"), project("k"), project("v")
-        scores = jnp.einsum("bqnd,bknd->bnqk", q, k, preferred_element_type=jnp.float32)
-        weights = nn.softmax(scores * (c // self.num_heads) ** -0.5).astype(v.dtype)
-        h = jnp.einsum("bnqk,bknd->bqnd", weights, v).reshape(x.shape)
+        h = jax.nn.dot_product_attention(project("q"), project("k"), project("v"))
+        h = h.reshape(x.shape)
         return x + nn.Dense(c, dtype=self.dtype, kernel_init=zeros, name="proj_out")(h)
 
 
