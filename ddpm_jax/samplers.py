@@ -24,7 +24,10 @@ def standard_normal(rngs: Key[Array, " b"], shape: tuple[int, ...]) -> Array:
 
 
 def reverse_step(prediction: Prediction, t: Array, rngs: Key[Array, " b"]) -> Array:
-    """Draws x_{t-1} = mean + sigma_t z, z of image i from rngs[i]; no noise at t = 0."""
+    """Draws x_{t-1} = mean + sigma_t z, z of image i from rngs[i]; no noise at t = 0.
+
+    Where the prediction has no variance x_{t-1} is its mean, and nothing is drawn.
+    """
     if prediction.log_variance is None:
         return prediction.mean
     z = standard_normal(rngs, prediction.mean.shape[1:])
