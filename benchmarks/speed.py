@@ -29,6 +29,7 @@ from ddpm_jax import diffusers_format, huge_pages
 from ddpm_jax import state as state_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 NETWORKS = ("cifar10", "digits")
 # diffusers has one number of groups for all norms, so digits gets one.
 SETTINGS = {"cifar10": {}, "digits": {"model.num_groups": 8}}
@@ -181,7 +182,7 @@ def read_arguments():
                         help="8,32 on a CPU, else 128,512; the small suite has the first")
     parser.add_argument("--rounds", type=int, help="stretches of each; 3, or 5 of the full suite")
     parser.add_argument("--dropout", type=float, help="in place of the config's")
-    parser.add_argument("--results", type=pathlib.Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
     return parser, parser.parse_args()
 
 

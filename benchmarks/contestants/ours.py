@@ -62,19 +62,25 @@ def told(run, params, first):
     return {"parameters": state_lib.num_params(params), "flops": forward, "first_call": first}
 
 
-def steps(task):
-    """The run and a function that makes one training step of its batch; none is made yet."""
+def program(task):
+    """The run, its training step and what goes into it: the state, a batch, the key."""
     run = run_of(task)
-    state = parallel.replicate(training.fresh_state(run))
     step_fn = pmap_train_step(
         schedule=run.schedule, learning_rate=config_lib.learning_rate(run.config),
         settings=step_settings(run.config),
     )
-    batch, rng = run.source.examples(np.arange(task["batch_size"])), run.rng(training.STEP)
+    batch = parallel.shard(run.source.examples(np.arange(task["batch_size"])))
+    state = parallel.replicate(training.fresh_state(run))
+    return run, step_fn, state, batch, run.rng(training.STEP)
+
+
+def steps(task):
+    """The run and a function that makes one training step of its batch; none is made yet."""
+    run, step_fn, state, *inputs = program(task)
 
     def step():
         nonlocal state
-        state, metrics = step_fn(state, parallel.shard(batch), rng)
+        state, metrics = step_fn(state, *inputs)
         return state, metrics
 
     return run, step

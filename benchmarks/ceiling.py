@@ -1,0 +1,254 @@
+"""How fast could a training step be? Its products alone, beside the whole of it and a profile.
+
+    python -m benchmarks.ceiling [--network=cifar10] [--batch_size=8] [--dtype=float32]
+
+Every matrix product and convolution of the step, there and back, is timed alone, as often as it
+occurs: with what does these products here no step is faster. What the step takes more is
+told apart by a trace of its operations. Writes benchmarks/results/ceiling_NETWORK_DEVICE.md and
+.json; docs/speed.md says how to read them. One device; a few minutes.
+"""
+
+import argparse
+import collections
+import dataclasses
+import datetime
+import json
+import pathlib
+import re
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from jax.profiler import ProfileData
+
+from benchmarks import contest, flops, speed
+from benchmarks.contestants import ours
+from ddpm_jax import huge_pages
+from ddpm_jax.checkpoints import library_versions
+
+COPIES = 4  # Of a product in a call, each of its own numbers: the start of a call weighs less.
+SECONDS = 0.3  # A product is repeated at least so long.
+FEWEST_FLOPS = 1e-3  # Of the step's: products with less in all are left out.
+STEPS = 5  # Timed one by one, and traced.
+SHOWN = 20  # Products in the page.
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = .*? ([a-z][a-z\-]*)\((.*)")
+_CALLED = re.compile(r"(?:calls|to_apply)=%?([\w.\-]+)")
+_TARGET = re.compile(r'custom_call_target="[^"]*(?:conv|gemm|matmul|dnn|fmha)', re.IGNORECASE)
+_AROUND = {"while", "call", "conditional"}  # What they run has events of its own.
+_MOVES = {"copy", "transpose", "pad", "concatenate", "slice", "dynamic-slice", "reverse", "gather",
+          "dynamic-update-slice", "broadcast", "iota", "reshape", "copy-start", "copy-done"}
+_NOTHING = {"parameter", "constant", "bitcast", "tuple", "get-tuple-element"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """One convolution or matrix product, whatever its numbers.
+
+    Attributes:
+        primitive: JAX's.
+        params: its settings, (name, value) pairs.
+        inputs: (shape, dtype) of each.
+        flops: its floating-point operations.
+    """
+
+    primitive: Any
+    params: tuple
+    inputs: tuple
+    flops: int
+
+    def __str__(self):
+        shapes = " and ".join(f"{dtype}{list(shape)}" for shape, dtype in self.inputs)
+        return f"{self.primitive.name} of {shapes}"
+
+    def seconds(self) -> float:
+        """What one takes here, of `COPIES` in a program."""
+        program = jax.jit(lambda copies: [
+            self.primitive.bind(*copy, **dict(self.params)) for copy in copies
+        ])
+        rng = np.random.default_rng(0)
+        copies = jax.device_put([
+            [np.asarray(rng.standard_normal(shape), dtype) for shape, dtype in self.inputs]
+            for _ in range(COPIES)
+        ])
+        jax.block_until_ready(program(copies))
+        calls, began = 0, time.perf_counter()
+        while not calls or time.perf_counter() - began < SECONDS:
+            jax.block_until_ready(program(copies))
+            calls += 1
+        return (time.perf_counter() - began) / (calls * COPIES)
+
+
+def products(jaxpr: Any, times: int = 1) -> collections.Counter:
+    """How often each `Product` occurs in a jaxpr and in what it calls."""
+    found = collections.Counter()
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in flops.PRODUCTS:
+            found[Product(
+                equation.primitive, tuple(equation.params.items()),
+                tuple((v.aval.shape, v.aval.dtype) for v in equation.invars),
+                flops.of_equation(equation),
+            )] += times
+        for turns, inner in flops.inside(equation):
+            found += products(inner, times * turns)
+    return found
+
+
+def kinds(text: str) -> dict[str, str]:
+    """What each operation of a compiled program is for, by its name in the program's text.
+
+    "products", "sums" (over pixels, groups, keys), "random bits", "exchange" between devices,
+    "copies" (moved, not computed), else "elementwise".
+    """
+    computations, instructions = collections.defaultdict(set), {}
+    for line in text.splitlines():
+        if found := _COMPUTATION.match(line):
+            inside = computations[found[1]]
+        elif found := _INSTRUCTION.match(line):
+            name, opcode, rest = found.groups()
+            instructions[name] = opcode, rest
+            inside.add(opcode)
+    return {
+        name: _kind({opcode}.union(*(computations[called] for called in _CALLED.findall(rest)
+                                     if opcode == "fusion")), rest)
+        for name, (opcode, rest) in instructions.items() if opcode not in _AROUND | _NOTHING
+    }
+
+
+def _kind(opcodes, rest):
+    if opcodes & {"convolution", "dot"} or _TARGET.search(rest):
+        return "products"
+    if any(opcode.startswith(("all-", "collective-")) for opcode in opcodes):
+        return "exchange"
+    if "xor" in opcodes:
+        return "random bits"
+    if opcodes & {"reduce", "reduce-window"}:
+        return "sums"
+    return "copies" if opcodes <= _MOVES | _NOTHING | {"fusion"} else "elementwise"
+
+
+def operations(folder: pathlib.Path):
+    """(name, seconds) of every operation in a trace; of a GPU every kernel, by its operation."""
+    path, = folder.rglob("*.xplane.pb")
+    planes = list(ProfileData.from_file(str(path)).planes)
+    devices = [plane for plane in planes if plane.name.startswith("/device:")]
+    for plane in devices or planes:
+        lines = list(plane.lines)
+        wanted = [line for line in lines if line.name.startswith(("Stream", "XLA Ops"))]
+        for line in wanted if devices else lines:
+            for event in line.events:
+                name = dict(event.stats).get("hlo_op", event.name) if devices else event.name
+                yield str(name), event.duration_ns / 1e9
+
+
+def measured(task: dict) -> dict:
+    """Seconds of the step, of its start, of its products alone, of its operations by kind."""
+    run, step_fn, state, *inputs = ours.program(task)
+    counted = products(jax.make_jaxpr(step_fn)(state, *inputs).jaxpr)
+    total = sum(product.flops * times for product, times in counted.items())
+    known = kinds(step_fn.lower(state, *inputs).compile().as_text())
+
+    def step():
+        nonlocal state
+        (state, metrics), started = contest.timed(lambda: step_fn(state, *inputs))
+        jax.block_until_ready(metrics)
+        return started
+
+    step()
+    started, seconds = zip(*(contest.timed(step) for _ in range(STEPS)))
+    by_kind = collections.Counter()
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder, profiler_options=options):
+            for _ in range(STEPS):
+                step()
+        on_cpu = jax.default_backend() == "cpu"
+        for name, taken in operations(pathlib.Path(folder)):
+            if name in known or not on_cpu:  # A CPU's trace has the host's own doings too.
+                by_kind[known.get(name, "without a name")] += taken / STEPS
+    del state
+    alone = [
+        {"product": str(product), "times": times, "flops": product.flops,
+         "seconds": product.seconds()}
+        for product, times in counted.items() if product.flops * times >= FEWEST_FLOPS * total
+    ]
+    return {
+        "shape": run.source.image_shape, "flops": total, "step": statistics.median(seconds),
+        "low": min(seconds), "high": max(seconds), "start": statistics.median(started),
+        "kinds": dict(by_kind),
+        "products": sorted(alone, key=lambda found: -found["seconds"] * found["times"]),
+    }
+
+
+def page(results: dict) -> str:
+    """The results as Markdown."""
+    peak, total, step = results["peak"], results["flops"], results["step"]
+    alone = sum(found["seconds"] * found["times"] for found in results["products"])
+    timed = sum(found["flops"] * found["times"] for found in results["products"])
+
+    def row(name, seconds, flops):
+        rate = flops / seconds
+        return f"| {name} | {1e3 * seconds:,.4g} | {rate / 1e9:,.4g} | {rate / peak:.0%} |"
+
+    traced = sum(results["kinds"].values())
+    return "\n".join([
+        f"# Ceiling of {results['network']}, batch {results['batch_size']}", "",
+        f"`{results['command']}`, {results['date']}.", "",
+        f"{results['device']} ({results['machine']['processor']}, "
+        f"{results['machine']['cores']} cores), Python {results['machine']['python']}, "
+        + ", ".join(f"{name} {v}" for name, v in sorted(results["versions"].items()))
+        + f". Torso in {results['dtype']}.", "",
+        "| | ms | GFLOP/s | of the fastest product of large matrices |", "|---|---|---|---|",
+        row(f"a training step, median of {STEPS}", step, total),
+        row(f"its products, each alone ({timed / total:.1%} of the FLOPs)", alone, timed), "",
+        f"A step took {1e3 * results['low']:,.4g} to {1e3 * results['high']:,.4g} ms, of which the "
+        f"host was busy with its start for {1e3 * results['start']:,.3g}; the fastest product "
+        f"reached {peak / 1e9:,.4g} GFLOP/s.", "",
+        "## What a step's operations are for", "",
+        "| kind | ms, of all that run at a time together | share |", "|---|---|---|",
+        *(f"| {kind} | {1e3 * seconds:,.4g} | {seconds / traced:.0%} |"
+          for kind, seconds in sorted(results["kinds"].items(), key=lambda item: -item[1])), "",
+        f"## The {min(SHOWN, len(results['products']))} products that take longest", "",
+        "| product | times | ms each, alone | GFLOP/s |", "|---|---|---|---|",
+        *(f"| {found['product']} | {found['times']} | {1e3 * found['seconds']:,.3g} | "
+          f"{found['flops'] / found['seconds'] / 1e9:,.4g} |"
+          for found in results["products"][:SHOWN]), "",
+    ])
+
+
+def main():
+    huge_pages.use()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--network", default="cifar10", help="a config's name")
+    parser.add_argument("--batch_size", type=int, help="8 on a CPU, else 128")
+    parser.add_argument("--dtype", help="of the torso; float32 on a CPU, else bfloat16")
+    parser.add_argument("--results", type=pathlib.Path, default=speed.RESULTS)
+    arguments = parser.parse_args()
+    on_cpu = jax.default_backend() == "cpu"
+    task = {
+        "network": arguments.network, "batch_size": arguments.batch_size or (8 if on_cpu else 128),
+        "dtype": arguments.dtype or ("float32" if on_cpu else "bfloat16"),
+    }
+    _, peak = ours.peak(task)
+    rate = max(found["count"] / found["seconds"] for found in (peak() for _ in range(3)))
+    device = jax.devices()[0].device_kind
+    results = task | measured(task | {"settings": {"model.dtype": task["dtype"]}}) | {
+        "peak": rate, "device": device, "machine": speed.machine(), "versions": library_versions(),
+        "command": shlex.join(["python", "-m", "benchmarks.ceiling", *sys.argv[1:]]),
+        "date": datetime.date.today().isoformat(),
+    }
+    arguments.results.mkdir(exist_ok=True)
+    stem = arguments.results / f"ceiling_{task['network']}_{device}".lower().replace(" ", "_")
+    stem.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
+    stem.with_suffix(".md").write_text(page(results))
+    print(page(results))
+
+
+if __name__ == "__main__":
+    main()
