@@ -57,13 +57,14 @@ def test_a_convolution_and_its_gradients_are_three_products(shape, names):
 
 
 def test_a_product_alone_is_that_of_its_settings(monkeypatch):
-    """Each copy of numbers of its own, and all of them computed."""
+    """Each copy of numbers of its own, all of them computed, and a call of them takes a second."""
     seen = []
     monkeypatch.setattr(jax, "block_until_ready", lambda x: seen.append(x) or x)
-    monkeypatch.setattr(ceiling, "SECONDS", 0.0)
+    monkeypatch.setattr(ceiling.time, "perf_counter", lambda: float(len(seen)))
+    monkeypatch.setattr(ceiling, "SECONDS", 2.5)
     product, = of(lambda a, b: jax.lax.dot_general(a, b, (((0,), (1,)), ((), ()))),
                   jnp.ones((3, 2)), jnp.ones((5, 3)))
-    product.seconds()
+    assert product.seconds() == 1 / ceiling.COPIES
     rng = np.random.default_rng(0)
     assert len(seen[0]) == ceiling.COPIES
     for outputs in seen[0]:
@@ -102,13 +103,24 @@ GPU = """HloModule jit__fun, is_scheduled=true
   ROOT %d = bf16[8,8]{1,0} dot(%p.1, %q.1), lhs_contracting_dims={1}, rhs_contracting_dims={0}
 }
 
+%fused_transpose (p: bf16[8,4]) -> bf16[4,8] {
+  %p.2 = bf16[8,4]{1,0} parameter(0)
+  ROOT %t = bf16[4,8]{1,0} transpose(%p.2), dimensions={1,0}
+}
+
+%fused_threefry (p: u32[8]) -> u32[8] {
+  %p.3 = u32[8]{0} parameter(0)
+  ROOT %b = u32[8]{0} xor(%p.3, %p.3)
+}
+
 ENTRY %main (x: bf16[8,4], w: bf16[4,8]) -> f32[8] {
   %x = bf16[8,4]{1,0} parameter(0)
   %w = bf16[4,8]{1,0} parameter(1)
   %cudnn-conv.1 = (f32[8]{0}, u8[0]{0}) custom-call(%x), custom_call_target="__cudnn$convForward"
   %gemm_fusion = bf16[8,8]{1,0} fusion(%x, %w), kind=kCustom, calls=%gemm_fusion_dot
   %all-reduce-start.2 = f32[8]{0} all-reduce-start(%y), replica_groups={}, to_apply=%add
-  %loop_transpose = f32[4,8]{0,1} transpose(%x), dimensions={1,0}
+  %loop_transpose = bf16[4,8]{1,0} fusion(%x), kind=kLoop, calls=%fused_transpose
+  %loop_xor_fusion = u32[8]{0} fusion(%k), kind=kLoop, calls=%fused_threefry
   %sort.1 = f32[8]{0} custom-call(%x), custom_call_target="__cub$DeviceRadixSort"
   ROOT %input_reduce_fusion = f32[8]{0} fusion(%x), kind=kInput, calls=%fused_norm
 }
@@ -120,10 +132,11 @@ def test_kinds_of_what_a_gpu_runs():
     found = ceiling.kinds(GPU)
     assert {name: found[name] for name in (
         "cudnn-conv.1", "gemm_fusion", "all-reduce-start.2", "loop_transpose", "sort.1",
-        "input_reduce_fusion",
+        "input_reduce_fusion", "loop_xor_fusion",
     )} == {
         "cudnn-conv.1": "products", "gemm_fusion": "products", "all-reduce-start.2": "exchange",
         "loop_transpose": "copies", "sort.1": "elementwise", "input_reduce_fusion": "sums",
+        "loop_xor_fusion": "random bits",
     }
     assert not {"x", "w", "p", "c"} & set(found)
 
