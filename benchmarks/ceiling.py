@@ -28,8 +28,8 @@ from jax.profiler import ProfileData
 
 from benchmarks import contest, flops, speed
 from benchmarks.contestants import ours
-from ddpm_jax import huge_pages
-from ddpm_jax.checkpoints import library_versions
+from ddpm_jax.runtime import huge_pages
+from ddpm_jax.workdir.checkpoints import library_versions
 
 COPIES = 4  # Of a product in a call, each of its own numbers: the start of a call weighs less.
 SECONDS = 0.3  # A product is repeated at least so long.

@@ -23,7 +23,8 @@ from sklearn.linear_model import RidgeCV
 
 import ddpm_jax
 from benchmarks.digits import fitted_classifier, scaled
-from ddpm_jax import data, draws, pairs
+from ddpm_jax.data import image_pairs, loading
+from ddpm_jax.evaluation import conditional_draws
 
 _DRAWS = 16
 _CHAIN = dict(sampler="ddim", eta=1.0, num_steps=50, output="uint8", progress=True)
@@ -37,7 +38,7 @@ def with_error(values):
 def guidance(trained, seed):
     """Share of 1,000 samples that are taken for their label, by guidance scale."""
     classifier, labels = fitted_classifier(), np.arange(1000) % 10
-    images, truth = data.digits("test")
+    images, truth = loading.digits("test")
     print("held-out digits:", with_error(classifier.predict(scaled(images)) == truth))
     for scale in (1.0, 2.0, 3.0):
         samples = ddpm_jax.sample(
@@ -64,27 +65,27 @@ def drawn(trained, seed, source):
 
 def superres(trained, seed):
     """Errors in grey levels, on the 300 held-out digits."""
-    source = data.load("digits", split="test", condition="low_resolution", factor=2)
+    source = loading.load("digits", split="test", condition="low_resolution", factor=2)
     found, truth, condition = drawn(trained, seed, source)
-    small = pairs.shrink(condition, 2)
+    small = image_pairs.shrink(condition, 2)
     bicubic = np.stack([
         np.asarray(Image.fromarray(x[..., 0]).resize((8, 8), Image.Resampling.BICUBIC))
         for x in small
     ])[..., None]
-    train = data.digits("train")[0]
+    train = loading.digits("train")[0]
     ridge = RidgeCV(alphas=np.logspace(-3, 6, 19)).fit(
-        pairs.shrink(train, 2).reshape(len(train), -1) / 255, train.reshape(len(train), -1))
+        image_pairs.shrink(train, 2).reshape(len(train), -1) / 255, train.reshape(len(train), -1))
     regressed = ridge.predict(small.reshape(len(small), -1) / 255).reshape(truth.shape)
 
     def error(images):
         return np.sqrt(np.square(images - truth.astype(float)).mean(axis=(1, 2, 3)))
 
-    together = draws.summary(found, truth)
+    together = conditional_draws.summary(found, truth)
     print(f"mean of {_DRAWS} draws: RMSE {with_error(together.error)}")
     print(f"one draw: {with_error(together.single_error)}")
     print(f"bicubic: {with_error(error(bicubic.astype(float)))}")
     print(f"ridge regression: {with_error(error(regressed.clip(0, 255)))}")
-    again = pairs.shrink(found.reshape(-1, *truth.shape[1:]), 2).astype(float)
+    again = image_pairs.shrink(found.reshape(-1, *truth.shape[1:]), 2).astype(float)
     inputs = small.repeat(_DRAWS, axis=0)
     off = np.sqrt(np.square(again - inputs).mean(axis=(1, 2, 3)))
     print(f"a draw shrunk again, from its input: RMSE {with_error(off)}, the worst {off.max():.2f}")
@@ -93,9 +94,9 @@ def superres(trained, seed):
 
 def segment(trained, seed):
     """Dice on the 300 held-out digits."""
-    source = data.load("digits", split="test", condition="noisy")
+    source = loading.load("digits", split="test", condition="noisy")
     found, truth, condition = drawn(trained, seed, source)
-    together = draws.summary(found, truth)
+    together = conditional_draws.summary(found, truth)
     print(f"mean of {_DRAWS} draws: Dice {with_error(together.dice)}")
 
     def dice(masks):

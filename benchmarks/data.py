@@ -18,7 +18,8 @@ import time
 import numpy as np
 from PIL import Image
 
-from ddpm_jax import data, sources
+from ddpm_jax.data import loading
+from ddpm_jax.data import source as source_lib
 
 BATCH_SIZE = 128
 REPEATS = 5
@@ -32,7 +33,7 @@ def report(what, rates):
 
 def batch_rates(source, num_batches):
     """Images a second of consecutive runs of batches, after the first batch."""
-    iterator = data.batches(source, seed=0, batch_size=BATCH_SIZE)
+    iterator = loading.batches(source, seed=0, batch_size=BATCH_SIZE)
     next(iterator)
     rates = []
     for _ in range(REPEATS):
@@ -49,7 +50,7 @@ def load_rates(repeats, **settings):
     rates = []
     for _ in range(repeats):
         start = time.perf_counter()
-        source = data.load(**settings)
+        source = loading.load(**settings)
         rates.append(len(source) / (time.perf_counter() - start))
     return rates, source
 
@@ -77,9 +78,9 @@ def main():
     rates, source = load_rates(REPEATS, split="test", **cifar10)
     report("CIFAR-10, decoding the 10,000 test images", rates)
     report("CIFAR-10, batches from memory", batch_rates(source, 400))
-    budget, sources.MEMORY_BUDGET = sources.MEMORY_BUDGET, 0
-    streamed = data.load(**cifar10)
-    sources.MEMORY_BUDGET = budget
+    budget, source_lib.MEMORY_BUDGET = source_lib.MEMORY_BUDGET, 0
+    streamed = loading.load(**cifar10)
+    source_lib.MEMORY_BUDGET = budget
     report("CIFAR-10, batches streamed from ArrayRecord", batch_rates(streamed, 40))
     with tempfile.TemporaryDirectory() as folder:
         write_pictures(folder)

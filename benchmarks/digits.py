@@ -18,7 +18,7 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.svm import SVC
 
 import ddpm_jax
-from ddpm_jax import data
+from ddpm_jax.data import loading
 
 
 def scaled(images):
@@ -33,7 +33,7 @@ def nearest(images, train):
 
 def fitted_classifier():
     """A calibrated classifier of the training digits."""
-    images, labels = data.digits("train")
+    images, labels = loading.digits("train")
     classifier = CalibratedClassifierCV(SVC(gamma=0.001), ensemble=False)
     return classifier.fit(scaled(images), labels)
 
@@ -53,8 +53,8 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
-    train, _ = data.digits("train")
-    test, _ = data.digits("test")
+    train, _ = loading.digits("train")
+    test, _ = loading.digits("test")
     samples = ddpm_jax.sample(
         ddpm_jax.load(args.workdir), args.seed, args.num_images, num_steps=args.num_steps,
         output="uint8", progress=True,

@@ -13,8 +13,10 @@ import jax
 import numpy as np
 
 import ddpm_jax
-from ddpm_jax import data, editing, images
-from ddpm_jax.sampling import Settings
+from ddpm_jax.data import loading
+from ddpm_jax.inference import editing
+from ddpm_jax.inference.sample import Settings
+from ddpm_jax.workdir import pictures
 
 PAPER = {10: 0.014, 20: 0.0065, 50: 0.0023, 100: 0.0009, 200: 0.0004, 500: 0.0001, 1000: 0.0001}
 
@@ -27,7 +29,7 @@ def main():
     args = parser.parse_args()
 
     trained = ddpm_jax.load(args.workdir)
-    digits = images.to_float(data.digits("test")[0][: args.num_images])
+    digits = pictures.to_float(loading.digits("test")[0][: args.num_images])
     print(f"jax {jax.__version__} on {jax.default_backend()}, {len(digits)} held-out digits\n")
     print("| steps each way | digits | CIFAR-10 (paper) |\n|---|---|---|")
     for num_steps, paper in PAPER.items():

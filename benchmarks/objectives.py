@@ -15,7 +15,7 @@ import jax
 
 import ddpm_jax
 from ddpm_jax.configs import digits
-from ddpm_jax import evaluation
+from ddpm_jax.evaluation import evaluate as evaluate_lib
 
 OBJECTIVES = [  # mean, variance, loss, weighting, t
     ("eps", "fixed_large", "simple", "constant", "uniform"),
@@ -63,7 +63,7 @@ def main():
         config = config_of(OBJECTIVES[i], args.num_steps)
         workdir = pathlib.Path(args.workdir, "-".join(OBJECTIVES[i]))
         ddpm_jax.train(config, workdir)
-        (row,) = evaluation.evaluate(config, workdir)
+        (row,) = evaluate_lib.evaluate(config, workdir)
         losses = [logged["heldout_loss"] for logged in ddpm_jax.read_metrics(workdir)]
         table.append("| " + " | ".join(OBJECTIVES[i]) + f" | {losses[0]:.4g} | {losses[-1]:.4g} "
                      f"| {row['value']:.3f} +- {row['standard_error']:.3f} |")

@@ -142,19 +142,21 @@ def compiled_step(batch_size: int):
     import numpy as np
 
     from ddpm_jax import config as config_lib
-    from ddpm_jax import parallel, train_step, training
+    from ddpm_jax.runtime import parallel
+    from ddpm_jax.training import loop
+    from ddpm_jax.training import step as step_lib
     from ddpm_jax.configs import digits
 
     config = digits.get_config()
     config.model.channels, config.model.attention_resolutions = 16, ()
     config.train.batch_size = batch_size
-    run = training.prepare(config, None, np.zeros((64, 16, 16, 1), np.uint8))
-    step = train_step.pmap_train_step(
+    run = loop.prepare(config, None, np.zeros((64, 16, 16, 1), np.uint8))
+    step = step_lib.pmap_train_step(
         schedule=run.schedule, learning_rate=config_lib.learning_rate(config),
-        settings=train_step.step_settings(config),
+        settings=step_lib.step_settings(config),
     )
     batch = parallel.shard({"images": np.zeros((batch_size, 16, 16, 1), np.uint8)})
-    arguments = parallel.replicate(training.fresh_state(run)), batch, jax.random.key(0)
+    arguments = parallel.replicate(loop.fresh_state(run)), batch, jax.random.key(0)
     return step.lower(*arguments).compile(), arguments
 
 
@@ -241,7 +243,7 @@ def main():
         print(json.dumps(measure(args.batch_size, args.num_steps)))
         return
     from benchmarks import speed  # It imports JAX, which a child does when it is set up.
-    from ddpm_jax.checkpoints import library_versions
+    from ddpm_jax.workdir.checkpoints import library_versions
 
     weak = [in_process(n, n * WEAK, args.num_steps) for n in DEVICES]
     strong = [in_process(n, STRONG, args.num_steps) for n in DEVICES]

@@ -20,8 +20,8 @@ import time
 import numpy as np
 import psutil
 
-from ddpm_jax.checkpoints import library_versions
-from ddpm_jax.rows import read_metrics
+from ddpm_jax.workdir.checkpoints import library_versions
+from ddpm_jax.workdir.metrics_file import read_metrics
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 

@@ -25,8 +25,9 @@ import jax.numpy as jnp
 
 from benchmarks import contest, speed_tables
 from ddpm_jax import config as config_lib
-from ddpm_jax import diffusers_format, huge_pages
-from ddpm_jax import state as state_lib
+from ddpm_jax.runtime import huge_pages
+from ddpm_jax.training import state as state_lib
+from ddpm_jax.weights import diffusers_config
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -82,8 +83,8 @@ def network_facts(network, dropout, dtype):
     return {
         "network": network, "settings": settings, "dtype": dtype,
         "shape": (channels, height, width), "dropout": config.model.dropout,
-        "unet": diffusers_format.network_settings(trained),
-        "process": diffusers_format.process_settings(trained, clip=True),
+        "unet": diffusers_config.network_settings(trained),
+        "process": diffusers_config.process_settings(trained, clip=True),
         "parameters": state_lib.num_params(trained.params),
         "learning_rate": config.train.learning_rate, "warmup_steps": config.train.warmup_steps,
         "random_flip": config.data.random_flip,

@@ -3,8 +3,8 @@
     trained = ddpm_jax.load("runs/cifar10")
     images = ddpm_jax.sample(trained, jax.random.key(0), 16)
 
-Names are imported when they are first used, so that `import ddpm_jax` is instant and touches
-no device.
+Names are imported at first use, so that `import ddpm_jax` is instant and touches no device.
+Rooms such as `ddpm_jax.diffusion` and `ddpm_jax.samplers` are imported at first use too.
 """
 
 import importlib
@@ -12,23 +12,23 @@ import pkgutil
 from importlib import metadata
 
 _HOME = {
-    "bits_per_dim": "bits",
-    "denoise_fn": "state",
-    "evaluate": "evaluation",
-    "from_pretrained": "pretrained",
-    "from_state_dict": "pretrained",
-    "load": "pretrained",
-    "read_metrics": "rows",
-    "sample": "sampling",
-    "save_pretrained": "pretrained",
-    "train": "training",
-    "Trained": "state",
-    "UNet": "unet",
+    "bits_per_dim": "inference.bits_per_dim",
+    "denoise_fn": "training.state",
+    "evaluate": "evaluation.evaluate",
+    "from_pretrained": "weights.pretrained",
+    "from_state_dict": "weights.pretrained",
+    "load": "weights.pretrained",
+    "read_metrics": "workdir.metrics_file",
+    "sample": "inference.sample",
+    "save_pretrained": "weights.pretrained",
+    "train": "training.loop",
+    "Trained": "training.state",
+    "UNet": "network.unet",
 }
 _MODULES = tuple(module.name for module in pkgutil.iter_modules(__path__))
 
 __version__ = metadata.version("ddpm_jax")
-__all__ = [*_HOME, *_MODULES]
+__all__ = list(_HOME)
 
 
 def __getattr__(name):
@@ -40,4 +40,4 @@ def __getattr__(name):
 
 
 def __dir__():
-    return sorted([*globals(), *__all__])
+    return sorted([*__all__, "__version__", "__doc__", "__path__"])

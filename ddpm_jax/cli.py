@@ -64,7 +64,7 @@ def main() -> None:
     if any(argument in ("--help", "-h", "--helpfull") for argument in sys.argv[1:]):
         print(_HELP)
         return
-    from ddpm_jax import huge_pages
+    from ddpm_jax.runtime import huge_pages
 
     huge_pages.use()
     sys.path.insert(0, os.getcwd())  # A config file imports its neighbours as configs.x.
@@ -190,7 +190,7 @@ def _exit(error):
 def _run(argv):
     del argv
     logging.set_verbosity(logging.WARNING)
-    from ddpm_jax import compilation_cache
+    from ddpm_jax.runtime import compilation_cache
 
     compilation_cache.enable()
     try:
@@ -214,7 +214,7 @@ def _joined():
     if not _joins():
         yield
         return
-    from ddpm_jax import parallel
+    from ddpm_jax.runtime import parallel
 
     parallel.initialize(**_by_hand(), preemptible=_mode.value == "train")
     if not parallel.is_first():
@@ -228,29 +228,34 @@ def _ours(error) -> bool:
     trace = error.__traceback__
     while trace.tb_next:
         trace = trace.tb_next
-    return os.path.dirname(trace.tb_frame.f_code.co_filename) == os.path.dirname(__file__)
+    return trace.tb_frame.f_code.co_filename.startswith(os.path.join(os.path.dirname(__file__), ""))
 
 
 def _train(config, workdir):
-    from ddpm_jax import interruption, training
+    from ddpm_jax.runtime import interruption
+    from ddpm_jax.training import loop
 
     try:
-        training.train(config, workdir)
+        loop.train(config, workdir)
     except interruption.Interrupted as interrupted:
         sys.exit(interrupted.status)
 
 
 def _sample(config, workdir):
     from ddpm_jax import config as config_lib
-    from ddpm_jax import conditioning, data, files, images, parallel, pretrained, sampling
-    from ddpm_jax import tasks, validation
-    from ddpm_jax import workdir as workdir_lib
+    from ddpm_jax import validation
+    from ddpm_jax.data import loading
+    from ddpm_jax.inference import conditions, sample_command
+    from ddpm_jax.inference import sample as sample_lib
+    from ddpm_jax.runtime import files, parallel
+    from ddpm_jax.weights import pretrained
+    from ddpm_jax.workdir import pictures, run_folder
 
-    config = workdir_lib.config_for(config, workdir)
+    config = run_folder.config_for(config, workdir)
     validation.check_numbers(config)
     parallel.check_same(config=config_lib.dump(config))
     if config.sample.task or config.sample.inputs:
-        tasks.run(config, workdir)
+        sample_command.run(config, workdir)
         return
     settings, how = config.sample, config_lib.sampling_settings(config)
     step, trained = parallel.from_first(
@@ -258,10 +263,10 @@ def _sample(config, workdir):
     )
     source = None
     if trained.model.condition_channels:
-        found = (data.load(split=s, **config_lib.data_settings(config)) for s in ("test", "train"))
+        found = (loading.load(split=s, **config_lib.data_settings(config)) for s in ("test", "train"))
         source = next(filter(None, found))
-    told = conditioning.in_turn(source, settings.num_images, tuple(settings.labels))
-    samples = sampling.sample(
+    told = conditions.in_turn(source, settings.num_images, tuple(settings.labels))
+    samples = sample_lib.sample(
         trained, settings.seed, settings.num_images, **dataclasses.asdict(how), **told,
         batch_size=settings.batch_size, output="uint8", progress=sys.stderr.isatty(),
     )
@@ -271,25 +276,25 @@ def _sample(config, workdir):
     calls += f"_guidance_{how.guidance:g}" if how.guidance != 1 else ""
     name = f"{settings.weights}_step_{step:08d}_{calls}_seed_{settings.seed}"
     path = files.path(workdir) / "samples" / f"{name}.png"
-    columns = conditioning.columns(trained.model)
-    picture = images.grid(samples[:100], columns=columns)
+    columns = conditions.columns(trained.model)
+    picture = pictures.grid(samples[:100], columns=columns)
     if "condition" in told:
-        shown = images.grid(told["condition"][:100], columns=columns)
-        picture = images.beside(shown, picture)
-    images.save_png(path, picture)
+        shown = pictures.grid(told["condition"][:100], columns=columns)
+        picture = pictures.beside(shown, picture)
+    pictures.save_png(path, picture)
     files.write_npz(path.with_suffix(".npz"), {"arr_0": samples, **told})
     print(f"{len(samples)} images in {path.with_suffix('.npz')}, a grid of them in {path}")
 
 
 def _evaluate(config, workdir):
-    from ddpm_jax import evaluation
-    from ddpm_jax import workdir as workdir_lib
+    from ddpm_jax.evaluation import evaluate
+    from ddpm_jax.workdir import run_folder
 
-    evaluation.evaluate(workdir_lib.config_for(config, workdir), workdir)
+    evaluate.evaluate(run_folder.config_for(config, workdir), workdir)
 
 
 def _plan(config, workdir):
     from ddpm_jax import planning
-    from ddpm_jax import workdir as workdir_lib
+    from ddpm_jax.workdir import run_folder
 
-    print(planning.table(planning.plan(config or workdir_lib.stored_config(workdir))))
+    print(planning.table(planning.plan(config or run_folder.stored_config(workdir))))

@@ -12,10 +12,13 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from ddpm_jax import diffusion as diffusion_lib
-from ddpm_jax import files, losses, sampling, sources, unet
-from ddpm_jax import schedule as schedule_lib
 from ddpm_jax.configs import cifar10
+from ddpm_jax.data import source as source_lib
+from ddpm_jax.diffusion import losses, process
+from ddpm_jax.diffusion import schedule as schedule_lib
+from ddpm_jax.inference import sample as sample_lib
+from ddpm_jax.network import unet
+from ddpm_jax.runtime import files
 
 DTYPES = ("float32", "bfloat16")
 MAX_TIMESTEPS = 1_000_000
@@ -55,9 +58,9 @@ def _named(setting, value, build):
         raise ValueError(f"config.diffusion.{setting}={value!r}: {error}") from None
 
 
-def parameterization(config: ml_collections.ConfigDict) -> diffusion_lib.Parameterization:
+def parameterization(config: ml_collections.ConfigDict) -> process.Parameterization:
     """What the network predicts and the variance of the reverse steps."""
-    return diffusion_lib.Parameterization(config.diffusion.mean, config.diffusion.variance)
+    return process.Parameterization(config.diffusion.mean, config.diffusion.variance)
 
 
 def objective(config: ml_collections.ConfigDict) -> losses.Objective:
@@ -104,7 +107,7 @@ def optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation
 
 
 def data_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The arguments of `data.load`, but for the split."""
+    """The arguments of `loading.load`, but for the split."""
     settings = config.data
     return dict(
         name=settings.name, data_dir=settings.dir, image_size=settings.image_size,
@@ -114,10 +117,10 @@ def data_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     )
 
 
-def sampling_settings(config: ml_collections.ConfigDict) -> sampling.Settings:
+def sampling_settings(config: ml_collections.ConfigDict) -> sample_lib.Settings:
     """How to sample, checked."""
     settings = config.sample
-    found = sampling.Settings(
+    found = sample_lib.Settings(
         settings.sampler, settings.num_steps or None, settings.eta, settings.grid, settings.clip,
         settings.guidance, tuple(settings.guidance_interval),
         settings.rederive_eps, settings.dynamic_threshold,
@@ -148,7 +151,7 @@ def image_shape(config: ml_collections.ConfigDict) -> tuple[int, int, int] | Non
 
 
 def resolved(
-    config: ml_collections.ConfigDict, source: sources.Source
+    config: ml_collections.ConfigDict, source: source_lib.Source
 ) -> ml_collections.ConfigDict:
     """A copy of the config that says what the data are, as it is stored with a run.
 

@@ -16,14 +16,18 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from ddpm_jax import conditioning, device_data, images, memory, monitoring, pairs, parallel
-from ddpm_jax import sources, training, validation
 from ddpm_jax import config as config_lib
-from ddpm_jax import data as data_lib
-from ddpm_jax import state as state_lib
-from ddpm_jax.logs import format_duration
-from ddpm_jax.state import TrainState
-from ddpm_jax.train_step import pmap_train_step, step_settings
+from ddpm_jax import validation
+from ddpm_jax.data import batching, image_pairs, loading
+from ddpm_jax.data import source as source_lib
+from ddpm_jax.inference import conditions
+from ddpm_jax.runtime import parallel
+from ddpm_jax.training import loop, memory_check, monitoring
+from ddpm_jax.training import state as state_lib
+from ddpm_jax.training.state import TrainState
+from ddpm_jax.training.step import pmap_train_step, step_settings
+from ddpm_jax.workdir import pictures
+from ddpm_jax.workdir.logs import format_duration
 
 _SECONDS = 1.0  # To measure a speed for, after a first call that is not counted.
 _FEWEST = 2  # Calls to measure, however long they take.
@@ -84,7 +88,7 @@ class Plan:
     num_steps: int
     batch_size: int
     num_params: int
-    memory: dict[str, int]
+    memory_check: dict[str, int]
     peak: str
     step: Speed
     call: Speed
@@ -107,8 +111,8 @@ def plan(config: ml_collections.ConfigDict, data: Any = None) -> Plan:
     """
     validation.check_evaluation(config)
     how = config_lib.sampling_settings(config)
-    found = data is not None or data_lib.is_there(config.data.name, config.data.dir)
-    run = training.prepare(config, None, data if found else stand_in(config))
+    found = data is not None or loading.is_there(config.data.name, config.data.dir)
+    run = loop.prepare(config, None, data if found else stand_in(config))
     config, train, evaluate = run.config, run.config.train, run.config.evaluate
     shape = "x".join(map(str, run.source.image_shape))
     num_calls = how.num_calls(run.schedule)
@@ -116,8 +120,8 @@ def plan(config: ml_collections.ConfigDict, data: Any = None) -> Plan:
     num_images = evaluate.num_images or _STAND_IN
     if found and split is not None:
         num_images = min(evaluate.num_images or len(split), len(split))
-    state = parallel.replicate(training.fresh_state(run))
-    held, num_params = memory.of_state(state), state_lib.num_params(state.params)
+    state = parallel.replicate(loop.fresh_state(run))
+    held, num_params = memory_check.of_state(state), state_lib.num_params(state.params)
     state, step = time_steps(run, state)
     call = time_network(run, state.ema_params, "default")
     # A CPU knows one precision only.
@@ -140,7 +144,7 @@ def plan(config: ml_collections.ConfigDict, data: Any = None) -> Plan:
     )
 
 
-def stand_in(config: ml_collections.ConfigDict) -> sources.Source:
+def stand_in(config: ml_collections.ConfigDict) -> source_lib.Source:
     """Random pixels, with labels and conditions, of the shapes that the config says.
 
     Raises:
@@ -159,25 +163,25 @@ def stand_in(config: ml_collections.ConfigDict) -> sources.Source:
     def pixels(channels):
         return random.integers(0, 256, (_STAND_IN, *shape[:2], channels), np.uint8)
 
-    source = sources.from_array(pixels(shape[-1]))
+    source = source_lib.from_array(pixels(shape[-1]))
     if settings.labels:
         num_classes = settings.num_classes or 10
         source = source.with_labels(random.integers(0, num_classes, _STAND_IN), num_classes)
     if settings.condition == "low_resolution":
-        return pairs.low_resolution(source, settings.factor)
+        return image_pairs.low_resolution(source, settings.factor)
     if settings.condition == "noisy":
-        return pairs.noisy(source, seed=config.seed, training=True)
+        return image_pairs.noisy(source, seed=config.seed, training=True)
     if settings.condition:
-        beside = sources.from_array(pixels(settings.condition_channels or shape[-1]))
+        beside = source_lib.from_array(pixels(settings.condition_channels or shape[-1]))
         return source.with_condition(beside.read, beside.image_shape[-1])
     return source
 
 
-def time_steps(run: training.Run, state: TrainState) -> tuple[TrainState, Speed]:
+def time_steps(run: loop.Run, state: TrainState) -> tuple[TrainState, Speed]:
     """The state after some training steps, and their speed.
 
     Args:
-        run: of `training.prepare`.
+        run: of `loop.prepare`.
         state: replicated; donated.
     """
     config = run.config
@@ -188,9 +192,9 @@ def time_steps(run: training.Run, state: TrainState) -> tuple[TrainState, Speed]
             schedule=run.schedule, learning_rate=config_lib.learning_rate(config),
             settings=settings,
         )
-        return step_fn.lower(state, batch, run.rng(training.STEP))
+        return step_fn.lower(state, batch, run.rng(loop.STEP))
 
-    with contextlib.closing(device_data.batches(
+    with contextlib.closing(batching.batches(
         run.source, seed=config.seed, batch_size=config.train.batch_size,
         on_device=config.data.on_device,
     )) as batches, jax.default_matmul_precision(config.train.matmul_precision):
@@ -200,30 +204,30 @@ def time_steps(run: training.Run, state: TrainState) -> tuple[TrainState, Speed]
 
         def step():
             nonlocal state
-            state, metrics = compiled(state, next(batches), run.rng(training.STEP))
+            state, metrics = compiled(state, next(batches), run.rng(loop.STEP))
             return metrics["loss"]
 
         measured = speed(step, counted, compiled)
         return state, measured
 
 
-def time_network(run: training.Run, params: Any, precision: str) -> Speed:
+def time_network(run: loop.Run, params: Any, precision: str) -> Speed:
     """The speed of a network call for a training batch, inside a scan as in sampling.
 
     Args:
-        run: of `training.prepare`.
+        run: of `loop.prepare`.
         params: replicated.
         precision: of matrix products, as of `jax.default_matmul_precision`.
     """
     def chain(params, batch):
-        uint8, told = conditioning.split(batch)
+        uint8, told = conditions.split(batch)
         t = jnp.zeros(len(uint8), jnp.int32)
 
         def call(x, _):
             output = run.model.apply({"params": params}, x, t, train=False, **told)
             return output[..., : x.shape[-1]], None  # Less the variances where it has them.
 
-        return jax.lax.scan(call, images.to_float(uint8), length=_CHAIN)[0]
+        return jax.lax.scan(call, pictures.to_float(uint8), length=_CHAIN)[0]
 
     share = run.config.train.batch_size // jax.process_count()
     batch = parallel.shard(run.source.examples(np.arange(share) % len(run.source)))
@@ -261,7 +265,7 @@ def speed(
     while num_calls < _FEWEST or clock() - began < _SECONDS:
         in_flight.append(call())
         num_calls += 1
-        if len(in_flight) > training.IN_FLIGHT:
+        if len(in_flight) > loop.IN_FLIGHT:
             jax.block_until_ready(in_flight.popleft())
     jax.block_until_ready(list(in_flight))
     seconds = (clock() - began) / num_calls

@@ -5,8 +5,9 @@ import math
 import ml_collections
 
 from ddpm_jax import config as config_lib
-from ddpm_jax import unet, wandb_writer
 from ddpm_jax.configs import cifar10
+from ddpm_jax.network import unet
+from ddpm_jax.workdir import wandb_writer
 
 PRECISIONS = ("default", "high", "highest")
 SCORES = ("fid", "sfid", "kid", "is", "precision_recall", "frechet_pixels")

@@ -17,13 +17,22 @@ import jax.numpy as jnp
 import numpy as np
 
 import ddpm_jax
-from ddpm_jax import bits, checkpoints, conditioning, data, diffusion, evaluation, inception
 from ddpm_jax import config as config_lib
-from ddpm_jax import parallel, parts, quality, references, sampling, schedule, tasks, training
 from ddpm_jax import validation
-from ddpm_jax import workdir as workdir_lib
+from ddpm_jax.data import loading
+from ddpm_jax.diffusion import process
+from ddpm_jax.diffusion import schedule as schedule_lib
+from ddpm_jax.evaluation import evaluate as evaluate_lib
+from ddpm_jax.evaluation import inception_features, references
+from ddpm_jax.inference import bits_per_dim as bits_lib
+from ddpm_jax.inference import conditions, sample_command
+from ddpm_jax.inference import sample as sample_lib
+from ddpm_jax.runtime import parallel, partial_results
+from ddpm_jax.training import loop
+from ddpm_jax.training.state import Trained
+from ddpm_jax.weights import inception_weights
+from ddpm_jax.workdir import checkpoints, run_folder
 from ddpm_jax.configs import digits
-from ddpm_jax.state import Trained
 from nonzero import SHAPE, TinyNet, nonzero_params
 
 POOL, SPATIAL = 12, 8
@@ -56,7 +65,7 @@ class Features(nn.Module):
     @nn.compact
     def __call__(self, uint8):
         rows = uint8.mean(axis=-1).reshape(len(uint8), -1) / 255
-        return inception.Features(*(nn.Dense(n)(rows) for n in (POOL, SPATIAL, 5)))
+        return inception_weights.Features(*(nn.Dense(n)(rows) for n in (POOL, SPATIAL, 5)))
 
 
 def features_params(path=None, *, sha256=None):
@@ -74,9 +83,9 @@ def install():
     """The tiny network for every config, and the tiny features."""
     config_lib.model = lambda config, channels: Net(dropout=0.2)
     validation.check_images = lambda config, shape: None
-    conditioning.columns = lambda model: 5
-    inception.Inception, inception.load = Features, features_params
-    for module in (quality, references):
+    conditions.columns = lambda model: 5
+    inception_weights.Inception, inception_weights.load = Features, features_params
+    for module in (inception_features, references):
         module.POOL, module.SPATIAL = POOL, SPATIAL
 
 
@@ -84,7 +93,7 @@ def model():
     """A network with every leaf non-zero, the same everywhere."""
     net = Net()
     return Trained(
-        nonzero_params(net), net, schedule.linear(10, 0.01, 0.6), diffusion.Parameterization(),
+        nonzero_params(net), net, schedule_lib.linear(10, 0.01, 0.6), process.Parameterization(),
         SHAPE,
     )
 
@@ -107,13 +116,13 @@ def leaves(params):
 def train(folder, layout):
     """A whole run, with what was read for it."""
     reads, held = [], []
-    train_images, test_images = (data.load("digits", split=s) for s in ("train", "test"))
-    original = training.open_data
-    training.open_data = lambda config, _: (
+    train_images, test_images = (loading.load("digits", split=s) for s in ("train", "test"))
+    original = loop.open_data
+    loop.open_data = lambda config, _: (
         watched(train_images, reads), watched(test_images, held)
     )
     trained = ddpm_jax.train(config(), folder / f"run_{layout}")
-    training.open_data = original
+    loop.open_data = original
     return dict(reads=reads[:20], held=held, params=trained.params)
 
 
@@ -126,14 +135,14 @@ def elastic(folder, layout):
 def draw(folder, layout):
     """Images of `sample` and of a stochastic chain, bits/dim, and which images were read."""
     trained, reads = model(), []
-    source = watched(data.load("digits", split="test").select(np.arange(11)), reads)
-    found = bits.terms(trained, 5, source, batch_size=8)
-    whole, way = sampling.sample(trained, 3, 11, trajectory=(5, 0), batch_size=8, progress=True)
+    source = watched(loading.load("digits", split="test").select(np.arange(11)), reads)
+    found = bits_lib.terms(trained, 5, source, batch_size=8)
+    whole, way = sample_lib.sample(trained, 3, 11, trajectory=(5, 0), batch_size=8, progress=True)
     return dict(
-        images=sampling.sample(trained, 0, 11), steps=whole, x_t=way.x_t, reads=reads,
-        uint8=sampling.sample(trained, seeds=[4, 5, 6], sampler="dpm_solver_pp", num_steps=4,
+        images=sample_lib.sample(trained, 0, 11), steps=whole, x_t=way.x_t, reads=reads,
+        uint8=sample_lib.sample(trained, seeds=[4, 5, 6], sampler="dpm_solver_pp", num_steps=4,
                               output="uint8"),
-        bits=bits.bits_per_dim(trained, 5, data.digits("test")[0][:11]), vlb=found.vlb,
+        bits=bits_lib.bits_per_dim(trained, 5, loading.digits("test")[0][:11]), vlb=found.vlb,
     )
 
 
@@ -144,22 +153,22 @@ def measure(folder, layout):
     found = []
     for text in said:
         with contextlib.redirect_stdout(text):
-            found.append(evaluation.evaluate(config(), workdir))
+            found.append(evaluate_lib.evaluate(config(), workdir))
     return dict(rows=found[0], again=found[1], said=[text.getvalue() for text in said])
 
 
 def edit(folder, layout):
     """`--mode=sample` on a picture."""
     settings = {"sample.task": "img2img", "sample.inputs": (str(folder / "digit.png"),)}
-    return dict(written=tasks.run(config(**settings), folder / f"measured_{layout}"))
+    return dict(written=sample_command.run(config(**settings), folder / f"measured_{layout}"))
 
 
 def store(workdir):
     """A workdir with a checkpoint of `model()`, for `measure` and `edit`."""
-    workdir = workdir_lib.create(workdir)
-    workdir_lib.store_config(config(), workdir)
+    workdir = run_folder.create(workdir)
+    run_folder.store_config(config(), workdir)
     with checkpoints.Checkpoints(workdir) as kept:
-        kept.save(20, {"ema_params": model().params}, training.metadata(config()))
+        kept.save(20, {"ema_params": model().params}, loop.metadata(config()))
 
 
 def agree(folder, layout):
@@ -177,9 +186,9 @@ def agree(folder, layout):
         except ValueError as error:
             errors.append(str(error))
     own = folder / f"parts_{index}"
-    parts.keep(own, 0, {"rows": np.arange(3)})
+    partial_results.keep(own, 0, {"rows": np.arange(3)})
     return dict(
-        parts=list(parts.finished(own)), errors=errors, index=parallel.from_first(lambda: index),
+        parts=list(partial_results.finished(own)), errors=errors, index=parallel.from_first(lambda: index),
         large=parallel.from_first(lambda: np.full(3 * 2**18, index, np.float64)),
         everywhere=[parallel.everywhere(holds) for holds in (True, index == 0, index == 1)],
         first=parallel.is_first(), gathered=parallel.gather({"a": np.full((2, 3), index)}),

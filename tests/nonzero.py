@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.unet import Dropout, UNet
+from ddpm_jax.network.unet import Dropout, UNet
 
 SHAPE = (8, 8, 1)
 

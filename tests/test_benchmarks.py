@@ -20,7 +20,7 @@ from benchmarks import contest, flops, speed, speed_tables
 from benchmarks.contestants import ours
 from ddpm_jax import config as config_lib
 from ddpm_jax import validation
-from ddpm_jax.logs import Logs
+from ddpm_jax.workdir.logs import Logs
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Says its turns in a file; `dies` is when it ends early, `seconds` what each turn takes.

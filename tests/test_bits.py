@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 
 import ddpm_jax
-from ddpm_jax import bits, diffusion, likelihood, parts, rounds, schedule, sources
+from ddpm_jax.data import source as source_lib
+from ddpm_jax.diffusion import process, variational_bound
+from ddpm_jax.diffusion import schedule as schedule_lib
+from ddpm_jax.inference import batched_map
+from ddpm_jax.inference import bits_per_dim as bits_lib
+from ddpm_jax.runtime import partial_results
 from nonzero import SHAPE, TinyNet, nonzero_params
 
 # Sums over pixels in another order, of terms of up to 20 bits: some float32 roundings.
@@ -29,8 +34,8 @@ class Pair(nn.Module):
 def trained_as(mean, variance):
     model = Pair() if variance.startswith("learned") else TinyNet()
     return ddpm_jax.Trained(
-        nonzero_params(model), model, schedule.linear(T, 1e-2, 0.6),
-        diffusion.Parameterization(mean, variance), SHAPE,
+        nonzero_params(model), model, schedule_lib.linear(T, 1e-2, 0.6),
+        process.Parameterization(mean, variance), SHAPE,
     )
 
 
@@ -50,11 +55,11 @@ def key(i):
 
 def one_by_one(trained, images, clip):
     """Terms of each image by the pure function, on one device without `pmap`."""
-    predict_fn = diffusion.predict_fn(
+    predict_fn = process.predict_fn(
         trained.schedule, ddpm_jax.denoise_fn(trained), mean=trained.diffusion.mean,
         variance=trained.diffusion.variance, clip=clip,
     )
-    terms = jax.jit(lambda x_0, rngs: likelihood.vlb_terms(
+    terms = jax.jit(lambda x_0, rngs: variational_bound.vlb_terms(
         trained.schedule, predict_fn, x_0, rngs), compiler_options=FAST)
     found = [
         terms(np.float32(image[None] / 127.5 - 1), key(i)[None])
@@ -69,7 +74,7 @@ def expected(trained, pixels):
 
 
 def assert_terms(found, expected, n):
-    assert isinstance(found, likelihood.Terms)
+    assert isinstance(found, variational_bound.Terms)
     for name in FIELDS:
         array = getattr(found, name)
         assert isinstance(array, np.ndarray) and len(array) == n, name
@@ -81,7 +86,7 @@ class Recording:
 
     def __init__(self, images):
         self.read = []
-        self.source = sources.Source(len(images), images.shape[1:], self._read)
+        self.source = source_lib.Source(len(images), images.shape[1:], self._read)
         self.images = images
 
     def _read(self, places):
@@ -102,8 +107,8 @@ def test_images_cost_differently(expected):
     (1, None), (5, 3), (11, None), (11, 3), (11, 16),
 ])
 def test_terms_are_those_of_each_image_alone(trained, pixels, expected, n, batch_size):
-    source = sources.from_array(pixels[:n])
-    found = bits.terms(trained, KEY, source, batch_size=batch_size)
+    source = source_lib.from_array(pixels[:n])
+    found = bits_lib.terms(trained, KEY, source, batch_size=batch_size)
     assert_terms(found, expected, n)
 
 
@@ -112,27 +117,27 @@ def test_terms_are_those_of_each_image_alone(trained, pixels, expected, n, batch
 ])
 def test_the_networks_output_is_taken_for_what_it_is(pixels, mean, variance, clip):
     trained = trained_as(mean, variance)
-    found = bits.terms(trained, KEY, sources.from_array(pixels[:3]), clip=clip)
+    found = bits_lib.terms(trained, KEY, source_lib.from_array(pixels[:3]), clip=clip)
     assert_terms(found, one_by_one(trained, pixels[:3], clip), 3)
 
 
 @pytest.mark.parametrize("other", [
-    schedule.linear(T, 1e-2, 0.3),
-    schedule.respace(schedule.linear(9, 1e-2, 0.4), schedule.evenly_spaced(9, T)),
+    schedule_lib.linear(T, 1e-2, 0.3),
+    schedule_lib.respace(schedule_lib.linear(9, 1e-2, 0.4), schedule_lib.evenly_spaced(9, T)),
 ], ids=["other betas", "steps of a longer one"])
 def test_the_schedule_is_the_one_given(trained, pixels, expected, other):
     """Of the same length as the one before, for which a program may be known."""
     changed = trained.replace(schedule=other)
-    found = bits.terms(changed, KEY, sources.from_array(pixels[:3]))
+    found = bits_lib.terms(changed, KEY, source_lib.from_array(pixels[:3]))
     assert_terms(found, one_by_one(changed, pixels[:3], clip=True), 3)
     assert np.abs(found.vlb - expected["vlb"][:3]).max() > 0.01
 
 
 def test_the_next_checkpoint_compiles_nothing(trained, pixels):
     def run(trained):
-        source = sources.from_array(pixels[:5])
-        ode = bits.ode_bits_per_dim(trained, KEY, source, num_steps=2)
-        return bits.terms(trained, KEY, source).vlb, ode
+        source = source_lib.from_array(pixels[:5])
+        ode = bits_lib.ode_bits_per_dim(trained, KEY, source, num_steps=2)
+        return bits_lib.terms(trained, KEY, source).vlb, ode
 
     compiled, before = [], run(trained)
     jax.monitoring.register_event_duration_secs_listener(
@@ -141,13 +146,13 @@ def test_the_next_checkpoint_compiles_nothing(trained, pixels):
     after = run(trained.replace(params=jax.tree.map(lambda x: x + 0.1, trained.params)))
     assert compiled == []
     assert all(np.abs(a - b).max() > 1e-3 for a, b in zip(after, before))
-    run(trained.replace(schedule=schedule.linear(T, 1e-2, 0.5)))
+    run(trained.replace(schedule=schedule_lib.linear(T, 1e-2, 0.5)))
     assert compiled != []  # The listener listens.
 
 
 def test_bits_are_the_sum_of_the_terms(trained, pixels, expected):
     found = ddpm_jax.bits_per_dim(trained, jax.random.PRNGKey(KEY), pixels[:11])
-    assert ddpm_jax.bits_per_dim is bits.bits_per_dim
+    assert ddpm_jax.bits_per_dim is bits_lib.bits_per_dim
     assert found.shape == (11,) and found.dtype == np.float64
     total = expected["vlb"].astype(np.float64).sum(axis=1) + expected["prior"]
     np.testing.assert_allclose(found, total[:11], **SAME)
@@ -160,7 +165,7 @@ def test_bits_are_the_sum_of_the_terms(trained, pixels, expected):
 def test_the_last_round_is_counted_once(trained, pixels):
     """Eight devices, eleven images: five places of the second round are filled up."""
     recording = Recording(pixels[:11])
-    found = bits.terms(trained, KEY, recording.source, batch_size=8)
+    found = bits_lib.terms(trained, KEY, recording.source, batch_size=8)
     assert recording.read == [list(range(8)), [8, 9, 10, 10, 10, 10, 10, 10]]
     assert {len(getattr(found, name)) for name in FIELDS} == {11}
 
@@ -168,13 +173,13 @@ def test_the_last_round_is_counted_once(trained, pixels):
 def test_progress_moves_a_bar_to_its_end_and_changes_nothing(
     trained, pixels, expected, capsys
 ):
-    source = sources.from_array(pixels[:11])
-    found = bits.terms(trained, KEY, source, batch_size=8, progress=True)
+    source = source_lib.from_array(pixels[:11])
+    found = bits_lib.terms(trained, KEY, source, batch_size=8, progress=True)
     assert_terms(found, expected, 11)
     assert f"{2 * T}/{2 * T}" in capsys.readouterr().err  # Two rounds of T steps.
-    bits.bits_per_dim(trained, KEY, pixels[:11], batch_size=8, progress=True)
+    bits_lib.bits_per_dim(trained, KEY, pixels[:11], batch_size=8, progress=True)
     assert f"{2 * T}/{2 * T}" in capsys.readouterr().err
-    bits.terms(trained, KEY, source)
+    bits_lib.terms(trained, KEY, source)
     assert capsys.readouterr().err == ""
 
 
@@ -185,15 +190,15 @@ def test_progress_moves_a_bar_to_its_end_and_changes_nothing(
 def folder(tmp_path, trained, pixels):
     """The parts of 20 images in rounds of 8."""
     folder = tmp_path / "made" / "parts"
-    bits.terms(trained, KEY, sources.from_array(pixels), batch_size=8, folder=folder)
+    bits_lib.terms(trained, KEY, source_lib.from_array(pixels), batch_size=8, folder=folder)
     assert sorted(path.name for path in folder.iterdir()) == [
         "000000000.npz", "000000008.npz", "000000016.npz"]
     return folder
 
 
 def test_parts_hold_the_rows_once(folder, expected):
-    found = list(parts.finished(folder))
-    assert [parts.num_rows(part) for part in found] == [8, 8, 4]
+    found = list(partial_results.finished(folder))
+    assert [partial_results.num_rows(part) for part in found] == [8, 8, 4]
     for name in FIELDS:
         rows = np.concatenate([part[name] for part in found])
         np.testing.assert_allclose(rows, expected[name], err_msg=name, **SAME)
@@ -201,18 +206,18 @@ def test_parts_hold_the_rows_once(folder, expected):
 
 def test_finished_parts_are_taken_as_they_are(trained, pixels, expected, folder):
     part = dict(np.load(folder / "000000008.npz"))
-    parts.keep(folder, 8, part | {"vlb": part["vlb"] + 100})
+    partial_results.keep(folder, 8, part | {"vlb": part["vlb"] + 100})
     (folder / "000000016.npz").unlink()
     planted = dict(expected, vlb=expected["vlb"].copy())
     planted["vlb"][8:16] += 100
     recording = Recording(pixels)
-    found = bits.terms(trained, KEY, recording.source, batch_size=8, folder=folder)
+    found = bits_lib.terms(trained, KEY, recording.source, batch_size=8, folder=folder)
     np.testing.assert_allclose(found.vlb[8:16], part["vlb"] + 100, rtol=1e-6)
     assert_terms(found, planted, 20)
     assert recording.read == [[16, 17, 18, 19, 19, 19, 19, 19]]
     assert (folder / "000000016.npz").exists()
 
-    again = bits.terms(trained, KEY, recording.source, batch_size=8, folder=folder)
+    again = bits_lib.terms(trained, KEY, recording.source, batch_size=8, folder=folder)
     assert len(recording.read) == 1  # Nothing more was read.
     for name in FIELDS:
         np.testing.assert_array_equal(getattr(again, name), getattr(found, name))
@@ -222,10 +227,10 @@ def test_a_damaged_part_is_computed_again(trained, pixels, expected, folder):
     path = folder / "000000008.npz"
     path.write_bytes(path.read_bytes()[:-30])
     recording = Recording(pixels)
-    found = bits.terms(trained, KEY, recording.source, batch_size=16, folder=folder)
+    found = bits_lib.terms(trained, KEY, recording.source, batch_size=16, folder=folder)
     assert_terms(found, expected, 20)
     assert recording.read == [[8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, *4 * [19]]]
-    assert sum(parts.num_rows(part) for part in parts.finished(folder)) == 20
+    assert sum(partial_results.num_rows(part) for part in partial_results.finished(folder)) == 20
 
 
 def test_what_is_killed_continues(tmp_path, trained, pixels, expected):
@@ -236,18 +241,18 @@ def test_what_is_killed_continues(tmp_path, trained, pixels, expected):
             raise KeyboardInterrupt
         return pixels[places]
 
-    source = sources.Source(20, SHAPE, killed)
+    source = source_lib.Source(20, SHAPE, killed)
     with pytest.raises(KeyboardInterrupt):
-        bits.terms(trained, KEY, source, batch_size=8, folder=tmp_path)
-    found = bits.terms(trained, KEY, recording.source, batch_size=8, folder=tmp_path)
+        bits_lib.terms(trained, KEY, source, batch_size=8, folder=tmp_path)
+    found = bits_lib.terms(trained, KEY, recording.source, batch_size=8, folder=tmp_path)
     assert [places[0] for places in recording.read] == [16]
     assert_terms(found, expected, 20)
 
 
 def test_progress_of_the_rest_reaches_its_end(trained, pixels, folder, capsys):
     (folder / "000000016.npz").unlink()
-    source = sources.from_array(pixels)
-    bits.terms(trained, KEY, source, batch_size=8, folder=folder, progress=True)
+    source = source_lib.from_array(pixels)
+    bits_lib.terms(trained, KEY, source, batch_size=8, folder=folder, progress=True)
     assert f"{T}/{T}" in capsys.readouterr().err
 
 
@@ -260,27 +265,27 @@ def test_progress_of_the_rest_reaches_its_end(trained, pixels, folder, capsys):
 def test_ode_bits_are_those_of_each_image_alone(pixels, mean, variance, num_probes):
     trained = trained_as(mean, variance)
     settings = dict(num_steps=4, num_probes=num_probes)
-    alone = jax.jit(lambda images, rngs: likelihood.ode_bits_per_dim(
+    alone = jax.jit(lambda images, rngs: variational_bound.ode_bits_per_dim(
         trained.schedule, ddpm_jax.denoise_fn(trained), images, rngs, mean=mean,
         variance=variance, **settings,
     ), compiler_options=FAST)
     expected = [alone(pixels[i : i + 1], key(i)[None])[0] for i in range(11)]
     assert np.std(expected) > 0.01
     for n, batch_size in ((11, 8), (5, None)):
-        found = bits.ode_bits_per_dim(
-            trained, KEY, sources.from_array(pixels[:n]), batch_size=batch_size, **settings)
+        found = bits_lib.ode_bits_per_dim(
+            trained, KEY, source_lib.from_array(pixels[:n]), batch_size=batch_size, **settings)
         assert found.shape == (n,) and found.dtype == np.float32
         np.testing.assert_allclose(found, expected[:n], **SAME)
 
 
 def test_ode_bits_resume_and_move_a_bar(tmp_path, trained, pixels, capsys):
     def run(source):
-        return bits.ode_bits_per_dim(
+        return bits_lib.ode_bits_per_dim(
             trained, KEY, source, num_steps=5, batch_size=8, folder=tmp_path, progress=True)
 
-    found = run(sources.from_array(pixels[:11]))
+    found = run(source_lib.from_array(pixels[:11]))
     assert "10/10" in capsys.readouterr().err  # Two rounds of 5 steps.
-    parts.keep(tmp_path, 0, {"bits": np.full(8, 100, np.float32)})
+    partial_results.keep(tmp_path, 0, {"bits": np.full(8, 100, np.float32)})
     (tmp_path / "000000008.npz").unlink()
     recording = Recording(pixels[:11])
     again = run(recording.source)
@@ -291,10 +296,10 @@ def test_ode_bits_resume_and_move_a_bar(tmp_path, trained, pixels, capsys):
 # Mistakes.
 
 
-@pytest.mark.parametrize("compute", [bits.terms, bits.ode_bits_per_dim])
+@pytest.mark.parametrize("compute", [bits_lib.terms, bits_lib.ode_bits_per_dim])
 @pytest.mark.parametrize("shape", [(4, 4, 1), (8, 8, 3)])
 def test_images_of_another_shape_are_refused(trained, compute, shape):
-    source = sources.from_array(np.zeros((2, *shape), np.uint8))
+    source = source_lib.from_array(np.zeros((2, *shape), np.uint8))
     with pytest.raises(ValueError, match=r"config\.data\.image_size") as error:
         compute(trained, KEY, source)
     assert "\n" not in str(error.value)
@@ -319,12 +324,12 @@ def test_images_of_another_shape_are_refused_by_the_short_way(trained):
 def test_a_round_holds_what_fits_and_at_most_64_a_device(trained, pixels, monkeypatch):
     def sizes():
         recording = Recording(pixels)
-        bits.terms(trained, KEY, recording.source)
+        bits_lib.terms(trained, KEY, recording.source)
         return [len(places) for places in recording.read]
 
     assert sizes() == [24]
-    monkeypatch.setattr(rounds, "_fits", lambda trained: 1)
+    monkeypatch.setattr(batched_map, "_fits", lambda trained: 1)
     assert sizes() == [8, 8, 8]
-    monkeypatch.setattr(rounds, "_fits", lambda trained: 256)
-    monkeypatch.setattr(bits, "_MOST", 2)
+    monkeypatch.setattr(batched_map, "_fits", lambda trained: 256)
+    monkeypatch.setattr(bits_lib, "_MOST", 2)
     assert sizes() == [16, 16]

@@ -11,8 +11,8 @@ import optax
 import pytest
 from absl import logging
 
-from ddpm_jax import checkpoints
-from ddpm_jax.checkpoints import Checkpoints, restore_part
+from ddpm_jax.workdir import checkpoints
+from ddpm_jax.workdir.checkpoints import Checkpoints, restore_part
 
 METADATA = {"config": {"seed": 7}, "versions": {"jax": "x"}}
 TX = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(lambda count: 1e-3))

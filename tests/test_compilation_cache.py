@@ -11,7 +11,7 @@ import zlib
 import jax
 import pytest
 
-from ddpm_jax import compilation_cache
+from ddpm_jax.runtime import compilation_cache
 from test_runs import ROOT
 
 PROGRAM = """

@@ -9,7 +9,12 @@ import pytest
 
 import ddpm_jax
 import tracing
-from ddpm_jax import bits, conditioning, diffusion, likelihood, samplers, schedule, sources
+from ddpm_jax.data import source as source_lib
+from ddpm_jax.diffusion import process, variational_bound
+from ddpm_jax.diffusion import schedule as schedule_lib
+from ddpm_jax.inference import bits_per_dim as bits_lib
+from ddpm_jax.inference import conditions
+from ddpm_jax.samplers import reverse_chain
 from nonzero import SHAPE, TinyNet, nonzero_params
 
 # Batches of another size are summed in another order: some float32 roundings in 6 steps.
@@ -31,7 +36,7 @@ def trained_as(**settings):
     model = TinyNet(**settings)
     params = nonzero_params(model)
     return ddpm_jax.Trained(
-        params, model, schedule.linear(6, 1e-2, 0.6), diffusion.Parameterization(), SHAPE
+        params, model, schedule_lib.linear(6, 1e-2, 0.6), process.Parameterization(), SHAPE
     )
 
 
@@ -61,9 +66,9 @@ def test_guidance_is_the_formula(scale):
     told, untold = answers(x, t, labels=labels), answers(x, t, labels=np.int32([7, 7, 7]))
     # Ho and Salimans: (1 + w) told - w untold, with scale 1 + w.
     expected = scale * told - (scale - 1) * untold
-    guided = conditioning.guided(answers, {"labels": labels}, null_label=7, scale=scale)
+    guided = conditions.guided(answers, {"labels": labels}, null_label=7, scale=scale)
     np.testing.assert_allclose(guided(x, t), expected, rtol=1e-6, atol=1e-5)  # float32
-    inside = conditioning.guided(
+    inside = conditions.guided(
         answers, {"labels": labels}, null_label=7, scale=scale, interval=(2, 5)
     )
     np.testing.assert_allclose(inside(x, t)[1], expected[1], rtol=1e-6, atol=1e-5)
@@ -73,7 +78,7 @@ def test_guidance_is_the_formula(scale):
 def test_guidance_leaves_a_learned_variance_alone():
     x, t, labels = jnp.ones((2, 2, 2, 1)), jnp.zeros(2), jnp.int32([1, 2])
     says = functools.partial(answers, channels=2)
-    guided = conditioning.guided(
+    guided = conditions.guided(
         says, {"labels": labels}, null_label=5, scale=2.0, variance="learned_range"
     )(x, t)
     np.testing.assert_array_equal(guided[..., 1:], says(x, t, labels=labels)[..., 1:])
@@ -83,7 +88,7 @@ def test_guidance_leaves_a_learned_variance_alone():
 def test_guidance_is_one_call_of_twice_the_batch(by_class):
     apply_fn = functools.partial(by_class.model.apply, {"params": by_class.params}, train=False)
     plain = functools.partial(apply_fn, labels=jnp.zeros(4, jnp.int32))
-    guided = conditioning.guided(
+    guided = conditions.guided(
         apply_fn, {"labels": jnp.zeros(4, jnp.int32)}, null_label=CLASSES, scale=2.0
     )
     counts, batches = [], []
@@ -121,10 +126,10 @@ def test_an_image_is_its_keys_and_its_labels(by_class, seven):
 
 def test_a_label_reaches_the_network_unchanged(by_class, seven):
     denoise = closed_over(by_class, labels=np.int32([1]))
-    predict_fn = diffusion.predict_fn(by_class.schedule, denoise)
+    predict_fn = process.predict_fn(by_class.schedule, denoise)
     rng = jax.random.fold_in(jax.random.key(3), 4)
     x_T = jax.random.normal(jax.random.fold_in(rng, 0), SHAPE)[None]
-    alone = jax.jit(lambda x, rngs: samplers.ancestral(
+    alone = jax.jit(lambda x, rngs: reverse_chain.ancestral(
         by_class.schedule, predict_fn, x, rngs))(x_T, jax.random.fold_in(rng, 1)[None])
     np.testing.assert_allclose(seven[4], alone[0], **SAME)
 
@@ -166,7 +171,7 @@ def test_float_and_uint8_conditions_are_the_same_to_the_network(by_image):
     condition = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 2), np.uint8)
     denoise = closed_over(by_image, condition=np.float32(condition) / 127.5 - 1)
     x, t = jnp.ones((2, *SHAPE)), jnp.int32([0, 5])
-    told = conditioning.as_float({"condition": condition.repeat(2, axis=0)})
+    told = conditions.as_float({"condition": condition.repeat(2, axis=0)})
     direct = by_image.model.apply({"params": by_image.params}, x, t, train=False, **told)
     np.testing.assert_allclose(denoise(x, t), direct, rtol=0, atol=1e-5)
 
@@ -206,14 +211,14 @@ def test_mistakes_with_conditions(by_image, arguments, says):
 def test_what_samples_are_told_in_turn():
     images = np.zeros((3, 2, 2, 1), np.uint8)
     condition = np.arange(12, dtype=np.uint8).reshape(3, 2, 2, 1)
-    source = sources.from_array(images, labels=np.array([2, 0, 1]), condition=condition)
-    assert conditioning.in_turn(None, 4) == {}
-    assert conditioning.in_turn(sources.from_array(images), 4) == {}
-    np.testing.assert_array_equal(conditioning.in_turn(None, 4, (5, 6))["labels"], [5, 6, 5, 6])
-    found = conditioning.in_turn(source, 5)
+    source = source_lib.from_array(images, labels=np.array([2, 0, 1]), condition=condition)
+    assert conditions.in_turn(None, 4) == {}
+    assert conditions.in_turn(source_lib.from_array(images), 4) == {}
+    np.testing.assert_array_equal(conditions.in_turn(None, 4, (5, 6))["labels"], [5, 6, 5, 6])
+    found = conditions.in_turn(source, 5)
     np.testing.assert_array_equal(found["labels"], [2, 0, 1, 2, 0])
     np.testing.assert_array_equal(found["condition"], condition[[0, 1, 2, 0, 1]])
-    np.testing.assert_array_equal(conditioning.in_turn(source, 2, (1,))["labels"], [1, 1])
+    np.testing.assert_array_equal(conditions.in_turn(source, 2, (1,))["labels"], [1, 1])
 
 
 # Bits/dim.
@@ -223,17 +228,17 @@ def test_bits_are_those_of_the_label(by_class):
     images = np.random.default_rng(0).integers(0, 256, (3, *SHAPE), np.uint8)
     labels = np.int32([2, 0, 1])
     found = ddpm_jax.bits_per_dim(by_class, 1, images, labels=labels)
-    source = sources.from_array(images, labels=labels)
-    terms = bits.terms(by_class, 1, source)
-    np.testing.assert_allclose(likelihood.total_bits(terms), found, rtol=1e-6)
+    source = source_lib.from_array(images, labels=labels)
+    terms = bits_lib.terms(by_class, 1, source)
+    np.testing.assert_allclose(variational_bound.total_bits(terms), found, rtol=1e-6)
     for i in range(3):
-        predict_fn = diffusion.predict_fn(
+        predict_fn = process.predict_fn(
             by_class.schedule, closed_over(by_class, labels=labels[i : i + 1]))
-        alone = jax.jit(lambda x, rngs: likelihood.vlb_terms(
+        alone = jax.jit(lambda x, rngs: variational_bound.vlb_terms(
             by_class.schedule, predict_fn, x, rngs))(
                 np.float32(images[i : i + 1] / 127.5 - 1),
                 jax.random.fold_in(jax.random.key(1), i)[None])
-        total = likelihood.total_bits(jax.device_get(alone))
+        total = variational_bound.total_bits(jax.device_get(alone))
         np.testing.assert_allclose(found[i], total[0], rtol=1e-5)  # sums in another order
     # Without labels: those of no class.
     nothing = ddpm_jax.bits_per_dim(by_class, 1, images)

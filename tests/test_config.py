@@ -8,7 +8,8 @@ import pytest
 
 from ddpm_jax.configs import cifar10, digits
 from ddpm_jax import config as config_lib
-from ddpm_jax import data, validation
+from ddpm_jax import validation
+from ddpm_jax.data import loading
 
 MISTAKES = {
     "train.batch_size": (130, "8 devices", "128"),
@@ -181,7 +182,7 @@ def test_settings_that_a_stored_config_has_not_are_those_of_the_base():
 
 
 def resolved():
-    return config_lib.resolved(digits.get_config(), data.load("digits"))
+    return config_lib.resolved(digits.get_config(), loading.load("digits"))
 
 
 def test_another_model_is_refused_by_name_and_another_speed_is_not():

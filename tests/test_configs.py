@@ -12,7 +12,9 @@ from PIL import Image
 
 import ddpm_jax
 from ddpm_jax import config as config_lib
-from ddpm_jax import monitoring, state, validation
+from ddpm_jax import validation
+from ddpm_jax.training import monitoring
+from ddpm_jax.training import state as state_lib
 from test_data import TFDS, needs, write_tfds
 
 PARAMETERS = {
@@ -44,7 +46,7 @@ def test_full_size_by_shape(name):
     model = config_lib.model(config, shape[-1])
     x, t = jnp.zeros((2, *shape)), jnp.zeros((2,), jnp.int32)
     params = jax.eval_shape(lambda: model.init(jax.random.key(0), x, t, train=False))
-    assert state.num_params(params) == PARAMETERS[name]
+    assert state_lib.num_params(params) == PARAMETERS[name]
     told = {"condition": x[..., :1]} if config.data.condition else {}
     output = jax.eval_shape(lambda p: model.apply(p, x, t, train=False, **told), params)
     channels = config_lib.parameterization(config).out_channels(shape[-1])
@@ -112,9 +114,9 @@ def test_two_steps_on_a_prepared_set(name, tmp_path):
 @needs("cifar10")
 def test_two_steps_on_a_folder_with_damaged_files(tmp_path, capsys):
     """PNG and JPEG files of CIFAR-10 images, one in thirty of them cut short."""
-    from ddpm_jax import data
+    from ddpm_jax.data import loading
 
-    images = data.load("cifar10", split="test").read(np.arange(60))
+    images = loading.load("cifar10", split="test").read(np.arange(60))
     folder = tmp_path / "pictures"
     folder.mkdir()
     for i, image in enumerate(images):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from ddpm_jax import convolution
+from ddpm_jax.network import convolution
 
 SHAPE, CHANNELS = (2, 64, 16, 32), 48  # Of x, and of the output.
 

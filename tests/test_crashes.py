@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ddpm_jax import checkpoints
+from ddpm_jax.workdir import checkpoints
 from test_runs import ROOT, command, lasting, on, rows, run, saved
 
 SAVE_EVERY, SAMPLE_EVERY = 20, 40

@@ -14,7 +14,8 @@ from PIL import Image
 import pytest
 from sklearn import datasets
 
-from ddpm_jax import data, pictures, sources
+from ddpm_jax.data import image_folder, loading
+from ddpm_jax.data import source as source_lib
 
 TFDS = os.environ.get("TFDS_DATA_DIR", "")
 SPLITS = ("train", "test")
@@ -34,7 +35,7 @@ def numbered(n, shape=(2, 3, 1)):
 
 def take(source, count, **kwargs):
     """The images of the first `count` batches, and the reading thread ended."""
-    iterator = data.batches(source, **{"seed": 0, "batch_size": 4, **kwargs})
+    iterator = loading.batches(source, **{"seed": 0, "batch_size": 4, **kwargs})
     found = [batch["images"] for batch in itertools.islice(iterator, count)]
     iterator.close()
     return np.stack(found)
@@ -48,7 +49,7 @@ def everything(source):
 
 
 def test_batch_is_a_function_of_seed_and_number():
-    source = data.from_array(numbered(10))
+    source = source_lib.from_array(numbered(10))
     first = take(source, 8)
     np.testing.assert_array_equal(first, take(source, 8))
     assert first.dtype == np.uint8 and first.shape == (8, 4, 2, 3, 1)
@@ -66,8 +67,8 @@ def test_start_reads_nothing_before_it():
         asked.extend(indices)
         return images[indices]
 
-    source = sources.Source(50, (2, 3, 1), read, in_memory=True)
-    order = take(data.from_array(images), 8)[..., 0, 0, 0]
+    source = source_lib.Source(50, (2, 3, 1), read, in_memory=True)
+    order = take(source_lib.from_array(images), 8)[..., 0, 0, 0]
     take(source, 1, start=5)
     assert asked[:4] == list(order[5]) and not set(order[:5].ravel()) & set(asked[:12])
 
@@ -75,7 +76,7 @@ def test_start_reads_nothing_before_it():
 @pytest.mark.parametrize("batch_size", [4, 25])
 def test_an_epoch_shows_each_image_once_in_an_order_of_its_own(batch_size):
     images = numbered(10)
-    seen = take(data.from_array(images), 50 // batch_size * 2, batch_size=batch_size)
+    seen = take(source_lib.from_array(images), 50 // batch_size * 2, batch_size=batch_size)
     order = seen.reshape(-1, *images.shape[1:])[..., 0, 0, 0]
     epochs = order[: len(order) // 10 * 10].reshape(-1, 10)
     for epoch in epochs:
@@ -87,7 +88,7 @@ def test_an_epoch_shows_each_image_once_in_an_order_of_its_own(batch_size):
 
 @pytest.mark.parametrize("process_count", [2, 4])
 def test_shares_of_the_processes_make_up_the_batch(process_count):
-    source = data.from_array(numbered(13))
+    source = source_lib.from_array(numbered(13))
     settings = {"batch_size": 8, "seed": 3, "start": 2}
     whole = take(source, 5, **settings)
     shares = [
@@ -98,7 +99,7 @@ def test_shares_of_the_processes_make_up_the_batch(process_count):
 
 
 def test_a_single_image_is_repeated():
-    assert take(data.from_array(numbered(1)), 3).shape == (3, 4, 2, 3, 1)
+    assert take(source_lib.from_array(numbered(1)), 3).shape == (3, 4, 2, 3, 1)
 
 
 @pytest.mark.parametrize(
@@ -111,14 +112,14 @@ def test_a_single_image_is_repeated():
 )
 def test_impossible_batches_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        take(data.from_array(numbered(3)), 1, **settings)
+        take(source_lib.from_array(numbered(3)), 1, **settings)
 
 
 # Digits and arrays.
 
 
 def test_digits_are_scikit_learns():
-    parts = zip(*map(data.digits, SPLITS))
+    parts = zip(*map(loading.digits, SPLITS))
     images, labels = (np.concatenate(both) for both in parts)
     bunch = datasets.load_digits()
     originals = zip(bunch.images.astype(np.uint8), bunch.target)
@@ -131,25 +132,25 @@ def test_digits_are_scikit_learns():
 
 
 def test_digits_split_is_fixed_and_stratified():
-    (train, train_labels), (test, test_labels) = map(data.digits, SPLITS)
+    (train, train_labels), (test, test_labels) = map(loading.digits, SPLITS)
     assert train.shape == (1497, 8, 8, 1) and test.shape == (300, 8, 8, 1)
     counts = np.bincount(train_labels, minlength=10) / 1497
     np.testing.assert_allclose(np.bincount(test_labels) / 300, counts, atol=1 / 300)
     assert not {x.tobytes() for x in train} & {x.tobytes() for x in test}
-    np.testing.assert_array_equal(everything(data.load("digits", split="test")), test)
+    np.testing.assert_array_equal(everything(loading.load("digits", split="test")), test)
 
 
 def test_digits_file_is_what_its_script_makes():
     script = pathlib.Path(__file__).parent / "fixtures" / "make_digits.py"
     made = runpy.run_path(str(script))["arrays"]()
-    with np.load(pathlib.Path(data.__file__).with_name("digits.npz")) as stored:
+    with np.load(pathlib.Path(loading.__file__).with_name("digits.npz")) as stored:
         assert set(stored.files) == set(made)
         for key in made:
             np.testing.assert_array_equal(stored[key], made[key])
 
 
 def test_images_are_resized_and_converted():
-    source = data.load("digits", image_size=16, image_width=12, channels=3)
+    source = loading.load("digits", image_size=16, image_width=12, channels=3)
     assert source.image_shape == (16, 12, 3)
     image = source.read(np.array([5]))[0]
     assert (image[..., 0] == image[..., 2]).all() and image.max() > 200
@@ -166,7 +167,7 @@ def test_images_are_resized_and_converted():
 )
 def test_arrays_of_another_kind_are_refused(images, message):
     with pytest.raises(ValueError, match=message) as caught:
-        data.from_array(images)
+        source_lib.from_array(images)
     assert "\n" not in str(caught.value)
 
 
@@ -182,43 +183,43 @@ def test_arrays_of_another_kind_are_refused(images, message):
 )
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        data.load("digits", **settings)
+        loading.load("digits", **settings)
 
 
 @pytest.mark.parametrize("key", ["train", "images", "arr_0", "mine"])
 def test_npz_holds_its_images_under_one_of_four_names(tmp_path, key):
     images = numbered(6)
     np.savez(tmp_path / "x.npz", **{key: images})
-    source = data.load("npz", data_dir=str(tmp_path / "x.npz"))
+    source = loading.load("npz", data_dir=str(tmp_path / "x.npz"))
     np.testing.assert_array_equal(everything(source), images)
     assert source.image_shape == (2, 3, 1)
-    assert data.load("npz", data_dir=str(tmp_path / "x.npz"), split="test") is None
+    assert loading.load("npz", data_dir=str(tmp_path / "x.npz"), split="test") is None
 
 
 def test_npz_test_array_is_the_test_split(tmp_path):
     path = str(tmp_path / "x.npz")
     np.savez(path, train=numbered(6), test=numbered(6)[::-1])
-    test = data.load("npz", data_dir=path, split="test", holdout=2)
+    test = loading.load("npz", data_dir=path, split="test", holdout=2)
     np.testing.assert_array_equal(everything(test), numbered(6)[::-1])
-    assert len(data.load("npz", data_dir=path, holdout=2)) == 6
+    assert len(loading.load("npz", data_dir=path, holdout=2)) == 6
 
 
 def test_npz_of_another_kind_is_refused(tmp_path):
     path = str(tmp_path / "x.npz")
     with pytest.raises(ValueError, match="config.data.dir='': not an .npz file"):
-        data.load("npz")
+        loading.load("npz")
     np.savez(path, train=numbered(6)[..., 0])
     with pytest.raises(ValueError, match=r"x.npz' 'train'=uint8 \[6, 2, 3\].*None\]"):
-        data.load("npz", data_dir=path)
+        loading.load("npz", data_dir=path)
     np.savez(path, a=numbered(2), b=numbered(2))
     with pytest.raises(ValueError, match=r"\['a', 'b'\], none called 'train'"):
-        data.load("npz", data_dir=path)
+        loading.load("npz", data_dir=path)
     np.savez(path, train=np.array([None]))
     with pytest.raises(ValueError, match="allow_pickle"):
-        data.load("npz", data_dir=path)
+        loading.load("npz", data_dir=path)
     pathlib.Path(path).write_bytes(b"nothing of the kind")
     with pytest.raises(ValueError, match="config.data.dir=.*not an .npz file"):
-        data.load("npz", data_dir=path)
+        loading.load("npz", data_dir=path)
 
 
 @pytest.mark.parametrize("holdout, seed", [(1, 0), (4, 0), (4, 7)])
@@ -226,8 +227,8 @@ def test_holdout_splits_into_two_complete_parts(tmp_path, holdout, seed):
     path = str(tmp_path / "x.npz")
     np.savez(path, numbered(20))
     settings = {"data_dir": path, "holdout": holdout, "seed": seed}
-    train = everything(data.load("npz", **settings))[:, 0, 0, 0]
-    test = everything(data.load("npz", split="test", **settings))[:, 0, 0, 0]
+    train = everything(loading.load("npz", **settings))[:, 0, 0, 0]
+    test = everything(loading.load("npz", split="test", **settings))[:, 0, 0, 0]
     assert len(test) == holdout
     assert sorted([*train, *test]) == list(range(20))
     if seed == 0:  # From NumPy's frozen generator: no version may move it.
@@ -238,7 +239,7 @@ def test_holdout_splits_into_two_complete_parts(tmp_path, holdout, seed):
 def test_holdout_must_leave_something(tmp_path):
     np.savez(tmp_path / "x.npz", numbered(20))
     with pytest.raises(ValueError, match="holdout=20: .*--config.data.holdout=2"):
-        data.load("npz", data_dir=str(tmp_path / "x.npz"), holdout=20)
+        loading.load("npz", data_dir=str(tmp_path / "x.npz"), holdout=20)
 
 
 # Folders.
@@ -252,7 +253,7 @@ def write_pictures(folder, n, suffix="png", size=(6, 4)):
 
 
 def folder(path, **settings):
-    return data.load("image_folder", data_dir=str(path), **settings)
+    return loading.load("image_folder", data_dir=str(path), **settings)
 
 
 def only(path, **settings):
@@ -268,7 +269,7 @@ def test_folder_is_read_in_order_of_relative_paths(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("no picture")
     images = everything(folder(tmp_path))
-    assert pictures.picture_files(tmp_path) == ["a/z.PNG", "a0.png", "b.png", "b/c/d.bmp"]
+    assert image_folder.picture_files(tmp_path) == ["a/z.PNG", "a0.png", "b.png", "b/c/d.bmp"]
     assert images.shape == (4, 2, 3, 3) and images[:, 0, 0, 0].tolist() == [0, 1, 3, 2]
 
 
@@ -380,8 +381,8 @@ def test_pictures_of_varying_size_need_a_size(tmp_path, monkeypatch):
     write_pictures(tmp_path, 3)
     Image.new("RGB", (7, 5)).save(tmp_path / "odd.png")
     message = "image_size=0: .*odd.png is 5x7 and others are 4x6; .*data.image_size="
-    for budget in (sources.MEMORY_BUDGET, 10):
-        monkeypatch.setattr(sources, "MEMORY_BUDGET", budget)
+    for budget in (source_lib.MEMORY_BUDGET, 10):
+        monkeypatch.setattr(source_lib, "MEMORY_BUDGET", budget)
         with pytest.raises(ValueError, match=message):
             folder(tmp_path)
         assert folder(tmp_path, image_size=4).image_shape == (4, 4, 3)
@@ -412,7 +413,7 @@ def test_damaged_files_are_skipped(tmp_path, monkeypatch, warnings, kind, stream
     write_pictures(tmp_path, 20)
     damage(tmp_path / "007.png", kind)
     if streamed:
-        monkeypatch.setattr(sources, "MEMORY_BUDGET", 10)
+        monkeypatch.setattr(source_lib, "MEMORY_BUDGET", 10)
     source = folder(tmp_path, image_size=4)
     values = everything(source)[:, 0, 0, 0].tolist()
     whole = list(range(20))
@@ -428,7 +429,7 @@ def test_too_many_damaged_files_are_refused(tmp_path, monkeypatch, warnings, str
     for name in ["000.png", "013.png"]:
         damage(tmp_path / name, "not an image")
     if streamed:
-        monkeypatch.setattr(sources, "MEMORY_BUDGET", 10)
+        monkeypatch.setattr(source_lib, "MEMORY_BUDGET", 10)
     message = r"2 of 20 files \(10%\).*000\.png, 013\.png"
     with pytest.raises(ValueError, match=message) as error:
         take(folder(tmp_path), 20)
@@ -439,7 +440,7 @@ def test_only_ten_damaged_files_are_named(tmp_path, warnings, monkeypatch):
     write_pictures(tmp_path, 30)
     for i in range(12):
         damage(tmp_path / f"{i:03}.png", "empty")
-    monkeypatch.setattr(pictures, "MAX_UNREADABLE", 0.5)
+    monkeypatch.setattr(image_folder, "MAX_UNREADABLE", 0.5)
     assert len(folder(tmp_path)) == 18
     assert len(warnings) == 11 and "12 files in all" in warnings[-1]
 
@@ -458,7 +459,7 @@ def test_streamed_folder_gives_the_batches_of_one_in_memory(tmp_path, monkeypatc
     write_pictures(tmp_path, 30)
     settings = {"holdout": 5, "image_size": 4}
     here, test = (folder(tmp_path, split=split, **settings) for split in SPLITS)
-    monkeypatch.setattr(sources, "MEMORY_BUDGET", 10)
+    monkeypatch.setattr(source_lib, "MEMORY_BUDGET", 10)
     there, test_there = (folder(tmp_path, split=split, **settings) for split in SPLITS)
     assert here.in_memory and not there.in_memory and here.image_shape == there.image_shape
     np.testing.assert_array_equal(everything(test), everything(test_there))
@@ -474,25 +475,25 @@ def test_cifar10_is_what_tfds_reads(monkeypatch):
     import tensorflow_datasets as tfds
 
     expected = tfds.data_source("cifar10", split="test", data_dir=TFDS, download=False)
-    source = data.load("cifar10:3.0.2", data_dir=TFDS, split="test", channels=3)
+    source = loading.load("cifar10:3.0.2", data_dir=TFDS, split="test", channels=3)
     assert len(source) == 10000 and source.image_shape == (32, 32, 3) and source.in_memory
     for i in (0, 1, 999, 1000, 9999):
         np.testing.assert_array_equal(source.read(np.array([i]))[0], expected[i]["image"])
-    monkeypatch.setattr(sources, "MEMORY_BUDGET", 10)
-    streamed = data.load("cifar10", split="test")
+    monkeypatch.setattr(source_lib, "MEMORY_BUDGET", 10)
+    streamed = loading.load("cifar10", split="test")
     assert not streamed.in_memory
     np.testing.assert_array_equal(take(source, 3), take(streamed, 3))
 
 
 @needs("fashion_mnist")
 def test_fashion_mnist_is_streamed_and_resized(monkeypatch):
-    monkeypatch.setattr(sources, "MEMORY_BUDGET", 10)
-    train, test = (data.load("fashion_mnist", split=split) for split in SPLITS)
+    monkeypatch.setattr(source_lib, "MEMORY_BUDGET", 10)
+    train, test = (loading.load("fashion_mnist", split=split) for split in SPLITS)
     assert len(train) == 60000 and len(test) == 10000 and train.image_shape == (28, 28, 1)
     image = train.read(np.array([0]))[0]
-    coloured = data.load("fashion_mnist", channels=3).read(np.array([0]))[0]
+    coloured = loading.load("fashion_mnist", channels=3).read(np.array([0]))[0]
     np.testing.assert_array_equal(coloured, np.repeat(image, 3, axis=-1))
-    assert data.load("fashion_mnist", image_size=32).image_shape == (32, 32, 1)
+    assert loading.load("fashion_mnist", image_size=32).image_shape == (32, 32, 1)
 
 
 def write_tfds(root, images, file_format="array_record", version="1.0.0", labels=None):
@@ -534,24 +535,24 @@ def ramp(n, sizes=(4,)):
     return [np.full((sizes[i % len(sizes)], 5, 3), 10 * i, np.uint8) for i in range(n)]
 
 
-@pytest.mark.parametrize("budget", [10, sources.MEMORY_BUDGET])
+@pytest.mark.parametrize("budget", [10, source_lib.MEMORY_BUDGET])
 def test_tfds_set_without_a_test_split_is_split_here(tmp_path, monkeypatch, budget):
-    monkeypatch.setattr(sources, "MEMORY_BUDGET", budget)
+    monkeypatch.setattr(source_lib, "MEMORY_BUDGET", budget)
     root = write_tfds(tmp_path, ramp(12))
     settings = {"data_dir": root, "holdout": 4}
-    train, test = (data.load("tiny", split=split, **settings) for split in SPLITS)
+    train, test = (loading.load("tiny", split=split, **settings) for split in SPLITS)
     assert train.in_memory == (budget > 10) and train.image_shape == (4, 5, 3)
     greys = [everything(source)[:, 1, 1, 1].tolist() for source in (train, test)]
     assert len(greys[1]) == 4 and sorted(greys[0] + greys[1]) == list(range(0, 120, 10))
-    assert len(data.load("tiny", data_dir=root)) == 12
-    assert data.load("tiny", data_dir=root, split="test") is None
+    assert len(loading.load("tiny", data_dir=root)) == 12
+    assert loading.load("tiny", data_dir=root, split="test") is None
 
 
 def test_tfds_images_of_varying_size_need_a_size(tmp_path):
     root = write_tfds(tmp_path, ramp(5, sizes=(4, 6)))
     with pytest.raises(ValueError, match="image_size=0: .*tiny vary in size"):
-        data.load("tiny", data_dir=root)
-    source = data.load("tiny", data_dir=root, image_size=8, channels=1)
+        loading.load("tiny", data_dir=root)
+    source = loading.load("tiny", data_dir=root, image_size=8, channels=1)
     assert source.image_shape == (8, 8, 1)
     assert everything(source)[:, 3, 3, 0].tolist() == [0, 10, 20, 30, 40]
 
@@ -560,29 +561,29 @@ def test_newest_prepared_version_is_read_unless_one_is_named(tmp_path, monkeypat
     for i, version in enumerate(["9.0.0", "10.0.0", "1.2.3"]):
         root = write_tfds(tmp_path, ramp(3 + i), version=version)
     monkeypatch.setenv("TFDS_DATA_DIR", root)
-    assert len(data.load("tiny")) == 4 and len(data.load("tiny:9.0.0")) == 3
+    assert len(loading.load("tiny")) == 4 and len(loading.load("tiny:9.0.0")) == 3
     with pytest.raises(ValueError, match=r"tiny:2.0.0'.*has tiny:1.2.3, tiny:10.0.0, "):
-        data.load("tiny:2.0.0")
+        loading.load("tiny:2.0.0")
     (tmp_path / "tiny").rename(tmp_path / "some")
     (tmp_path / "tiny").mkdir()
     (tmp_path / "some").rename(tmp_path / "tiny" / "some")
-    assert len(data.load("tiny/some")) == 4
+    assert len(loading.load("tiny/some")) == 4
     with pytest.raises(ValueError, match="name='tiny': .*--config.data.name=tiny/some:"):
-        data.load("tiny")
+        loading.load("tiny")
 
 
 def test_what_needs_tensorflow_says_so(tmp_path, monkeypatch):
-    data.load("tiny", data_dir=write_tfds(tmp_path, ramp(3)))  # TFDS has looked for it by now.
+    loading.load("tiny", data_dir=write_tfds(tmp_path, ramp(3)))  # TFDS has looked for it by now.
     root = write_tfds(tmp_path / "tf", ramp(3), file_format="tfrecord")
     monkeypatch.setitem(sys.modules, "tensorflow", None)  # as if it were not installed
     with pytest.raises(ValueError, match=r"TFRecord .*pip install -e \"\.\[tf\]\""):
-        data.load("tiny", data_dir=root)
+        loading.load("tiny", data_dir=root)
     for name in ("lsun/bedroom", "celeb_a_hq/256"):
         with pytest.raises(ValueError, match=r"\[tf\].*name=image_folder") as error:
-            data.load(name, data_dir=root)
+            loading.load(name, data_dir=root)
         assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="nowhere': does not exist"):
-        data.load("tiny", data_dir=str(tmp_path / "nowhere"))
+        loading.load("tiny", data_dir=str(tmp_path / "nowhere"))
 
 
 # Labels and conditions.
@@ -590,17 +591,17 @@ def test_what_needs_tensorflow_says_so(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_labels_of_digits(split):
-    source = data.load("digits", split=split, labels=True)
-    np.testing.assert_array_equal(source.labels, data.digits(split)[1])
+    source = loading.load("digits", split=split, labels=True)
+    np.testing.assert_array_equal(source.labels, loading.digits(split)[1])
     assert source.num_classes == 10 and source.labels.dtype == np.int32
-    assert data.load("digits", split=split).labels is None
+    assert loading.load("digits", split=split).labels is None
 
 
 @needs("cifar10")
 def test_labels_of_cifar10_are_those_of_tfds():
     import tensorflow_datasets as tfds
 
-    source = data.load("cifar10", split="test", labels=True)
+    source = loading.load("cifar10", split="test", labels=True)
     chosen = np.array([0, 7, 999, 1000, 9999])
     examples = tfds.data_source("cifar10", split="test", data_dir=TFDS)
     expected = [examples[int(i)] for i in chosen]
@@ -614,9 +615,9 @@ def test_labels_of_cifar10_are_those_of_tfds():
 def test_labels_of_a_tfds_set_that_is_split_here(tmp_path, monkeypatch, streamed):
     write_tfds(tmp_path, list(numbered(9, (2, 5, 3))), labels=np.arange(9) % 4)
     if streamed:
-        monkeypatch.setattr(sources, "MEMORY_BUDGET", 1)
+        monkeypatch.setattr(source_lib, "MEMORY_BUDGET", 1)
     for split, size in (("train", 6), ("test", 3)):
-        source = data.load("tiny", data_dir=str(tmp_path), split=split, holdout=3, labels=True)
+        source = loading.load("tiny", data_dir=str(tmp_path), split=split, holdout=3, labels=True)
         told = source.examples(np.arange(size))
         np.testing.assert_array_equal(told["labels"], told["images"][:, 0, 0, 0] % 4)
         assert source.num_classes == 5 and source.in_memory != streamed
@@ -625,7 +626,7 @@ def test_labels_of_a_tfds_set_that_is_split_here(tmp_path, monkeypatch, streamed
 def test_a_tfds_set_without_labels_is_refused(tmp_path):
     write_tfds(tmp_path, ramp(3))
     with pytest.raises(ValueError, match="config.data.labels=True: tiny has no label among"):
-        data.load("tiny", data_dir=str(tmp_path), labels=True)
+        loading.load("tiny", data_dir=str(tmp_path), labels=True)
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -636,7 +637,7 @@ def test_folders_are_classes(tmp_path, monkeypatch, streamed):
             Image.new("L", (4, 4), value + i).save(tmp_path / name / f"{i}.png")
     (tmp_path / "cats" / "0.png").write_bytes(b"damaged")
     if streamed:
-        monkeypatch.setattr(sources, "MEMORY_BUDGET", 1)
+        monkeypatch.setattr(source_lib, "MEMORY_BUDGET", 1)
     for split, size in (("train", 19 + streamed), ("test", 7)):
         source = folder(tmp_path, split=split, holdout=7, labels=True, channels=1)
         told = source.examples(np.arange(len(source)))
@@ -649,8 +650,8 @@ def test_folders_are_classes(tmp_path, monkeypatch, streamed):
 
 
 def test_a_class_of_damaged_pictures_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "MEMORY_BUDGET", 1)
-    monkeypatch.setattr(pictures, "MAX_UNREADABLE", 0.9)
+    monkeypatch.setattr(source_lib, "MEMORY_BUDGET", 1)
+    monkeypatch.setattr(image_folder, "MAX_UNREADABLE", 0.9)
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         for i in range(3):
@@ -668,31 +669,31 @@ def test_labels_and_conditions_of_an_npz(tmp_path):
     np.savez(path, train=images, train_labels=np.arange(10) % 3, train_condition=beside)
     asked = dict(data_dir=path, labels=True, condition="stored", holdout=4)
     for split, size in (("train", 6), ("test", 4)):
-        source = data.load("npz", split=split, **asked)
+        source = loading.load("npz", split=split, **asked)
         told = source.examples(np.arange(size))
         chosen = told["images"][:, 0, 0, 0]
         np.testing.assert_array_equal(told["labels"], chosen % 3)
         np.testing.assert_array_equal(told["condition"], beside[chosen])
         assert source.num_classes == 3 and source.condition_channels == 2
-    resized = data.load("npz", image_size=4, **asked).examples(np.arange(6))
+    resized = loading.load("npz", image_size=4, **asked).examples(np.arange(6))
     assert resized["images"].shape == (6, 4, 4, 1) and resized["condition"].shape[1:3] == (4, 4)
-    only = data.load("npz", data_dir=path)
+    only = loading.load("npz", data_dir=path)
     assert only.labels is None and only.read_condition is None
     np.savez(path, train=images)
     with pytest.raises(ValueError, match=r"has no train_labels, int \[n\], a row"):
-        data.load("npz", data_dir=path, labels=True)
+        loading.load("npz", data_dir=path, labels=True)
     np.savez(path, train=images, labels=np.arange(9))
     with pytest.raises(ValueError, match=r"has no train_labels, int \[n\], a row"):
-        data.load("npz", data_dir=path, labels=True)
+        loading.load("npz", data_dir=path, labels=True)
     with pytest.raises(ValueError, match="config.data.condition='stored': must be one of"):
-        data.load("digits", condition="stored")
+        loading.load("digits", condition="stored")
     with pytest.raises(ValueError, match="config.data.condition='x': must be one of .*noisy, 's"):
-        data.load("npz", data_dir=path, condition="x")
+        loading.load("npz", data_dir=path, condition="x")
 
 
 def test_arrays_with_labels_and_conditions():
     images = numbered(6)
-    source = data.from_array(images, labels=[0, 1, 2, 0, 1, 2], condition=images[..., [0, 0]])
+    source = source_lib.from_array(images, labels=[0, 1, 2, 0, 1, 2], condition=images[..., [0, 0]])
     some = source.select(np.array([4, 2]))
     assert len(some) == 2 and some.num_classes == 3 and some.condition_channels == 2
     told = some.examples(np.array([1, 0]))
@@ -701,11 +702,11 @@ def test_arrays_with_labels_and_conditions():
     np.testing.assert_array_equal(told["images"], images[[2, 4]])
     for labels in ([0, 1], [0.0] * 6, [-1] * 6):
         with pytest.raises(ValueError, match="must be whole numbers in 0..*each of the 6"):
-            data.from_array(images, labels=labels)
+            source_lib.from_array(images, labels=labels)
     for condition in (images[:5], images[:, :1]):
         with pytest.raises(ValueError, match="must go with images"):
-            data.from_array(images, condition=condition)
-    batch = next(data.batches(source, seed=0, batch_size=4))
+            source_lib.from_array(images, condition=condition)
+    batch = next(loading.batches(source, seed=0, batch_size=4))
     rows = batch["images"][:, 0, 0, 0]
     np.testing.assert_array_equal(batch["labels"], rows % 3)
     np.testing.assert_array_equal(batch["condition"][:, 0, 0, 0], rows)

@@ -12,8 +12,11 @@ import pytest
 from absl import logging
 from PIL import Image
 
-from ddpm_jax import cli, data, sources, training, validation
+from ddpm_jax import cli, validation
 from ddpm_jax import config as config_lib
+from ddpm_jax.data import loading
+from ddpm_jax.data import source as source_lib
+from ddpm_jax.training import loop
 from ddpm_jax.configs import digits, image_folder
 from test_data import everything, folder, numbered, ramp, take, write_pictures, write_tfds
 
@@ -39,7 +42,7 @@ def logged(monkeypatch):
 @pytest.fixture(params=[False, True], ids=["in memory", "streamed"])
 def streamed(request, monkeypatch):
     if request.param:
-        monkeypatch.setattr(sources, "MEMORY_BUDGET", 10)
+        monkeypatch.setattr(source_lib, "MEMORY_BUDGET", 10)
     return request.param
 
 
@@ -214,7 +217,7 @@ def test_a_folder_that_grows_stays_what_it_was(tmp_path, streamed):
 
 
 def test_files_deleted_while_training_are_named(tmp_path, monkeypatch, logged):
-    monkeypatch.setattr(sources, "MEMORY_BUDGET", 10)
+    monkeypatch.setattr(source_lib, "MEMORY_BUDGET", 10)
     write_pictures(tmp_path, 40)
     source = folder(tmp_path)
     (tmp_path / "007.png").unlink()
@@ -226,7 +229,7 @@ def test_files_deleted_while_training_are_named(tmp_path, monkeypatch, logged):
 
 
 def test_a_picture_of_another_size_that_appears_while_training(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "MEMORY_BUDGET", 10)
+    monkeypatch.setattr(source_lib, "MEMORY_BUDGET", 10)
     write_pictures(tmp_path, 12)
     source = folder(tmp_path)
     Image.new("RGB", (9, 9)).save(tmp_path / "003.png")
@@ -241,7 +244,7 @@ def test_more_classes_than_the_config(tmp_path):
     config.data.name, config.data.dir = "image_folder", str(tmp_path)
     config.data.labels, config.data.num_classes = True, 2
     config.train.batch_size = 8
-    refused(lambda: training.prepare(config, None, None),
+    refused(lambda: loop.prepare(config, None, None),
             "num_classes=2, but image_folder has 3; write --config.data.num_classes=3")
 
 
@@ -259,7 +262,7 @@ def npz(path, **arrays):
 
 
 def load_npz(path, **settings):
-    return data.load("npz", data_dir=str(path), **settings)
+    return loading.load("npz", data_dir=str(path), **settings)
 
 
 class Attack:
@@ -366,7 +369,7 @@ def test_a_record_that_cannot_be_read_is_named(tmp_path, streamed, kind):
         entries[3] = {"20000x20000": io.BytesIO(png(20000, 20000)),
                       "no record": b"\xff\xff\xffgarbage", "an empty record": b""}[kind]
     with_records(tmp_path, entries)
-    refused(lambda: take(data.load("tiny", data_dir=root), 2),
+    refused(lambda: take(loading.load("tiny", data_dir=root), 2),
             "name='tiny': image 3 of split 'train' in .*tiny/1.0.0 cannot be read", "prepare the")
 
 
@@ -376,7 +379,7 @@ def test_records_of_other_shapes_and_modes_are_made_to_fit(tmp_path, streamed):
     entries[2] = io.BytesIO(encoded("jpeg", "CMYK", (50, 40)))
     entries[3] = io.BytesIO(encoded("png", "RGBA", (1, 1)))
     with_records(tmp_path, entries)
-    images = everything(data.load("tiny", data_dir=root))
+    images = everything(loading.load("tiny", data_dir=root))
     assert images.shape == (6, 4, 5, 3) and images[:, 0, 0, 0].tolist() == [0, 0, 255, 255, 4, 5]
 
 
@@ -396,7 +399,7 @@ def change(path, old, new):
 def test_descriptions_of_a_set_that_are_damaged(tmp_path, name, old, new, words):
     root = write_tfds(tmp_path, ramp(6))
     change(tmp_path / "tiny" / "1.0.0" / name, old, new)
-    refused(lambda: data.load("tiny", data_dir=root), words, "prepare the set again")
+    refused(lambda: loading.load("tiny", data_dir=root), words, "prepare the set again")
 
 
 @pytest.mark.parametrize("fault", ["flipped", "cut", "gone", "no features"])
@@ -409,13 +412,13 @@ def test_files_of_a_set_that_are_damaged(tmp_path, fault):
         path.write_bytes(content if fault == "flipped" else content[:-40])
     else:
         (path if fault == "gone" else path.with_name("features.json")).unlink()
-    refused(lambda: data.load("tiny", data_dir=root), "prepare the set again")
+    refused(lambda: loading.load("tiny", data_dir=root), "prepare the set again")
 
 
 def test_a_set_whose_labels_exceed_its_classes(tmp_path):
     root = write_tfds(tmp_path, ramp(6), labels=[0, 1, 2, 3, 4, 4])
     change(tmp_path / "tiny" / "1.0.0" / "features.json", '"5"', '"3"')
-    refused(lambda: data.load("tiny", data_dir=root, image_size=4, labels=True),
+    refused(lambda: loading.load("tiny", data_dir=root, image_size=4, labels=True),
             "name='tiny' kind=int32 .6.: must be whole numbers in 0..2")
 
 

@@ -7,17 +7,17 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import oracle
-from ddpm_jax import schedule as schedules
-from ddpm_jax.diffusion import (
-    LEARNED, MEANS, VARIANCES, Parameterization, eps_from_x_0, model_log_variance, predict,
+from ddpm_jax.diffusion import schedule as schedule_lib
+from ddpm_jax.diffusion.process import (
+    LEARNED, MEANS, Parameterization, VARIANCES, eps_from_x_0, model_log_variance, predict,
     predict_fn, q_mean_variance, q_posterior, q_sample, q_step, x_0_from_eps,
 )
 
 SCHEDULES = {
-    "linear": schedules.linear(),
-    "cosine": schedules.cosine(20),
-    "jsd": schedules.jsd(20),
-    "one step": schedules.from_betas([0.3]),
+    "linear": schedule_lib.linear(),
+    "cosine": schedule_lib.cosine(20),
+    "jsd": schedule_lib.jsd(20),
+    "one step": schedule_lib.from_betas([0.3]),
 }
 FLOAT32 = dict(rtol=2e-6, atol=2e-6)  # A few float32 roundings (6e-8) of numbers up to 3.
 
@@ -61,7 +61,7 @@ def test_q_sample_is_the_composition_of_steps(name, transform):
 @EITHER_WAY
 def test_q_step_repeated_is_q_sample(transform):
     """Means and variances carried through 20 single steps, as linear maps."""
-    schedule = schedules.cosine(20)
+    schedule = schedule_lib.cosine(20)
     one, zero = jnp.ones((1, 1, 1, 1)), jnp.zeros((1, 1, 1, 1))
     step = transform(lambda x, t, eps: q_step(schedule, x, t, eps))
     sample = transform(lambda x, t, eps: q_sample(schedule, x, t, eps))
@@ -232,7 +232,7 @@ def test_denoised_fn_without_clip_still_re_derives_eps(transform):
 @pytest.mark.parametrize("mean", MEANS)
 def test_eps_may_stay_the_networks(mean, changes, transform):
     """x_0 = 3, whatever it is changed to: eps is that of the 3, and nothing else moves."""
-    schedule = schedules.linear(20, 1e-3, 0.3)
+    schedule = schedule_lib.linear(20, 1e-3, 0.3)
     scale, variance = oracle.compose(schedule.beta, 8)
     eps = (0.5 - 3 * scale) / np.sqrt(variance)
     output = {"eps": eps, "x_0": 3.0, "v": scale * eps - np.sqrt(variance) * 3,
@@ -271,7 +271,7 @@ def test_predictions_are_float32_for_any_output(dtype, transform):
 
 @EITHER_WAY
 def test_the_network_is_told_the_original_step(transform):
-    respaced = schedules.respace(schedules.linear(), [0, 400, 999])
+    respaced = schedule_lib.respace(schedule_lib.linear(), [0, 400, 999])
 
     def repeat_t(x_t, t):
         return jnp.broadcast_to(t.astype(jnp.float32).reshape(-1, 1, 1, 1), x_t.shape)
@@ -282,13 +282,13 @@ def test_the_network_is_told_the_original_step(transform):
     # The coefficients are the respaced chain's, beta_1 of it from 0 to 400.
     assert_allclose(
         prediction.log_variance[2].item(),
-        np.log(oracle.visit(schedules.linear().beta, [1, 401, 1000])[1]), **FLOAT32,
+        np.log(oracle.visit(schedule_lib.linear().beta, [1, 401, 1000])[1]), **FLOAT32,
     )
 
 
 @EITHER_WAY
 def test_predict_fn_passes_the_settings_on(transform):
-    schedule = schedules.linear()
+    schedule = schedule_lib.linear()
     run = predict_fn(schedule, lambda x, t: x, mean="x_0", variance="fixed_small")
     prediction = transform(run)(jnp.full((1, 1, 1, 1), 3.0), jnp.array([1]))
     assert prediction.x_0.item() == 1.0
@@ -300,8 +300,8 @@ def test_predict_fn_passes_the_settings_on(transform):
 @pytest.mark.parametrize("mean", MEANS)
 def test_every_output_holds_on_a_respaced_chain(mean, variance, transform):
     """A network that knows x_0, and half-way between the variances, is as right in few steps."""
-    full, x_0, x_t, steps = schedules.linear(50, 1e-3, 0.3), 0.3, 0.8, [5, 20, 49]
-    respaced = schedules.respace(full, steps)
+    full, x_0, x_t, steps = schedule_lib.linear(50, 1e-3, 0.3), 0.3, 0.8, [5, 20, 49]
+    respaced = schedule_lib.respace(full, steps)
     scale, spread = (full.sqrt_alpha_bar, full.sqrt_one_minus_alpha_bar)
     eps = (x_t - scale * x_0) / spread
     mid = 0.5 * (full.posterior_log_variance + np.log(full.beta))

@@ -20,8 +20,10 @@ from absl import flags
 from ml_collections import config_flags
 
 import ddpm_jax
-from ddpm_jax import cli, sampling, tasks, validation
+from ddpm_jax import cli, validation
 from ddpm_jax import config as config_lib
+from ddpm_jax.inference import sample as sample_lib
+from ddpm_jax.inference import sample_command
 from ddpm_jax.configs import cifar10
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # absl's
@@ -170,9 +172,9 @@ def check_run(arguments, said):
         validation.check_evaluation(config)
         how = config_lib.sampling_settings(config)
         how.check()
-        sampling.chain_of(how, config_lib.schedule(config))
+        sample_lib.chain_of(how, config_lib.schedule(config))
         if config.sample.task or config.sample.inputs:
-            tasks.check(config.sample)
+            sample_command.check(config.sample)
 
 
 def test_the_command_stands_under_every_picture():
@@ -198,10 +200,10 @@ for name, module in (("digits", digits), ("digits_conditional", digits_condition
     config = module.get_config()
     config.model.channels, config.model.channel_multipliers = 4, (1,)
     config.model.attention_resolutions = ()
-    run = training.prepare(config, f"runs/{name}", None)
-    workdir.store_config(run.config, run.workdir)
+    run = loop.prepare(config, f"runs/{name}", None)
+    run_folder.store_config(run.config, run.workdir)
     with checkpoints.Checkpoints(run.workdir) as saved:
-        saved.save(1, state.to_saved(training.fresh_state(run)), training.metadata(run.config))
+        saved.save(1, state.to_saved(loop.fresh_state(run)), loop.metadata(run.config))
 """
 RUNNER = """
 import json, sys, traceback

@@ -7,8 +7,11 @@ import pytest
 
 import ddpm_jax
 from ddpm_jax.configs import digits_superres
-from ddpm_jax import cli, data, draws, measures
+from ddpm_jax import cli
 from ddpm_jax import config as config_lib
+from ddpm_jax.data import loading
+from ddpm_jax.evaluation import conditional_draws
+from ddpm_jax.evaluation import metrics as metrics_lib
 
 RNG = np.random.default_rng(0)
 TRUTH = np.uint8(255 * RNG.integers(0, 2, (3, 4, 5, 1)))
@@ -16,7 +19,7 @@ DRAWS = np.where(RNG.random((3, 6, 4, 5, 1)) < 0.8, TRUTH[:, None], 255 - TRUTH[
 
 
 def test_summary_by_loops():
-    found = draws.summary(DRAWS, TRUTH)
+    found = conditional_draws.summary(DRAWS, TRUTH)
     for i in range(3):
         mean = sum(float(1) * draw for draw in DRAWS[i].astype(float)) / 6
         np.testing.assert_allclose(found.mean[i], mean)
@@ -33,16 +36,16 @@ def test_summary_by_loops():
 
 
 def test_dice_is_of_masks_alone_and_of_nothing_1():
-    assert draws.summary(DRAWS, np.maximum(TRUTH, 1)).dice is None
+    assert conditional_draws.summary(DRAWS, np.maximum(TRUTH, 1)).dice is None
     nothing = np.zeros((1, 2, 4, 5, 1), np.uint8)
-    assert draws.summary(nothing, nothing[:, 0]).dice == [1.0]
+    assert conditional_draws.summary(nothing, nothing[:, 0]).dice == [1.0]
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4])
 def test_a_row_of_the_picture(channels):
-    found = draws.summary(DRAWS, TRUTH)
+    found = conditional_draws.summary(DRAWS, TRUTH)
     condition = RNG.integers(0, 256, (3, 4, 5, channels), np.uint8)
-    picture = draws.picture(condition, DRAWS, found, TRUTH, shown=2)
+    picture = conditional_draws.picture(condition, DRAWS, found, TRUTH, shown=2)
     factor, border = 16, 2  # Of 4 pixels until they are 64.
     tile = lambda row, column: picture[
         border + row * (64 + border):, border + column * (80 + border):, 0][:64:factor, :80:factor]
@@ -81,7 +84,7 @@ def test_a_run_told_labels_and_images_is_measured_and_sampled(tmp_path, capsys):
     assert (folder / "draws.png").exists()
     cli._sample(config, tmp_path)
     path, = (tmp_path / "samples").glob("*.npz")
-    told = data.load("digits", split="test", labels=True, condition="low_resolution", factor=2)
+    told = loading.load("digits", split="test", labels=True, condition="low_resolution", factor=2)
     with np.load(path) as arrays:
         assert arrays["arr_0"].shape == (5, 8, 8, 1)
         np.testing.assert_array_equal(arrays["labels"], told.labels[:5])
@@ -107,4 +110,4 @@ def test_draws_are_for_models_that_take_a_condition(tmp_path):
     job = types.SimpleNamespace(
         config=types.SimpleNamespace(evaluate=None), trained=types.SimpleNamespace(model=None))
     with pytest.raises(ValueError, match="this model takes no condition"):
-        measures.answer(job, tmp_path)
+        metrics_lib.answer(job, tmp_path)

@@ -10,9 +10,13 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import ddpm_jax
 import oracle
-from ddpm_jax import diffusion, editing, grids, samplers, schedule, solvers
-from ddpm_jax.sampling import Settings
-from ddpm_jax.unet import UNet
+from ddpm_jax.diffusion import process
+from ddpm_jax.diffusion import schedule as schedule_lib
+from ddpm_jax.inference import editing
+from ddpm_jax.inference.sample import Settings
+from ddpm_jax.network.unet import UNet
+from ddpm_jax.samplers import reverse_chain, tableau
+from ddpm_jax.samplers import steps as steps_lib
 from nonzero import TinyNet, nonzero_params
 
 # Batches of another size are summed in another order: float32 roundings of 12 steps.
@@ -28,8 +32,8 @@ LEFT = np.broadcast_to(np.arange(8) < 4, (8, 8))
 def trained():
     model = TinyNet()
     return ddpm_jax.Trained(
-        nonzero_params(model, SHAPE), model, schedule.linear(T, 1e-3, 0.6),
-        diffusion.Parameterization(), SHAPE,
+        nonzero_params(model, SHAPE), model, schedule_lib.linear(T, 1e-3, 0.6),
+        process.Parameterization(), SHAPE,
     )
 
 
@@ -46,11 +50,11 @@ def normal(use, n):
     return np.stack([jax.random.normal(rng, SHAPE) for rng in keys(use, n)])
 
 
-def direct(trained, x, start, steps=range(T), sampler=samplers.ancestral, clip=True):
+def direct(trained, x, start, steps=range(T), sampler=reverse_chain.ancestral, clip=True):
     """The chain itself, from x noised `start` times."""
     full = trained.schedule
-    respaced = schedule.respace(full, np.array(steps))
-    predict = diffusion.predict_fn(
+    respaced = schedule_lib.respace(full, np.array(steps))
+    predict = process.predict_fn(
         respaced, ddpm_jax.denoise_fn(trained), full=full, clip=clip)
     chain = jax.jit(lambda x, rngs: sampler(
         respaced, predict, x, rngs, start=start), compiler_options=FAST)
@@ -104,7 +108,7 @@ def test_the_ends_are_each_pictures_img2img(trained):
 
 
 def test_fewer_steps_start_at_the_visited_ones(trained):
-    images, steps = pictures(2), grids.uniform(T, 4)  # 0, 4, 7, 11
+    images, steps = pictures(2), steps_lib.uniform(T, 4)  # 0, 4, 7, 11
     for t, start in ((1, 1), (4, 1), (5, 2), (T, 4)):
         found = editing.interpolate(
             trained, KEY, images, images, t=(t,), lam=(0.5,), settings=Settings(num_steps=4))
@@ -116,7 +120,7 @@ def test_strength_is_a_share_of_the_steps(trained):
     assert [editing.noising_steps(trained, s) for s in (0.0, 0.1, 0.5, 1.0)] == [0, 1, 6, T]
     images = pictures(1)
     all_of_it = editing.img2img(trained, KEY, images, strength=1.0, settings=DDIM)
-    expected = direct(trained, noised(images, T), T, sampler=solvers.ddim)
+    expected = direct(trained, noised(images, T), T, sampler=tableau.ddim)
     assert_allclose(all_of_it, expected, **SAME)
 
 
@@ -124,7 +128,7 @@ def test_every_sampler_of_steps_edits(trained):
     images = pictures(2)
     found = editing.img2img(trained, KEY, images, settings=Settings("ddim", eta=0.7))
     expected = direct(
-        trained, noised(images, 6), 6, sampler=lambda *a, **k: solvers.ddim(*a, eta=0.7, **k))
+        trained, noised(images, 6), 6, sampler=lambda *a, **k: tableau.ddim(*a, eta=0.7, **k))
     assert_allclose(found, expected, **SAME)
     free = editing.img2img(trained, KEY, images, settings=Settings(clip=False))
     assert_allclose(free, direct(trained, noised(images, 6), 6, clip=False), **SAME)
@@ -134,15 +138,15 @@ def test_every_sampler_of_steps_edits(trained):
 def test_a_respaced_chain_knows_the_full_one(mean, variance):
     model = TinyNet()
     trained = ddpm_jax.Trained(
-        nonzero_params(model, SHAPE), model, schedule.linear(T, 1e-3, 0.6),
-        diffusion.Parameterization(mean, variance), SHAPE,
+        nonzero_params(model, SHAPE), model, schedule_lib.linear(T, 1e-3, 0.6),
+        process.Parameterization(mean, variance), SHAPE,
     )
-    steps = grids.uniform(T, 4)
-    respaced = schedule.respace(trained.schedule, steps)
-    predict = diffusion.predict_fn(
+    steps = steps_lib.uniform(T, 4)
+    respaced = schedule_lib.respace(trained.schedule, steps)
+    predict = process.predict_fn(
         respaced, ddpm_jax.denoise_fn(trained), full=trained.schedule, mean=mean,
         variance=variance)
-    expected = jax.jit(lambda x, rngs: samplers.ancestral(
+    expected = jax.jit(lambda x, rngs: reverse_chain.ancestral(
         respaced, predict, x, rngs), compiler_options=FAST)(
             jnp.float32(noised(pictures(1), T)), keys(Z, 1))
     found = editing.img2img(
@@ -281,7 +285,7 @@ def test_a_second_call_compiles_nothing(trained):
     (lambda t, x: editing.img2img(t, 0, x, strength=0.0), "strength=0.0 must be at least 1 of 12"),
     (lambda t, x: editing.img2img(t, 0, x, strength=1.2), "strength=1.2 must lie in 0..1"),
     (lambda t, x: editing.img2img(t, 0, x[0]), r"images are float32 \[8, 8, 3\].*images\[None\]"),
-    (lambda t, x: editing.img2img(t, 0, np.uint8(x)), r"uint8 \[1, 8, 8, 3\].*images.to_float"),
+    (lambda t, x: editing.img2img(t, 0, np.uint8(x)), r"uint8 \[1, 8, 8, 3\].*pictures.to_float"),
     (lambda t, x: editing.img2img(t, 0, x[:, :4]), r"\[1, 4, 8, 3\], and the model's are float"),
     (lambda t, x: editing.img2img(t, 0, x[:0]), r"\[0, 8, 8, 3\]"),
     (lambda t, x: editing.img2img(t, 0, x, settings=Settings("heun", 5)),

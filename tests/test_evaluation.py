@@ -11,8 +11,12 @@ from PIL import Image
 import ddpm_jax
 from ddpm_jax.configs import digits
 from ddpm_jax import config as config_lib
-from ddpm_jax import evaluation, inception, measures, quality, references, validation
-from ddpm_jax.inception import Features
+from ddpm_jax import validation
+from ddpm_jax.evaluation import evaluate as evaluate_lib
+from ddpm_jax.evaluation import inception_features, references
+from ddpm_jax.evaluation import metrics as metrics_lib
+from ddpm_jax.weights import inception_weights
+from ddpm_jax.weights.inception_weights import Features
 
 
 POOL, SPATIAL = 32, 24
@@ -74,8 +78,8 @@ def trained_workdir(tmp_path_factory):
 def workdir(trained_workdir, tmp_path, monkeypatch):
     """A run of its own for each test, with a cache and a network of its own."""
     monkeypatch.setenv("DDPM_JAX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(quality, "Network", FakeNetwork)
-    for module in (quality, references):
+    monkeypatch.setattr(inception_features, "Network", FakeNetwork)
+    for module in (inception_features, references):
         monkeypatch.setattr(module, "POOL", POOL)
         monkeypatch.setattr(module, "SPATIAL", SPATIAL)
     for name in ("checkpoints", "config.json"):
@@ -92,7 +96,7 @@ def test_every_metric_leaves_a_row_and_a_line(workdir, capsys):
     names = [(m, r) for m in metrics
              for r in (("train", "test") if m in against else (None,))]
     assert [(row["metric"], row["reference"]) for row in rows] == names
-    assert rows == evaluation.rows(workdir)
+    assert rows == evaluate_lib.rows(workdir)
     said = capsys.readouterr().out
     for row in rows:
         assert row["step"] == 6 and row["protocol"]["step"] == 6
@@ -110,7 +114,7 @@ def test_every_metric_leaves_a_row_and_a_line(workdir, capsys):
         "seed": 0, "num_samples": 13, "sampler": "ancestral", "num_steps": 4, "clip": True,
         "eta": 0.0, "grid": "uniform", "guidance": 1.0, "guidance_interval": [],
         "rederive_eps": True, "dynamic_threshold": 0.0,
-        "rounding": "uint8", "resize": quality.RESIZE, "inception": "fake",
+        "rounding": "uint8", "resize": inception_features.RESIZE, "inception": "fake",
         "reference": "train",
     }
     files = {path.name for path in (workdir / "evaluations").rglob("*") if path.is_file()}
@@ -132,7 +136,7 @@ def test_a_protocol_is_measured_once_and_another_anew(workdir, capsys):
     config.evaluate.seed = 1
     second = ddpm_jax.evaluate(config, workdir)
     assert [row["value"] for row in second] != [row["value"] for row in first]
-    assert len(evaluation.rows(workdir)) == 4
+    assert len(evaluate_lib.rows(workdir)) == 4
     # A new score of the same samples draws none, and another split is another protocol.
     config = small_config(metrics=("is", "bpd"), split="train", seed=1)
     drawn = sorted((workdir / "evaluations").rglob("samples-*/*.npz"))
@@ -151,7 +155,7 @@ def test_samples_are_those_of_sample_and_their_number_is_exact(workdir):
     parts = [np.load(path)["arr_0"] for path in sorted(folder.iterdir())]
     images = np.concatenate(parts)
     assert len(parts) == 3 and images.shape == (21, 8, 8, 1) and images.dtype == np.uint8
-    rng = measures.Job(config, 6, None, None, False, None).rng(measures._SAMPLES)
+    rng = metrics_lib.Job(config, 6, None, None, False, None).rng(metrics_lib._SAMPLES)
     expected = ddpm_jax.sample(ddpm_jax.load(workdir), rng, 21, output="uint8")
     # Other batches sum in another order: at most one grey level of rounding.
     assert np.abs(images.astype(int) - expected).max() <= 1
@@ -202,7 +206,7 @@ def test_all_checkpoints_and_the_best_of_them(workdir, capsys):
     (workdir / "evaluations.jsonl").write_text(
         "".join(json.dumps(row) + "\n" for row in known)
     )
-    evaluation._keep_best(evaluation.epath.Path(workdir), known[2])
+    evaluate_lib._keep_best(evaluate_lib.epath.Path(workdir), known[2])
     assert [p.name for p in (workdir / "best" / "checkpoints").iterdir()] == ["4"]
 
 
@@ -220,7 +224,7 @@ def test_one_checkpoint_by_its_step(workdir):
 
 
 def test_following_a_running_job_ends_with_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation, "_POLL", 0.05)
+    monkeypatch.setattr(evaluate_lib, "_POLL", 0.05)
     config = small_config(checkpoints="follow")
     config.train.keep = 10
     failed = []
@@ -244,7 +248,7 @@ def test_a_torn_last_row_is_dropped(workdir):
     (row,) = ddpm_jax.evaluate(small_config(), workdir)
     path = workdir / "evaluations.jsonl"
     path.write_text(path.read_text() + '{"step": 6, "met')
-    assert evaluation.rows(workdir) == [row]
+    assert evaluate_lib.rows(workdir) == [row]
     ddpm_jax.evaluate(small_config(seed=2), workdir)
     assert len(path.read_text().splitlines()) == 2
 
@@ -260,8 +264,8 @@ def test_a_folder_of_pictures_is_a_reference(workdir):
 
 
 def test_names_in_the_config_are_those_of_the_metrics():
-    assert set(validation.EVALUATIONS) == set(measures.METRICS)
-    assert set(validation.SCORES) == {*quality.SCORES, "frechet_pixels"}
+    assert set(validation.EVALUATIONS) == set(metrics_lib.METRICS)
+    assert set(validation.SCORES) == {*inception_features.SCORES, "frechet_pixels"}
     assert set(validation.SCORES) - {"is"} == set(validation.AGAINST_REFERENCES)
 
 
@@ -283,7 +287,7 @@ def test_mistakes_are_told_in_one_line(workdir, name, value, says):
 
 def test_no_weights_and_no_network_say_what_to_fetch(trained_workdir, tmp_path, monkeypatch):
     monkeypatch.setenv("DDPM_JAX_CACHE", str(tmp_path))
-    monkeypatch.setattr(inception, "URL", "http://127.0.0.1:9/weights.pth")
+    monkeypatch.setattr(inception_weights, "URL", "http://127.0.0.1:9/weights.pth")
     with pytest.raises(ValueError, match="download.*config.evaluate.inception=PATH") as error:
         ddpm_jax.evaluate(small_config(metrics=("fid",)), trained_workdir)
     assert "\n" not in str(error.value)
@@ -340,7 +344,7 @@ def test_a_sweep_of_inceptions_score_says_its_network(workdir):
 
 
 def test_raw_pixels_need_no_network(workdir, monkeypatch):
-    monkeypatch.setattr(quality, "Network", None)
+    monkeypatch.setattr(inception_features, "Network", None)
     config = small_config(metrics=("frechet_pixels", "sweep"), references=("test",))
     assert len(ddpm_jax.evaluate(config, workdir)) == 2
 

@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from ddpm_jax import files, parts
+from ddpm_jax.runtime import files, partial_results
 
 
 def test_a_file_is_made_with_its_folder_and_replaced(tmp_path):
@@ -37,19 +37,19 @@ def test_the_cache_is_where_the_environment_says(monkeypatch):
 
 
 def test_parts_are_taken_up_to_the_first_that_is_missing_or_damaged(tmp_path):
-    assert list(parts.finished(tmp_path / "none")) == []
+    assert list(partial_results.finished(tmp_path / "none")) == []
     rows, done = np.arange(10), 0
     for stop in (3, 4, 8, 10):
-        parts.keep(tmp_path, done, {"rows": rows[done:stop], "twice": 2 * rows[done:stop]})
+        partial_results.keep(tmp_path, done, {"rows": rows[done:stop], "twice": 2 * rows[done:stop]})
         done = stop
-    found = list(parts.finished(tmp_path))
+    found = list(partial_results.finished(tmp_path))
     np.testing.assert_array_equal(np.concatenate([part["rows"] for part in found]), rows)
     np.testing.assert_array_equal(found[2]["twice"], [8, 10, 12, 14])
-    assert [parts.num_rows(part) for part in found] == [3, 1, 4, 2]
+    assert [partial_results.num_rows(part) for part in found] == [3, 1, 4, 2]
 
     third = sorted(tmp_path.iterdir())[2]
     for damage in (third.read_bytes()[:50], b""):
         third.write_bytes(damage)
-        assert len(list(parts.finished(tmp_path))) == 2
+        assert len(list(partial_results.finished(tmp_path))) == 2
     third.unlink()
-    assert len(list(parts.finished(tmp_path))) == 2
+    assert len(list(partial_results.finished(tmp_path))) == 2

@@ -18,11 +18,15 @@ from hypothesis import strategies as st
 from ml_collections import config_flags
 from PIL import Image
 
-from ddpm_jax import cli, data, memory, parallel, pictures, sources, training, validation
+from ddpm_jax import cli, validation
 from ddpm_jax import config as config_lib
-from ddpm_jax import state as state_lib
+from ddpm_jax.data import image_folder, loading
+from ddpm_jax.data import source as source_lib
+from ddpm_jax.runtime import parallel
+from ddpm_jax.training import loop, memory_check
+from ddpm_jax.training import state as state_lib
+from ddpm_jax.training.step import pmap_train_step, step_settings
 from ddpm_jax.configs import cifar10
-from ddpm_jax.train_step import pmap_train_step, step_settings
 from nonzero import TinyNet
 from test_profile import tiny_config
 
@@ -70,8 +74,8 @@ def overrides(draw):
 @pytest.fixture(autouse=True)
 def small(monkeypatch, tmp_path):
     """2 GiB for eight devices, no data sets, and a network that is traced at once."""
-    monkeypatch.setattr(memory, "of_host", lambda: 2 * 2**30)
-    monkeypatch.setattr(sources, "MEMORY_BUDGET", 2**20)  # Larger images are made when asked for.
+    monkeypatch.setattr(memory_check, "of_host", lambda: 2 * 2**30)
+    monkeypatch.setattr(source_lib, "MEMORY_BUDGET", 2**20)  # Larger images are made when asked for.
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "none"))
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     monkeypatch.setattr(logging, "warning", lambda *_: None)
@@ -91,19 +95,19 @@ def begin(config, folder):
     config_lib.sampling_settings(config)
     if LONG:
         config.train.num_steps = 2
-        training.train(config, folder)
+        loop.train(config, folder)
         return
-    run = training.prepare(config, None, None)
+    run = loop.prepare(config, None, None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(state_lib, "create", state_lib.fresh)
-        state = jax.eval_shape(lambda: training.fresh_state(run))
+        state = jax.eval_shape(lambda: loop.fresh_state(run))
     step = pmap_train_step(
         schedule=run.schedule, learning_rate=config_lib.learning_rate(run.config),
         settings=step_settings(run.config),
     )
     share = run.config.train.batch_size
     batch = parallel.shard(run.source.examples(np.arange(share) % len(run.source)))
-    step.lower(state, batch, run.rng(training.STEP))
+    step.lower(state, batch, run.rng(loop.STEP))
 
 
 def one_line(error):
@@ -202,7 +206,7 @@ def test_bytes_are_a_picture_or_a_line(path, content, shape):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of what it could make good.
         try:
-            image = pictures.read(path, shape, setting="config.sample.inputs")
+            image = image_folder.read(path, shape, setting="config.sample.inputs")
         except ValueError as error:
             one_line(error)
         else:
@@ -217,7 +221,7 @@ def test_a_folder_with_any_bytes_is_read_or_refused(path, content):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            source = data.load("image_folder", data_dir=str(path.parent), image_size=4)
+            source = loading.load("image_folder", data_dir=str(path.parent), image_size=4)
         except ValueError as error:
             one_line(error)
         else:

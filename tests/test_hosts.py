@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 
 import host
-from ddpm_jax import checkpoints, data, images, parallel
+from ddpm_jax.data import loading
+from ddpm_jax.runtime import parallel
+from ddpm_jax.workdir import checkpoints, pictures
 
 TESTS = pathlib.Path(__file__).parent
 LAYOUTS = {"1x4": (1, 4), "2x2": (2, 2), "1x1": (1, 1)}  # Processes, devices of each.
@@ -67,7 +69,7 @@ def without_gloo(out):
 def done(tmp_path_factory):
     """The folder of all layouts, and by layout the results of each process and what it said."""
     folder, found = tmp_path_factory.mktemp("hosts"), {}
-    images.save_png(folder / "digit.png", data.digits("test")[0][0])
+    pictures.save_png(folder / "digit.png", loading.digits("test")[0][0])
     for layout, (count, _) in LAYOUTS.items():
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(host.config_lib, "model", lambda config, channels: host.Net())

@@ -6,42 +6,42 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax import images
+from ddpm_jax.workdir import pictures
 
 ALL = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
 
 
-@pytest.mark.parametrize("convert", [images.to_float, jax.jit(images.to_float)])
+@pytest.mark.parametrize("convert", [pictures.to_float, jax.jit(pictures.to_float)])
 @pytest.mark.parametrize("make", [np.asarray, jnp.asarray])
 def test_uint8_to_float_and_back_is_the_identity(convert, make):
     floats = convert(make(ALL))
     assert floats.dtype == np.float32 and floats.shape == ALL.shape
     # XLA may multiply by the reciprocal: one unit in the last place of a value up to 2.
     np.testing.assert_allclose(floats, ALL / 127.5 - 1, rtol=0, atol=2.4e-7)
-    np.testing.assert_array_equal(images.to_uint8(floats), ALL)
+    np.testing.assert_array_equal(pictures.to_uint8(floats), ALL)
 
 
 def test_to_float_of_the_ends_is_exact():
-    assert images.to_float(ALL).min() == -1 and images.to_float(ALL).max() == 1
+    assert pictures.to_float(ALL).min() == -1 and pictures.to_float(ALL).max() == 1
 
 
 def test_to_float_stays_where_its_input_is():
-    assert isinstance(images.to_float(ALL), np.ndarray)
-    assert isinstance(images.to_float(jnp.asarray(ALL)), jax.Array)
+    assert isinstance(pictures.to_float(ALL), np.ndarray)
+    assert isinstance(pictures.to_float(jnp.asarray(ALL)), jax.Array)
 
 
 def test_rounding_rule():
     values = [-1, 1, 0, -1.5, 7, np.inf, -np.inf, 1.6 / 127.5 - 1, 1.4 / 127.5 - 1, 0.99]
     # 127.5 rounds to the even 128; 0.99 is 253.725.
     want = [0, 255, 128, 0, 255, 255, 0, 2, 1, 254]
-    got = images.to_uint8(np.float32(values).reshape(1, -1, 1))
+    got = pictures.to_uint8(np.float32(values).reshape(1, -1, 1))
     assert got.dtype == np.uint8 and got.shape == (1, 10, 1)
     assert got.ravel().tolist() == want
 
 
 def test_nan_is_refused():
     with pytest.raises(ValueError, match="NaN"):
-        images.to_uint8(np.float32([[[0.0], [np.nan]]]))
+        pictures.to_uint8(np.float32([[[0.0], [np.nan]]]))
 
 
 def pictures(n, h, w, c):
@@ -51,8 +51,8 @@ def pictures(n, h, w, c):
 @pytest.mark.parametrize("c", [1, 3])
 def test_grid_pixel_by_pixel(c):
     x = pictures(5, 2, 3, c)
-    got = images.grid(x, columns=3, border=1, min_tile=4)  # factor 2: tiles of 4 by 6
-    want = np.full((2 * 5 + 1, 3 * 7 + 1, c), images.GREY, np.uint8)
+    got = pictures.grid(x, columns=3, border=1, min_tile=4)  # factor 2: tiles of 4 by 6
+    want = np.full((2 * 5 + 1, 3 * 7 + 1, c), pictures.GREY, np.uint8)
     for i in range(5):
         for row in range(4):
             for column in range(6):
@@ -73,28 +73,28 @@ def test_grid_pixel_by_pixel(c):
     ],
 )
 def test_grid_size_by_default(n, h, size):
-    assert images.grid(pictures(n, h, h, 3)).shape == (*size, 3)
+    assert pictures.grid(pictures(n, h, h, 3)).shape == (*size, 3)
 
 
 def test_shorter_side_decides():
-    assert images.grid(pictures(1, 2, 4, 3), min_tile=8).shape == (4 + 8, 4 + 16, 3)
+    assert pictures.grid(pictures(1, 2, 4, 3), min_tile=8).shape == (4 + 8, 4 + 16, 3)
 
 
 def test_other_channels_are_grey_tiles_side_by_side():
     x = pictures(3, 4, 4, 2)
-    got = images.grid(x, columns=2, border=1, min_tile=1)
+    got = pictures.grid(x, columns=2, border=1, min_tile=1)
     assert got.shape == (11, 21, 1)
     for i in range(3):
         for channel in range(2):
             top, left = 1 + i // 2 * 5, 1 + (i % 2 * 2 + channel) * 5
             tile = got[top : top + 4, left : left + 4, 0]
             np.testing.assert_array_equal(tile, x[i, :, :, channel])
-    assert (got[6:, 11:] == images.GREY).all()  # the place of a fourth image
+    assert (got[6:, 11:] == pictures.GREY).all()  # the place of a fourth image
 
 
 def test_border_with_alpha_is_opaque():
-    got = images.grid(np.zeros((1, 2, 2, 4), np.uint8), border=1, min_tile=1)
-    assert got[0, 0].tolist() == [images.GREY] * 3 + [255]
+    got = pictures.grid(np.zeros((1, 2, 2, 4), np.uint8), border=1, min_tile=1)
+    assert got[0, 0].tolist() == [pictures.GREY] * 3 + [255]
     assert got[1, 1].tolist() == [0, 0, 0, 0]
 
 
@@ -109,28 +109,28 @@ def test_border_with_alpha_is_opaque():
 )
 def test_grid_refuses(batch, columns, words):
     with pytest.raises(ValueError, match=words) as error:
-        images.grid(batch, columns=columns)
+        pictures.grid(batch, columns=columns)
     assert "\n" not in str(error.value)
 
 
 def test_beside_keeps_both_and_fills_below_the_lower():
     left, right = pictures(2, 5, 4, 3)[0], pictures(2, 3, 6, 3)[1]
-    got = images.beside(left, right, gap=2)
+    got = pictures.beside(left, right, gap=2)
     assert got.shape == (5, 12, 3)
     np.testing.assert_array_equal(got[:, :4], left)
     np.testing.assert_array_equal(got[:3, 6:], right)
-    assert (got[:, 4:6] == images.GREY).all() and (got[3:, 6:] == images.GREY).all()
-    grey = images.beside(left, right[..., :1], gap=2)
+    assert (got[:, 4:6] == pictures.GREY).all() and (got[3:, 6:] == pictures.GREY).all()
+    grey = pictures.beside(left, right[..., :1], gap=2)
     np.testing.assert_array_equal(grey[:3, 6:], right[..., :1].repeat(3, axis=2))
     with pytest.raises(ValueError, match="3 and 2 channels"):
-        images.beside(left, right[..., :2])
+        pictures.beside(left, right[..., :2])
 
 
 @pytest.mark.parametrize(("c", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
 def test_png_round_trip(tmp_path, c, mode):
     path, image = tmp_path / "samples" / "step_5.png", pictures(1, 5, 7, c)[0]
-    images.save_png(str(path), np.zeros_like(image))
-    images.save_png(path, image)
+    pictures.save_png(str(path), np.zeros_like(image))
+    pictures.save_png(path, image)
     with Image.open(path) as opened:
         assert opened.mode == mode
         np.testing.assert_array_equal(np.asarray(opened).reshape(5, 7, c), image)
@@ -139,7 +139,7 @@ def test_png_round_trip(tmp_path, c, mode):
 
 def test_gif_shows_every_frame_and_rests_on_the_last(tmp_path):
     frames = [np.full((4, 6, 1), value, np.uint8) for value in (0, 100, 255)]
-    images.save_gif(tmp_path / "new" / "a.gif", frames, milliseconds=50)
+    pictures.save_gif(tmp_path / "new" / "a.gif", frames, milliseconds=50)
     with Image.open(tmp_path / "new" / "a.gif") as gif:
         assert gif.n_frames == 3 and gif.info["loop"] == 0 and gif.size == (6, 4)
         seen = []
@@ -152,16 +152,16 @@ def test_gif_shows_every_frame_and_rests_on_the_last(tmp_path):
 @pytest.mark.parametrize("shape", [(4, 4, 2), (1, 4, 4, 3), (4, 4)])
 def test_png_refuses(tmp_path, shape):
     with pytest.raises(ValueError, match="1, 3 or 4"):
-        images.save_png(tmp_path / "a.png", np.zeros(shape, np.uint8))
+        pictures.save_png(tmp_path / "a.png", np.zeros(shape, np.uint8))
 
 
 def test_below_is_beside_turned():
     top, bottom = pictures(2, 5, 4, 3)[0], pictures(2, 3, 6, 3)[1]
-    got = images.below(top, bottom, gap=2)
+    got = pictures.below(top, bottom, gap=2)
     assert got.shape == (10, 6, 3)
     np.testing.assert_array_equal(got[:5, :4], top)
     np.testing.assert_array_equal(got[7:], bottom)
-    assert (got[5:7] == images.GREY).all() and (got[:5, 4:] == images.GREY).all()
+    assert (got[5:7] == pictures.GREY).all() and (got[:5, 4:] == pictures.GREY).all()
 
 
 def decoded(path):
@@ -176,7 +176,7 @@ def decoded(path):
 def test_mp4_shows_every_frame_and_rests_on_the_last(tmp_path):
     """With odd sides, which H.264 has not: they become even."""
     frames = [np.full((65, 131, 1), value, np.uint8) for value in (20, 120, 230)]
-    images.save_mp4(tmp_path / "new" / "a.mp4", frames)
+    pictures.save_mp4(tmp_path / "new" / "a.mp4", frames)
     codec, rate, found = decoded(tmp_path / "new" / "a.mp4")
     assert codec == "h264" and rate == 10 and len(found) == 3 + 9  # one second more
     assert {frame.shape for frame in found} == {(66, 132, 3)}
@@ -187,7 +187,7 @@ def test_mp4_shows_every_frame_and_rests_on_the_last(tmp_path):
 def test_mp4_keeps_colours_and_places(tmp_path):
     frame = np.zeros((64, 96, 3), np.uint8)
     frame[:32, :48], frame[32:, 48:] = (255, 0, 0), (0, 0, 255)
-    images.save_mp4(tmp_path / "a.mp4", [frame] * 2, milliseconds=500)
+    pictures.save_mp4(tmp_path / "a.mp4", [frame] * 2, milliseconds=500)
     _, rate, found = decoded(tmp_path / "a.mp4")
     assert rate == 2 and len(found) == 3
     for y, x in ((16, 24), (48, 72), (16, 72)):
@@ -196,9 +196,9 @@ def test_mp4_keeps_colours_and_places(tmp_path):
 
 @pytest.mark.parametrize("video", [True, False])
 def test_a_process_is_left_in_pictures(tmp_path, monkeypatch, video):
-    monkeypatch.setattr(images, "HAS_VIDEO", video)
+    monkeypatch.setattr(pictures, "HAS_VIDEO", video)
     x_t, x_0 = (pictures(4 * 3, 64, 64, 3).reshape(4, 3, 64, 64, 3) // k for k in (1, 2))
-    written = images.save_process(tmp_path / "way", x_t, x_0)
+    written = pictures.save_process(tmp_path / "way", x_t, x_0)
     assert written == [str(tmp_path / f"way.{e}") for e in ("png", "gif", "mp4")[: 2 + video]]
     assert sorted(written) == sorted(map(str, tmp_path.iterdir()))
     with Image.open(written[0]) as opened:

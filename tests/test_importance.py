@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.testing import assert_allclose, assert_array_equal
 
-from ddpm_jax import importance
+from ddpm_jax.training import timesteps
 
 
 def filled(losses):
@@ -19,8 +19,8 @@ def filled(losses):
 def test_the_last_ten_losses_of_each_step_stay():
     """Batches larger than ten, with repeated steps, against queues."""
     random = np.random.default_rng(0)
-    history, queues = importance.fresh(4), [collections.deque(maxlen=10) for _ in range(4)]
-    record = jax.jit(importance.record)
+    history, queues = timesteps.fresh(4), [collections.deque(maxlen=10) for _ in range(4)]
+    record = jax.jit(timesteps.record)
     for size in (3, 64, 1, 7, 30):
         t = random.integers(0, 4, size)
         t[random.random(size) < 0.5] = 2  # more than ten of one step in a batch
@@ -36,9 +36,9 @@ def test_the_last_ten_losses_of_each_step_stay():
 def test_uniform_until_every_step_has_ten_losses():
     history = filled(np.arange(1.0, 41.0).reshape(4, 10))
     history["count"] = history["count"].at[3].set(9)
-    assert_array_equal(importance.probabilities(history), np.full(4, 0.25))
-    assert_array_equal(importance.probabilities(importance.fresh(4)), np.full(4, 0.25))
-    t, weight = importance.draw(history, jnp.array([0.0, 0.26, 0.74, 0.9999999]))
+    assert_array_equal(timesteps.probabilities(history), np.full(4, 0.25))
+    assert_array_equal(timesteps.probabilities(timesteps.fresh(4)), np.full(4, 0.25))
+    t, weight = timesteps.draw(history, jnp.array([0.0, 0.26, 0.74, 0.9999999]))
     assert_array_equal(t, [0, 1, 2, 3])
     assert_array_equal(weight, np.ones(4))
 
@@ -47,10 +47,10 @@ def test_probability_is_the_root_mean_square_and_a_little_uniform():
     losses = np.random.default_rng(0).uniform(0, 3, (5, 10))
     rms = np.sqrt((losses**2).mean(axis=1))
     expected = 0.999 * rms / rms.sum() + 0.001 / 5
-    p = importance.probabilities(filled(losses))
+    p = timesteps.probabilities(filled(losses))
     assert_allclose(p, expected, rtol=1e-6)  # float32
     uniform = (np.arange(100_000) + 0.5) / 100_000
-    t, weight = importance.draw(filled(losses), jnp.asarray(uniform, jnp.float32))
+    t, weight = timesteps.draw(filled(losses), jnp.asarray(uniform, jnp.float32))
     assert_allclose(np.bincount(t, minlength=5) / 1e5, expected, atol=3e-5)
     assert_allclose(weight, 1 / (5 * expected[np.asarray(t)]), rtol=1e-5)
     # Divided by its probability a loss keeps its mean over uniform t.
@@ -59,4 +59,4 @@ def test_probability_is_the_root_mean_square_and_a_little_uniform():
 
 
 def test_losses_of_zero_do_not_divide_by_zero():
-    assert_array_equal(importance.probabilities(filled(np.zeros((4, 10)))), np.full(4, 0.25))
+    assert_array_equal(timesteps.probabilities(filled(np.zeros((4, 10)))), np.full(4, 0.25))

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import tracing
-from ddpm_jax import inception, torch_file
-from ddpm_jax.inception import Inception, params_from_torch, resize
+from ddpm_jax.weights import inception_weights, torch_file
+from ddpm_jax.weights.inception_weights import Inception, params_from_torch, resize
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 SCRIPT = runpy.run_path(str(FIXTURES / "make_inception.py"))
@@ -66,7 +66,7 @@ def test_images_tell_features_apart(expected):
 
 def test_entries_are_those_of_the_file():
     assert len(SHAPES) == 566
-    assert {name: list(shape) for name, shape in inception.entry_shapes().items()} == SHAPES
+    assert {name: list(shape) for name, shape in inception_weights.entry_shapes().items()} == SHAPES
 
 
 def test_params_have_the_shapes_of_the_network(params):
@@ -93,7 +93,7 @@ def test_refuses_other_entries(change, message, entries):
     wrong = {k: v for k, v in {**entries, **change}.items() if v is not None}
     with pytest.raises(ValueError, match=message) as error:
         params_from_torch(wrong)
-    assert inception.URL in str(error.value) and "\n" not in str(error.value)
+    assert inception_weights.URL in str(error.value) and "\n" not in str(error.value)
 
 
 def test_every_product_is_float32(params):
@@ -158,7 +158,7 @@ def remote(tmp_path, monkeypatch, entries):
     source, cache = tmp_path / "server" / "weights", tmp_path / "home" / "cache"
     source.parent.mkdir()
     source.write_bytes(b"weights")
-    monkeypatch.setattr(inception, "URL", source.as_uri())
+    monkeypatch.setattr(inception_weights, "URL", source.as_uri())
     monkeypatch.setenv("DDPM_JAX_CACHE", str(cache))
 
     def read(path):
@@ -174,33 +174,33 @@ RIGHT = hashlib.sha256(b"weights").hexdigest()
 
 def test_load_downloads_once(remote, params):
     source, cache = remote
-    loaded = inception.load(sha256=RIGHT)
+    loaded = inception_weights.load(sha256=RIGHT)
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
-    assert [path.name for path in cache.iterdir()] == [inception.FILE]
+    assert [path.name for path in cache.iterdir()] == [inception_weights.FILE]
     source.unlink()
-    inception.load(sha256=RIGHT)
+    inception_weights.load(sha256=RIGHT)
 
 
 def test_load_takes_a_path(remote, tmp_path, params):
     path = tmp_path / "elsewhere"
     path.write_bytes(b"weights")
     for sha256 in (RIGHT, None):
-        loaded = inception.load(str(path), sha256=sha256)
+        loaded = inception_weights.load(str(path), sha256=sha256)
         jax.tree.map(np.testing.assert_array_equal, loaded, params)
     assert not remote[1].exists()  # Nothing was downloaded.
 
 
 def fails(message, *arguments, **settings):
     with pytest.raises(ValueError, match=message) as error:
-        inception.load(*arguments, **settings)
+        inception_weights.load(*arguments, **settings)
     assert "\n" not in str(error.value)
-    assert inception.URL in str(error.value)
+    assert inception_weights.URL in str(error.value)
     assert "--config.evaluate.inception=PATH" in str(error.value)
 
 
 def test_a_wrong_download_leaves_nothing(remote):
     _, cache = remote
-    fails(f"has SHA-256 {RIGHT}, and Inception's weights have {inception.SHA256}")
+    fails(f"has SHA-256 {RIGHT}, and Inception's weights have {inception_weights.SHA256}")
     assert list(cache.iterdir()) == []
 
 
@@ -210,20 +210,20 @@ def test_an_interrupted_download_leaves_nothing(remote, monkeypatch):
     def interrupt(source, file):
         file.write(source.read(3))
         file.flush()
-        assert list(cache.rglob(inception.FILE))  # Half-written, beside its place.
-        assert not (cache / inception.FILE).exists()
+        assert list(cache.rglob(inception_weights.FILE))  # Half-written, beside its place.
+        assert not (cache / inception_weights.FILE).exists()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(inception.shutil, "copyfileobj", interrupt)
+    monkeypatch.setattr(inception_weights.shutil, "copyfileobj", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        inception.load(sha256=RIGHT)
+        inception_weights.load(sha256=RIGHT)
     assert list(cache.iterdir()) == []
 
 
 @pytest.mark.parametrize("url", ["file:///no/such/file", "http://localhost:1/weights"])
 def test_no_network_says_what_to_do(url, remote, monkeypatch):
     _, cache = remote
-    monkeypatch.setattr(inception, "URL", url)
+    monkeypatch.setattr(inception_weights, "URL", url)
     fails(f"cannot be downloaded to {cache} .*put it there")
     assert list(cache.iterdir()) == []
 
@@ -236,10 +236,10 @@ def test_refuses_a_wrong_or_missing_file(remote, tmp_path):
     fails(r"wrong\.pth: has SHA-256", wrong)
     _, cache = remote
     cache.mkdir(parents=True)
-    (cache / inception.FILE).write_bytes(b"other")
-    fails(rf"{inception.FILE}: has SHA-256", sha256=RIGHT)
+    (cache / inception_weights.FILE).write_bytes(b"other")
+    fails(rf"{inception_weights.FILE}: has SHA-256", sha256=RIGHT)
 
 
 def test_the_file_is_the_published_one():
-    assert inception.SHA256.startswith(inception.FILE.split("-")[-1].removesuffix(".pth"))
-    assert inception.URL.endswith(f"/{inception.FILE}") and len(inception.SHA256) == 64
+    assert inception_weights.SHA256.startswith(inception_weights.FILE.split("-")[-1].removesuffix(".pth"))
+    assert inception_weights.URL.endswith(f"/{inception_weights.FILE}") and len(inception_weights.SHA256) == 64

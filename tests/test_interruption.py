@@ -10,8 +10,10 @@ import jax
 import numpy as np
 import pytest
 
-from ddpm_jax import checkpoints, interruption, logs, training
-from ddpm_jax.interruption import Interrupted
+from ddpm_jax.runtime import interruption
+from ddpm_jax.runtime.interruption import Interrupted
+from ddpm_jax.training import loop
+from ddpm_jax.workdir import checkpoints, logs
 from test_hosts import free_port
 from test_profile import tiny, tiny_config  # noqa: F401
 from test_runs import ROOT, command, lasting, on, rows, saved
@@ -115,15 +117,15 @@ def signals(monkeypatch):
 def test_a_run_saves_the_step_and_continues_bit_for_bit(
     tiny, tmp_path, capsys, signals  # noqa: F811
 ):
-    training.train(tiny_config(), tmp_path / "whole")
+    loop.train(tiny_config(), tmp_path / "whole")
     for step, number in ((2, CTRL_C), (3, TERM), (5, CTRL_C)):
         signals[step] = number
         with pytest.raises(Interrupted, match=number.name):
-            training.train(tiny_config(), tmp_path / "stopped")
+            loop.train(tiny_config(), tmp_path / "stopped")
         assert f"{number.name}: step {step} is saved; the same command" in capsys.readouterr().out
         assert checkpoints.steps(tmp_path / "stopped")[-1] == step
         assert rows(tmp_path / "stopped")[-1]["step"] == step
-    training.train(tiny_config(), tmp_path / "stopped")
+    loop.train(tiny_config(), tmp_path / "stopped")
     one, other = (list(map(lasting, rows(tmp_path / name))) for name in ("whole", "stopped"))
     assert one == other and len(one) == 6
     for a, b in zip(saved(tmp_path / "whole", 6), saved(tmp_path / "stopped", 6), strict=True):
@@ -132,7 +134,7 @@ def test_a_run_saves_the_step_and_continues_bit_for_bit(
 
 def test_a_signal_in_the_last_step_changes_nothing(tiny, tmp_path, capsys, signals):  # noqa: F811
     signals[6] = TERM
-    training.train(tiny_config(), tmp_path)
+    loop.train(tiny_config(), tmp_path)
     assert "done: 6 steps" in capsys.readouterr().out
 
 

@@ -8,14 +8,16 @@ from numpy.testing import assert_allclose
 
 import oracle
 import tracing
-from ddpm_jax import grids, inversion, solvers
-from ddpm_jax import schedule as schedules
-from ddpm_jax.diffusion import predict_fn
+from ddpm_jax.diffusion import schedule as schedule_lib
+from ddpm_jax.diffusion.process import predict_fn
+from ddpm_jax.samplers import ddim as ddim_lib
+from ddpm_jax.samplers import steps as steps_lib
+from ddpm_jax.samplers import tableau
 
 FAST = {"xla_backend_optimization_level": 0}  # Compiles in half the time.
 M, S = 0.3, 0.25  # Pixels are N(M, S^2), independent.
 SHAPE = (8, 8, 1)
-LINEAR = schedules.linear()
+LINEAR = schedule_lib.linear()
 
 
 def jit(f):
@@ -32,14 +34,14 @@ def best_eps(x, t):
 
 def there_and_back(num_steps, x_0):
     """(x_T, x_0 again) in so many steps each way."""
-    schedule = schedules.respace(LINEAR, grids.uniform(1000, num_steps))
+    schedule = schedule_lib.respace(LINEAR, steps_lib.uniform(1000, num_steps))
     predict = predict_fn(schedule, best_eps, clip=False)
     keys = jax.random.split(jax.random.key(0), len(x_0))
 
     @jit
     def both(x_0):
-        x_T = inversion.invert(schedule, predict, x_0)
-        return x_T, solvers.ddim(schedule, predict, x_T, keys)
+        x_T = ddim_lib.invert(schedule, predict, x_0)
+        return x_T, tableau.ddim(schedule, predict, x_T, keys)
 
     return jax.device_get(both(x_0))
 
@@ -63,7 +65,7 @@ def test_errors_fall_with_the_number_of_steps():
 
 def test_every_step_is_that_of_the_paper():
     """Eq. 14 with its sign turned: x / signal moves by eps times the change of sigma / signal."""
-    schedule = schedules.from_betas([0.1, 0.3, 0.2, 0.5])
+    schedule = schedule_lib.from_betas([0.1, 0.3, 0.2, 0.5])
     x_0 = np.random.default_rng(1).uniform(-1, 1, (2, *SHAPE))
     levels = [oracle.compose(schedule.beta, steps) for steps in range(5)]
 
@@ -80,7 +82,7 @@ def test_every_step_is_that_of_the_paper():
         schedule, lambda x, t: np.float32(np.sin(3.0)) * x
         + 0.1 * (t.astype(jnp.float32) + 1.0)[:, None, None, None], clip=False,
     )
-    x_T = jit(lambda x: inversion.invert(schedule, predict, x))(np.float32(x_0))
+    x_T = jit(lambda x: ddim_lib.invert(schedule, predict, x))(np.float32(x_0))
     assert_allclose(x_T, levels[4][0] * y, rtol=0, atol=2e-6)  # Four steps of float32.
 
 
@@ -92,7 +94,7 @@ def test_one_scan_that_calls_the_network_once():
         return jax.lax.dot(x.reshape(len(x), -1), jnp.ones((64, 64))).reshape(x.shape)
 
     predict = predict_fn(LINEAR, denoise, clip=False)
-    jaxpr = jax.make_jaxpr(lambda x: inversion.invert(
+    jaxpr = jax.make_jaxpr(lambda x: ddim_lib.invert(
         LINEAR, predict, x, on_step=steps.append))(jnp.zeros((2, *SHAPE))).jaxpr
     found = [(e.primitive.name, e) for e in tracing.equations(jaxpr)]
     scan, = (equation for name, equation in found if name == "scan")
@@ -107,7 +109,7 @@ def test_an_arc_keeps_the_norm_and_turns_evenly():
     y *= np.sqrt((x**2).sum((1, 2, 3)) / (y**2).sum((1, 2, 3)))[:, None, None, None]
     theta = np.arccos((x * y).sum((1, 2, 3)) / (x**2).sum((1, 2, 3)))
     lam = np.array([0.0, 0.25, 0.5, 0.7, 1.0])
-    found = np.float64(inversion.slerp(np.float32(x), np.float32(y), jnp.float32(lam)))
+    found = np.float64(ddim_lib.slerp(np.float32(x), np.float32(y), jnp.float32(lam)))
     assert_allclose((found**2).sum((1, 2, 3)), (x**2).sum((1, 2, 3)), rtol=1e-5)  # float32
     turned = np.arccos(((found * x).sum((1, 2, 3)) / (x**2).sum((1, 2, 3))).clip(-1, 1))
     assert_allclose(turned, lam * theta, rtol=0, atol=1e-3)  # arccos near 1
@@ -119,6 +121,6 @@ def test_an_arc_keeps_the_norm_and_turns_evenly():
 def test_an_arc_between_nearly_equal_images_is_a_line(apart):
     x = np.random.default_rng(3).standard_normal((1, *SHAPE))
     y = x + apart * np.roll(x, 1)
-    found = inversion.slerp(np.float32(x), np.float32(y), jnp.float32([0.3]))
+    found = ddim_lib.slerp(np.float32(x), np.float32(y), jnp.float32([0.3]))
     # Arc and line part by the square of the angle; some roundings of float32 besides.
     assert_allclose(found, 0.7 * x + 0.3 * y, rtol=0, atol=1e-6 + apart**2)

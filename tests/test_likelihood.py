@@ -13,18 +13,17 @@ from numpy.testing import assert_allclose, assert_array_equal
 import nonzero
 import oracle
 import tracing
-from ddpm_jax import data
-from ddpm_jax import schedule as schedules
-from ddpm_jax.diffusion import MEANS, VARIANCES, predict_fn
-from ddpm_jax.likelihood import (
-    Terms, ode_bits_per_dim, ode_log_density, prior_term, rate_distortion, total_bits,
-    vlb_terms,
+from ddpm_jax.data import loading
+from ddpm_jax.diffusion import schedule as schedule_lib
+from ddpm_jax.diffusion.losses import discretized_gaussian_log_likelihood
+from ddpm_jax.diffusion.process import MEANS, VARIANCES, predict_fn
+from ddpm_jax.diffusion.variational_bound import (
+    Terms, ode_bits_per_dim, ode_log_density, prior_term, rate_distortion, total_bits, vlb_terms,
 )
-from ddpm_jax.losses import discretized_gaussian_log_likelihood
-from ddpm_jax.unet import UNet
+from ddpm_jax.network.unet import UNet
 
 FAST = {"xla_backend_optimization_level": 0}  # Compiles in half the time.
-LINEAR = schedules.linear()
+LINEAR = schedule_lib.linear()
 SHAPE = (8, 8, 1)
 M, S = 0.3, 0.25  # Pixels are N(M, S^2), independent.
 TFDS = os.environ.get("TFDS_DATA_DIR", "")
@@ -78,7 +77,7 @@ def test_prior_term_as_published(mean_square, bits, transform):
 @pytest.mark.parametrize("name", ["linear", "quadratic", "cosine", "warmup10"])
 def test_prior_term_by_its_series(name):
     """-a - log(1 - a) = a^2 / 2 + a^3 / 3 + ..., which cancels nowhere."""
-    schedule = schedules.named(name, 1000, 1e-4, 0.02)
+    schedule = schedule_lib.named(name, 1000, 1e-4, 0.02)
     scale, _ = oracle.compose(schedule.beta, 1000)
     series = sum(scale ** (2 * k) / k for k in range(2, 8))
     x_0 = np.float32(np.random.default_rng(0).uniform(-1, 1, (2, *SHAPE)))
@@ -95,12 +94,12 @@ def test_prior_term_of_a_short_chain_is_the_divergence_of_two_normals():
     scale, variance = oracle.compose(beta, 2)
     x_0 = np.full((1, *SHAPE), 0.7, np.float32)
     expected = 0.5 * ((scale * 0.7) ** 2 + variance - 1 - np.log(variance)) / np.log(2)
-    assert_allclose(prior_term(schedules.from_betas(beta), x_0), [expected], rtol=1e-6)
+    assert_allclose(prior_term(schedule_lib.from_betas(beta), x_0), [expected], rtol=1e-6)
 
 
 def test_prior_term_is_nothing_where_the_last_beta_is_one():
     x_0 = np.ones((2, *SHAPE), np.float32)
-    assert_array_equal(prior_term(schedules.jsd(10), x_0), [0, 0])
+    assert_array_equal(prior_term(schedule_lib.jsd(10), x_0), [0, 0])
 
 
 # The bound against a walk in float64.
@@ -195,7 +194,7 @@ def as_kind(mean, variance, raw, x_t):
 @pytest.mark.parametrize("clip", [True, False])
 def test_every_kind_of_network_matches_the_walk(clip):
     """T = 50, 16 images; the output for each is read as another mean and variance."""
-    schedule = schedules.linear(50, 1e-3, 0.2)
+    schedule = schedule_lib.linear(50, 1e-3, 0.2)
     params = nonzero.nonzero_params(TINY)
     x_0 = np.float32(grid_pixels(len(KINDS)) / 127.5 - 1)
     rngs = keys(len(KINDS))
@@ -241,10 +240,10 @@ def test_every_kind_of_network_matches_the_walk(clip):
 @needs_cifar10
 def test_the_cifar10_network_matches_the_walk():
     """The full size, random weights none of which is zero, two test images, eight steps."""
-    images = data.load("cifar10", split="test", data_dir="").read(np.arange(2))
+    images = loading.load("cifar10", split="test", data_dir="").read(np.arange(2))
     x_0 = np.float32(images / 127.5 - 1)
     timesteps = np.array([0, 1, 5, 20, 100, 300, 600, 999])
-    schedule = schedules.respace(LINEAR, timesteps)
+    schedule = schedule_lib.respace(LINEAR, timesteps)
     model = UNet()
     params = nonzero.nonzero_params(model, (32, 32, 3))
     calls = {}
@@ -284,7 +283,7 @@ def test_the_cifar10_network_matches_the_walk():
 
 
 @pytest.mark.parametrize(
-    "schedule", [schedules.from_betas([0.3]), schedules.jsd(5)], ids=["T = 1", "beta_T = 1"]
+    "schedule", [schedule_lib.from_betas([0.3]), schedule_lib.jsd(5)], ids=["T = 1", "beta_T = 1"]
 )
 def test_the_shortest_chain_and_one_that_keeps_nothing(schedule):
     x_0, rngs = np.float32(grid_pixels(1) / 127.5 - 1), keys(1)
@@ -370,7 +369,7 @@ def best_eps(schedule):
 @pytest.mark.parametrize("variance", ["fixed_large", "fixed_small"])
 def test_terms_of_a_gaussian_are_their_closed_form(variance):
     """Each term is its error times the oracle's weight, and the errors are the oracle's."""
-    schedule = schedules.linear(100, 1e-3, 0.2)
+    schedule = schedule_lib.linear(100, 1e-3, 0.2)
     n = 256
     x_0 = np.random.default_rng(0).normal(M, S, (n, *SHAPE)).astype(np.float32)
     predict = predict_fn(schedule, best_eps(schedule), variance=variance, clip=False)
@@ -465,7 +464,7 @@ def test_rate_and_distortion_by_hand():
 
 def test_rate_and_distortion_of_a_gaussian():
     """At the paper's T - t + 1 steps: what x_t has cost, and how well it tells x_0."""
-    schedule = schedules.linear(20, 1e-3, 0.4)
+    schedule = schedule_lib.linear(20, 1e-3, 0.4)
     n = 256
     x_0 = np.random.default_rng(0).normal(M, S, (n, *SHAPE)).astype(np.float32)
     predict = predict_fn(schedule, best_eps(schedule), clip=False)
@@ -507,7 +506,7 @@ def tiny_net(params, x_t, t):
 
 
 def test_one_scan_of_the_bound_that_calls_the_network_once():
-    schedule = schedules.linear(20, 1e-3, 0.4)
+    schedule = schedule_lib.linear(20, 1e-3, 0.4)
     params = nonzero.nonzero_params(NET)
     calls = []
 
@@ -529,7 +528,7 @@ def test_one_scan_of_the_bound_that_calls_the_network_once():
 
 
 def test_an_image_depends_on_its_own_key_alone():
-    schedule = schedules.linear(20, 1e-3, 0.4)
+    schedule = schedule_lib.linear(20, 1e-3, 0.4)
     params = nonzero.nonzero_params(NET)
     predict = predict_fn(schedule, lambda x_t, t: tiny_net(params, x_t, t))
     x_0, rngs = np.float32(grid_pixels(1).repeat(5, axis=0) / 127.5 - 1), keys(5)
@@ -555,7 +554,7 @@ def test_on_step_hears_of_every_step():
     def hear(t):
         jax.debug.callback(lambda t: heard.append(int(t)), t, ordered=True)
 
-    schedule = schedules.linear(5, 1e-3, 0.4)
+    schedule = schedule_lib.linear(5, 1e-3, 0.4)
     x_0 = jnp.zeros((1, 1, 1, 1))
     vlb_terms(schedule, predict_fn(schedule, lambda x, t: x), x_0, keys(1), on_step=hear)
     jax.effects_barrier()
@@ -694,7 +693,7 @@ def test_hutchinson_is_unbiased_for_correlated_pixels():
 
 def test_ode_takes_every_kind_of_output():
     """x_0 and v restate the same noise, and the half that is a variance goes unread."""
-    schedule = schedules.linear(100, 1e-3, 0.2)
+    schedule = schedule_lib.linear(100, 1e-3, 0.2)
     eps_of, sigma_at = best_eps(schedule), interpolated_sigma(schedule)
 
     def output(mean, variance):
@@ -724,7 +723,7 @@ def test_ode_takes_every_kind_of_output():
 def test_ode_matches_a_walk_with_the_whole_jacobian():
     """A network that is not linear, in float64 from its outputs and its Jacobians."""
     timesteps = np.array([0, 9, 19])
-    full = schedules.linear(20, 1e-3, 0.4)
+    full = schedule_lib.linear(20, 1e-3, 0.4)
     shape = (4, 4, 1)
     params = nonzero.nonzero_params(NET, shape)
 
@@ -739,7 +738,7 @@ def test_ode_matches_a_walk_with_the_whole_jacobian():
     x = np.float32(np.random.default_rng(0).uniform(-1, 1, (2, *shape)))
     density = ode_density(
         denoise, num_steps, x, num_probes=num_probes,
-        schedule=schedules.respace(full, timesteps),
+        schedule=schedule_lib.respace(full, timesteps),
     )
     # Nodes: log sigma from first to last, told as the t of the full schedule, which lies
     # between the visited steps.
@@ -864,8 +863,8 @@ def test_the_ode_runs_on_the_unet():
         (LINEAR, dict(mean="x_prev"), "mean='x_prev' cannot go with the ODE"),
         (LINEAR, dict(num_steps=0), "num_steps=0 is too few"),
         (LINEAR, dict(num_probes=0), "num_probes=0 is too few"),
-        (schedules.jsd(10), {}, "T=10 steps with a last beta of 1 has no ODE"),
-        (schedules.linear(1), {}, "T=1 steps .* has no ODE"),
+        (schedule_lib.jsd(10), {}, "T=10 steps with a last beta of 1 has no ODE"),
+        (schedule_lib.linear(1), {}, "T=1 steps .* has no ODE"),
     ],
 )
 def test_ode_refuses(schedule, settings, message):
@@ -876,5 +875,5 @@ def test_ode_refuses(schedule, settings, message):
 
 
 def test_ode_bits_want_uint8():
-    with pytest.raises(ValueError, match="images are float32.*images.to_uint8"):
+    with pytest.raises(ValueError, match="images are float32.*pictures.to_uint8"):
         ode_bits_per_dim(LINEAR, lambda x, t: x, jnp.zeros((1, *SHAPE)), keys(1))

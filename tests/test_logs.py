@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ddpm_jax.logs import Logs, Rate, format_duration
+from ddpm_jax.workdir.logs import Logs, Rate, format_duration
 
 
 def rows(workdir):

@@ -9,12 +9,12 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import oracle
-from ddpm_jax import losses
-from ddpm_jax import schedule as schedules
-from ddpm_jax.diffusion import LEARNED, MEANS, VARIANCES, Parameterization
-from ddpm_jax.losses import Objective, training_loss
+from ddpm_jax.diffusion import losses
+from ddpm_jax.diffusion import schedule as schedule_lib
+from ddpm_jax.diffusion.losses import Objective, training_loss
+from ddpm_jax.diffusion.process import LEARNED, MEANS, Parameterization, VARIANCES
 
-SCHEDULE = schedules.linear(50, 1e-3, 0.3)
+SCHEDULE = schedule_lib.linear(50, 1e-3, 0.3)
 T = np.array([0, 1, 25, 49])
 RNG = np.random.default_rng(0)
 SHAPE = (4, 4, 2, 3)
@@ -192,7 +192,7 @@ def test_the_network_sees_x_t_once():
 
 
 def test_the_network_is_told_the_original_step():
-    respaced = schedules.respace(SCHEDULE, [7, 30, 49])
+    respaced = schedule_lib.respace(SCHEDULE, [7, 30, 49])
     seen = []
     training_loss(
         respaced, lambda x, t: seen.append(t) or x, X_0, np.array([2, 0, 1, 1]), EPS

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from ddpm_jax import config as config_lib
-from ddpm_jax import memory, monitoring, training, validation
+from ddpm_jax import validation
+from ddpm_jax.training import loop, memory_check, monitoring
 from ddpm_jax.configs import digits, lsun_bedroom256
 from nonzero import TinyNet, tiny_unet
 
@@ -27,13 +28,13 @@ class TwoConvolutions(nn.Module):
 
 def test_two_convolutions_counted_by_hand():
     pixels = 5 * 8 * 4
-    assert memory.of_images(TwoConvolutions(), (8, 4, 3), 5) == 4 * pixels * (3 + 6)
+    assert memory_check.of_images(TwoConvolutions(), (8, 4, 3), 5) == 4 * pixels * (3 + 6)
 
 
 def test_twice_the_images_or_the_pixels_are_twice_the_memory():
-    one = memory.of_images(TinyNet(), (8, 8, 1), 16)
-    assert memory.of_images(TinyNet(), (8, 8, 1), 32) == 2 * one
-    assert memory.of_images(TinyNet(), (8, 16, 1), 16) == pytest.approx(2 * one, rel=0.01)
+    one = memory_check.of_images(TinyNet(), (8, 8, 1), 16)
+    assert memory_check.of_images(TinyNet(), (8, 8, 1), 32) == 2 * one
+    assert memory_check.of_images(TinyNet(), (8, 16, 1), 16) == pytest.approx(2 * one, rel=0.01)
 
 
 def test_a_compiled_backward_pass_lies_between_the_shares():
@@ -46,8 +47,8 @@ def test_a_compiled_backward_pass_lies_between_the_shares():
 
     compiled = jax.jit(jax.grad(loss)).lower(params).compile()
     found = compiled.memory_analysis().temp_size_in_bytes
-    least, most = memory._SHARES[False]
-    assert least < found / memory.of_images(model, (8, 8, 1), batch) < most
+    least, most = memory_check._SHARES[False]
+    assert least < found / memory_check.of_images(model, (8, 8, 1), batch) < most
 
 
 def test_with_remat_a_block_keeps_what_goes_into_it():
@@ -56,14 +57,14 @@ def test_with_remat_a_block_keeps_what_goes_into_it():
         model = tiny_unet(
             num_res_blocks=num_res_blocks, channel_multipliers=(1,), attention_resolutions=()
         )
-        return memory.of_images(model, (8, 8, 1), 5, True)
+        return memory_check.of_images(model, (8, 8, 1), 5, True)
 
     assert kept(3) - kept(2) == 2 * 5 * 8 * 8 * 8 * 4
 
 
 def refused(config, available, *, shape=None):
     with pytest.raises(ValueError) as error:
-        memory.check(config, shape or config_lib.image_shape(config), available)
+        memory_check.check(config, shape or config_lib.image_shape(config), available)
     text = str(error.value)
     assert "\n" not in text and "a training step needs at least" in text
     name, value = re.search(r"try --config\.([\w.]+)=(\d+)\.$", text).groups()
@@ -72,7 +73,7 @@ def refused(config, available, *, shape=None):
 
 
 def passes(config, available):
-    memory.check(config, config_lib.image_shape(config), available)
+    memory_check.check(config, config_lib.image_shape(config), available)
     validation.validate(config, num_devices=jax.device_count())
 
 
@@ -121,25 +122,25 @@ def test_the_papers_network_passes_where_it_was_trained(single):
     """On a TPU v3-8: 16 GB a core, an eighth of the batch each."""
     config = lsun_bedroom256.get_config()
     config.train.batch_size //= 8
-    memory.check(config, config_lib.image_shape(config), 16 * 10**9)
+    memory_check.check(config, config_lib.image_shape(config), 16 * 10**9)
 
 
 def test_what_may_not_suffice_is_warned_about(single, monkeypatch):
     config = digits.get_config()
-    assert memory.warnings(config, (8, 8, 1)) == []
-    monkeypatch.setattr(memory, "on_each_device", lambda: 60 * 2**20)
-    memory.check(config, (8, 8, 1))
-    (line,) = memory.warnings(config, (8, 8, 1))
+    assert memory_check.warnings(config, (8, 8, 1)) == []
+    monkeypatch.setattr(memory_check, "on_each_device", lambda: 60 * 2**20)
+    memory_check.check(config, (8, 8, 1))
+    (line,) = memory_check.warnings(config, (8, 8, 1))
     assert "which has 0.06 GiB" in line and "--config.train.accumulate=2" in line
 
 
 def test_a_run_begins_with_the_warning(monkeypatch):
     monkeypatch.setattr(config_lib, "model", lambda config, channels: TinyNet())
     monkeypatch.setattr(validation, "check_images", lambda config, shape: None)
-    run = training.prepare(digits.get_config(), None, None)
-    state = training.fresh_state(run)
+    run = loop.prepare(digits.get_config(), None, None)
+    state = loop.fresh_state(run)
     state = state.replace(step=np.int32(0))
-    monkeypatch.setattr(memory, "warnings", lambda config, shape: [f"images of {shape}"])
+    monkeypatch.setattr(memory_check, "warnings", lambda config, shape: [f"images of {shape}"])
     lines = monitoring.opening_lines(run.config, state, run.source, None, "x")
     assert lines[0] == "warning: images of (8, 8, 1)"
 
@@ -147,16 +148,16 @@ def test_a_run_begins_with_the_warning(monkeypatch):
 def test_a_run_is_refused_before_its_data_are_opened(single, monkeypatch):
     config = digits.get_config()
     config.data.name = "not_there"
-    monkeypatch.setattr(memory, "on_each_device", lambda: 2**20)
+    monkeypatch.setattr(memory_check, "on_each_device", lambda: 2**20)
     with pytest.raises(ValueError, match="a training step needs at least"):
-        training.prepare(config, None, None)
+        loop.prepare(config, None, None)
     config.data.name, config.data.image_size = "digits", 0  # The data tell it.
     with pytest.raises(ValueError, match="a training step needs at least"):
-        training.prepare(config, None, None)
+        loop.prepare(config, None, None)
 
 
 def test_devices_of_a_cpu_share_the_host():
-    assert memory.on_each_device() == memory.of_host() // jax.local_device_count()
+    assert memory_check.on_each_device() == memory_check.of_host() // jax.local_device_count()
     with open("/proc/meminfo") as file:
         total = int(re.search(r"MemTotal: +(\d+) kB", file.read())[1]) * 1024
-    assert 2**28 < memory.of_host() <= total
+    assert 2**28 < memory_check.of_host() <= total

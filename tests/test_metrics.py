@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from ddpm_jax import metrics, neighbours
+from ddpm_jax.evaluation import nearest as nearest_lib
+from ddpm_jax.evaluation import scores
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 sys.path.insert(0, str(FIXTURES))
@@ -32,7 +33,7 @@ def expected():
 
 
 def moments(*batches):
-    found = metrics.Moments.empty(batches[0].shape[1])
+    found = scores.Moments.empty(batches[0].shape[1])
     for batch in batches:
         found = found.update(batch)
     return found
@@ -47,8 +48,8 @@ def small_blocks():
     """Every loop over blocks turns several times, the last one ragged."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in dict(ROWS=7, REFERENCE_ROWS=11, COLUMNS=5, SPARE=2).items():
-            patch.setattr(neighbours, name, value)
-        patch.setattr(metrics, "ROWS", 7)
+            patch.setattr(nearest_lib, name, value)
+        patch.setattr(scores, "ROWS", 7)
         yield
 
 
@@ -81,7 +82,7 @@ def test_moments_take_float32_and_jax_arrays_in_float64():
 def test_merging_in_any_grouping_is_the_same(sizes, seed):
     batches = [normal(seed + i, size, 3) + 10 for i, size in enumerate(sizes)]
     one = moments(*batches)
-    other = metrics.Moments.empty(3)
+    other = scores.Moments.empty(3)
     for batch in reversed(batches):
         other = moments(batch).merge(other)
     assert one.count == other.count == sum(sizes)
@@ -103,7 +104,7 @@ def test_update_leaves_the_moments_before_as_they_were():
 
 def distance(x, y):
     x, y = moments(x), moments(y)
-    return metrics.frechet_distance(x.mean, x.covariance, y.mean, y.covariance)
+    return scores.frechet_distance(x.mean, x.covariance, y.mean, y.covariance)
 
 
 @pytest.mark.parametrize("name", ["samples", "few"])
@@ -129,7 +130,7 @@ def test_frechet_distance_of_shifted_sets_is_the_squared_shift():
 
 def test_frechet_distance_of_gaussians_along_the_axes():
     a, b, m = np.array([4.0, 9, 0]), np.array([1.0, 25, 16]), np.array([1.0, 2, 3])
-    found = metrics.frechet_distance(m, np.diag(a), 0 * m, np.diag(b))
+    found = scores.frechet_distance(m, np.diag(a), 0 * m, np.diag(b))
     # sum of (sqrt a - sqrt b)^2 = 1 + 4 + 16, and |m|^2 = 14
     assert found == pytest.approx(35, rel=1e-12)
 
@@ -139,7 +140,7 @@ def test_frechet_distance_of_gaussians_in_the_plane():
     # A 2x2 root has trace sqrt(trace + 2 sqrt(determinant)), by Cayley and Hamilton.
     root = np.sqrt(np.trace(a @ b) + 2 * np.sqrt(np.linalg.det(a) * np.linalg.det(b)))
     want = np.trace(a) + np.trace(b) - 2 * root
-    found = metrics.frechet_distance(np.zeros(2), a, np.zeros(2), b)
+    found = scores.frechet_distance(np.zeros(2), a, np.zeros(2), b)
     assert found == pytest.approx(want, rel=1e-12)
 
 
@@ -147,7 +148,7 @@ def test_frechet_distance_bears_the_rounding_of_float32_files():
     cov = np.cov(normal(0, 20, 60), rowvar=False)
     rounded = cov.astype(np.float32)
     assert np.linalg.eigvalsh(rounded.astype(np.float64))[0] < 0
-    found = metrics.frechet_distance(np.zeros(60), rounded, np.zeros(60), cov)
+    found = scores.frechet_distance(np.zeros(60), rounded, np.zeros(60), cov)
     # float32's 6e-8 of the trace, and as much in each of the 41 null directions.
     assert found < 1e-5 * np.trace(cov)
 
@@ -156,7 +157,7 @@ def test_frechet_distance_bears_the_rounding_of_float32_files():
 
 
 def test_kernel_distance_is_that_of_torch_fidelity(sets, expected):
-    found = metrics.kernel_distance(
+    found = scores.kernel_distance(
         sets["samples"], sets["reference"], **make_metrics.SUBSETS
     )
     # Sums of 100^2 kernel values of order 10, in float64 on both sides.
@@ -175,14 +176,14 @@ def test_kernel_distance_of_whole_sets_is_the_sum_over_pairs():
         kernel(s[i], s[j]) for s in (x, y) for i in range(6) for j in range(6) if i != j
     )
     between = sum(kernel(a, b) for a in x for b in y)
-    found = metrics.kernel_distance(x, y, num_subsets=4, subset_size=6)
+    found = scores.kernel_distance(x, y, num_subsets=4, subset_size=6)
     assert found.mean == pytest.approx(within / 30 - 2 * between / 36, rel=1e-12)
     assert found.std < 1e-12  # the same sums in another order
 
 
 def test_kernel_distance_of_one_distribution_is_zero_on_average():
     x, y = normal(0, 4000, 4), normal(1, 4000, 4)
-    found = metrics.kernel_distance(x, y, num_subsets=40, subset_size=100)
+    found = scores.kernel_distance(x, y, num_subsets=40, subset_size=100)
     # 40 disjoint subsets' worth of rows: five standard errors.
     assert abs(found.mean) < 5 * found.standard_error
     assert min(found.mean, found.mean - found.std) < 0  # unbiased: may be negative
@@ -191,10 +192,10 @@ def test_kernel_distance_of_one_distribution_is_zero_on_average():
 def test_kernel_distance_follows_its_seed():
     x, y = normal(0, 50, 4), normal(1, 60, 4)
     settings = dict(num_subsets=3, subset_size=10)
-    first = metrics.kernel_distance(x, y, **settings)
-    assert first == metrics.kernel_distance(x, y, **settings, seed=2020)
-    assert first != metrics.kernel_distance(x, y, **settings, seed=1)
-    assert metrics.kernel_distance(x, y, num_subsets=1, subset_size=10)[1:] == (None, None)
+    first = scores.kernel_distance(x, y, **settings)
+    assert first == scores.kernel_distance(x, y, **settings, seed=2020)
+    assert first != scores.kernel_distance(x, y, **settings, seed=1)
+    assert scores.kernel_distance(x, y, num_subsets=1, subset_size=10)[1:] == (None, None)
 
 
 # Inception score
@@ -202,7 +203,7 @@ def test_kernel_distance_follows_its_seed():
 
 @pytest.mark.parametrize("splits", [1, 10])
 def test_inception_score_is_that_of_torch_fidelity(sets, expected, splits):
-    found = metrics.inception_score(sets["logits"], splits)
+    found = scores.inception_score(sets["logits"], splits)
     # Its softmax and sums are float64 as well.
     assert found.mean == pytest.approx(expected[f"score_{splits}_mean"], rel=1e-10)
     if splits == 10:
@@ -212,28 +213,28 @@ def test_inception_score_is_that_of_torch_fidelity(sets, expected, splits):
 @pytest.mark.parametrize("constant", [0, 1e4])
 def test_inception_score_of_equal_predictions_is_one(constant):
     logits = np.tile(normal(0, 7), (30, 1)) + constant
-    assert metrics.inception_score(logits).mean == pytest.approx(1, rel=1e-9)
+    assert scores.inception_score(logits).mean == pytest.approx(1, rel=1e-9)
 
 
 @pytest.mark.parametrize("height", [50, 1e4])  # 1e4 underflows: 0 log 0
 @pytest.mark.parametrize("classes", [1, 2, 9])
 def test_inception_score_of_certain_and_even_predictions_is_the_classes(height, classes):
     logits = np.tile(np.eye(classes, 12), (5, 1)) * height
-    found = metrics.inception_score(logits)
+    found = scores.inception_score(logits)
     assert found.mean == pytest.approx(classes, rel=1e-9)
     assert found.std is None and found.standard_error is None
 
 
 def test_inception_score_splits_are_consecutive():
     one, all_five = np.tile(np.eye(5)[:1], (10, 1)), np.tile(np.eye(5), (2, 1))
-    found = metrics.inception_score(np.concatenate([one, all_five]) * 99, splits=2)
+    found = scores.inception_score(np.concatenate([one, all_five]) * 99, splits=2)
     # scores 1 and 5
     assert found == pytest.approx((3, 2, 2**0.5), rel=1e-9)
 
 
 def test_inception_score_block_by_block(sets, expected):
     with small_blocks():
-        found = metrics.inception_score(sets["logits"])
+        found = scores.inception_score(sets["logits"])
     assert found.mean == pytest.approx(expected["score_1_mean"], rel=1e-10)
 
 
@@ -241,7 +242,7 @@ def test_inception_score_block_by_block(sets, expected):
 
 
 def check_nearest(queries, reference, k):
-    found = neighbours.nearest(queries, reference, k)
+    found = nearest_lib.nearest(queries, reference, k)
     every = np.linalg.norm(
         queries[:, None].astype(np.float64) - reference[None].astype(np.float64), axis=2
     )
@@ -273,7 +274,7 @@ def test_nearest_block_by_block(n, m, d, k, levels, seed):
 
 def test_identical_rows_are_at_distance_zero_wherever_they_lie():
     reference = (normal(0, 300, 50) + 1e4).astype(np.float32)
-    found = neighbours.nearest(reference[[3, 299]], reference, 2)
+    found = nearest_lib.nearest(reference[[3, 299]], reference, 2)
     assert found.indices[:, 0].tolist() == [3, 299]
     assert found.distances[:, 0].tolist() == [0, 0] and found.distances[:, 1].min() > 1
 
@@ -294,18 +295,18 @@ def test_rows_that_float32_cannot_tell_apart_are_told_apart(spread):
 
 
 def test_ordinary_rows_are_settled_among_the_candidates(monkeypatch):
-    seen, distances = [], neighbours._distances
+    seen, distances = [], nearest_lib._distances
     monkeypatch.setattr(
-        neighbours, "_distances", lambda q, rows: seen.append(len(rows)) or distances(q, rows)
+        nearest_lib, "_distances", lambda q, rows: seen.append(len(rows)) or distances(q, rows)
     )
     x, y = normal(0, 50, 4096) + 3, normal(1, 150, 4096) + 3
-    neighbours.nearest(x, y, 2)
-    neighbours.precision_recall(x, y)
-    assert max(seen) == neighbours.SPARE + 4  # of the radii, k = 3 and the row itself
+    nearest_lib.nearest(x, y, 2)
+    nearest_lib.precision_recall(x, y)
+    assert max(seen) == nearest_lib.SPARE + 4  # of the radii, k = 3 and the row itself
 
 
 def test_equal_distances_come_in_the_order_of_the_reference():
-    found = neighbours.nearest([[0.0]], [[1.0], [-1.0], [0.5], [1.0]], 4)
+    found = nearest_lib.nearest([[0.0]], [[1.0], [-1.0], [0.5], [1.0]], 4)
     assert found.indices.tolist() == [[2, 0, 1, 3]]
 
 
@@ -325,7 +326,7 @@ def brute_precision_recall(x, y, k):
 
 
 def test_precision_and_recall_are_those_of_torch_fidelity(sets, expected):
-    found = neighbours.precision_recall(sets["samples"], sets["reference"])
+    found = nearest_lib.precision_recall(sets["samples"], sets["reference"])
     # Its shares are float32; one image more would be 0.002.
     assert found == pytest.approx((expected["precision"], expected["recall"]), abs=1e-6)
 
@@ -339,7 +340,7 @@ def test_precision_and_recall_against_loops(n, m, k, seed):
     random = np.random.default_rng(seed)  # integers: duplicates, and rows just on a sphere
     x, y = random.integers(0, 5, (n, 2)).astype(float), random.integers(1, 7, (m, 2)) * 1.0
     with small_blocks():
-        found = neighbours.precision_recall(x, y, k)
+        found = nearest_lib.precision_recall(x, y, k)
     assert found == pytest.approx(brute_precision_recall(x, y, k), rel=1e-12)
 
 
@@ -347,34 +348,34 @@ def test_precision_and_recall_against_loops(n, m, k, seed):
 def test_precision_and_recall_where_float32_cannot_tell(spread):
     x, y = clusters(0, 60, spread), clusters(1, 70, spread)
     with small_blocks():
-        found = neighbours.precision_recall(x, y)
+        found = nearest_lib.precision_recall(x, y)
     assert found == pytest.approx(brute_precision_recall(x, y, 3), rel=1e-12)
 
 
 def test_precision_and_recall_are_not_each_other():
     reference = np.arange(10.0)[:, None]
     samples = np.array([[0.1], [0.2], [0.3], [0.4], [50.0]])  # near 0, and one far off
-    found = neighbours.precision_recall(samples, reference, k=1)
+    found = nearest_lib.precision_recall(samples, reference, k=1)
     # Balls around the samples reach 0.1, and 49.6 around the far one: 0.4 to 99.6.
     assert found == (0.8, 1.0)
-    assert neighbours.precision_recall(samples[:4], reference, k=1) == (1.0, 0.1)
+    assert nearest_lib.precision_recall(samples[:4], reference, k=1) == (1.0, 0.1)
 
 
 def test_a_row_on_the_sphere_is_inside():
     reference = np.array([[0.0], [1.0], [2.0]])
     samples = np.array([[-1.0], [3.0], [-1.0000001], [3.1]])
-    assert neighbours.precision_recall(samples, reference, k=1).precision == 0.5
+    assert nearest_lib.precision_recall(samples, reference, k=1).precision == 0.5
 
 
 @pytest.mark.parametrize("copies", [1, 50])
 def test_precision_and_recall_of_identical_sets(copies):
     x = np.repeat(normal(0, 20, 6) + 100, copies, axis=0)
-    assert neighbours.precision_recall(x, x[::-1]) == (1, 1)
+    assert nearest_lib.precision_recall(x, x[::-1]) == (1, 1)
 
 
 def test_precision_and_recall_of_sets_far_apart():
     x = normal(0, 50, 6)
-    assert neighbours.precision_recall(x, x + 1e3) == (0, 0)
+    assert nearest_lib.precision_recall(x, x + 1e3) == (0, 0)
 
 
 # Bad input
@@ -392,29 +393,29 @@ I3 = np.eye(3)
         (lambda: moments(X).update(X[0]), r"\[n, d\]"),
         (lambda: moments(X).merge(moments(X[:, :2])), "3 and 2"),
         (lambda: moments(X[:1]).covariance, "count=1"),
-        (lambda: metrics.frechet_distance(X[0], I3, X[0, :2], I3[:2, :2]), "same network"),
-        (lambda: metrics.frechet_distance(X[0], I3[:2], X[0], I3), "same network"),
-        (lambda: metrics.frechet_distance(NAN[0], I3, X[0], I3), "NaN"),
-        (lambda: metrics.frechet_distance(X[0], I3, X[0], I3 * np.nan), "cov_2 holds NaN"),
-        (lambda: metrics.frechet_distance(X[0], np.tri(3), X[0], I3), "cov_1 is not symm"),
-        (lambda: metrics.frechet_distance(X[0], I3, X[0], I3 - 2), "eigenvalue"),
-        (lambda: metrics.kernel_distance(X, X), "write subset_size=8"),
-        (lambda: metrics.kernel_distance(X, X, subset_size=1), "subset_size=1 "),
-        (lambda: metrics.kernel_distance(X, X, num_subsets=0, subset_size=4), "subsets=0 "),
-        (lambda: metrics.kernel_distance(X, X[:, :2], subset_size=4), "same network"),
-        (lambda: metrics.kernel_distance(X, NAN, subset_size=4), r"reference\[0\] holds"),
-        (lambda: metrics.inception_score(X, splits=9), "splits=9 must lie in 1..8"),
-        (lambda: metrics.inception_score(X, splits=0), "splits=0"),
-        (lambda: metrics.inception_score(NAN), r"logits\[0\] holds NaN"),
-        (lambda: metrics.inception_score(X[:0]), "n >= 1"),
-        (lambda: neighbours.precision_recall(X, X[:3]), "k=3"),
-        (lambda: neighbours.precision_recall(X, X, k=0), "k=0"),
-        (lambda: neighbours.precision_recall(NAN, X), "features"),
-        (lambda: neighbours.nearest(X, X, k=9), "k=9 must lie in 1..8"),
-        (lambda: neighbours.nearest(X, X, k=0), "k=0"),
-        (lambda: neighbours.nearest(X, X[:, :2]), "queries are"),
-        (lambda: neighbours.nearest(X, np.inf * X), "reference"),
-        (lambda: neighbours.nearest(X.reshape(2, 2, 2, 3), X), "one row an image"),
+        (lambda: scores.frechet_distance(X[0], I3, X[0, :2], I3[:2, :2]), "same network"),
+        (lambda: scores.frechet_distance(X[0], I3[:2], X[0], I3), "same network"),
+        (lambda: scores.frechet_distance(NAN[0], I3, X[0], I3), "NaN"),
+        (lambda: scores.frechet_distance(X[0], I3, X[0], I3 * np.nan), "cov_2 holds NaN"),
+        (lambda: scores.frechet_distance(X[0], np.tri(3), X[0], I3), "cov_1 is not symm"),
+        (lambda: scores.frechet_distance(X[0], I3, X[0], I3 - 2), "eigenvalue"),
+        (lambda: scores.kernel_distance(X, X), "write subset_size=8"),
+        (lambda: scores.kernel_distance(X, X, subset_size=1), "subset_size=1 "),
+        (lambda: scores.kernel_distance(X, X, num_subsets=0, subset_size=4), "subsets=0 "),
+        (lambda: scores.kernel_distance(X, X[:, :2], subset_size=4), "same network"),
+        (lambda: scores.kernel_distance(X, NAN, subset_size=4), r"reference\[0\] holds"),
+        (lambda: scores.inception_score(X, splits=9), "splits=9 must lie in 1..8"),
+        (lambda: scores.inception_score(X, splits=0), "splits=0"),
+        (lambda: scores.inception_score(NAN), r"logits\[0\] holds NaN"),
+        (lambda: scores.inception_score(X[:0]), "n >= 1"),
+        (lambda: nearest_lib.precision_recall(X, X[:3]), "k=3"),
+        (lambda: nearest_lib.precision_recall(X, X, k=0), "k=0"),
+        (lambda: nearest_lib.precision_recall(NAN, X), "features"),
+        (lambda: nearest_lib.nearest(X, X, k=9), "k=9 must lie in 1..8"),
+        (lambda: nearest_lib.nearest(X, X, k=0), "k=0"),
+        (lambda: nearest_lib.nearest(X, X[:, :2]), "queries are"),
+        (lambda: nearest_lib.nearest(X, np.inf * X), "reference"),
+        (lambda: nearest_lib.nearest(X.reshape(2, 2, 2, 3), X), "one row an image"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(call, words):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.normalization import GroupNorm, normalize
+from ddpm_jax.network.normalization import GroupNorm, normalize
 
 SHAPES = [((2, 4, 6, 8), 2), ((3, 5, 4, 12), 12), ((1, 2, 2, 6), 1), ((2, 16, 16, 64), 32)]
 EPSILON = 1e-3  # Large enough to be seen.

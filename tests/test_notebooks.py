@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 import ddpm_jax
-from ddpm_jax import schedule as schedules
-from ddpm_jax.diffusion import Parameterization
-from ddpm_jax.state import Trained
+from ddpm_jax.diffusion import schedule as schedule_lib
+from ddpm_jax.diffusion.process import Parameterization
+from ddpm_jax.training.state import Trained
 from nonzero import nonzero_params, tiny_unet
 
 nbformat = pytest.importorskip("nbformat")
@@ -118,7 +118,7 @@ def test_sampling(executed):
 
 def test_published_weights_need_no_workdir(tmp_path):
     model = tiny_unet(channel_multipliers=(1,), attention_resolutions=(), num_groups=4)
-    trained = Trained(nonzero_params(model), model, schedules.linear(20, 1e-3, 0.3),
+    trained = Trained(nonzero_params(model), model, schedule_lib.linear(20, 1e-3, 0.3),
                       Parameterization(), (8, 8, 1))
     ddpm_jax.save_pretrained(trained, tmp_path / "published")
     notebook = read("sample")

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from ddpm_jax import data, training
+from ddpm_jax.data import loading
+from ddpm_jax.training import loop
+from ddpm_jax.workdir.metrics_file import read_metrics
 from ddpm_jax.configs import digits
-from ddpm_jax.rows import read_metrics
 
 STEPS = 100
 
@@ -20,8 +21,8 @@ def losses(workdir, **settings):
         "train.sample_every": STEPS, "train.sample_images": 1, "train.checkpoint_every": STEPS,
         "train.warmup_steps": 10, "diffusion.num_timesteps": 50, **settings,
     })
-    images = np.kron(data.digits("train")[0][:256], np.ones((1, 4, 4, 1), np.uint8))
-    training.train(config, workdir, images)
+    images = np.kron(loading.digits("train")[0][:256], np.ones((1, 4, 4, 1), np.uint8))
+    loop.train(config, workdir, images)
     return np.array([row["loss"] for row in read_metrics(workdir)])
 
 

@@ -14,7 +14,8 @@ import time
 
 import pytest
 
-from ddpm_jax import files, ownership, parallel
+from ddpm_jax.runtime import files, parallel
+from ddpm_jax.workdir import lock
 from object_store import Store, objects
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -22,7 +23,7 @@ HOST = socket.gethostname()
 HOLDER = """
 import sys, time
 from ddpm_jax import ownership
-with ownership.hold(sys.argv[1]):
+with lock.hold(sys.argv[1]):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -53,7 +54,7 @@ def test_a_second_trainer_is_refused_until_the_first_is_killed(holder, tmp_path)
     assert not (tmp_path / "config.json").exists()  # It is the first one's to write.
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
-    with ownership.hold(tmp_path) as check:
+    with lock.hold(tmp_path) as check:
         check()
         owner = json.loads((tmp_path / "owner.json").read_text())
         assert (owner["pid"], owner["host"]) == (os.getpid(), HOST)
@@ -62,26 +63,26 @@ def test_a_second_trainer_is_refused_until_the_first_is_killed(holder, tmp_path)
 
 def test_a_workdir_is_free_once_its_owner_is_done(tmp_path):
     for _ in range(2):
-        with pytest.raises(KeyError), ownership.hold(tmp_path):
+        with pytest.raises(KeyError), lock.hold(tmp_path):
             raise KeyError
-    with ownership.hold(tmp_path), ownership.hold(tmp_path.parent):
+    with lock.hold(tmp_path), lock.hold(tmp_path.parent):
         with pytest.raises(ValueError, match=f"process {os.getpid()} on {HOST}"):
-            with ownership.hold(str(tmp_path)):
+            with lock.hold(str(tmp_path)):
                 raise AssertionError("held twice")
     (tmp_path.parent / "owner.json").unlink()
 
 
 def test_of_several_processes_the_first_owns(tmp_path, monkeypatch):
-    with ownership.hold(tmp_path):
+    with lock.hold(tmp_path):
         monkeypatch.setattr(parallel, "from_first", lambda produce: None)
-        with ownership.hold(tmp_path) as check:
+        with lock.hold(tmp_path) as check:
             check()
 
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(ownership, "HEARTBEAT", 0.02)
-    monkeypatch.setattr(ownership, "_SETTLE", 0.0)
+    monkeypatch.setattr(lock, "HEARTBEAT", 0.02)
+    monkeypatch.setattr(lock, "_SETTLE", 0.0)
 
 
 @pytest.fixture(params=["store", "disk without locks"])
@@ -111,17 +112,17 @@ def until(true):
 
 
 def test_without_locks_the_owner_shows_that_it_lives(lockless):
-    with ownership.hold(lockless) as check:
+    with lock.hold(lockless) as check:
         first = owner(lockless)
         assert (first["host"], first["pid"]) == (HOST, os.getpid())
         until(lambda: owner(lockless)["time"] > first["time"])
         check()
         with pytest.raises(ValueError, match=f"process {os.getpid()} on {HOST}; it was alive 0 s"):
-            with ownership.hold(lockless):
+            with lock.hold(lockless):
                 raise AssertionError("held twice")
         assert owner(lockless)["token"] == first["token"]
     assert not any(thread.name.endswith("(_beat)") for thread in threading.enumerate())
-    with ownership.hold(lockless):
+    with lock.hold(lockless):
         assert owner(lockless)["token"] != first["token"]
     assert not (lockless / "owner.json").exists()
 
@@ -130,10 +131,10 @@ def test_without_locks_the_owner_shows_that_it_lives(lockless):
 def test_the_silent_are_taken_over_after_five_minutes(bucket, quick, silent, taken):
     write(bucket, silent=silent)
     if taken:
-        with ownership.hold(bucket):
+        with lock.hold(bucket):
             assert owner(bucket)["host"] == HOST
         return
-    with pytest.raises(ValueError) as refused, ownership.hold(bucket):
+    with pytest.raises(ValueError) as refused, lock.hold(bucket):
         raise AssertionError("held")
     assert str(refused.value) == (
         "workdir=gs://bucket is being trained by process 7 on elsewhere; it was alive 290 s ago: "
@@ -143,7 +144,7 @@ def test_the_silent_are_taken_over_after_five_minutes(bucket, quick, silent, tak
 
 
 def test_one_that_was_only_slow_notices_and_leaves_the_file_alone(bucket, quick):
-    with ownership.hold(bucket) as check:
+    with lock.hold(bucket) as check:
         check()
         write(bucket)
         with pytest.raises(ValueError, match="by process 7 on elsewhere; it took over from this"):
@@ -152,9 +153,9 @@ def test_one_that_was_only_slow_notices_and_leaves_the_file_alone(bucket, quick)
 
 
 def test_of_two_that_start_at_once_the_last_to_write_goes_on(bucket, quick, monkeypatch):
-    monkeypatch.setattr(ownership.time, "sleep", lambda _: write(bucket))
+    monkeypatch.setattr(lock.time, "sleep", lambda _: write(bucket))
     with pytest.raises(ValueError, match="7 on elsewhere; it started at the same time"):
-        with ownership.hold(bucket):
+        with lock.hold(bucket):
             raise AssertionError("held")
     assert owner(bucket)["token"] == "other"
 
@@ -166,7 +167,7 @@ def test_a_store_that_fails_for_a_while_ends_nothing(bucket, quick, monkeypatch)
         failed.append(1)
         raise RuntimeError("503")
 
-    with ownership.hold(bucket) as check:
+    with lock.hold(bucket) as check:
         with monkeypatch.context() as patch:
             patch.setattr(Store, "_open", broken)
             until(lambda: len(failed) > 3)
@@ -176,4 +177,4 @@ def test_a_store_that_fails_for_a_while_ends_nothing(bucket, quick, monkeypatch)
 
 
 def test_a_beat_comes_often_enough_to_miss_some():
-    assert ownership.STALE >= 4 * ownership.HEARTBEAT
+    assert lock.STALE >= 4 * lock.HEARTBEAT

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from ddpm_jax import data, pairs, sources
+from ddpm_jax.data import image_pairs, loading
+from ddpm_jax.data import source as source_lib
 
 
 def everything(source):
@@ -12,7 +13,7 @@ def everything(source):
 
 def test_low_resolution_is_the_mean_of_blocks():
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 12, 3), np.uint8)
-    source = pairs.low_resolution(sources.from_array(images), 4)
+    source = image_pairs.low_resolution(source_lib.from_array(images), 4)
     found = everything(source)
     np.testing.assert_array_equal(found["images"], images)
     assert found["condition"].dtype == np.uint8 and source.condition_channels == 3
@@ -28,14 +29,14 @@ def test_low_resolution_is_the_mean_of_blocks():
     ((3, 5), 2, "another config.data.image_size"),
 ])
 def test_factors_must_divide(shape, factor, works):
-    source = sources.from_array(np.zeros((2, *shape, 1), np.uint8))
+    source = source_lib.from_array(np.zeros((2, *shape, 1), np.uint8))
     with pytest.raises(ValueError, match=f"config.data.factor={factor} .*{works}"):
-        pairs.low_resolution(source, factor)
+        image_pairs.low_resolution(source, factor)
 
 
 def test_masks_and_their_noise():
-    images, labels = data.digits("train")
-    source = data.load("digits", condition="noisy", labels=True)
+    images, labels = loading.digits("train")
+    source = loading.load("digits", condition="noisy", labels=True)
     n = len(images)
     assert len(source) == 16 * n and source.image_shape == (8, 8, 1)
     found = everything(source)
@@ -51,9 +52,9 @@ def test_masks_and_their_noise():
     assert np.mean(found["condition"][:n] == found["condition"][n : 2 * n]) < 0.5
     some = np.array([5, n + 5, 3])
     np.testing.assert_array_equal(source.read_condition(some), found["condition"][some])
-    test = data.load("digits", condition="noisy", split="test")
+    test = loading.load("digits", condition="noisy", split="test")
     assert len(test) == 300 and test.labels is None
-    other = data.load("digits", condition="noisy", split="test", seed=1)
+    other = loading.load("digits", condition="noisy", split="test", seed=1)
     assert np.mean(other.read_condition(some % 300) == test.read_condition(some % 300)) < 0.5
 
 
@@ -61,7 +62,7 @@ def test_masks_of_colour_pictures_have_one_channel():
     images = np.zeros((2, 4, 4, 3), np.uint8)
     images[0, 0, 0] = (255, 129, 0)  # Its mean is 128.
     images[0, 0, 1] = (255, 126, 0)  # Its mean is 127.
-    source = pairs.noisy(sources.from_array(images), seed=0, training=False)
+    source = image_pairs.noisy(source_lib.from_array(images), seed=0, training=False)
     found = everything(source)
     assert found["images"].shape == (2, 4, 4, 1) and found["condition"].shape == images.shape
     assert found["images"][0, 0, 0, 0] == 255 and found["images"].sum() == 255

@@ -8,8 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from ddpm_jax import data, memory, parallel, planning, training
 from ddpm_jax import config as config_lib
+from ddpm_jax import planning
+from ddpm_jax.data import loading
+from ddpm_jax.runtime import parallel
+from ddpm_jax.training import loop, memory_check
 from ddpm_jax.configs import digits
 from nonzero import TinyNet
 from test_configs import NAMES, get_config
@@ -33,7 +36,7 @@ def small_config(**settings):
 def tiny_run(**settings):
     """A run of TinyNet on digits, of which nothing is kept."""
     return dataclasses.replace(
-        training.prepare(small_config(**settings), None, None), model=TinyNet()
+        loop.prepare(small_config(**settings), None, None), model=TinyNet()
     )
 
 
@@ -47,7 +50,7 @@ def briefly():
 @pytest.fixture(scope="module")
 def timed():
     tiny = tiny_run()
-    return tiny, *planning.time_steps(tiny, parallel.replicate(training.fresh_state(tiny)))
+    return tiny, *planning.time_steps(tiny, parallel.replicate(loop.fresh_state(tiny)))
 
 
 def test_flops_of_a_step_are_those_of_its_convolutions(timed):
@@ -77,21 +80,21 @@ def test_a_call_is_one_of_those_in_the_loop(timed, monkeypatch):
 
 def test_a_network_that_learns_variances_runs_in_the_loop():
     tiny = dataclasses.replace(tiny_run(), model=TinyNet(out_channels=2))
-    params = parallel.replicate(training.fresh_state(tiny).params)
+    params = parallel.replicate(loop.fresh_state(tiny).params)
     assert planning.time_network(tiny, params, "default").flops > 3 * BATCH * CONV
 
 
 def test_micro_batches_count_all_although_a_loop_holds_them(timed, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # where they are a loop
     tiny = tiny_run(**{"train.accumulate": 2})
-    state, step = planning.time_steps(tiny, parallel.replicate(training.fresh_state(tiny)))
+    state, step = planning.time_steps(tiny, parallel.replicate(loop.fresh_state(tiny)))
     assert step.flops == timed[2].flops
 
 
 def test_the_steps_are_real_ones(timed):
     tiny, state, step = timed
     assert int(state.step) == 1 + step.num_calls == 3
-    fresh = training.fresh_state(tiny)
+    fresh = loop.fresh_state(tiny)
     moved = jax.tree.map(lambda a, b: float(abs(a - b).max()), state.params, fresh.params)
     assert min(jax.tree.leaves(moved)) > 0
     state_bytes = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(fresh))
@@ -101,8 +104,8 @@ def test_the_steps_are_real_ones(timed):
 
 def test_memory_of_a_state_by_what_it_holds():
     tiny = tiny_run(**{"train.extra_ema_decays": (0.9, 0.99)})
-    n = 4 * sum(leaf.size for leaf in jax.tree.leaves(training.fresh_state(tiny).params))
-    found = memory.of_state(training.fresh_state(tiny))
+    n = 4 * sum(leaf.size for leaf in jax.tree.leaves(loop.fresh_state(tiny).params))
+    found = memory_check.of_state(loop.fresh_state(tiny))
     assert found.pop("optimizer") == 2 * n + 8  # two moments; the counts of Adam and the rate
     assert found == {"parameters": n, "averages": 3 * n, "gradients": n}
 
@@ -139,7 +142,7 @@ def test_speed_is_measured_for_a_while_and_at_least_twice(monkeypatch, seconds, 
     found = planning.speed(program, LOWERED, COMPILED, clock=lambda: program.now)
     assert found == planning.Speed(seconds, num_calls, 8 * 5.0, 1174)
     assert program.calls == num_calls + 1
-    assert program.most == min(training.IN_FLIGHT + 1, num_calls) and program.waiting == 0
+    assert program.most == min(loop.IN_FLIGHT + 1, num_calls) and program.waiting == 0
 
 
 @pytest.fixture
@@ -149,8 +152,8 @@ def measured(monkeypatch):
     monkeypatch.setattr(planning, "time_steps", lambda run, state: (state, STEP))
     monkeypatch.setattr(planning, "time_network", lambda run, params, precision: (
         precise if precision == "highest" else CALL))
-    state = training.fresh_state(tiny_run())
-    monkeypatch.setattr(training, "fresh_state", lambda run: state)
+    state = loop.fresh_state(tiny_run())
+    monkeypatch.setattr(loop, "fresh_state", lambda run: state)
 
 
 def work(plan):
@@ -217,10 +220,10 @@ def test_a_plan_is_a_table(measured):
     for name in NAMES
 ])
 def test_random_pixels_stand_in_for_the_data_of_every_config(name, monkeypatch):
-    monkeypatch.setattr(memory, "on_each_device", lambda: 2**40)
+    monkeypatch.setattr(memory_check, "on_each_device", lambda: 2**40)
     config = get_config(name)
     config.train.batch_size = 8 * BATCH
-    found = training.prepare(config, None, planning.stand_in(config))
+    found = loop.prepare(config, None, planning.stand_in(config))
     height, width, channels = config_lib.image_shape(config)
     channels = 1 if config.data.condition == "noisy" else channels
     assert found.source.image_shape == (height, width, channels)
@@ -256,23 +259,23 @@ def test_a_shape_that_nobody_knows_is_asked_for(setting):
     ({"evaluate.metrics": ("fidd",)}, "fidd"),
 ])
 def test_mistakes_are_told_before_anything_is_compiled(monkeypatch, settings, says):
-    monkeypatch.setattr(training, "fresh_state", None)
+    monkeypatch.setattr(loop, "fresh_state", None)
     with pytest.raises(ValueError, match=says):
         planning.plan(small_config(**settings))
 
 
 def test_whether_data_are_there(tmp_path):
-    assert data.is_there("digits", "")
+    assert loading.is_there("digits", "")
     for name in ("image_folder", "npz"):
-        assert data.is_there(name, str(tmp_path))
-        assert not data.is_there(name, str(tmp_path / "none"))
-    assert not data.is_there("mnist", str(tmp_path))
+        assert loading.is_there(name, str(tmp_path))
+        assert not loading.is_there(name, str(tmp_path / "none"))
+    assert not loading.is_there("mnist", str(tmp_path))
     folder = tmp_path / "mnist" / "1.2.3"
     folder.mkdir(parents=True)
     (folder / "dataset_info.json").write_text("{}")
-    assert data.is_there("mnist", str(tmp_path))
+    assert loading.is_there("mnist", str(tmp_path))
     with pytest.raises(ValueError, match="mnist:1.2.3"):
-        data.is_there("mnist:9.9.9", str(tmp_path))
+        loading.is_there("mnist:9.9.9", str(tmp_path))
 
 
 def test_the_command_line_plans_without_a_workdir_and_leaves_nothing(tmp_path, monkeypatch):

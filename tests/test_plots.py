@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax import likelihood, plots
+from ddpm_jax.diffusion import variational_bound
+from ddpm_jax.workdir import plots
 
 VLB = np.float64([1.5, 0.4, 0.1, 0.03, 0.001])
 MSE_EPS = np.float64([0.5, 0.3, 0.2, 0.05, 0.01])
-CURVE = likelihood.rate_distortion(VLB, 0.002, MSE_EPS / 10)
+CURVE = variational_bound.rate_distortion(VLB, 0.002, MSE_EPS / 10)
 
 
 @pytest.fixture
@@ -81,7 +82,7 @@ def test_terms_of_any_size_are_drawn(tmp_path, vlb):
     """One step, a term of zero, terms far apart: no warning, on axes of logarithms."""
     vlb = np.float64(vlb)
     plots.bound(tmp_path / "bound.png", vlb, vlb)
-    curve = likelihood.rate_distortion(vlb, 0.0, vlb)
+    curve = variational_bound.rate_distortion(vlb, 0.0, vlb)
     plots.rate_distortion(tmp_path / "curve.png", curve)
     for name in ("bound.png", "curve.png"):
         with Image.open(tmp_path / name) as image:

@@ -18,11 +18,12 @@ import safetensors.numpy
 from numpy.testing import assert_allclose, assert_array_equal
 
 import ddpm_jax
-from ddpm_jax import pretrained, samplers, state_dicts
-from ddpm_jax import schedule as schedules
-from ddpm_jax.diffusion import Parameterization
-from ddpm_jax.sampling import Settings, reverse
-from ddpm_jax.state import Trained
+from ddpm_jax.diffusion import schedule as schedule_lib
+from ddpm_jax.diffusion.process import Parameterization
+from ddpm_jax.inference.sample import Settings, reverse
+from ddpm_jax.samplers import reverse_chain
+from ddpm_jax.training.state import Trained
+from ddpm_jax.weights import pretrained, state_dicts
 from gaussian import jit
 from nonzero import TinyNet, nonzero_params, tiny_unet
 
@@ -76,7 +77,7 @@ def test_the_settings_are_those_of_the_files(plain, conditional):
     )
     assert plain.diffusion == Parameterization("eps", "fixed_large")
     assert plain.image_shape == (8, 8, 1)
-    assert_array_equal(plain.schedule.beta, schedules.linear().beta)
+    assert_array_equal(plain.schedule.beta, schedule_lib.linear().beta)
     assert conditional.model == ddpm_jax.UNet(
         channels=4, channel_multipliers=(1, 2, 2), num_res_blocks=1, attention_resolutions=(4,),
         dropout=0.2, out_channels=2, num_heads=2, scale_shift=True, embedding_order="cos_sin",
@@ -85,7 +86,7 @@ def test_the_settings_are_those_of_the_files(plain, conditional):
     )
     assert conditional.diffusion == Parameterization("v", "learned_range")
     assert conditional.image_shape == (8, 12, 1)
-    assert_array_equal(conditional.schedule.beta, schedules.cosine(4000).beta)
+    assert_array_equal(conditional.schedule.beta, schedule_lib.cosine(4000).beta)
 
 
 def test_no_class_is_the_mean_of_classes_unless_the_last_label_is_it(conditional):
@@ -102,14 +103,14 @@ def test_no_class_is_the_mean_of_classes_unless_the_last_label_is_it(conditional
 def test_fifty_steps_are_those_of_diffusers(plain, chain, draw_given):
     x, noises = SCRIPT["draws"]("plain")
     steps = np.arange(0, 1000, 1000 // SCRIPT["STEPS"])  # "leading", as its schedulers do.
-    visited, eta = schedules.respace(plain.schedule, steps), SCRIPT["CHAINS"][chain].get("eta", 0.0)
+    visited, eta = schedule_lib.respace(plain.schedule, steps), SCRIPT["CHAINS"][chain].get("eta", 0.0)
     settings = Settings() if chain == "DDPM" else Settings("ddim", eta=eta, rederive_eps=False)
     rngs = draw_given(noises[::-1])
 
     def run(params, x):
         denoise = ddpm_jax.denoise_fn(plain.replace(params=params))
         step = reverse(settings, plain.diffusion, visited, plain.schedule, denoise)
-        return samplers.ancestral(visited, step, x, rngs, trajectory=range(len(steps) - 1, -1, -1))
+        return reverse_chain.ancestral(visited, step, x, rngs, trajectory=range(len(steps) - 1, -1, -1))
 
     last, kept = jit(run)(plain.params, x)
     # Their alpha_bar is a product in float32; an error is carried through 50 networks: seen 1.4e-3
@@ -146,14 +147,14 @@ def tiny(**settings):
     """A `Trained` with everything of ours that diffusers has a word for."""
     model = tiny_unet(**({"num_groups": 2} | settings))
     shape = (8, 8, model.out_channels)
-    return Trained(nonzero_params(model, shape), model, schedules.linear(20, 1e-3, 0.3),
+    return Trained(nonzero_params(model, shape), model, schedule_lib.linear(20, 1e-3, 0.3),
                    Parameterization(), shape)
 
 
 @pytest.mark.parametrize("change", [
-    {"schedule": schedules.cosine(50)},
-    {"schedule": schedules.quadratic(10)},
-    {"schedule": schedules.sigmoid(10), "diffusion": Parameterization("x_0", "fixed_small")},
+    {"schedule": schedule_lib.cosine(50)},
+    {"schedule": schedule_lib.quadratic(10)},
+    {"schedule": schedule_lib.sigmoid(10), "diffusion": Parameterization("x_0", "fixed_small")},
     {"diffusion": Parameterization("v", "fixed_large")},
 ], ids=["cosine", "quadratic", "sigmoid", "v"])
 def test_the_process_survives_to_the_bit(change, tmp_path):
@@ -190,7 +191,7 @@ def test_groups_that_are_not_set_are_found(tmp_path):
      {"model": {"num_heads": 2, "attention_resolutions": (8, 4)}}),
     ("diffusion.mean='x_prev' cannot be expressed", {"diffusion": Parameterization("x_prev")}),
     ("diffusion.variance='learned' cannot", {"diffusion": Parameterization("eps", "learned")}),
-    ("respaced chain", {"schedule": schedules.respace(schedules.linear(20), [0, 9, 19])}),
+    ("respaced chain", {"schedule": schedule_lib.respace(schedule_lib.linear(20), [0, 9, 19])}),
 ])
 def test_what_diffusers_lacks_is_refused(message, change, tmp_path):
     trained = tiny()

@@ -8,7 +8,8 @@ import pytest
 from jax.profiler import ProfileData
 
 from ddpm_jax import config as config_lib
-from ddpm_jax import monitoring, training, validation
+from ddpm_jax import validation
+from ddpm_jax.training import loop, monitoring
 from ddpm_jax.configs import digits
 from nonzero import TinyNet
 from test_runs import lasting, rows, saved
@@ -48,8 +49,8 @@ def tiny(monkeypatch):
 
 
 def test_a_trace_is_left_and_the_numbers_stay_bit_for_bit(tiny, tmp_path):
-    training.train(tiny_config(), tmp_path / "plain")
-    training.train(tiny_config(**{"train.profile": (3, 4)}), tmp_path / "traced")
+    loop.train(tiny_config(), tmp_path / "plain")
+    loop.train(tiny_config(**{"train.profile": (3, 4)}), tmp_path / "traced")
     assert traced_steps(tmp_path / "traced") == [{3, 4}]
     assert not (tmp_path / "plain" / "tensorboard" / "profile").exists()
     one, other = (list(map(lasting, rows(tmp_path / name))) for name in ("plain", "traced"))

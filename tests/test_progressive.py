@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 import ddpm_jax
-from ddpm_jax import diffusion, progressive, samplers, schedule
+from ddpm_jax.diffusion import process
+from ddpm_jax.diffusion import schedule as schedule_lib
+from ddpm_jax.inference import progressive
+from ddpm_jax.samplers import reverse_chain
 from nonzero import SHAPE, TinyNet, nonzero_params
 
 # Batches of another size are summed in another order: float32 roundings of 12 steps.
@@ -29,8 +32,8 @@ class Pair(nn.Module):
 def trained_as(mean="eps", variance="fixed_large"):
     model = Pair() if variance.startswith("learned") else TinyNet()
     return ddpm_jax.Trained(
-        nonzero_params(model), model, schedule.linear(T, 1e-3, 0.6),
-        diffusion.Parameterization(mean, variance), SHAPE,
+        nonzero_params(model), model, schedule_lib.linear(T, 1e-3, 0.6),
+        process.Parameterization(mean, variance), SHAPE,
     )
 
 
@@ -49,7 +52,7 @@ def prior(n):
 
 
 def predict_fn(trained, clip):
-    return diffusion.predict_fn(
+    return process.predict_fn(
         trained.schedule, ddpm_jax.denoise_fn(trained), mean=trained.diffusion.mean,
         variance=trained.diffusion.variance, clip=clip,
     )
@@ -58,7 +61,7 @@ def predict_fn(trained, clip):
 def direct(trained, x, rngs, clip=True, **steps):
     """The chain itself."""
     predict = predict_fn(trained, clip)
-    chain = jax.jit(lambda x, rngs: samplers.ancestral(
+    chain = jax.jit(lambda x, rngs: reverse_chain.ancestral(
         trained.schedule, predict, x, rngs, **steps), compiler_options=FAST)
     return chain(x, rngs)
 
@@ -142,7 +145,7 @@ def test_ways_part_where_they_are_told_to(trained):
     np.testing.assert_allclose(x_t[1], first, **SAME)
 
 
-GAUSSIAN = schedule.linear(T, 1e-3, 0.6)
+GAUSSIAN = schedule_lib.linear(T, 1e-3, 0.6)
 SPREAD = 0.5  # Pixels are N(0, SPREAD^2), independent.
 
 
@@ -169,7 +172,7 @@ def test_the_longer_the_way_the_more_variety():
             found = factor[t] ** 2 * found + (GAUSSIAN.beta[t] if t else 0.0)
         return found
 
-    kind = diffusion.Parameterization()
+    kind = process.Parameterization()
     trained = ddpm_jax.Trained({}, Gaussian(), GAUSSIAN, kind, SHAPE)
     shared = (3, T)
     x_t, completions = progressive.complete(trained, KEY, 128, shared=shared, clip=False)

@@ -12,7 +12,11 @@ from scipy import linalg, special
 from sklearn import metrics as sklearn_metrics
 
 import test_inception
-from ddpm_jax import data, inception, metrics, neighbours, quality, references, sources
+from ddpm_jax.data import loading
+from ddpm_jax.data import source as source_lib
+from ddpm_jax.evaluation import inception_features, references, scores
+from ddpm_jax.evaluation import nearest as nearest_lib
+from ddpm_jax.weights import inception_weights
 
 CHECKSUM = "c" * 64
 
@@ -29,7 +33,7 @@ class Fake:
         self.seen.append(len(images))
         rows = np.float64(images).reshape(len(images), -1) / 255
         random = np.random.default_rng(rows.shape[1])
-        return inception.Features(*(
+        return inception_weights.Features(*(
             np.float32(rows @ random.normal(size=(rows.shape[1], d)))
             for d in (2048, 2023, 1008)
         ))
@@ -68,7 +72,7 @@ def network():
         name: test_inception.SCRIPT["weights"](name, shape)
         for name, shape in test_inception.SHAPES.items()
     }
-    params = inception.params_from_torch(entries)
+    params = inception_weights.params_from_torch(entries)
     asked = []
 
     def load(path, *, sha256):
@@ -76,12 +80,12 @@ def network():
         return params
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inception, "load", load)
-        made = quality.Network("weights.pth", sha256=None)
+        patch.setattr(inception_weights, "load", load)
+        made = inception_features.Network("weights.pth", sha256=None)
         assert made.checksum == "unchecked"
-        assert quality.Network().checksum == inception.SHA256
-        assert quality.Network(sha256=CHECKSUM).checksum == CHECKSUM
-    assert asked == [("weights.pth", None), (None, inception.SHA256), (None, CHECKSUM)]
+        assert inception_features.Network().checksum == inception_weights.SHA256
+        assert inception_features.Network(sha256=CHECKSUM).checksum == CHECKSUM
+    assert asked == [("weights.pth", None), (None, inception_weights.SHA256), (None, CHECKSUM)]
     return made
 
 
@@ -117,17 +121,17 @@ def sums(monkeypatch):
         def apply(self, variables, images):
             channels = np.float32(1) * images.sum((1, 2))
             factor = variables["params"]["factor"][None]
-            return inception.Features(*(factor * channels[:, i : i + 1] for i in range(3)))
+            return inception_weights.Features(*(factor * channels[:, i : i + 1] for i in range(3)))
 
-    monkeypatch.setattr(inception, "Inception", Sums)
+    monkeypatch.setattr(inception_weights, "Inception", Sums)
     monkeypatch.setattr(
-        inception, "load", lambda path, sha256: {"factor": np.float32([1, 2])})
-    return quality.Network()
+        inception_weights, "load", lambda path, sha256: {"factor": np.float32([1, 2])})
+    return inception_features.Network()
 
 
 @pytest.mark.parametrize("n", [1, 8, 9, 16, 37])
 def test_any_number_of_images_goes_through_in_order(sums, monkeypatch, n):
-    monkeypatch.setattr(quality, "_BATCH", 2)  # 16 a round
+    monkeypatch.setattr(inception_features, "_BATCH", 2)  # 16 a round
     images = pixels(n)
     for given in (images, np.float32(images)):
         found = sums.features(given)
@@ -169,7 +173,7 @@ def assert_moments(moments, rows):
 def test_samples_have_the_moments_of_all_their_features():
     images, fake = pixels(30), Fake()
     batches = (images[a:b] for a, b in ((0, 13), (13, 14), (14, 30)))
-    found = quality.Samples.of(batches, fake)
+    found = inception_features.Samples.of(batches, fake)
     assert fake.seen == [13, 1, 16]
     whole = Fake().features(images)
     assert_moments(found.pool, whole.pool)
@@ -183,11 +187,11 @@ def test_samples_have_the_moments_of_all_their_features():
 def test_samples_of_nan_are_refused(sums):
     images = np.float32(pixels(4))
     images[2, 0, 0, 0] = np.nan
-    fails("NaN", quality.Samples.of, [images], sums)
+    fails("NaN", inception_features.Samples.of, [images], sums)
     features = Fake().features(pixels(4))
     features.spatial[1] = np.nan
     broken = type("Broken", (), {"features": lambda self, images: features})()
-    fails("NaN", quality.Samples.of, [images], broken)
+    fails("NaN", inception_features.Samples.of, [images], broken)
 
 
 # References.
@@ -201,7 +205,7 @@ def assert_reference(found, images, fake):
     assert found.count == len(images)
     assert found.provenance["n"] == len(images)
     assert found.provenance["inception"] == fake.checksum
-    assert found.provenance["resize"] == quality.RESIZE
+    assert found.provenance["resize"] == inception_features.RESIZE
 
 
 def npz(folder, **arrays):
@@ -212,8 +216,8 @@ def npz(folder, **arrays):
 def test_splits_of_the_data_are_references(cache):
     settings = dict(image_shape=(8, 8, 1), data_settings={"name": "digits"})
     for split, n in (("train", 1497), ("test", 300)):
-        fake, images = Fake(), data.digits(split)[0]
-        found = quality.reference(split, fake, **settings)
+        fake, images = Fake(), loading.digits(split)[0]
+        found = inception_features.reference(split, fake, **settings)
         assert len(images) == n and sum(fake.seen) == n
         assert_reference(found, images, fake)
         assert found.provenance["data"] == "digits" and found.provenance["split"] == split
@@ -222,16 +226,16 @@ def test_splits_of_the_data_are_references(cache):
 
 def test_a_large_set_goes_through_in_batches(cache, tmp_path):
     images, fake = pixels(150), Fake()
-    found = quality.reference(
+    found = inception_features.reference(
         "train", fake, image_shape=(4, 4, 3), data_settings=npz(tmp_path, train=images))
     assert fake.seen == [64, 64, 22]
     assert_reference(found, images, fake)
 
 
 def test_progress_is_shown_where_asked_for(capsys):
-    source = sources.from_array(pixels(9))
+    source = source_lib.from_array(pixels(9))
     for progress in (True, False):
-        (places, images), = quality.batches(source, progress=progress)
+        (places, images), = inception_features.batches(source, progress=progress)
         assert_array_equal(places, np.arange(9))
         assert_array_equal(images, pixels(9))
         assert ("9/9" in capsys.readouterr().err) is progress
@@ -241,11 +245,11 @@ def test_a_file_of_images_is_a_reference(cache, tmp_path):
     images, fake = pixels(10), Fake()
     np.savez(tmp_path / "batch.npz", images, np.arange(10))  # arr_0 and labels, as ADM's
     name = str(tmp_path / "batch.npz")
-    found = quality.reference(name, fake, image_shape=(4, 4, 1), data_settings={})
+    found = inception_features.reference(name, fake, image_shape=(4, 4, 1), data_settings={})
     assert_reference(found, images, fake)
     assert found.provenance["file"] == "batch.npz"
     assert_allclose(found.features, Fake().features(images).pool, rtol=1e-5, atol=1e-5)
-    fails("batch.npz has images of 4x4, and the samples are 8x8", quality.reference,
+    fails("batch.npz has images of 4x4, and the samples are 8x8", inception_features.reference,
           name, fake, image_shape=(8, 8, 3), data_settings={})
 
 
@@ -253,13 +257,13 @@ def test_a_file_of_statistics_is_a_reference_as_it_is(cache, tmp_path):
     mu, sigma, fake = np.arange(2048.0), np.eye(2048), Fake()
     np.savez(tmp_path / "stats.npz", mu=mu, sigma=sigma)
     name = str(tmp_path / "stats.npz")
-    found = quality.reference(name, fake, image_shape=(32, 32, 3), data_settings={})
+    found = inception_features.reference(name, fake, image_shape=(32, 32, 3), data_settings={})
     assert_array_equal(found.mu, mu)
     assert_array_equal(found.sigma, sigma)
     assert fake.seen == [] and found.features is found.mu_s is found.count is None
-    samples = quality.Samples.of([pixels(6)], Fake())
+    samples = inception_features.Samples.of([pixels(6)], Fake())
     for metric in ("sfid", "kid", "precision_recall"):
-        fails(rf"^{metric} needs .*config\.evaluate\.metrics", quality.SCORES[metric],
+        fails(rf"^{metric} needs .*config\.evaluate\.metrics", inception_features.SCORES[metric],
               samples, found)
 
 
@@ -268,9 +272,9 @@ def test_of_a_file_of_both_the_images_count(cache, tmp_path):
     images, fake = pixels(3), Fake()
     np.savez(tmp_path / "both.npz", arr_0=images, mu=np.zeros(2048), sigma=np.eye(2048))
     name = str(tmp_path / "both.npz")
-    found = quality.reference(name, fake, image_shape=(4, 4, 3), data_settings={})
+    found = inception_features.reference(name, fake, image_shape=(4, 4, 3), data_settings={})
     assert_reference(found, images, fake)
-    fails("both.npz has images of 4x4, and the samples are 4x8", quality.reference,
+    fails("both.npz has images of 4x4, and the samples are 4x8", inception_features.reference,
           name, fake, image_shape=(4, 8, 3), data_settings={})
 
 
@@ -279,21 +283,21 @@ def test_a_folder_of_pictures_is_a_reference(cache, tmp_path):
     (folder / "below").mkdir(parents=True)
     for i, image in enumerate(images):
         Image.fromarray(image).save(folder / "below" / f"{i}.png")
-    found = quality.reference(str(folder), fake, image_shape=(4, 4, 3), data_settings={})
+    found = inception_features.reference(str(folder), fake, image_shape=(4, 4, 3), data_settings={})
     assert_reference(found, images, fake)
     assert found.provenance["folder"] == "faces"
-    fails("not a folder", quality.reference, str(tmp_path / "none"), fake,
+    fails("not a folder", inception_features.reference, str(tmp_path / "none"), fake,
           image_shape=(4, 4, 3), data_settings={})
 
 
 def test_a_missing_test_split_is_said(cache, tmp_path):
     settings = npz(tmp_path, train=pixels(4))
-    fails("'npz' has no test split; .*config.evaluate.references", quality.reference,
+    fails("'npz' has no test split; .*config.evaluate.references", inception_features.reference,
           "test", Fake(), image_shape=(4, 4, 3), data_settings=settings)
 
 
 def test_a_split_of_another_size_is_refused(cache):
-    fails("train has images of 8x8, and the samples are 8x16", quality.reference,
+    fails("train has images of 8x8, and the samples are 8x16", inception_features.reference,
           "train", Fake(), image_shape=(8, 16, 1), data_settings={"name": "digits"})
 
 
@@ -302,13 +306,13 @@ def small(monkeypatch):
     """Files of a few kilobytes: features of a few numbers."""
     monkeypatch.setattr(references, "POOL", 5)
     monkeypatch.setattr(references, "SPATIAL", 3)
-    monkeypatch.setattr(quality, "POOL", 5)
-    monkeypatch.setattr(quality, "SPATIAL", 3)
+    monkeypatch.setattr(inception_features, "POOL", 5)
+    monkeypatch.setattr(inception_features, "SPATIAL", 3)
 
     class Small(Fake):
         def features(self, images):
             pool, spatial, logits = super().features(images)
-            return inception.Features(pool[:, :5], spatial[:, :3], logits)
+            return inception_weights.Features(pool[:, :5], spatial[:, :3], logits)
 
     return Small
 
@@ -316,7 +320,7 @@ def small(monkeypatch):
 def test_what_is_known_is_not_computed_again(cache, tmp_path, small):
     def computed(train, fake, **more):
         settings = npz(tmp_path, train=train) | more
-        found = quality.reference(
+        found = inception_features.reference(
             "train", fake, image_shape=(4, 4, 3), data_settings=settings)
         seen, fake.seen = sum(fake.seen), []
         return found, seen
@@ -343,10 +347,10 @@ def test_kept_features_are_spread_over_the_set(cache, tmp_path, small, monkeypat
     images = pixels(200)
     pool = small().features(images).pool
     for kept, batch in ((7, 1), (198, 1), (200, 64), (1000, 64)):
-        monkeypatch.setattr(quality, "KEPT", kept)
-        monkeypatch.setattr(quality, "_BATCH", batch)
+        monkeypatch.setattr(inception_features, "KEPT", kept)
+        monkeypatch.setattr(inception_features, "_BATCH", batch)
         fake = small()
-        found = quality.reference(
+        found = inception_features.reference(
             "train", fake, image_shape=(4, 4, 3), data_settings=npz(tmp_path, train=images))
         # 1,000 of 200 are as many as 200, and known by then.
         assert sum(fake.seen) == (0 if kept == 1000 else 200)
@@ -358,26 +362,26 @@ def test_kept_features_are_spread_over_the_set(cache, tmp_path, small, monkeypat
 
 def test_fingerprints_tell_sets_apart():
     images = pixels(100)
-    known = quality.fingerprint(sources.from_array(images))
-    assert known == quality.fingerprint(sources.from_array(images.copy()))
+    known = inception_features.fingerprint(source_lib.from_array(images))
+    assert known == inception_features.fingerprint(source_lib.from_array(images.copy()))
     assert len(known) == 16 and int(known, 16)
     for i in (0, 99):
         changed = images.copy()
         changed[i, 0, 0, 0] ^= 1
-        assert quality.fingerprint(sources.from_array(changed)) != known
+        assert inception_features.fingerprint(source_lib.from_array(changed)) != known
     same_bytes = images.reshape(100, 4, 3, 4)
-    assert quality.fingerprint(sources.from_array(same_bytes)) != known
+    assert inception_features.fingerprint(source_lib.from_array(same_bytes)) != known
     constant = np.zeros((100, 4, 4, 3), np.uint8)
-    assert quality.fingerprint(sources.from_array(constant)) != quality.fingerprint(
-        sources.from_array(constant[:99]))
-    assert quality.fingerprint(sources.from_array(images[:3]))  # Fewer than 64.
+    assert inception_features.fingerprint(source_lib.from_array(constant)) != inception_features.fingerprint(
+        source_lib.from_array(constant[:99]))
+    assert inception_features.fingerprint(source_lib.from_array(images[:3]))  # Fewer than 64.
     asked = []
 
     def read(places):
         asked.extend(places)
         return np.zeros((len(places), 1, 1, 1), np.uint8)
 
-    quality.fingerprint(sources.Source(10**6, (1, 1, 1), read))
+    inception_features.fingerprint(source_lib.Source(10**6, (1, 1, 1), read))
     assert len(asked) == 64 and asked[0] == 0 and asked[-1] == 10**6 - 1
 
 
@@ -392,8 +396,8 @@ def features_of(n, seed, mean=0.0):
 
 def samples_of(pool, spatial=None, logits=None):
     spatial = pool[:, :4] ** 2 if spatial is None else spatial
-    return quality.Samples(
-        metrics.Moments.empty(6).update(pool), metrics.Moments.empty(4).update(spatial),
+    return inception_features.Samples(
+        scores.Moments.empty(6).update(pool), scores.Moments.empty(4).update(spatial),
         pool, np.float32(pool @ np.eye(6, 11)) if logits is None else logits,
     )
 
@@ -419,16 +423,16 @@ def frechet(x, y):
 
 
 def test_fid_is_of_pooled_and_sfid_of_spatial_features():
-    found = quality.SCORES["fid"](SAMPLES, AGAINST)
+    found = inception_features.SCORES["fid"](SAMPLES, AGAINST)
     assert_allclose(found["value"], frechet(X, Y), rtol=1e-8)  # Roots of float64.
     assert found["remarks"] == []
-    found = quality.SCORES["sfid"](SAMPLES, AGAINST)
+    found = inception_features.SCORES["sfid"](SAMPLES, AGAINST)
     assert_allclose(found["value"], frechet(X[:, :4] ** 2, np.abs(Y[:, :4])), rtol=1e-8)
 
 
 def test_fid_of_few_images_carries_remarks():
     few = samples_of(X[:6])
-    remarks = quality.SCORES["fid"](few, reference_of(Y[:5], Y[:5, :4]))["remarks"]
+    remarks = inception_features.SCORES["fid"](few, reference_of(Y[:5], Y[:5, :4]))["remarks"]
     assert len(remarks) == 2 and "\n" not in "".join(remarks)
     assert "6 samples leave a singular covariance" in remarks[0]
     assert "5 reference images leave" in remarks[1]
@@ -445,27 +449,27 @@ def test_kid_is_of_subsets_as_large_as_there_are(monkeypatch):
                   for k in (kernel(x), kernel(y))]
         return sum(within) - 2 * kernel(x, y).mean()
 
-    found = quality.SCORES["kid"](SAMPLES, AGAINST)
+    found = inception_features.SCORES["kid"](SAMPLES, AGAINST)
     assert found["subset_size"] == 60
-    same = metrics.kernel_distance(X, Y, subset_size=60)
+    same = scores.kernel_distance(X, Y, subset_size=60)
     assert (found["value"], found["std"], found["standard_error"]) == same
     assert_allclose(found["standard_error"], found["std"] / 10)  # 100 subsets
-    equal = quality.SCORES["kid"](SAMPLES, reference_of(Y[:60], Y[:60, :4]))
+    equal = inception_features.SCORES["kid"](SAMPLES, reference_of(Y[:60], Y[:60, :4]))
     assert_allclose(equal["value"], mmd(X, Y[:60]), rtol=1e-9)  # Each subset is the set.
 
     def told(*features, subset_size):
-        return metrics.Estimate(subset_size, 0, 0)
+        return scores.Estimate(subset_size, 0, 0)
 
-    monkeypatch.setattr(metrics, "kernel_distance", told)
+    monkeypatch.setattr(scores, "kernel_distance", told)
     for n, m, size in ((1200, 1100, 1000), (1200, 999, 999), (998, 1100, 998)):
         reference = features_of(m, seed=3)
         against = reference_of(reference, reference[:, :4])
-        found = quality.SCORES["kid"](samples_of(features_of(n, seed=2)), against)
+        found = inception_features.SCORES["kid"](samples_of(features_of(n, seed=2)), against)
         assert found["subset_size"] == found["value"] == size
 
 
 def test_precision_and_recall_are_told_apart():
-    found = quality.SCORES["precision_recall"](SAMPLES, AGAINST)
+    found = inception_features.SCORES["precision_recall"](SAMPLES, AGAINST)
     distances = {
         name: np.sqrt(((np.float64(a)[:, None] - np.float64(b)[None]) ** 2).sum(axis=2))
         for name, a, b in (("xx", X, X), ("yy", Y, Y), ("xy", X, Y))
@@ -474,7 +478,7 @@ def test_precision_and_recall_are_told_apart():
     precision = np.mean((distances["xy"] <= radii["y"][None]).any(axis=1))
     recall = np.mean((distances["xy"].T <= radii["x"][None]).any(axis=1))
     assert found == {"value": precision, "recall": recall} and precision != recall
-    assert neighbours.precision_recall(X, Y) == (precision, recall)
+    assert nearest_lib.precision_recall(X, Y) == (precision, recall)
 
 
 def test_inception_score_is_of_the_logits():
@@ -484,21 +488,21 @@ def test_inception_score_is_of_the_logits():
         return np.exp(special.rel_entr(p, p.mean(axis=0)).sum(axis=1).mean())
 
     logits = np.random.default_rng(5).normal(0, 3, (60, 11)).astype(np.float32)
-    found = quality.SCORES["is"](samples_of(X, logits=logits))
+    found = inception_features.SCORES["is"](samples_of(X, logits=logits))
     parts = [score(part) for part in np.split(logits, 10)]
     assert_allclose(found["value"], score(logits))
     assert_allclose(found["ten_splits"], np.mean(parts))
     assert_allclose(found["std"], np.std(parts))
     assert_allclose(found["standard_error"], np.std(parts) / 10**0.5)
-    assert set(quality.SCORES["is"](samples_of(X[:10], logits=logits[:10]))) > {"std"}
-    assert set(quality.SCORES["is"](samples_of(X[:9], logits=logits[:9]))) == {"value"}
+    assert set(inception_features.SCORES["is"](samples_of(X[:10], logits=logits[:10]))) > {"std"}
+    assert set(inception_features.SCORES["is"](samples_of(X[:9], logits=logits[:9]))) == {"value"}
 
 
 def test_every_score_is_a_number_and_perfect_samples_are_perfect():
-    assert set(quality.SCORES) == {"fid", "sfid", "kid", "is", "precision_recall"}
+    assert set(inception_features.SCORES) == {"fid", "sfid", "kid", "is", "precision_recall"}
     itself = reference_of(X, X[:, :4] ** 2)
     found = {
-        name: score(SAMPLES, itself)["value"] for name, score in quality.SCORES.items()
+        name: score(SAMPLES, itself)["value"] for name, score in inception_features.SCORES.items()
     }
     assert all(isinstance(value, float) for value in found.values())
     # Traces of up to 214 cancel in float64.
@@ -509,15 +513,15 @@ def test_every_score_is_a_number_and_perfect_samples_are_perfect():
 def test_frechet_distance_of_pixels():
     """Against the formula on the pixels themselves, with SciPy's matrix root."""
     ours, theirs = pixels(70, seed=1, shape=(3, 2, 2)), pixels(60, seed=2, shape=(3, 2, 2)) // 2
-    found = quality.frechet_pixels([ours[:50], ours[50:]], [theirs])
+    found = inception_features.frechet_pixels([ours[:50], ours[50:]], [theirs])
     a, b = (np.float64(x.reshape(len(x), -1)) / 127.5 - 1 for x in (ours, theirs))
     cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     root = linalg.sqrtm(cov_a @ cov_b).real
     expected = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(cov_a + cov_b - 2 * root)
     assert_allclose(found["value"], expected, rtol=1e-8)
     assert found["reference_n"] == 60
-    same = quality.frechet_pixels([np.float32(ours)], [ours])
+    same = inception_features.frechet_pixels([np.float32(ours)], [ours])
     assert same["value"] < 1e-9
-    quality.check_pixels((32, 32, 4))
+    inception_features.check_pixels((32, 32, 4))
     fails("no room for the covariance of 12,288 pixels, more than 4,096; use 'fid'",
-          quality.check_pixels, (64, 64, 3))
+          inception_features.check_pixels, (64, 64, 3))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from ddpm_jax.randomness import IMPL, as_key, image_keys
+from ddpm_jax.diffusion.randomness import IMPL, as_key, image_keys
 
 
 @pytest.mark.parametrize(

@@ -17,14 +17,17 @@ from PIL import Image
 
 import ddpm_jax
 from benchmarks.record import clock, compare, run, settings, stages
-from ddpm_jax import checkpoints, images, state_dicts, training, validation
 from ddpm_jax import config as config_lib
-from ddpm_jax import diffusion as diffusion_lib
-from ddpm_jax import schedule as schedules
+from ddpm_jax import validation
+from ddpm_jax.diffusion import process
+from ddpm_jax.diffusion import schedule as schedule_lib
+from ddpm_jax.runtime.interruption import Interrupted
+from ddpm_jax.training import loop
+from ddpm_jax.training.state import Trained
+from ddpm_jax.weights import state_dicts
+from ddpm_jax.workdir import checkpoints, pictures
+from ddpm_jax.workdir.metrics_file import read_metrics
 from ddpm_jax.configs import cifar10
-from ddpm_jax.interruption import Interrupted
-from ddpm_jax.rows import read_metrics
-from ddpm_jax.state import Trained
 from gaussian import jit
 from nonzero import TinyNet, nonzero_params, tiny_unet
 
@@ -164,7 +167,7 @@ def test_samples_are_those_of_the_library_as_they_came(small, recorded, capsys):
     found = metrics(recorded)
     assert sum(file.endswith("npz") for file in found["ddim"]["files"]) == 2  # 40 a file.
     shown = np.asarray(Image.open(recorded / "record/ddim.png"))
-    assert_array_equal(shown, images.grid(ddim[:64])[..., 0])
+    assert_array_equal(shown, pictures.grid(ddim[:64])[..., 0])
 
 
 def test_bits_and_losses_are_those_of_the_library(small, recorded, capsys):
@@ -199,7 +202,7 @@ def test_what_is_there_is_not_done_again(small, recorded, capsys, monkeypatch):
     def never(*_):
         raise AssertionError
 
-    monkeypatch.setattr(training, "train", never)
+    monkeypatch.setattr(loop, "train", never)
     monkeypatch.setattr(stages, "job_of", never)
     out = work(capsys, recorded)
     assert [f"{name}: there already" in out for name in STAGES] == [True] * 6
@@ -319,7 +322,7 @@ def test_another_signal_ends_the_command(small, tmp_path, capsys, monkeypatch):
     def interrupted(config, workdir):
         raise Interrupted(signal.SIGTERM)
 
-    monkeypatch.setattr(training, "train", interrupted)
+    monkeypatch.setattr(loop, "train", interrupted)
     with pytest.raises(SystemExit) as end:
         work(capsys, tmp_path)
     assert end.value.code == 143
@@ -331,7 +334,7 @@ def test_weights_read_back_as_they_are_to_bfloat16(tmp_path):
         f"--config={CONFIG}", "--config.model.channels=8", "--config.model.dropout=0.0",
     ])
     params = nonzero_params(model)
-    trained = Trained(params, model, schedules.linear(), diffusion_lib.Parameterization(), shape)
+    trained = Trained(params, model, schedule_lib.linear(), process.Parameterization(), shape)
     record = stages.Record(tmp_path, 90_000)
     job = stages.measures.Job(config, 1, trained, tmp_path, False, None)
     record.add("train", {"config": json.loads(config.to_json())})

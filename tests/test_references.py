@@ -10,14 +10,14 @@ import zipfile
 import numpy as np
 import pytest
 
-from ddpm_jax import metrics, references
+from ddpm_jax.evaluation import references, scores
 
 PROVENANCE = {"source": "cifar10", "split": "train", "n": 60, "shape": [32, 32, 3]}
 
 
 def moments(seed, n, d):
     x = np.random.default_rng(seed).normal(size=(n, d)).astype(np.float32) + 1
-    return metrics.Moments.empty(d).update(x)
+    return scores.Moments.empty(d).update(x)
 
 
 @pytest.fixture(scope="module")
@@ -348,7 +348,7 @@ def test_cache_refuses_provenance_before_computing(tmp_path, compute):
 
 
 def empty(count, d=references.POOL):
-    return metrics.Moments.empty(d)._replace(count=count)
+    return scores.Moments.empty(d)._replace(count=count)
 
 
 @pytest.mark.parametrize(

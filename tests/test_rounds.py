@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 
 import ddpm_jax
-from ddpm_jax import diffusion, parallel, rounds, schedule
+from ddpm_jax.diffusion import process
+from ddpm_jax.diffusion import schedule as schedule_lib
+from ddpm_jax.inference import batched_map
+from ddpm_jax.runtime import parallel
 from nonzero import SHAPE, TinyNet, nonzero_params
 
 PATIENCE = 60  # Seconds after which a test fails that waits for what does not come.
@@ -22,21 +25,21 @@ PATIENCE = 60  # Seconds after which a test fails that waits for what does not c
 @pytest.fixture
 def cores(monkeypatch):
     """Lets a round have so many parts, on eight devices: as if each had its own cores."""
-    return lambda num: monkeypatch.setattr(rounds, "_cores", lambda: num)
+    return lambda num: monkeypatch.setattr(batched_map, "_cores", lambda: num)
 
 
 @pytest.fixture(scope="module")
 def trained():
     model = TinyNet()
     return ddpm_jax.Trained(
-        nonzero_params(model), model, schedule.linear(6, 1e-2, 0.6),
-        diffusion.Parameterization(), SHAPE,
+        nonzero_params(model), model, schedule_lib.linear(6, 1e-2, 0.6),
+        process.Parameterization(), SHAPE,
     )
 
 
 def doubling(called=lambda: None, num_steps=2):
     """A chain of two steps that doubles and adds; `called` runs in every part's first step."""
-    report = rounds.on_step(num_steps, progress=True)
+    report = batched_map.on_step(num_steps, progress=True)
 
     def chain(more, x):
         first = jax.lax.axis_index(parallel.AXIS) == 0
@@ -49,7 +52,7 @@ def doubling(called=lambda: None, num_steps=2):
 
 def run(chain, n, batch, progress=False, **kwargs):
     """The rounds of a chain of `doubling`."""
-    return list(rounds.run(
+    return list(batched_map.run(
         chain, (jnp.float32(0.5),), lambda places: (np.float32(places),), n, batch,
         num_steps=2, progress=progress, **kwargs,
     ))
@@ -64,7 +67,7 @@ def run(chain, n, batch, progress=False, **kwargs):
 ])
 def test_rounds_are_of_equal_size(trained, n, wanted, batch):
     """The fewest rounds, and of these the least padding to eight devices."""
-    assert rounds.batch_size(trained, n, wanted) == batch
+    assert batched_map.batch_size(trained, n, wanted) == batch
 
 
 @pytest.mark.parametrize("n, num_cores, each, num_parts", [
@@ -77,15 +80,15 @@ def test_a_round_has_a_part_for_each_core_where_that_costs_little(
 ):
     """Equal ones; where a core has eight images or more, one is added to each if need be."""
     cores(num_cores)
-    batch = rounds.batch_size(trained, n, n)
-    assert batch == 8 * each and rounds._num_parts(batch) == num_parts
+    batch = batched_map.batch_size(trained, n, n)
+    assert batch == 8 * each and batched_map._num_parts(batch) == num_parts
 
 
 def test_large_images_go_through_few_at_a_time():
     def batch(size, channels):
         model = types.SimpleNamespace(channels=channels)
         large = types.SimpleNamespace(image_shape=(size, size, 3), model=model)
-        return rounds.batch_size(large, 10_000)
+        return batched_map.batch_size(large, 10_000)
 
     assert batch(32, 128) > batch(64, 128) > batch(256, 128) > batch(256, 512) == 8
     assert batch(2048, 512) == 8  # At least one a device.
@@ -95,13 +98,13 @@ def test_large_images_go_through_few_at_a_time():
     ("cpu", 1, 6), ("cpu", 2, 1), ("gpu", 1, 1),
 ])
 def test_the_cores_are_those_of_one_cpu(monkeypatch, platform, num_devices, expected):
-    monkeypatch.setattr(rounds.os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
+    monkeypatch.setattr(batched_map.os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
     monkeypatch.setattr(jax, "device_count", lambda: num_devices)
-    assert rounds._cores() == expected
-    monkeypatch.delattr(rounds.os, "sched_getaffinity")
-    monkeypatch.setattr(rounds.os, "cpu_count", lambda: 6)
-    assert rounds._cores() == expected
+    assert batched_map._cores() == expected
+    monkeypatch.delattr(batched_map.os, "sched_getaffinity")
+    monkeypatch.setattr(batched_map.os, "cpu_count", lambda: 6)
+    assert batched_map._cores() == expected
 
 
 # Parts.
@@ -144,7 +147,7 @@ import numpy as np
 
 from ddpm_jax import parallel, rounds
 
-rounds._cores = lambda: 3
+batched_map._cores = lambda: 3
 meeting, compiled, counts = threading.Barrier(3, timeout={patience}), [], []
 jax.monitoring.register_event_duration_secs_listener(
     lambda name, seconds, **_: compiled.append(name) if "backend_compile" in name else None)
@@ -157,7 +160,7 @@ def chain(more, x):
 
 chain = jax.pmap(chain, axis_name=parallel.AXIS, in_axes=(None, 0))
 for _ in range(2):
-    found = rounds.run(
+    found = batched_map.run(
         chain, (np.float32(1),), lambda places: (np.float32(places),), 9, 6, num_steps=1,
         progress=False)
     assert np.concatenate(list(found)).tolist() == list(range(1, 10))
@@ -191,9 +194,9 @@ def test_parts_are_compiled_under_the_callers_settings(cores):
 def test_each_part_is_started_by_a_thread_of_its_own(cores, monkeypatch):
     """What one thread starts runs in turn, though the start itself may take no time."""
     cores(3)
-    started, start = [], rounds._run
+    started, start = [], batched_map._run
     monkeypatch.setattr(
-        rounds, "_run", lambda *args: started.append(threading.get_ident()) or start(*args))
+        batched_map, "_run", lambda *args: started.append(threading.get_ident()) or start(*args))
     run(doubling(), 48, 24)
     assert len(started) == 6 and len(set(started)) == 3
 
@@ -251,29 +254,29 @@ def test_a_bar_goes_to_its_end_and_no_further(cores, num_cores, capsys):
 
 def test_a_bar_goes_by_the_part_that_is_ahead(capsys):
     """Reports of two parts, of four steps each, in any order."""
-    with rounds.tqdm.tqdm(total=8) as bar:
+    with batched_map.tqdm.tqdm(total=8) as bar:
         for before in (0, 4):
             assert bar.n == before
             for num_steps, n in ((1, 1), (1, 1), (2, 2), (1, 2), (4, 4), (3, 4), (4, 4)):
-                rounds._move_bar(bar, before, num_steps)
+                batched_map._move_bar(bar, before, num_steps)
                 assert bar.n == before + n
 
 
 def test_rounds_within_rounds_leave_the_bar_alone(capsys):
     """Samples go through Inception between two rounds of their own chain."""
     def chain(x):
-        report = rounds.on_step(2, progress=True)
+        report = batched_map.on_step(2, progress=True)
         jax.lax.scan(lambda _, t: (None, report(t)), None, jnp.arange(2))
         return x
 
     outer = jax.pmap(chain, axis_name="batch")
     inner = jax.pmap(lambda x: 2 * x, axis_name="batch")
     found = []
-    for x in rounds.run(
+    for x in batched_map.run(
         outer, (), lambda places: (np.float32(places),), 20, 8, num_steps=2, progress=True
     ):
         found += [
-            y for y in rounds.run(
+            y for y in batched_map.run(
                 inner, (), lambda places: (x[places],), len(x), 8, num_steps=1, progress=False)
         ]
     np.testing.assert_array_equal(np.concatenate(found), 2 * np.arange(20))

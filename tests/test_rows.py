@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 
 import ddpm_jax
-from ddpm_jax import event_files, evaluation, files, logs, rows
+from ddpm_jax.evaluation import evaluate as evaluate_lib
+from ddpm_jax.runtime import files
+from ddpm_jax.workdir import logs, metrics_file, tensorboard_writer
 from object_store import Store, local_copy, objects
 from test_logs import TORN, Clock, events
 
 
 def start(workdir, start, stop, value, clock=None):
     """One start of a run: a row for each step."""
-    writer = rows.MetricsFile(workdir, start, *([clock] if clock else []))
+    writer = metrics_file.MetricsFile(workdir, start, *([clock] if clock else []))
     for step in range(start + 1, stop + 1):
         writer.write({"step": step, "loss": value})
     writer.close()
@@ -75,7 +77,7 @@ def test_a_run_may_move_between_stores_and_disks(bucket, tmp_path):
 
 def test_a_store_is_written_every_ten_seconds_and_at_flushes(bucket):
     clock = Clock()
-    writer = rows.MetricsFile(bucket, 0, clock)
+    writer = metrics_file.MetricsFile(bucket, 0, clock)
     assert ddpm_jax.read_metrics(bucket) == []  # There, and empty.
 
     def write(step, seconds):
@@ -102,7 +104,7 @@ def test_what_is_no_row_is_left_out(tmp_path, torn):
         file.write(torn)
     assert losses(tmp_path) == [(1, 1), (2, 1)]
     (tmp_path / "evaluations.jsonl").write_bytes(b'{"a": 1}\n\xff\xff\n{"a": 2')
-    assert evaluation.rows(tmp_path) == [{"a": 1}]
+    assert evaluate_lib.rows(tmp_path) == [{"a": 1}]
 
 
 def test_a_workdir_that_is_not_there_is_said(tmp_path, bucket):
@@ -142,7 +144,7 @@ def scalars(bucket, folder):
 
 def test_event_files_are_copied_every_minute(bucket, tmp_path):
     clock = Clock()
-    with event_files.EventFiles(bucket / "tensorboard", purge_step=1, clock=clock) as written:
+    with tensorboard_writer.EventFiles(bucket / "tensorboard", purge_step=1, clock=clock) as written:
         scratch = written.folder
         for step in range(1, 6):
             clock.now += 25
@@ -158,8 +160,8 @@ def test_event_files_are_copied_every_minute(bucket, tmp_path):
 
 
 def test_a_long_file_is_not_copied_again_and_again(bucket, tmp_path, monkeypatch):
-    monkeypatch.setattr(event_files, "_FULL", 1000)
-    with event_files.EventFiles(bucket / "tensorboard", purge_step=1) as written:
+    monkeypatch.setattr(tensorboard_writer, "_FULL", 1000)
+    with tensorboard_writer.EventFiles(bucket / "tensorboard", purge_step=1) as written:
         for step in range(1, 41):
             written.scalar("loss", step, step)
             if step % 10 == 0:
@@ -170,7 +172,7 @@ def test_a_long_file_is_not_copied_again_and_again(bucket, tmp_path, monkeypatch
 
 
 def test_local_event_files_are_written_where_they_belong(tmp_path):
-    with event_files.EventFiles(tmp_path / "tensorboard", purge_step=1) as written:
+    with tensorboard_writer.EventFiles(tmp_path / "tensorboard", purge_step=1) as written:
         assert written.folder == tmp_path / "tensorboard"
         written.scalar("loss", 1, 1)
         written.flush()

@@ -55,7 +55,7 @@ def saved(workdir, step):
     """Every array of a checkpoint."""
     import jax
 
-    from ddpm_jax.checkpoints import restore_part
+    from ddpm_jax.workdir.checkpoints import restore_part
 
     names = ("params", "ema_params", "opt_state", "tally", "loss_history", "step")
     return jax.tree.leaves([restore_part(workdir, name, step)[1] for name in names])

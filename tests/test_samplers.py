@@ -8,9 +8,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import oracle
 import tracing
-from ddpm_jax import schedule as schedules
-from ddpm_jax.diffusion import Prediction, predict_fn
-from ddpm_jax.samplers import ancestral, standard_normal
+from ddpm_jax.diffusion import schedule as schedule_lib
+from ddpm_jax.diffusion.process import Prediction, predict_fn
+from ddpm_jax.samplers.reverse_chain import ancestral, standard_normal
 from gaussian import M, S, SHAPE, assert_moments, jit, keys, optimal
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
@@ -25,7 +25,7 @@ def test_the_oracle_gives_the_data_back(variance):
     assert_allclose([mean, np.sqrt(spread)], [M, S], rtol=0.1)
 
 
-FULL = schedules.from_betas(np.linspace(1e-3, 0.4, 20))
+FULL = schedule_lib.from_betas(np.linspace(1e-3, 0.4, 20))
 CHAINS = {
     "full": (FULL, list(range(20))),
     "respaced": (FULL, [0, 4, 9, 14, 19]),
@@ -37,7 +37,7 @@ CHAINS = {
 def test_gaussian_world(name, variance):
     """Mean and variance of the samples are the chain's own, to 5 standard errors."""
     full, timesteps = CHAINS[name]
-    schedule = schedules.respace(full, timesteps)
+    schedule = schedule_lib.respace(full, timesteps)
     predict = predict_fn(schedule, optimal(full), variance=variance, clip=False)
     rngs = keys(512)
     x_T = standard_normal(keys(512, seed=1), SHAPE)
@@ -50,9 +50,9 @@ def test_gaussian_world(name, variance):
 
 @pytest.mark.parametrize("num_steps", [10, 50, 1000])
 def test_gaussian_world_of_the_papers_schedule(num_steps):
-    steps = schedules.evenly_spaced(1000, num_steps)
-    full = schedules.linear()
-    schedule = schedules.respace(full, steps)
+    steps = schedule_lib.evenly_spaced(1000, num_steps)
+    full = schedule_lib.linear()
+    schedule = schedule_lib.respace(full, steps)
     predict = predict_fn(schedule, optimal(full), clip=False)
     x_T = standard_normal(keys(256, seed=1), SHAPE)
     samples = np.float64(jit(lambda x, rngs: ancestral(schedule, predict, x, rngs))(x_T, keys(256)))
@@ -111,7 +111,7 @@ def test_no_noise_in_the_last_step():
     """Whatever the key, the result is the mean of the step t = 0, exactly."""
     last = scripted(lambda x_t, t: jnp.where((t == 0)[:, None, None, None], 0.25, x_t))
     x_T = jnp.ones((2, *SHAPE))
-    for schedule in (FULL, schedules.from_betas([0.3])):
+    for schedule in (FULL, schedule_lib.from_betas([0.3])):
         samples = jit(lambda rngs: ancestral(schedule, last, x_T, rngs))(keys(2))
         assert_array_equal(samples, jnp.full_like(x_T, 0.25))
 
@@ -141,7 +141,7 @@ def test_every_step_draws_new_noise_of_its_own_scale():
 def test_noise_is_addressed_by_key_and_step():
     """With mean x_t and four steps the sample is the sum of three draws."""
     walk = scripted(lambda x_t, t: x_t)
-    schedule = schedules.constant(4)
+    schedule = schedule_lib.constant(4)
 
     def draw(rngs):
         samples = ancestral(schedule, walk, jnp.zeros((2, *SHAPE)), rngs)

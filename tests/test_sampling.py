@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 import ddpm_jax
-from ddpm_jax import diffusion, sampling, schedule
+from ddpm_jax.diffusion import process
+from ddpm_jax.diffusion import schedule as schedule_lib
+from ddpm_jax.inference import sample as sample_lib
+from ddpm_jax.network import unet
 from nonzero import SHAPE, nonzero_params, tiny_unet
 
 # Batches of another size are summed in another order: some float32 roundings in 20 steps.
@@ -18,8 +21,8 @@ SAME = dict(rtol=0, atol=1e-5)
 def trained():
     model = tiny_unet()
     return ddpm_jax.Trained(
-        nonzero_params(model), model, schedule.linear(20, 1e-3, 0.4),
-        diffusion.Parameterization(), SHAPE,
+        nonzero_params(model), model, schedule_lib.linear(20, 1e-3, 0.4),
+        process.Parameterization(), SHAPE,
     )
 
 
@@ -62,14 +65,14 @@ def test_a_seed_an_image(trained):
 
 def test_the_chain_is_the_one_of_the_samplers(trained):
     """The same image from the pieces, on one device without `pmap`."""
-    from ddpm_jax import samplers
+    from ddpm_jax.samplers import reverse_chain
 
     rng = jax.random.fold_in(jax.random.key(3), 4)
     rng_x_T, rng_z = jax.random.fold_in(rng, 0), jax.random.fold_in(rng, 1)
     x_T = jax.random.normal(rng_x_T, SHAPE)[None]
     denoise = ddpm_jax.denoise_fn(trained)
-    predict_fn = diffusion.predict_fn(trained.schedule, denoise)
-    chain = jax.jit(lambda x, rngs: samplers.ancestral(trained.schedule, predict_fn, x, rngs))
+    predict_fn = process.predict_fn(trained.schedule, denoise)
+    chain = jax.jit(lambda x, rngs: reverse_chain.ancestral(trained.schedule, predict_fn, x, rngs))
     image = ddpm_jax.sample(trained, jax.random.key(3), 5)[4]
     np.testing.assert_allclose(chain(x_T, rng_z[None])[0], image, **SAME)
 
@@ -77,9 +80,9 @@ def test_the_chain_is_the_one_of_the_samplers(trained):
 @pytest.mark.parametrize("mean, variance", [("x_prev", "learned"), ("v", "learned_range")])
 def test_every_output_is_sampled_in_fewer_steps(mean, variance):
     """A network that knows x_0 gives it, however it says so."""
-    full, x_0 = schedule.linear(20, 1e-3, 0.4), 0.25
+    full, x_0 = schedule_lib.linear(20, 1e-3, 0.4), 0.25
 
-    class Knowing(sampling.UNet):
+    class Knowing(unet.UNet):
         def __call__(self, x, t, *, train):
             at = {name: np.float32(coef) for name, coef in vars(full).items()}
             at = {name: jax.numpy.asarray(coef)[t][:, None, None, None]
@@ -95,7 +98,7 @@ def test_every_output_is_sampled_in_fewer_steps(mean, variance):
     for num_steps in (None, 4):
         images = ddpm_jax.sample(
             {}, 0, 2, model=Knowing(), schedule=full, image_shape=SHAPE, num_steps=num_steps,
-            diffusion=diffusion.Parameterization(mean, variance), clip=False,
+            diffusion=process.Parameterization(mean, variance), clip=False,
         )
         np.testing.assert_allclose(images, x_0, rtol=0, atol=1e-4)  # float32, 20 steps
 
@@ -116,9 +119,9 @@ def test_progress_moves_a_bar_to_its_end_and_changes_nothing(trained, eleven, ca
 
 def test_another_chain_may_run_between_two_rounds(trained, eleven, capsys):
     """As when samples go through Inception while more are being drawn."""
-    rngs = sampling._keys(jax.random.key(3), 11, None)
+    rngs = sample_lib._keys(jax.random.key(3), 11, None)
     found = []
-    for batch in sampling.stream(trained, rngs, batch_size=8, progress=True):
+    for batch in sample_lib.stream(trained, rngs, batch_size=8, progress=True):
         ddpm_jax.sample(trained, 1, 2)
         found.append(batch)
     np.testing.assert_allclose(np.concatenate(found), eleven, **SAME)
@@ -131,7 +134,7 @@ def test_a_second_call_compiles_nothing(trained):
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, duration, **_: compiled.append(event) if "backend_compile" in event else None
     )
-    other = trained.replace(schedule=schedule.linear(20, 1e-4, 0.3))
+    other = trained.replace(schedule=schedule_lib.linear(20, 1e-4, 0.3))
     ddpm_jax.sample(other, jax.random.key(4), 6)
     assert compiled == []
     ddpm_jax.sample(trained, jax.random.key(4), 6, num_steps=3)
@@ -141,12 +144,12 @@ def test_a_second_call_compiles_nothing(trained):
 def test_few_steps_call_the_network_so_often():
     calls = []
 
-    class Counting(sampling.UNet):
+    class Counting(unet.UNet):
         def __call__(self, x, t, *, train):
             jax.debug.callback(lambda t: calls.append(int(t)), t[0])
             return x * 0.5
 
-    ddpm_jax.sample({}, 0, 8, model=Counting(), schedule=schedule.linear(20), num_steps=4,
+    ddpm_jax.sample({}, 0, 8, model=Counting(), schedule=schedule_lib.linear(20), num_steps=4,
                     image_shape=SHAPE)
     jax.effects_barrier()
     assert sorted(set(calls)) == [0, 6, 13, 19] and len(calls) == 4 * jax.device_count()
@@ -174,7 +177,7 @@ def test_params_of_another_model_are_refused_by_leaf(trained):
     (dict(rng=0, n=1, sampler="euler"), "sampler='euler'.*ancestral"),
     (dict(rng=0, n=1, output="int8"), "output='int8'.*uint8"),
     (dict(rng=0, n=1, num_steps=21), "num_steps=21 must lie in 1..20"),
-    (dict(rng=0, n=1, schedule=schedule.jsd(20)), "the noise does not tell x_0"),
+    (dict(rng=0, n=1, schedule=schedule_lib.jsd(20)), "the noise does not tell x_0"),
 ])
 def test_mistakes_are_told_in_one_line(trained, arguments, message):
     with pytest.raises(ValueError, match=message) as error:
@@ -200,13 +203,13 @@ def test_every_sampler_calls_the_network_as_often_as_it_says(sampler, num_steps)
     """And each image depends on its own key alone, in any batch."""
     calls = []
 
-    class Counting(sampling.UNet):
+    class Counting(unet.UNet):
         def __call__(self, x, t, *, train):
             jax.debug.callback(lambda t: calls.append(float(t)), t[0])
             return x * 0.5
 
     draw = functools.partial(
-        ddpm_jax.sample, {}, 0, model=Counting(), schedule=schedule.linear(100, 1e-3, 0.2),
+        ddpm_jax.sample, {}, 0, model=Counting(), schedule=schedule_lib.linear(100, 1e-3, 0.2),
         image_shape=SHAPE, sampler=sampler, num_steps=num_steps,
     )
     images = draw(n=9)
@@ -215,20 +218,21 @@ def test_every_sampler_calls_the_network_as_often_as_it_says(sampler, num_steps)
     assert images.shape == (9, *SHAPE) and np.abs(images).max() <= 1 + 1e-6
     np.testing.assert_allclose(draw(n=3, batch_size=8), images[:3], **SAME)
     assert np.abs(images[0] - images[1]).max() > 0.01
-    settings = sampling.Settings(sampler, num_steps)
-    assert settings.num_calls(schedule.linear(100, 1e-3, 0.2)) == num_steps
+    settings = sample_lib.Settings(sampler, num_steps)
+    assert settings.num_calls(schedule_lib.linear(100, 1e-3, 0.2)) == num_steps
 
 
 def test_ddim_is_the_one_of_the_solvers(trained):
-    from ddpm_jax import grids, samplers, solvers
+    from ddpm_jax.samplers import reverse_chain, tableau
+    from ddpm_jax.samplers import steps as steps_lib
 
-    steps = grids.quadratic(20, 5)
-    respaced = schedule.respace(trained.schedule, steps)
+    steps = steps_lib.quadratic(20, 5)
+    respaced = schedule_lib.respace(trained.schedule, steps)
     rng = jax.random.fold_in(jax.random.key(3), 4)
     rng_x_T, rng_z = jax.random.fold_in(rng, 0), jax.random.fold_in(rng, 1)
     x_T = jax.random.normal(rng_x_T, SHAPE)[None]
-    predict_fn = diffusion.predict_fn(respaced, ddpm_jax.denoise_fn(trained))
-    chain = jax.jit(lambda x, rngs: solvers.ddim(
+    predict_fn = process.predict_fn(respaced, ddpm_jax.denoise_fn(trained))
+    chain = jax.jit(lambda x, rngs: tableau.ddim(
         respaced, predict_fn, x, rngs, eta=0.5, trajectory=(3, 0)))
     expected, kept = chain(x_T, rng_z[None])
     images, trajectory = ddpm_jax.sample(
@@ -236,7 +240,7 @@ def test_ddim_is_the_one_of_the_solvers(trained):
         trajectory=(3, 0),
     )
     np.testing.assert_allclose(images[4], expected[0], **SAME)
-    assert isinstance(trajectory, samplers.Trajectory)
+    assert isinstance(trajectory, reverse_chain.Trajectory)
     assert trajectory.x_t.shape == trajectory.x_0.shape == (2, 5, *SHAPE)
     np.testing.assert_allclose(trajectory.x_t[:, 4], kept.x_t[:, 0], **SAME)
     np.testing.assert_allclose(trajectory.x_0[:, 4], kept.x_0[:, 0], **SAME)
@@ -267,7 +271,7 @@ class Unhashable:
     (dict(sampler="heun", num_steps=4), "num_steps=4 must be odd"),
     (dict(grid="cubic", num_steps=4), "cubic"),
     (dict(sampler="dpm_solver", num_steps=6,
-          diffusion=diffusion.Parameterization("x_prev")), "mean='x_prev' cannot go"),
+          diffusion=process.Parameterization("x_prev")), "mean='x_prev' cannot go"),
 ])
 def test_samplers_refuse_what_has_no_effect(trained, arguments, says):
     with pytest.raises(ValueError, match=says) as error:
@@ -305,12 +309,12 @@ def test_a_trajectory_without_room_is_refused_with_its_size(
     trained, monkeypatch, where, room, remedy
 ):
     """All of it on the host, and a round's (here two images a device) in half of a device."""
-    from ddpm_jax import rounds
+    from ddpm_jax.inference import batched_map
 
     draw = functools.partial(ddpm_jax.sample, trained, 0, 11, num_steps=3, batch_size=16)
-    monkeypatch.setattr(rounds, f"{where}_memory", lambda: room)
+    monkeypatch.setattr(batched_map, f"{where}_memory", lambda: room)
     assert draw(trajectory=(2, 1, 0))[1].x_0.shape == (3, 11, *SHAPE)
-    monkeypatch.setattr(rounds, f"{where}_memory", lambda: room - 1)
+    monkeypatch.setattr(batched_map, f"{where}_memory", lambda: room - 1)
     size = f"{3 * 2 * 4 * 64 * (11 if where == 'host' else 2):,} bytes on (the|each) {where}"
     with pytest.raises(ValueError, match=f"{size}.*; write fewer steps or {remedy}") as error:
         draw(trajectory=(2, 1, 0))
@@ -320,10 +324,10 @@ def test_a_trajectory_without_room_is_refused_with_its_size(
 
 
 def test_memory_is_that_of_this_machine():
-    from ddpm_jax import rounds
+    from ddpm_jax.inference import batched_map
 
-    assert 2**26 < rounds.host_memory() < 2**50
-    assert rounds.device_memory() == 4 * 2**30  # A CPU does not say.
+    assert 2**26 < batched_map.host_memory() < 2**50
+    assert batched_map.device_memory() == 4 * 2**30  # A CPU does not say.
 
 
 def halve(x_0):
@@ -332,7 +336,7 @@ def halve(x_0):
 
 @pytest.mark.parametrize("sampler", ["ancestral", "ddim", "dpm_solver"])
 def test_a_hook_on_x_0_reaches_every_sampler(trained, sampler):
-    from ddpm_jax import solvers
+    from ddpm_jax.samplers import tableau
 
     draw = functools.partial(
         ddpm_jax.sample, trained, 0, 3, sampler=sampler, num_steps=4, trajectory=(3, 0)
@@ -343,10 +347,10 @@ def test_a_hook_on_x_0_reaches_every_sampler(trained, sampler):
     _, unclipped = draw(clip=False)
     # The first x_0 of the same x_T, a division by a signal of 0.1 apart.
     np.testing.assert_allclose(halved.x_0[0], unclipped.x_0[0] / 2, rtol=0, atol=1e-4)
-    named = functools.partial(solvers.dynamic_threshold, percentile=0.6)
+    named = functools.partial(tableau.dynamic_threshold, percentile=0.6)
     _, divided = draw(dynamic_threshold=0.6)
     np.testing.assert_allclose(draw(denoised_fn=named)[1].x_0, divided.x_0, **SAME)
-    expected = solvers.dynamic_threshold(unclipped.x_0[0], 0.6)
+    expected = tableau.dynamic_threshold(unclipped.x_0[0], 0.6)
     np.testing.assert_allclose(divided.x_0[0], expected, rtol=0, atol=1e-4)
 
 
@@ -354,7 +358,7 @@ def test_the_networks_own_eps_reaches_ddim(trained):
     draw = functools.partial(ddpm_jax.sample, trained, 0, 3, sampler="ddim", num_steps=2,
                              trajectory=(1, 0))
     (_, ours), (_, own) = draw(), draw(rederive_eps=False)
-    respaced = schedule.respace(trained.schedule, [0, 19])
+    respaced = schedule_lib.respace(trained.schedule, [0, 19])
     eps = np.float64(ddpm_jax.denoise_fn(trained)(own.x_t[0], np.full(3, 19)))
     moved = (np.sqrt(respaced.alpha_bar[0]) * own.x_0[0]
              + np.sqrt(1 - respaced.alpha_bar[0]) * eps)

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from benchmarks import scaling
-from ddpm_jax import data, parallel
+from ddpm_jax.data import loading
+from ddpm_jax.runtime import parallel
 from nonzero import TinyNet
 from test_training import BATCH, small_config, state_of, step_of
 
@@ -15,7 +16,7 @@ def test_the_gradients_go_through_one_all_reduce(accumulate):
     """Beside it only each image's loss and t are gathered, whatever the micro-batches."""
     config = small_config(accumulate=accumulate)
     state = parallel.replicate(state_of(config, TinyNet()))
-    batch = parallel.shard({"images": data.digits("train")[0][:BATCH]})
+    batch = parallel.shard({"images": loading.digits("train")[0][:BATCH]})
     text = step_of(config).lower(state, batch, jax.random.key(0)).compile().as_text()
     found = sorted(scaling.collectives(text))
     # Two biases, of conv_in and temb, have the same gradient, which XLA sends once.

@@ -7,12 +7,12 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import oracle
-from ddpm_jax import schedule as schedules
-from ddpm_jax.schedule import at, evenly_spaced, from_betas, named, respace
+from ddpm_jax.diffusion import schedule as schedule_lib
+from ddpm_jax.diffusion.schedule import at, evenly_spaced, from_betas, named, respace
 
 CONSTRUCTORS = [
-    schedules.linear, schedules.quadratic, schedules.constant, schedules.jsd,
-    schedules.warmup, schedules.cosine, schedules.sigmoid,
+    schedule_lib.linear, schedule_lib.quadratic, schedule_lib.constant, schedule_lib.jsd,
+    schedule_lib.warmup, schedule_lib.cosine, schedule_lib.sigmoid,
 ]
 
 
@@ -45,7 +45,7 @@ LINEAR = {
 
 @pytest.mark.parametrize("field", LINEAR)
 def test_linear_has_the_published_numbers(field):
-    actual = getattr(schedules.linear(), field)
+    actual = getattr(schedule_lib.linear(), field)
     # rtol: eleven digits are written; float32 tables would be off by 1e-7 to 2e-4. atol:
     # for the zeros, though 1 - alpha_bar has an ulp of 1e-16.
     assert_allclose(
@@ -54,7 +54,7 @@ def test_linear_has_the_published_numbers(field):
 
 
 def test_linear_has_the_published_signal_to_noise():
-    alpha_bar = schedules.linear().alpha_bar[[0, 499, 999]]
+    alpha_bar = schedule_lib.linear().alpha_bar[[0, 499, 999]]
     half_log_snr = 0.5 * np.log(alpha_bar / (1 - alpha_bar))
     # rtol: twelve digits are written.
     assert_allclose(
@@ -66,13 +66,13 @@ def test_linear_has_the_published_signal_to_noise():
 @pytest.mark.parametrize(
     "schedule, alpha_bar, rtol",
     [
-        (schedules.quadratic(), 7.334e-4, 7e-5),
-        (schedules.warmup(), 4.61e-9, 2e-3),
-        (schedules.warmup(fraction=0.5), 2.61e-7, 2e-3),
-        (schedules.constant(), 1.683e-9, 3e-4),
-        (schedules.linear(4000, 0.25e-4, 0.005), 4.2467e-5, 2e-5),
-        (schedules.cosine(), 2.4288e-9, 3e-5),
-        (schedules.cosine(4000), 1.5180e-10, 4e-5),
+        (schedule_lib.quadratic(), 7.334e-4, 7e-5),
+        (schedule_lib.warmup(), 4.61e-9, 2e-3),
+        (schedule_lib.warmup(fraction=0.5), 2.61e-7, 2e-3),
+        (schedule_lib.constant(), 1.683e-9, 3e-4),
+        (schedule_lib.linear(4000, 0.25e-4, 0.005), 4.2467e-5, 2e-5),
+        (schedule_lib.cosine(), 2.4288e-9, 3e-5),
+        (schedule_lib.cosine(4000), 1.5180e-10, 4e-5),
     ],
     ids=[
         "quadratic", "warmup10", "warmup50", "constant", "linear 4000", "cosine",
@@ -99,7 +99,7 @@ def test_last_alpha_bar_is_the_published_one(schedule, alpha_bar, rtol):
     ],
 )
 def test_cosine_has_the_published_numbers(num_timesteps, beta, alpha_bar):
-    schedule = schedules.cosine(num_timesteps)
+    schedule = schedule_lib.cosine(num_timesteps)
     for actual, expected in ((schedule.beta, beta), (schedule.alpha_bar, alpha_bar)):
         # rtol: seven digits are written.
         assert_allclose(actual[list(expected)], list(expected.values()), rtol=2e-7)
@@ -107,17 +107,17 @@ def test_cosine_has_the_published_numbers(num_timesteps, beta, alpha_bar):
 
 def test_jsd_erases_the_data_in_equal_steps():
     """alpha_bar telescopes to 1 - t/T."""
-    schedule = schedules.jsd(50)
+    schedule = schedule_lib.jsd(50)
     # atol: the product telescopes only up to rounding, 50 ulps of 1.
     assert_allclose(schedule.alpha_bar, 1 - np.arange(1, 51) / 50, atol=1e-14)
     assert schedule.beta[-1] == 1 and schedule.alpha_bar[-1] == 0
 
 
 def test_sigmoid_is_symmetric_about_the_middle():
-    alpha_bar = schedules.sigmoid(100).alpha_bar
+    alpha_bar = schedule_lib.sigmoid(100).alpha_bar
     # atol: rounding; a sigmoid from -3 to 3 is odd about its middle.
     assert_allclose(alpha_bar[:99] + alpha_bar[:99][::-1], 1, atol=1e-12)
-    assert np.all(np.diff(alpha_bar) < 0) and schedules.sigmoid(100).beta[-1] == 0.999
+    assert np.all(np.diff(alpha_bar) < 0) and schedule_lib.sigmoid(100).beta[-1] == 0.999
 
 
 def test_sigmoid_is_the_sigmoid():
@@ -125,22 +125,22 @@ def test_sigmoid_is_the_sigmoid():
     u = np.arange(1, 100) / 100
     end = np.tanh(1.5 / 0.7)
     expected = (end - np.tanh((3 * u - 1.5) / 0.7)) / (2 * end)
-    actual = schedules.sigmoid(100, tau=0.7).alpha_bar[:99]
+    actual = schedule_lib.sigmoid(100, tau=0.7).alpha_bar[:99]
     # rtol: alpha_bar(u) is a difference of numbers near 1, about 1e-2 at its smallest.
     assert_allclose(actual, expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("fraction, ramp", [(0.1, 4), (0.5, 20)])
 def test_warmup_ramps_then_stays(fraction, ramp):
-    beta = schedules.warmup(40, 0.01, 0.3, fraction).beta
+    beta = schedule_lib.warmup(40, 0.01, 0.3, fraction).beta
     assert_allclose(np.diff(beta[:ramp], n=2), 0, atol=1e-15)  # An ulp of beta.
     assert beta[0] == 0.01 and np.all(beta[ramp - 1:] == 0.3) and beta[ramp - 2] < 0.3
 
 
 def test_quadratic_and_constant():
     # An ulp of the square root.
-    assert_allclose(np.diff(np.sqrt(schedules.quadratic(9).beta), n=2), 0, atol=1e-15)
-    assert_array_equal(schedules.constant(3, 0.25).beta, [0.25] * 3)
+    assert_allclose(np.diff(np.sqrt(schedule_lib.quadratic(9).beta), n=2), 0, atol=1e-15)
+    assert_array_equal(schedule_lib.constant(3, 0.25).beta, [0.25] * 3)
 
 
 RANDOM = np.random.default_rng(0).uniform(0.01, 0.9, 12)
@@ -189,7 +189,7 @@ def test_one_step(make):
 
 
 def test_tables_are_float64_on_the_host():
-    schedule = schedules.linear()
+    schedule = schedule_lib.linear()
     for name in set(LINEAR):
         value = getattr(schedule, name)
         assert type(value) is np.ndarray and value.dtype == np.float64, name
@@ -225,14 +225,14 @@ def test_no_steps_are_refused(make):
 @pytest.mark.parametrize(
     "name, schedule",
     [
-        ("linear", schedules.linear(10, 0.01, 0.3)),
-        ("quadratic", schedules.quadratic(10, 0.01, 0.3)),
-        ("constant", schedules.constant(10, 0.3)),
-        ("jsd", schedules.jsd(10)),
-        ("warmup10", schedules.warmup(10, 0.01, 0.3, 0.1)),
-        ("warmup50", schedules.warmup(10, 0.01, 0.3, 0.5)),
-        ("cosine", schedules.cosine(10)),
-        ("sigmoid", schedules.sigmoid(10)),
+        ("linear", schedule_lib.linear(10, 0.01, 0.3)),
+        ("quadratic", schedule_lib.quadratic(10, 0.01, 0.3)),
+        ("constant", schedule_lib.constant(10, 0.3)),
+        ("jsd", schedule_lib.jsd(10)),
+        ("warmup10", schedule_lib.warmup(10, 0.01, 0.3, 0.1)),
+        ("warmup50", schedule_lib.warmup(10, 0.01, 0.3, 0.5)),
+        ("cosine", schedule_lib.cosine(10)),
+        ("sigmoid", schedule_lib.sigmoid(10)),
     ],
 )
 def test_named(name, schedule):
@@ -247,7 +247,7 @@ def test_unknown_name_is_refused():
 def test_respaced_betas_are_the_published_ones():
     """Ten evenly spaced steps, the original one of each still told to the network."""
     timesteps = [0, 111, 222, 333, 444, 555, 666, 777, 888, 999]
-    respaced = respace(schedules.linear(), timesteps)
+    respaced = respace(schedule_lib.linear(), timesteps)
     assert_array_equal(respaced.timesteps, timesteps)
     # atol: six decimals are written.
     assert_allclose(
@@ -262,7 +262,7 @@ def test_respaced_betas_are_the_published_ones():
 
 @pytest.mark.parametrize("timesteps", [[0], [999], [3, 500], range(1000)])
 def test_respacing_keeps_the_marginals(timesteps):
-    full = schedules.linear()
+    full = schedule_lib.linear()
     respaced = respace(full, timesteps)
     # rtol: float64; the betas are re-derived and multiplied up again.
     assert_allclose(respaced.alpha_bar, full.alpha_bar[list(timesteps)], rtol=1e-10)
@@ -271,17 +271,17 @@ def test_respacing_keeps_the_marginals(timesteps):
 
 
 def test_respacing_takes_what_evenly_spaced_gives():
-    respaced = respace(schedules.linear(), evenly_spaced(1000, 10))
+    respaced = respace(schedule_lib.linear(), evenly_spaced(1000, 10))
     assert_array_equal(respaced.timesteps, range(0, 1000, 111))
 
 
 def test_respacing_twice_keeps_the_original_steps():
-    once = respace(schedules.linear(), [10, 20, 30, 40])
+    once = respace(schedule_lib.linear(), [10, 20, 30, 40])
     assert_array_equal(respace(once, [1, 3]).timesteps, [20, 40])
 
 
 def test_respacing_allows_a_last_beta_of_one():
-    assert respace(schedules.jsd(10), [4, 9]).beta[-1] == 1
+    assert respace(schedule_lib.jsd(10), [4, 9]).beta[-1] == 1
 
 
 @pytest.mark.parametrize(
@@ -290,7 +290,7 @@ def test_respacing_allows_a_last_beta_of_one():
 )
 def test_bad_timesteps_are_refused(timesteps):
     with pytest.raises(ValueError, match=r"timesteps=\[.* increase within 0\.\.9"):
-        respace(schedules.linear(10), timesteps)
+        respace(schedule_lib.linear(10), timesteps)
 
 
 def test_evenly_spaced_has_both_ends_and_no_duplicates():
@@ -318,7 +318,7 @@ def test_evenly_spaced_refuses(count):
 
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
 def test_at_rounds_only_at_the_look_up(transform):
-    schedule = schedules.linear()
+    schedule = schedule_lib.linear()
     t = jnp.array([999, 0])
     images = jnp.zeros((2, 3, 3, 1))
     actual = transform(lambda t, images: at(schedule.alpha_bar, t, images))(t, images)
@@ -327,5 +327,5 @@ def test_at_rounds_only_at_the_look_up(transform):
 
 
 def test_a_schedule_is_a_pytree_of_its_fields():
-    doubled = jax.tree.map(lambda field: 2 * field, schedules.linear(4))
-    assert_array_equal(doubled.beta, 2 * schedules.linear(4).beta)
+    doubled = jax.tree.map(lambda field: 2 * field, schedule_lib.linear(4))
+    assert_array_equal(doubled.beta, 2 * schedule_lib.linear(4).beta)

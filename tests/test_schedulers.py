@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from ddpm_jax import plans, samplers, solvers
-from ddpm_jax import schedule as schedules
-from ddpm_jax.diffusion import predict_fn
+from ddpm_jax.diffusion import schedule as schedule_lib
+from ddpm_jax.diffusion.process import predict_fn
+from ddpm_jax.samplers import dpm_solver, reverse_chain, tableau
 from gaussian import jit
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
@@ -22,7 +22,7 @@ SCRIPT = runpy.run_path(str(FIXTURES / "make_schedulers.py"))
 CASES = SCRIPT["cases"]()
 with np.load(FIXTURES / "schedulers.npz") as stored:
     STORED = dict(stored)
-LINEAR = schedules.linear()
+LINEAR = schedule_lib.linear()
 MEANS = {"epsilon": "eps", "sample": "x_0", "v_prediction": "v"}
 
 
@@ -31,7 +31,7 @@ def kinds(settings):
     hook = None
     if settings.get("sample_max_value", 1.0) > 1:
         hook = functools.partial(
-            solvers.dynamic_threshold, percentile=settings["dynamic_thresholding_ratio"]
+            tableau.dynamic_threshold, percentile=settings["dynamic_thresholding_ratio"]
         )
     clip = settings.get("clip_sample", settings.get("sample_max_value") == 1.0)
     return dict(
@@ -48,12 +48,12 @@ def by_grid(case, t, draws, draw_given):
         outputs = np.concatenate([outputs, seconds], axis=-1)
     # With set_alpha_to_one=False the end is the first step of the schedule, and noised so.
     stop = int(not settings.get("set_alpha_to_one", True))
-    visited = schedules.respace(LINEAR, [0] * stop + [int(step) for step in t[::-1]])
+    visited = schedule_lib.respace(LINEAR, [0] * stop + [int(step) for step in t[::-1]])
     told = visited.replace(timesteps=np.arange(n + stop))
-    more, run = {}, samplers.ancestral
+    more, run = {}, reverse_chain.ancestral
     if case["scheduler"] == "DDIM":
         more["rederive_eps"] = case["given"].get("use_clipped_model_output", False)
-        run = functools.partial(solvers.ddim, eta=case["given"].get("eta", 0.0))
+        run = functools.partial(tableau.ddim, eta=case["given"].get("eta", 0.0))
     predict = predict_fn(
         told, lambda x, i: jnp.asarray(outputs)[n - 1 + stop - i[0]], variance=variance,
         **kinds(settings), **more,
@@ -69,15 +69,15 @@ def by_plan(case, t, draws, draw_given):
     x_T, outputs, _, noises = draws
     settings, n = case["settings"], len(t)
     if case["scheduler"] == "HeunDiscrete":
-        plan = plans.heun(LINEAR, n)
+        plan = dpm_solver.heun(LINEAR, n)
     else:
-        plan = plans.dpm_solver_pp(
+        plan = dpm_solver.dpm_solver_pp(
             LINEAR, n, order=settings["solver_order"], sde="algorithm_type" in settings
         )
     assert_allclose(plan.t, t, rtol=0, atol=0.51)  # They round t, but for the network alone.
     rngs = draw_given(noises)
     told = plan.replace(t=np.arange(n))
-    return jit(lambda x: solvers.solve(
+    return jit(lambda x: tableau.solve(
         told, lambda x, i: jnp.asarray(outputs)[i[0].astype(jnp.int32)], x, rngs,
         trajectory=range(n - 1, -1, -1), **kinds(settings),
     ))(x_T), plan

@@ -15,9 +15,11 @@ import safetensors.numpy
 from PIL import EpsImagePlugin, Image
 
 import ddpm_jax
-from ddpm_jax import data, pictures, references, torch_file
 from ddpm_jax import config as config_lib
-from ddpm_jax.checkpoints import Checkpoints, restore_part
+from ddpm_jax.data import image_folder, loading
+from ddpm_jax.evaluation import references
+from ddpm_jax.weights import torch_file
+from ddpm_jax.workdir.checkpoints import Checkpoints, restore_part
 from ddpm_jax.configs import digits
 from test_data import everything, numbered, ramp, write_pictures, write_tfds
 
@@ -137,13 +139,13 @@ def test_loading_runs_nothing(tmp_path, watched):
     assert restore_part(tmp_path / "run", "params", None)[0] == 3
     config_lib.parse(config_lib.dump(digits.get_config()))
     np.savez(tmp_path / "x.npz", train=numbered(3))
-    data.load("npz", data_dir=str(tmp_path / "x.npz"))
-    data.load("digits")
+    loading.load("npz", data_dir=str(tmp_path / "x.npz"))
+    loading.load("digits")
     np.savez(tmp_path / "s.npz", mu=np.zeros(2048), sigma=np.eye(2048))
     references.load(tmp_path / "s.npz")
     (tmp_path / "pictures").mkdir()
-    everything(data.load("image_folder", data_dir=write_pictures(tmp_path / "pictures", 3)))
-    everything(data.load("tiny", data_dir=write_tfds(tmp_path, ramp(3))))
+    everything(loading.load("image_folder", data_dir=write_pictures(tmp_path / "pictures", 3)))
+    everything(loading.load("tiny", data_dir=write_tfds(tmp_path, ramp(3))))
     fixtures = pathlib.Path(__file__).parent / "fixtures"
     for name in ("tensors.pth", "tensors_legacy.pth"):
         torch_file.read(fixtures / name)
@@ -182,7 +184,7 @@ def test_names_in_an_archive_cannot_leave_it(tmp_path, watched):
         archive.writestr("train.npy", content)
         archive.writestr("../outside.npy", content)
         archive.writestr(str(outside), content)
-    assert len(data.load("npz", data_dir=str(inside / "x.npz"))) == 3
+    assert len(loading.load("npz", data_dir=str(inside / "x.npz"))) == 3
     assert os.listdir(tmp_path) == ["set"] and os.listdir(inside) == ["x.npz"]
 
 
@@ -212,12 +214,12 @@ def test_postscript_is_not_handed_to_ghostscript(tmp_path, monkeypatch):
     assert marker.exists()  # So Pillow would.
     marker.unlink()
     with pytest.raises(ValueError, match="a.png"):
-        data.load("image_folder", data_dir=str(folder))
+        loading.load("image_folder", data_dir=str(folder))
     with pytest.raises(ValueError, match="a.png"):
-        pictures.read(path, (0, 0, 3), setting="config.sample.inputs")
+        image_folder.read(path, (0, 0, 3), setting="config.sample.inputs")
     path.rename(folder / "a.eps")
     with pytest.raises(ValueError, match="no pictures there"):
-        data.load("image_folder", data_dir=str(folder))
+        loading.load("image_folder", data_dir=str(folder))
     assert not marker.exists()
 
 
@@ -249,7 +251,7 @@ def test_a_data_set_does_not_choose_what_is_imported(tmp_path, monkeypatch, wher
         marker.rmdir()
         del sys.modules["evil_feature"]
     with pytest.raises(ValueError, match="names evil_feature.*, which is not TFDS's own"):
-        data.load("tiny", data_dir=root)
+        loading.load("tiny", data_dir=root)
     assert not marker.exists() and "evil_feature" not in sys.modules
 
 

@@ -10,10 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax import checkpoints, config as config_lib, data, diagnosis, parallel, training
-from ddpm_jax import state as state_lib
-from ddpm_jax.checkpoints import Checkpoints, restore_part
-from ddpm_jax.train_step import step_settings
+from ddpm_jax import config as config_lib
+from ddpm_jax.data import loading
+from ddpm_jax.runtime import parallel
+from ddpm_jax.training import loop, nan_search
+from ddpm_jax.training import state as state_lib
+from ddpm_jax.training.step import step_settings
+from ddpm_jax.workdir import checkpoints
+from ddpm_jax.workdir.checkpoints import Checkpoints, restore_part
 from test_profile import tiny, tiny_config  # noqa: F401
 from test_runs import rows
 from test_training import BATCH, small_config, state_of, step_of
@@ -52,7 +56,7 @@ def batch_of(poison):
     """The digits, one of them marked where asked: on the sixth of eight devices."""
     labels = np.zeros(BATCH, np.int32)
     labels[11] = poison
-    return parallel.shard({"images": data.digits("train")[0][:BATCH], "labels": labels})
+    return parallel.shard({"images": loading.digits("train")[0][:BATCH], "labels": labels})
 
 
 @functools.cache
@@ -108,7 +112,7 @@ def test_one_bad_image_of_one_device_skips_the_update_of_all(fails):
 def test_a_row_of_skipped_steps_alone_has_no_loss():
     config = poisoned_config(log_every=1)
     _, (good, _), (bad, metrics) = states(config, Poisoned("output"), (0, 1))
-    assert set(training.finite_row(metrics)) == {"learning_rate", "skipped", "skipped_in_a_row"}
+    assert set(loop.finite_row(metrics)) == {"learning_rate", "skipped", "skipped_in_a_row"}
     np.testing.assert_array_equal(bad.tally, 0)  # begun anew with its row
     assert good.tally[1].sum() == BATCH
 
@@ -133,7 +137,7 @@ def test_the_layer_is_named(fails, says, accumulate):
     config = poisoned_config(accumulate=accumulate, remat=accumulate == 2)
     state = state_of(config, Poisoned(fails))
     find = functools.partial(
-        diagnosis.not_finite, state, rng=RNG, schedule=config_lib.schedule(config),
+        nan_search.not_finite, state, rng=RNG, schedule=config_lib.schedule(config),
         settings=step_settings(config),
     )
     assert find(batch=batch_of(1)) == says
@@ -146,9 +150,9 @@ def test_the_step_is_run_again_with_its_own_draws(monkeypatch):
     (state, _), (_, row) = states(config, Poisoned("output"), (0,), step=jnp.int32(4))
     seen = []
     monkeypatch.setattr(
-        diagnosis, "_first", lambda layers, finite, loss, grads: seen.append(float(loss))
+        nan_search, "_first", lambda layers, finite, loss, grads: seen.append(float(loss))
     )
-    diagnosis.not_finite(state, batch_of(0), RNG, schedule=config_lib.schedule(config),
+    nan_search.not_finite(state, batch_of(0), RNG, schedule=config_lib.schedule(config),
                          settings=step_settings(config))
     assert len(seen) == 8
     np.testing.assert_allclose(np.mean(seen), row["loss"], rtol=1e-5)  # sums of 16 in float32
@@ -160,7 +164,7 @@ DIVERGES = {"train.learning_rate": 1e30, "train.warmup_steps": 0, "train.num_ste
 
 def test_a_run_that_is_stuck_stops_and_says_where_it_was_good(tiny, tmp_path, capsys):  # noqa: F811
     with pytest.raises(FloatingPointError) as error:
-        training.train(tiny_config(**DIVERGES, **{"train.debug_nans": True}), tmp_path)
+        loop.train(tiny_config(**DIVERGES, **{"train.debug_nans": True}), tmp_path)
     message = str(error.value)
     assert "\n" not in message
     for part in ("config.train.max_skipped=4:", "in 4 steps in a row, up to step 5",
@@ -183,23 +187,23 @@ def test_a_run_that_is_stuck_stops_and_says_where_it_was_good(tiny, tmp_path, ca
     for step in checkpoints.steps(tmp_path)[3:]:
         shutil.rmtree(tmp_path / "checkpoints" / str(step))
     with pytest.raises(FloatingPointError, match="in 4 steps in a row, up to step 5"):
-        training.train(tiny_config(**DIVERGES), tmp_path)
+        loop.train(tiny_config(**DIVERGES), tmp_path)
     assert "resuming at step 3" in capsys.readouterr().out
 
 
 def test_a_run_that_is_stuck_at_its_end_is_not_done(tiny, tmp_path):  # noqa: F811
     with pytest.raises(FloatingPointError, match="up to step 5 .*good checkpoint is none"):
-        training.train(tiny_config(**DIVERGES | {
+        loop.train(tiny_config(**DIVERGES | {
             "train.num_steps": 5, "train.checkpoint_every": 100}), tmp_path)
 
 
 def test_a_checkpoint_of_before_the_count_is_continued(tiny, tmp_path):  # noqa: F811
-    run = training.prepare(tiny_config(**{"train.num_steps": 2}), tmp_path, None)
-    old = state_lib.to_saved(training.fresh_state(run)) | {"step": jnp.int32(1)}
+    run = loop.prepare(tiny_config(**{"train.num_steps": 2}), tmp_path, None)
+    old = state_lib.to_saved(loop.fresh_state(run)) | {"step": jnp.int32(1)}
     del old["skipped"]
     with Checkpoints(tmp_path) as saved:
-        saved.save(1, old, training.metadata(run.config))
-    training.train(run.config, tmp_path)
+        saved.save(1, old, loop.metadata(run.config))
+    loop.train(run.config, tmp_path)
     assert list(restore_part(tmp_path, "skipped", 2)[1]) == [0, 0]
     with contextlib.closing(Checkpoints(tmp_path)) as saved:
-        assert saved.restore(state_lib.to_saved(training.fresh_state(run)))[0] == 2
+        assert saved.restore(state_lib.to_saved(loop.fresh_state(run)))[0] == 2

@@ -8,19 +8,20 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import oracle
 import tracing
-from ddpm_jax import grids, plans, samplers, solvers
-from ddpm_jax import schedule as schedules
-from ddpm_jax.diffusion import predict_fn
-from ddpm_jax.samplers import ancestral, standard_normal
+from ddpm_jax.diffusion import schedule as schedule_lib
+from ddpm_jax.diffusion.process import predict_fn
+from ddpm_jax.samplers import dpm_solver, reverse_chain, tableau
+from ddpm_jax.samplers import steps as steps_lib
+from ddpm_jax.samplers.reverse_chain import ancestral, standard_normal
 from gaussian import (
     M, S, SHAPE, assert_moments, best_eps, ddim_moments, ddim_step, jit, keys, levels_of, optimal,
     run,
 )
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
-LINEAR = schedules.linear()
-FULL = schedules.from_betas(np.linspace(1e-3, 0.4, 20))
-CALLS = {name: 19 if name == "heun" else 20 for name in plans.NAMED}
+LINEAR = schedule_lib.linear()
+FULL = schedule_lib.from_betas(np.linspace(1e-3, 0.4, 20))
+CALLS = {name: 19 if name == "heun" else 20 for name in dpm_solver.NAMED}
 KERNEL = jnp.asarray(np.random.default_rng(0).standard_normal((3, 3, 1, 1)), jnp.float32)
 
 
@@ -39,17 +40,17 @@ def tiny_network(x_t, t):
 ])
 def test_golden_ddim_step(settings, golden):
     """From 999 to 899 with eps = 0.5, by hand in float64."""
-    schedule = schedules.respace(LINEAR, [899, 999])
+    schedule = schedule_lib.respace(LINEAR, [899, 999])
     predict = predict_fn(schedule, lambda x, t: jnp.full_like(x, 0.5), **settings)
-    x_899 = solvers.ddim(schedule, predict, jnp.ones((1, 1, 1, 1)), keys(1), stop=1)
+    x_899 = tableau.ddim(schedule, predict, jnp.ones((1, 1, 1, 1)), keys(1), stop=1)
     assert_allclose(x_899.item(), golden, rtol=2e-6)  # A few roundings of float32.
 
 
 def sigma_of_a_step(eta):
     """Standard deviation of the noise of 990 -> 980, by drawing it."""
-    schedule = schedules.respace(LINEAR, [980, 990])
+    schedule = schedule_lib.respace(LINEAR, [980, 990])
     predict = predict_fn(schedule, lambda x, t: jnp.zeros_like(x), clip=True)
-    samples = jit(lambda rngs: solvers.ddim(
+    samples = jit(lambda rngs: tableau.ddim(
         schedule, predict, jnp.zeros((1024, *SHAPE)), rngs, eta=eta, stop=1
     ))(keys(1024))
     return np.float64(samples).std()
@@ -64,10 +65,10 @@ def test_golden_ddim_noise():
 
 @pytest.mark.parametrize("steps", [list(range(20)), [0, 4, 9, 14, 19], [19], [3, 4]])
 def test_ddim_without_noise_is_the_recursion(steps):
-    schedule = schedules.respace(FULL, steps)
+    schedule = schedule_lib.respace(FULL, steps)
     predict = predict_fn(schedule, optimal(FULL), clip=False)
     x_T = np.linspace(-2, 2, 5)
-    samples = jit(lambda x, rngs: solvers.ddim(schedule, predict, x, rngs))(
+    samples = jit(lambda x, rngs: tableau.ddim(schedule, predict, x, rngs))(
         jnp.asarray(x_T, jnp.float32).reshape(-1, 1, 1, 1), keys(5)
     )
     levels = [(1.0, 0.0), *np.transpose(levels_of(FULL))[steps]]
@@ -82,14 +83,14 @@ def test_ddim_without_noise_is_the_recursion(steps):
 
 def test_ddim_of_eta_1_is_the_ancestral_chain():
     """With the smaller variance, clipped or not, draw for draw and so in distribution."""
-    schedule = schedules.respace(FULL, [0, 4, 9, 14, 19])
+    schedule = schedule_lib.respace(FULL, [0, 4, 9, 14, 19])
     rngs, x_T = keys(4), standard_normal(keys(4, seed=1), SHAPE)
     for clip in (False, True):
         predict = predict_fn(schedule, optimal(FULL), variance="fixed_small", clip=clip)
         with jax.debug_key_reuse(False):  # The same keys, on purpose.
             chain = jit(lambda x, rngs: ancestral(schedule, predict, x, rngs))(x_T, rngs)
             samples = jit(
-                lambda x, rngs: solvers.ddim(schedule, predict, x, rngs, eta=1.0)
+                lambda x, rngs: tableau.ddim(schedule, predict, x, rngs, eta=1.0)
             )(x_T, rngs)
         # Two ways of writing one mean, in float32.
         assert_allclose(samples, chain, rtol=0, atol=2e-5)
@@ -100,12 +101,12 @@ def test_ddim_of_eta_1_is_the_ancestral_chain():
 ])
 def test_ddim_moments(eta, num_steps):
     """Mean and variance are those of the affine recursion, to 5 standard errors."""
-    steps = grids.uniform(1000, num_steps)
-    schedule = schedules.respace(LINEAR, steps)
+    steps = steps_lib.uniform(1000, num_steps)
+    schedule = schedule_lib.respace(LINEAR, steps)
     predict = predict_fn(schedule, optimal(LINEAR), clip=False)
     x_T = standard_normal(keys(256, seed=1), SHAPE)
     samples = np.float64(jit(
-        lambda x, rngs: solvers.ddim(schedule, predict, x, rngs, eta=eta)
+        lambda x, rngs: tableau.ddim(schedule, predict, x, rngs, eta=eta)
     )(x_T, keys(256)))
     mean, variance = ddim_moments(np.transpose(levels_of(LINEAR))[steps], eta)
     assert_moments(samples, mean, variance)
@@ -123,7 +124,7 @@ def test_the_bias_falls_as_one_over_the_steps(chain):
     """That of the variance against the data's, as T betas from 0.1 / T to 20 / T grow finer."""
     T, bias = [100, 200, 400, 800], []
     for n in T:
-        schedule = schedules.linear(n, 0.1 / n, 20 / n)
+        schedule = schedule_lib.linear(n, 0.1 / n, 20 / n)
         if chain == "fixed_large":
             variance = oracle.chain_moments(schedule.beta, M, S, chain)[1]
         else:
@@ -137,14 +138,14 @@ def test_the_bias_falls_as_one_over_the_steps(chain):
 def test_ddim_without_noise_forgets_its_keys():
     predict = predict_fn(FULL, tiny_network)
     x_T = standard_normal(keys(2, seed=1), SHAPE)
-    chain = jit(lambda x, rngs: solvers.ddim(FULL, predict, x, rngs))
+    chain = jit(lambda x, rngs: tableau.ddim(FULL, predict, x, rngs))
     assert_array_equal(chain(x_T, keys(2)), chain(x_T, keys(2, seed=7)))
 
 
 @pytest.mark.parametrize("eta, draws", [(0.0, 0), (0.5, 1)])
 def test_ddim_draws_noise_where_it_adds_some(eta, draws):
     jaxpr = jax.make_jaxpr(
-        lambda x, rngs: solvers.ddim(FULL, predict_fn(FULL, tiny_network), x, rngs, eta=eta)
+        lambda x, rngs: tableau.ddim(FULL, predict_fn(FULL, tiny_network), x, rngs, eta=eta)
     )(jnp.zeros((2, *SHAPE)), keys(2)).jaxpr
     names = [equation.primitive.name for equation in tracing.equations(jaxpr)]
     assert names.count("random_bits") == draws
@@ -153,10 +154,10 @@ def test_ddim_draws_noise_where_it_adds_some(eta, draws):
 @pytest.mark.parametrize("eta", [0.0, 0.5])
 def test_images_wait_for_their_ddim_step(eta):
     """In one chain: the second from the start on, the first when 5 steps are left."""
-    predict = solvers.ddim_fn(FULL, predict_fn(FULL, tiny_network), eta)
+    predict = tableau.ddim_fn(FULL, predict_fn(FULL, tiny_network), eta)
     x, rngs = standard_normal(keys(2, seed=1), SHAPE), keys(2)
     together = jit(lambda x, rngs: ancestral(
-        FULL, samplers.waiting(predict, jnp.asarray([5, 20])), x, rngs))(x, rngs)
+        FULL, reverse_chain.waiting(predict, jnp.asarray([5, 20])), x, rngs))(x, rngs)
     for i, start in enumerate((5, 20)):
         alone = jit(lambda x, rngs: ancestral(FULL, predict, x, rngs, start=start))
         # Of one network call a step, of two images or one.
@@ -168,7 +169,7 @@ def test_ddim_keeps_start_stop_and_the_trajectory():
     x_T = standard_normal(keys(2, seed=1), SHAPE)
 
     def run(x, rngs, **settings):
-        return solvers.ddim(FULL, predict, x, rngs, eta=0.5, **settings)
+        return tableau.ddim(FULL, predict, x, rngs, eta=0.5, **settings)
 
     rngs = keys(2)
     with jax.debug_key_reuse(False):  # The same keys, on purpose.
@@ -183,28 +184,28 @@ def test_ddim_keeps_start_stop_and_the_trajectory():
         run(x_T, rngs, start=21)
     for eta in (-0.1, 1.1):
         with pytest.raises(ValueError, match=f"eta={eta} must lie in 0..1; write eta=0"):
-            solvers.ddim(FULL, predict, x_T, rngs, eta=eta)
+            tableau.ddim(FULL, predict, x_T, rngs, eta=eta)
 
 
 @pytest.mark.parametrize("T", [1, 2])
 def test_ddim_of_the_shortest_chains(T):
-    schedule = schedules.linear(T)
+    schedule = schedule_lib.linear(T)
     predict = predict_fn(schedule, lambda x, t: jnp.zeros_like(x))
-    samples = solvers.ddim(schedule, predict, jnp.full((1, 2, 2, 1), 0.5), keys(1))
+    samples = tableau.ddim(schedule, predict, jnp.full((1, 2, 2, 1), 0.5), keys(1))
     assert_allclose(samples, 0.5 / np.sqrt(schedule.alpha_bar[-1]), rtol=1e-6)
 
 
 # Plans, run by `solve`.
 
 
-@pytest.mark.parametrize("name, mean", [(name, "eps") for name in plans.NAMED] + [
+@pytest.mark.parametrize("name, mean", [(name, "eps") for name in dpm_solver.NAMED] + [
     (name, mean) for name in ("dpm_solver", "dpm_solver_pp") for mean in ("x_0", "v")
 ])
 def test_solve_is_the_loop(name, mean):
-    plan = plans.named(name, LINEAR, CALLS[name])
+    plan = dpm_solver.named(name, LINEAR, CALLS[name])
     x_T = np.linspace(-2, 2, 5)
     rngs = keys(5)
-    chain = jit(lambda x, rngs: solvers.solve(
+    chain = jit(lambda x, rngs: tableau.solve(
         plan, optimal(LINEAR, mean), x, rngs, mean=mean, clip=False
     ))
     samples = chain(jnp.asarray(x_T, jnp.float32).reshape(-1, 1, 1, 1), rngs)
@@ -236,13 +237,13 @@ TOLERANCES = {
 }
 
 
-@pytest.mark.parametrize("name", plans.NAMED)
+@pytest.mark.parametrize("name", dpm_solver.NAMED)
 def test_gaussian_world(name):
     """Some ten calls bring the noise to the data."""
     calls, of_mean, of_deviation = TOLERANCES[name]
-    plan = plans.named(name, LINEAR, calls)
+    plan = dpm_solver.named(name, LINEAR, calls)
     x_T = standard_normal(keys(512, seed=1), SHAPE)
-    chain = jit(lambda x, rngs: solvers.solve(plan, optimal(LINEAR), x, rngs, clip=False))
+    chain = jit(lambda x, rngs: tableau.solve(plan, optimal(LINEAR), x, rngs, clip=False))
     samples = np.float64(chain(x_T, keys(512)))
     assert abs(samples.mean() - M) < of_mean
     assert abs(samples.std() / S - 1) < of_deviation
@@ -251,8 +252,8 @@ def test_gaussian_world(name):
 def test_the_sde_converges_in_distribution():
     """Many calls: the moments to 5 standard errors, and nothing left of x_T."""
     x_T = standard_normal(keys(512, seed=1), SHAPE)
-    plan = plans.dpm_solver_pp(LINEAR, 200, sde=True)
-    samples = np.float64(jit(lambda x, rngs: solvers.solve(
+    plan = dpm_solver.dpm_solver_pp(LINEAR, 200, sde=True)
+    samples = np.float64(jit(lambda x, rngs: tableau.solve(
         plan, optimal(LINEAR), x, rngs, clip=False
     ))(x_T, keys(512)))
     n = samples.size
@@ -263,7 +264,7 @@ def test_the_sde_converges_in_distribution():
     assert abs(np.corrcoef(samples.ravel(), np.ravel(x_T))[0, 1]) < 5 / np.sqrt(n)
 
 
-@pytest.mark.parametrize("name", plans.NAMED)
+@pytest.mark.parametrize("name", dpm_solver.NAMED)
 def test_one_scan_that_calls_the_network_once(name):
     calls = []
 
@@ -271,8 +272,8 @@ def test_one_scan_that_calls_the_network_once(name):
         calls.append(t)
         return tiny_network(x_t, t)
 
-    plan = plans.named(name, LINEAR, CALLS[name])
-    jaxpr = jax.make_jaxpr(lambda x, rngs: solvers.solve(plan, denoise, x, rngs))(
+    plan = dpm_solver.named(name, LINEAR, CALLS[name])
+    jaxpr = jax.make_jaxpr(lambda x, rngs: tableau.solve(plan, denoise, x, rngs))(
         jnp.zeros((2, *SHAPE)), keys(2)
     ).jaxpr
     assert len(calls) == 1
@@ -290,7 +291,7 @@ def test_one_scan_that_calls_the_network_once(name):
 
 def test_ddim_is_one_scan_of_one_call():
     jaxpr = jax.make_jaxpr(
-        lambda x, rngs: solvers.ddim(FULL, predict_fn(FULL, tiny_network), x, rngs)
+        lambda x, rngs: tableau.ddim(FULL, predict_fn(FULL, tiny_network), x, rngs)
     )(jnp.zeros((2, *SHAPE)), keys(2)).jaxpr
     names = [equation.primitive.name for equation in tracing.equations(jaxpr)]
     assert names.count("scan") == names.count("conv_general_dilated") == 1
@@ -298,7 +299,7 @@ def test_ddim_is_one_scan_of_one_call():
 
 def test_on_step_and_the_network_hear_of_every_call():
     heard, told = [], []
-    plan = plans.heun(LINEAR, 7)
+    plan = dpm_solver.heun(LINEAR, 7)
 
     def hear(i):
         jax.debug.callback(lambda i: heard.append(int(i)), i, ordered=True)
@@ -307,7 +308,7 @@ def test_on_step_and_the_network_hear_of_every_call():
         jax.debug.callback(lambda t: told.append(float(t[0])), t, ordered=True)
         return x_t
 
-    solvers.solve(plan, denoise, jnp.zeros((1, 1, 1, 1)), keys(1), on_step=hear)
+    tableau.solve(plan, denoise, jnp.zeros((1, 1, 1, 1)), keys(1), on_step=hear)
     jax.effects_barrier()
     assert heard == list(range(6, -1, -1))
     assert_allclose(told, plan.t, atol=1e-4)  # float32 of up to 999.
@@ -316,7 +317,7 @@ def test_on_step_and_the_network_hear_of_every_call():
 @pytest.mark.parametrize("name", ["dpm_solver", "dpm_solver_pp_sde", "heun"])
 def test_a_trajectory_holds_the_calls_asked_for(name):
     """By calls left, in the order asked for; x before each, and the x_0 that it is clipped to."""
-    plan = plans.named(name, LINEAR, 7)
+    plan = dpm_solver.named(name, LINEAR, 7)
     x_T, rngs = standard_normal(keys(2, seed=1), SHAPE), keys(2)
     seen = []
 
@@ -324,7 +325,7 @@ def test_a_trajectory_holds_the_calls_asked_for(name):
         jax.debug.callback(lambda x: seen.append(np.array(x)), x_t, ordered=True)
         return tiny_network(x_t, t)
 
-    x, kept = jit(lambda x, rngs: solvers.solve(
+    x, kept = jit(lambda x, rngs: tableau.solve(
         plan, denoise, x, rngs, trajectory=(0, 6, 2)
     ))(x_T, rngs)
     jax.effects_barrier()
@@ -340,14 +341,14 @@ def test_a_trajectory_holds_the_calls_asked_for(name):
     assert_array_equal(kept.x_t[1], x_T)
     assert_array_equal(kept.x_0[0], x)  # The last call gives x_0 itself.
     with pytest.raises(ValueError, match=r"trajectory=\[7\] must lie in 0..6, the steps run"):
-        solvers.solve(plan, tiny_network, x_T, rngs, trajectory=(7,))
+        tableau.solve(plan, tiny_network, x_T, rngs, trajectory=(7,))
 
 
 @pytest.mark.parametrize("name", ["dpm_solver", "dpm_solver_pp_sde"])
 def test_an_image_depends_on_its_own_key_alone(name):
-    plan = plans.named(name, LINEAR, 8)
+    plan = dpm_solver.named(name, LINEAR, 8)
     rngs, x_T = keys(5), standard_normal(keys(5, seed=1), SHAPE)
-    chain = jit(lambda x, rngs: solvers.solve(plan, tiny_network, x, rngs))
+    chain = jit(lambda x, rngs: tableau.solve(plan, tiny_network, x, rngs))
     every = np.asarray(chain(x_T, rngs))
     # XLA may tile another batch size otherwise, which moves the last float32 bits.
     for rows in (np.array([2]), np.array([4, 1, 0])):
@@ -358,12 +359,12 @@ def test_an_image_depends_on_its_own_key_alone(name):
     assert (np.abs(other - every).max() > 0.1) == (name == "dpm_solver_pp_sde")
 
 
-@pytest.mark.parametrize("name", plans.NAMED)
+@pytest.mark.parametrize("name", dpm_solver.NAMED)
 def test_clipped_samples_stay_inside_even_of_the_cosine(name):
     """Of a network that is wrong by far, at alpha_bar = 2e-9 and below."""
-    plan = plans.named(name, schedules.cosine(), CALLS[name])
+    plan = dpm_solver.named(name, schedule_lib.cosine(), CALLS[name])
     x_T = standard_normal(keys(2, seed=1), SHAPE)
-    chain = jit(lambda x, rngs: solvers.solve(
+    chain = jit(lambda x, rngs: tableau.solve(
         plan, lambda x, t: 3 * tiny_network(x, t), x, rngs
     ))
     assert np.abs(chain(x_T, keys(2))).max() <= 1
@@ -371,11 +372,11 @@ def test_clipped_samples_stay_inside_even_of_the_cosine(name):
 
 def test_the_cosine_without_clipping():
     """The samples of the best denoiser, to float32 through a signal of 0.006."""
-    schedule = schedules.cosine()
+    schedule = schedule_lib.cosine()
     x_T = np.linspace(-2, 2, 5)
     for name in ("dpm_solver", "dpm_solver_pp"):
-        plan = plans.named(name, schedule, 50)
-        samples = jit(lambda x, rngs: solvers.solve(
+        plan = dpm_solver.named(name, schedule, 50)
+        samples = jit(lambda x, rngs: tableau.solve(
             plan, optimal(schedule), x, rngs, clip=False
         ))(jnp.asarray(x_T, jnp.float32).reshape(-1, 1, 1, 1), keys(5))
         # What noise is left at the first level is x_0's no more; 2M is off by 0.3 percent.
@@ -384,10 +385,10 @@ def test_the_cosine_without_clipping():
 
 def test_clipping_moves_eps_too():
     """One step of DPM-Solver-1 is DDIM: the golden step, from 999 to 899."""
-    schedule = schedules.respace(LINEAR, [899, 999])
-    plan = plans.dpm_solver(schedule, 1, denoise=False)
+    schedule = schedule_lib.respace(LINEAR, [899, 999])
+    plan = dpm_solver.dpm_solver(schedule, 1, denoise=False)
     for clip, golden in ((False, 1.8056246515), (True, 1.0101198238)):
-        x = solvers.solve(
+        x = tableau.solve(
             plan, lambda x, t: jnp.full_like(x, 0.5), jnp.ones((1, 1, 1, 1)), keys(1),
             clip=clip,
         )
@@ -395,19 +396,19 @@ def test_clipping_moves_eps_too():
 
 
 def test_denoised_fn_comes_before_the_clipping():
-    plan = plans.dpm_solver_pp(LINEAR, 1)
+    plan = dpm_solver.dpm_solver_pp(LINEAR, 1)
     settings = dict(mean="x_0", denoised_fn=lambda x_0: x_0 / 4)
     x_T = jnp.zeros((1, 1, 1, 1))
     for says, clip, expected in ((2.0, True, 0.5), (8.0, True, 1.0), (8.0, False, 2.0)):
-        x_0 = solvers.solve(
+        x_0 = tableau.solve(
             plan, lambda x, t: jnp.full_like(x, says), x_T, keys(1), clip=clip, **settings
         )
         assert x_0.item() == expected
 
 
 def test_denoised_fn_moves_eps_without_clipping():
-    plan = plans.dpm_solver(LINEAR, 1, denoise=False)
-    x = solvers.solve(
+    plan = dpm_solver.dpm_solver(LINEAR, 1, denoise=False)
+    x = tableau.solve(
         plan, lambda x, t: jnp.zeros_like(x), jnp.ones((1, 1, 1, 1)), keys(1), clip=False,
         denoised_fn=jnp.zeros_like,
     )
@@ -419,41 +420,41 @@ def test_a_learned_variance_is_dropped():
     def two(x_t, t):
         return jnp.concatenate([tiny_network(x_t, t), jnp.full_like(x_t, jnp.nan)], axis=-1)
 
-    plan = plans.dpm_solver_pp(LINEAR, 5)
+    plan = dpm_solver.dpm_solver_pp(LINEAR, 5)
     x_T = standard_normal(keys(2, seed=1), SHAPE)
     assert_array_equal(
-        solvers.solve(plan, two, x_T, keys(2, seed=2), variance="learned_range"),
-        solvers.solve(plan, tiny_network, x_T, keys(2, seed=3)),
+        tableau.solve(plan, two, x_T, keys(2, seed=2), variance="learned_range"),
+        tableau.solve(plan, tiny_network, x_T, keys(2, seed=3)),
     )
 
 
 def test_a_plan_may_be_an_argument():
     """One compiled chain serves plans of one shape."""
-    chain = jit(lambda plan, x, rngs: solvers.solve(plan, optimal(LINEAR), x, rngs))
+    chain = jit(lambda plan, x, rngs: tableau.solve(plan, optimal(LINEAR), x, rngs))
     x_T = jnp.zeros((1, 1, 1, 1))
-    plan = plans.dpm_solver_pp(LINEAR, 6)
+    plan = dpm_solver.dpm_solver_pp(LINEAR, 6)
     outside = chain(plan, x_T, keys(1))
-    with_constants = jit(lambda x, rngs: solvers.solve(plan, optimal(LINEAR), x, rngs))
+    with_constants = jit(lambda x, rngs: tableau.solve(plan, optimal(LINEAR), x, rngs))
     # atol: constants are folded, or not.
     assert_allclose(outside, with_constants(x_T, keys(1)), rtol=0, atol=1e-5)
 
 
 def test_a_schedule_of_one_step():
-    one = schedules.linear(1)
-    for name in plans.NAMED:
-        x_0 = solvers.solve(
-            plans.named(name, one, 1), lambda x, t: jnp.zeros_like(x),
+    one = schedule_lib.linear(1)
+    for name in dpm_solver.NAMED:
+        x_0 = tableau.solve(
+            dpm_solver.named(name, one, 1), lambda x, t: jnp.zeros_like(x),
             jnp.full((1, 1, 1, 1), 0.5), keys(1),
         )
         assert_allclose(x_0.item(), 0.5 / np.sqrt(one.alpha_bar[0]), rtol=1e-6)
     with pytest.raises(ValueError, match="num_levels=5 is not possible"):
-        plans.dpm_solver_pp(one, 5)
+        dpm_solver.dpm_solver_pp(one, 5)
 
 
 def test_dynamic_threshold():
     rng = np.random.default_rng(0)
     x_0 = np.float32(rng.standard_normal((3, 8, 8, 2)) * [[[[0.1]]], [[[1.0]]], [[[4.0]]]])
-    result = jit(solvers.dynamic_threshold)(x_0)
+    result = jit(tableau.dynamic_threshold)(x_0)
     for image, found in zip(x_0.astype(np.float64), result):
         ordered = np.sort(np.abs(image).ravel())
         place = 0.995 * 127  # Of 128 pixels, between the last but one and the last.
@@ -461,15 +462,15 @@ def test_dynamic_threshold():
         s = max(low + (place - int(place)) * (ordered[int(place) + 1] - low), 1.0)
         assert_allclose(found, np.clip(image, -s, s) / s, rtol=1e-5)  # float32.
     assert_array_equal(result[0], x_0[0])
-    whole = solvers.dynamic_threshold(x_0, percentile=1.0)
+    whole = tableau.dynamic_threshold(x_0, percentile=1.0)
     assert_allclose(np.abs(whole[2]).max(), 1.0)
     for percentile in (0.0, 1.5, 99.5):
         with pytest.raises(ValueError, match=f"percentile={percentile} must lie in"):
-            solvers.dynamic_threshold(x_0, percentile)
+            tableau.dynamic_threshold(x_0, percentile)
 
 
 def test_x_prev_cannot_be_solved():
     with pytest.raises(ValueError, match="mean='x_prev' cannot go with a solver"):
-        solvers.solve(
-            plans.heun(LINEAR, 1), tiny_network, jnp.zeros((1, 1, 1, 1)), keys(1), mean="x_prev"
+        tableau.solve(
+            dpm_solver.heun(LINEAR, 1), tiny_network, jnp.zeros((1, 1, 1, 1)), keys(1), mean="x_prev"
         )

@@ -13,10 +13,10 @@ import safetensors.numpy
 from numpy.testing import assert_allclose, assert_array_equal
 
 import ddpm_jax
-from ddpm_jax import schedule as schedules
-from ddpm_jax import state_dicts
-from ddpm_jax.diffusion import Parameterization
-from ddpm_jax.unet import AttentionBlock
+from ddpm_jax.diffusion import schedule as schedule_lib
+from ddpm_jax.diffusion.process import Parameterization
+from ddpm_jax.network.unet import AttentionBlock
+from ddpm_jax.weights import state_dicts
 from gaussian import jit
 from nonzero import tiny_unet
 
@@ -104,14 +104,14 @@ def test_pytorch_diffusion(tmp_path):
     theirs, ours = torch_weights(MODEL, PYTORCH_DIFFUSION, {})
     path = tmp_path / "model.safetensors"
     safetensors.numpy.save_file({f"module.{name}": x for name, x in theirs.items()}, path)
-    process = dict(schedule=schedules.cosine(10), diffusion=Parameterization("v", "fixed_small"))
+    process = dict(schedule=schedule_lib.cosine(10), diffusion=Parameterization("v", "fixed_small"))
     trained = ddpm_jax.from_state_dict(path, MODEL, image_shape=SHAPE, **process)
     assert_ours(trained.params, ours)
     assert (trained.model, trained.image_shape) == (MODEL, SHAPE)
     assert (trained.schedule, trained.diffusion) == tuple(process.values())
     assert_array_equal(
         ddpm_jax.from_state_dict(path, MODEL, image_shape=SHAPE).schedule.beta,
-        schedules.linear().beta,
+        schedule_lib.linear().beta,
     )
 
 

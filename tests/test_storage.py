@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax import checkpoints, cli, training, workdir
-from ddpm_jax import state as state_lib
-from ddpm_jax.checkpoints import Checkpoints
+from ddpm_jax import cli
+from ddpm_jax.training import loop
+from ddpm_jax.training import state as state_lib
+from ddpm_jax.workdir import checkpoints, run_folder
+from ddpm_jax.workdir.checkpoints import Checkpoints
 from test_checkpoints import METADATA, TX
 from test_profile import tiny, tiny_config  # noqa: F401
 from test_runs import ROOT, command, lasting, on, rows, run
@@ -61,7 +63,7 @@ def test_a_read_only_workdir_is_refused_before_anything_starts(mounted):
     folder = mounted("size=1m")
     subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
     with pytest.raises(ValueError, match="cannot be written to .Read-only file system.") as error:
-        workdir.create(folder / "run")
+        run_folder.create(folder / "run")
     assert "\n" not in str(error.value)
 
 
@@ -116,10 +118,10 @@ def test_a_full_device_is_an_error_of_the_device(monkeypatch, capsys):
 
 def test_a_newest_checkpoint_that_is_gone_is_one_less(tiny, tmp_path, capsys):  # noqa: F811
     config = tiny_config(**{"train.checkpoint_every": 2, "train.num_steps": 6})
-    training.train(config, tmp_path)
+    loop.train(config, tmp_path)
     before = list(map(lasting, rows(tmp_path)))
     shutil.rmtree(tmp_path / "checkpoints" / "6")
-    training.train(config, tmp_path)
+    loop.train(config, tmp_path)
     assert "resuming at step 4 of 6" in capsys.readouterr().out
     assert list(map(lasting, rows(tmp_path))) == before
 
@@ -151,6 +153,6 @@ def test_an_older_version_with_another_state_is_named(tmp_path):
 def test_what_was_added_to_a_state_is_part_of_it(monkeypatch):
     monkeypatch.setattr(state_lib, "create", state_lib.fresh)
     config = tiny_config()
-    made = training.prepare(config, None, None)
-    saved = state_lib.to_saved(jax.eval_shape(lambda: training.fresh_state(made)))
+    made = loop.prepare(config, None, None)
+    saved = state_lib.to_saved(jax.eval_shape(lambda: loop.fresh_state(made)))
     assert set(state_lib.ADDED) < set(saved) and "params" not in state_lib.ADDED

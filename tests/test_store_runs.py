@@ -6,10 +6,15 @@ import numpy as np
 import pytest
 
 import ddpm_jax
-from ddpm_jax import checkpoints, cli, data, event_files, files, images, ownership, rows, tasks
+from ddpm_jax import cli, validation
 from ddpm_jax import config as config_lib
-from ddpm_jax import training, validation
-from ddpm_jax import workdir as workdir_lib
+from ddpm_jax.data import loading
+from ddpm_jax.inference import sample_command
+from ddpm_jax.runtime import files
+from ddpm_jax.training import loop
+from ddpm_jax.workdir import (
+    checkpoints, lock, metrics_file, pictures, run_folder, tensorboard_writer,
+)
 from ddpm_jax.configs import digits
 from nonzero import TinyNet
 from object_store import local_copy, objects
@@ -43,7 +48,7 @@ def run(bucket, tmp_path, monkeypatch):
     """Trains in a folder of the store, and gives it; the network is tiny."""
     monkeypatch.setattr(config_lib, "model", lambda config, channels: Net())
     monkeypatch.setattr(validation, "check_images", lambda config, shape: None)
-    monkeypatch.setattr(ownership, "_SETTLE", 0.0)
+    monkeypatch.setattr(lock, "_SETTLE", 0.0)
     monkeypatch.setenv("DDPM_JAX_CACHE", str(tmp_path / "cache"))
     # Orbax hands arrays to tensorstore, which goes to Google's servers by itself and knows no
     # store of Python's: the checkpoints alone stand on the disk.
@@ -51,7 +56,7 @@ def run(bucket, tmp_path, monkeypatch):
         files.path(tmp_path) / "checkpoints" / files.path(workdir).name))
 
     def train(name="run", **settings):
-        training.train(config_of(**settings), f"gs://bucket/{name}")
+        loop.train(config_of(**settings), f"gs://bucket/{name}")
         return bucket / name
 
     return train
@@ -80,12 +85,12 @@ def test_a_run_lives_in_a_store(run, bucket, tmp_path, capsys):
     with arrays.open("rb") as file, np.load(file) as stored:
         assert stored["arr_0"].shape == (8, 8, 8, 1)
 
-    for i, digit in enumerate(data.digits("test")[0][:2]):
-        images.save_png(f"gs://bucket/{i}.png", digit)
-    config = workdir_lib.stored_config(workdir)
+    for i, digit in enumerate(loading.digits("test")[0][:2]):
+        pictures.save_png(f"gs://bucket/{i}.png", digit)
+    config = run_folder.stored_config(workdir)
     config.update_from_flattened_dict({
         "sample.task": "img2img", "sample.inputs": ("gs://bucket/0.png", "gs://bucket/1.png")})
-    for path in tasks.run(config, workdir):
+    for path in sample_command.run(config, workdir):
         assert path.startswith("gs://bucket/run/samples/img2img_0_1_") and files.path(path).exists()
 
     [row] = ddpm_jax.evaluate(config_of(), workdir)
@@ -110,10 +115,10 @@ def test_a_trainer_that_lost_its_workdir_stops(run, bucket, tmp_path, monkeypatc
     def killed(written):
         written._writer.close(), written._scratch.cleanup()
 
-    monkeypatch.setattr(ownership, "hold", hold)
+    monkeypatch.setattr(lock, "hold", hold)
     # Nothing is written at the end: what is there has been flushed with the checkpoint.
-    monkeypatch.setattr(rows.MetricsFile, "close", lambda self: None)
-    monkeypatch.setattr(event_files.EventFiles, "close", killed)
+    monkeypatch.setattr(metrics_file.MetricsFile, "close", lambda self: None)
+    monkeypatch.setattr(tensorboard_writer.EventFiles, "close", killed)
     with pytest.raises(ValueError, match="taken over"):
         run()
     assert [row["step"] for row in ddpm_jax.read_metrics(bucket / "run")] == [1, 2]
@@ -124,7 +129,7 @@ def test_a_trainer_that_lost_its_workdir_stops(run, bucket, tmp_path, monkeypatc
 
 def test_a_refused_trainer_changes_nothing(run, bucket):
     files.write(bucket / "run" / "config.json", b"the owner's")
-    with ownership.hold(bucket / "run"):
+    with lock.hold(bucket / "run"):
         before = objects()
         with pytest.raises(ValueError, match="is being trained by process"):
             run()

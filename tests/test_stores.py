@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from etils import epath
 
-from ddpm_jax import data, files, images, parts, references
+from ddpm_jax.data import loading
+from ddpm_jax.evaluation import references
+from ddpm_jax.runtime import files, partial_results
+from ddpm_jax.workdir import pictures
 from object_store import Store, local_copy, objects
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 6, 5, 3), np.uint8)
@@ -69,14 +72,14 @@ def test_a_folder_is_written_in_order_or_not_at_all(bucket):
 
 
 def test_parts_pictures_and_arrays(bucket, tmp_path):
-    parts.keep(bucket / "parts", 0, {"rows": np.arange(3)})
-    parts.keep(bucket / "parts", 3, {"rows": np.arange(3, 5)})
-    found = np.concatenate([part["rows"] for part in parts.finished(bucket / "parts")])
+    partial_results.keep(bucket / "parts", 0, {"rows": np.arange(3)})
+    partial_results.keep(bucket / "parts", 3, {"rows": np.arange(3, 5)})
+    found = np.concatenate([part["rows"] for part in partial_results.finished(bucket / "parts")])
     np.testing.assert_array_equal(found, np.arange(5))
-    paths = images.save_process(str(bucket / "way"), PIXELS[:, None], PIXELS[:, None])
+    paths = pictures.save_process(str(bucket / "way"), PIXELS[:, None], PIXELS[:, None])
     copied = local_copy(bucket, tmp_path)
     for path in paths:
-        images.save_process(str(tmp_path / "local"), PIXELS[:, None], PIXELS[:, None])
+        pictures.save_process(str(tmp_path / "local"), PIXELS[:, None], PIXELS[:, None])
         name = epath.Path(path).name
         if not name.endswith(".mp4"):  # Which says when it was made.
             want = (tmp_path / name.replace("way", "local")).read_bytes()
@@ -90,21 +93,21 @@ def test_data_may_be_there(bucket, tmp_path):
     names = ["a/0.png", "a/1.PNG", "b/2.png", ".hidden/3.png", "b/.4.png", "notes.txt"]
     for name, picture in zip(names, PIXELS):
         for folder in (bucket / "pictures", tmp_path):
-            images.save_png(folder / name, picture)
+            pictures.save_png(folder / name, picture)
     settings = dict(split="train", holdout=0, labels=True)
-    there = data.load("image_folder", data_dir="gs://bucket/pictures", **settings)
-    here = data.load("image_folder", data_dir=str(tmp_path), **settings)
+    there = loading.load("image_folder", data_dir="gs://bucket/pictures", **settings)
+    here = loading.load("image_folder", data_dir=str(tmp_path), **settings)
     np.testing.assert_array_equal(there.read(np.arange(3)), PIXELS[:3])
     np.testing.assert_array_equal(here.read(np.arange(3)), PIXELS[:3])
     np.testing.assert_array_equal(there.labels, [0, 0, 1])
     files.write_npz(bucket / "d.npz", {"train": PIXELS})
-    source = data.load("npz", data_dir="gs://bucket/d.npz", split="train", holdout=2)
+    source = loading.load("npz", data_dir="gs://bucket/d.npz", split="train", holdout=2)
     assert len(source) == 10
-    assert data.is_there("npz", "gs://bucket/d.npz")
-    assert not data.is_there("npz", "gs://bucket/e.npz")
+    assert loading.is_there("npz", "gs://bucket/d.npz")
+    assert not loading.is_there("npz", "gs://bucket/e.npz")
     for name, missing in (("npz", "gs://bucket/e.npz"), ("image_folder", "gs://bucket/gone")):
         with pytest.raises(ValueError, match=f"config.data.dir='{missing}'"):
-            data.load(name, data_dir=missing, split="train")
+            loading.load(name, data_dir=missing, split="train")
 
 
 def test_what_others_write_is_seen(bucket):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ddpm_jax import sweep
+from ddpm_jax.evaluation import sampler_sweep
 from test_plots import assert_png, figures  # noqa: F401
 
 STEPS = (10, 50, 20)
@@ -23,9 +23,9 @@ def test_every_cell_is_measured_once_even_when_interrupted(tmp_path):
         return score(sampler, calls)
 
     with pytest.raises(KeyboardInterrupt):
-        sweep.measure(tmp_path / "parts", VALUES, STEPS, interrupted)
+        sampler_sweep.measure(tmp_path / "parts", VALUES, STEPS, interrupted)
     again = []
-    cells = sweep.measure(
+    cells = sampler_sweep.measure(
         str(tmp_path / "parts"), VALUES, STEPS,
         lambda *cell: again.append(cell) or score(*cell),
     )
@@ -35,9 +35,9 @@ def test_every_cell_is_measured_once_even_when_interrupted(tmp_path):
 
 
 def test_the_table_has_rows_of_samplers_and_columns_of_calls(tmp_path, figures):  # noqa: F811
-    cells = sweep.measure(tmp_path / "parts", VALUES, STEPS, score)
+    cells = sampler_sweep.measure(tmp_path / "parts", VALUES, STEPS, score)
     cells["heun"][0]["standard_error"] = 1.25
-    sweep.save(tmp_path, "fid/train", STEPS, cells)
+    sampler_sweep.save(tmp_path, "fid/train", STEPS, cells)
     assert (tmp_path / "sweep.csv").read_text() == (
         "sampler,10,50,20\nddim,13.36,4.67,6.84\nheun,40.5,3.12346,8\n"
     )
@@ -62,5 +62,5 @@ def test_the_table_has_rows_of_samplers_and_columns_of_calls(tmp_path, figures):
 
 def test_scores_of_zero_and_below_are_drawn(tmp_path, figures):  # noqa: F811
     cells = {"ddim": [{"value": -0.001}, {"value": 0.0}]}
-    sweep.save(tmp_path, "kid/train", (10, 20), cells)
+    sampler_sweep.save(tmp_path, "kid/train", (10, 20), cells)
     assert figures[0].axes[0].get_yscale() == "linear"

@@ -8,8 +8,12 @@ from PIL import Image
 
 import ddpm_jax
 from ddpm_jax.configs import digits
-from ddpm_jax import diffusion, editing, images, pretrained, schedule, tasks
-from ddpm_jax.sampling import Settings
+from ddpm_jax.diffusion import process
+from ddpm_jax.diffusion import schedule as schedule_lib
+from ddpm_jax.inference import editing, sample_command
+from ddpm_jax.inference.sample import Settings
+from ddpm_jax.weights import pretrained
+from ddpm_jax.workdir import pictures
 from nonzero import TinyNet, nonzero_params
 
 T, TILE, GAP = 12, 64, 16  # 8x8 images are drawn as tiles of 64x64, 2 apart
@@ -19,8 +23,8 @@ SETTINGS = Settings("ancestral", 6)
 def tiny(channels):
     model, shape = TinyNet(), (8, 8, channels)
     return ddpm_jax.Trained(
-        nonzero_params(model, shape), model, schedule.linear(T, 1e-3, 0.6),
-        diffusion.Parameterization(), shape,
+        nonzero_params(model, shape), model, schedule_lib.linear(T, 1e-3, 0.6),
+        process.Parameterization(), shape,
     )
 
 
@@ -35,7 +39,7 @@ def task(monkeypatch, tmp_path, capsys):
             pretrained, "load_step", lambda workdir, weights: (1500, MODELS[channels]))
         config = digits.get_config()
         config.sample.update({"num_steps": 6, "seed": 5, "variants": 3} | settings)
-        written = tasks.run(config, tmp_path / "run")
+        written = sample_command.run(config, tmp_path / "run")
         with np.load(written[-1]) as npz:
             arrays = dict(npz)
         return written, arrays, capsys.readouterr().out
@@ -55,11 +59,11 @@ def inputs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("inputs")
     found = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
     for name, picture in zip("abc", found):
-        images.save_png(folder / f"{name}.png", picture)
+        pictures.save_png(folder / f"{name}.png", picture)
     mask = np.zeros((8, 8, 1), np.uint8)
     mask[:, :4] = 255
-    images.save_png(folder / "mask.png", mask)
-    images.save_png(folder / "large.png", np.zeros((16, 12, 3), np.uint8))
+    pictures.save_png(folder / "mask.png", mask)
+    pictures.save_png(folder / "large.png", np.zeros((16, 12, 3), np.uint8))
     return folder, found
 
 
@@ -83,13 +87,13 @@ def assert_block(picture, expected, left=0):
 
 
 def floats(inputs, *places):
-    return images.to_float(inputs[1][list(places)])
+    return pictures.to_float(inputs[1][list(places)])
 
 
 def near(found, expected):
     """uint8 of float results: a rounding of float32 may move a half either way."""
     assert found.dtype == np.uint8
-    assert np.abs(found.astype(int) - images.to_uint8(expected).astype(int)).max() <= 1
+    assert np.abs(found.astype(int) - pictures.to_uint8(expected).astype(int)).max() <= 1
 
 
 def test_interpolate(task, inputs):
@@ -167,7 +171,7 @@ def test_inpaint(task, inputs):
             arrays["arr_0"][:, variant][:, known], inputs[1][:2][:, known])
     picture = read(png)
     shown = inputs[1][:2].copy()
-    shown[:, ~known] = images.GREY
+    shown[:, ~known] = pictures.GREY
     left = assert_block(picture, np.stack([inputs[1][:2], shown], axis=1))
     assert_block(picture, arrays["arr_0"], left)
 
@@ -194,7 +198,7 @@ def test_diffuse(task, inputs):
 
 @pytest.mark.parametrize("video", [True, False])
 def test_strip(task, monkeypatch, video):
-    monkeypatch.setattr(images, "HAS_VIDEO", video)
+    monkeypatch.setattr(pictures, "HAS_VIDEO", video)
     written, arrays, said = task(task="strip", sampler="ddim", eta=0.5)
     assert [path.rpartition(".")[2] for path in written] == [
         "png", "gif", *["mp4"] * video, "npz"]
@@ -209,7 +213,7 @@ def test_strip(task, monkeypatch, video):
 
 
 def test_a_long_chain_is_shown_at_twenty_moments(task, monkeypatch):
-    monkeypatch.setitem(MODELS, 3, MODELS[3].replace(schedule=schedule.linear(50, 1e-3, 0.3)))
+    monkeypatch.setitem(MODELS, 3, MODELS[3].replace(schedule=schedule_lib.linear(50, 1e-3, 0.3)))
     _, arrays, _ = task(task="strip", num_steps=0, variants=1)
     assert arrays["x_t"].shape == (20, 1, 8, 8, 3)
 
@@ -259,7 +263,7 @@ def test_mistakes_are_found_before_the_checkpoint_is_read(tmp_path):
     config = digits.get_config()
     config.sample.task = "inpaint"
     with pytest.raises(ValueError, match="takes 1 or more"):
-        tasks.run(config, tmp_path / "nothing")
+        sample_command.run(config, tmp_path / "nothing")
 
 
 def test_a_bar_is_shown_on_a_terminal(task, inputs, monkeypatch, capsys):

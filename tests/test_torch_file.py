@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ddpm_jax import torch_file
+from ddpm_jax.weights import torch_file
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 LAYOUTS = ["tensors.pth", "tensors_legacy.pth"]

@@ -10,9 +10,13 @@ import pytest
 
 from ddpm_jax.configs import cifar10, digits
 from ddpm_jax import config as config_lib
-from ddpm_jax import data, importance, losses, monitoring, parallel, randomness, training
-from ddpm_jax import state as state_lib
-from ddpm_jax import train_step
+from ddpm_jax.data import loading
+from ddpm_jax.data import source as source_lib
+from ddpm_jax.diffusion import losses, randomness
+from ddpm_jax.runtime import parallel
+from ddpm_jax.training import loop, monitoring, timesteps
+from ddpm_jax.training import state as state_lib
+from ddpm_jax.training import step as step_lib
 from nonzero import SHAPE, TinyNet, nonzero_params
 
 BATCH = 16
@@ -39,7 +43,7 @@ def state_of(config, model):
     state = state_lib.create(
         model, config_lib.optimizer(config), jax.random.key(0), SHAPE,
         extra_ema_decays=tuple(config.train.extra_ema_decays),
-        loss_history=importance.fresh(config.diffusion.num_timesteps)
+        loss_history=timesteps.fresh(config.diffusion.num_timesteps)
         if config.train.t_sampling == "importance" else None,
     )
     params = jax.tree.map(jnp.asarray, nonzero_params(model))
@@ -49,16 +53,16 @@ def state_of(config, model):
 
 
 def step_of(config):
-    return train_step.pmap_train_step(
+    return step_lib.pmap_train_step(
         schedule=config_lib.schedule(config),
         learning_rate=config_lib.learning_rate(config),
-        settings=train_step.step_settings(config),
+        settings=step_lib.step_settings(config),
     )
 
 
 def run(config, model, num_steps=1):
     """(state, metrics of every step) after some steps on the same images."""
-    images = data.digits("train")[0][:BATCH]
+    images = loading.digits("train")[0][:BATCH]
     state, step, rows = parallel.replicate(state_of(config, model)), step_of(config), []
     for _ in range(num_steps):
         state, metrics = step(state, parallel.shard({"images": images}), jax.random.key(1))
@@ -73,8 +77,8 @@ def one_step():
 
 def drawn(config, step=0):
     """What the step draws for the whole batch, without devices."""
-    return train_step.draw(
-        {"images": data.digits("train")[0][:BATCH]},
+    return step_lib.draw(
+        {"images": loading.digits("train")[0][:BATCH]},
         rng=jax.random.split(jax.random.fold_in(jax.random.key(1), step))[0],
         places=jnp.arange(BATCH), num_timesteps=config.diffusion.num_timesteps,
         t_sampling="uniform", loss_history={}, random_flip=config.data.random_flip,
@@ -192,16 +196,16 @@ def compiled():
 
 @pytest.mark.parametrize("step, decay", [(1, 2 / 11), (10, 11 / 20), (10**6, 0.9999)])
 def test_average_warms_up(step, decay):
-    actual = train_step.ema_decay_at(0.9999, step=step, warmup=True)
+    actual = step_lib.ema_decay_at(0.9999, step=step, warmup=True)
     np.testing.assert_allclose(actual, decay, rtol=1e-6)  # float32
-    assert train_step.ema_decay_at(0.9999, step=step, warmup=False) == 0.9999
+    assert step_lib.ema_decay_at(0.9999, step=step, warmup=False) == 0.9999
 
 
 def test_every_replica_holds_the_same():
     config = small_config()
     state, _ = step_of(config)(
         parallel.replicate(state_of(config, TinyNet())),
-        parallel.shard({"images": data.digits("train")[0][:BATCH]}), jax.random.key(1),
+        parallel.shard({"images": loading.digits("train")[0][:BATCH]}), jax.random.key(1),
     )
     for leaf in jax.tree.leaves(state):
         first, *others = (np.asarray(shard.data) for shard in leaf.addressable_shards)
@@ -233,7 +237,7 @@ def test_micro_batches_change_nothing_with_dropout():
 def test_micro_batches_are_unrolled_on_cpu():
     """A convolution's gradient inside a loop is some 20 times slower there."""
     config = small_config(accumulate=2)
-    batch = parallel.shard({"images": data.digits("train")[0][:BATCH]})
+    batch = parallel.shard({"images": loading.digits("train")[0][:BATCH]})
     lowered = step_of(config).lower(state_of(config, TinyNet()), batch, jax.random.key(1))
     assert "stablehlo.convolution" in lowered.as_text()
     assert "convolution" not in "".join(
@@ -244,7 +248,7 @@ def test_micro_batches_are_unrolled_on_cpu():
 def test_flips_are_left_to_right_one_image_in_two():
     images = np.random.default_rng(0).integers(0, 256, (400, 4, 6, 2), np.uint8)
     draw = functools.partial(
-        train_step.draw, rng=jax.random.key(0), num_timesteps=10, t_sampling="uniform",
+        step_lib.draw, rng=jax.random.key(0), num_timesteps=10, t_sampling="uniform",
         loss_history={}, random_flip=True, label_dropout=0.25, null_label=10,
     )
     labels = np.arange(400, dtype=np.int32) % 10
@@ -277,14 +281,14 @@ def test_the_network_is_told_what_goes_with_each_image(kind):
     config.data.labels, config.data.num_classes = kind == "labels", 10 * (kind == "labels")
     model = TinyNet(num_classes=config.data.num_classes,
                     condition_channels=2 * (kind == "condition"))
-    images, labels = (x[:BATCH] for x in data.digits("train"))
+    images, labels = (x[:BATCH] for x in loading.digits("train"))
     batch = {"images": images, kind: {
         "labels": labels, "condition": np.concatenate([images[::-1], 255 - images], axis=-1),
     }[kind]}
     _, metrics = step_of(config)(
         parallel.replicate(state_of(config, model)), parallel.shard(batch), jax.random.key(1)
     )
-    x_0, t, _, eps, told = train_step.draw(
+    x_0, t, _, eps, told = step_lib.draw(
         batch, rng=jax.random.split(jax.random.fold_in(jax.random.key(1), 0))[0],
         places=jnp.arange(BATCH), num_timesteps=20, t_sampling="uniform", loss_history={},
         random_flip=False, label_dropout=0.5, null_label=10,
@@ -297,13 +301,13 @@ def test_the_network_is_told_what_goes_with_each_image(kind):
     np.testing.assert_allclose(metrics["loss"], loss.mean(), **SAME)
     evaluate = monitoring.held_out_loss(
         config, model, config_lib.schedule(config),
-        data.from_array(**batch), jax.random.key(2),
+        source_lib.from_array(**batch), jax.random.key(2),
     )
     held_out = evaluate(state_of(config, model).params)
     assert np.isfinite(held_out)
     told_otherwise = monitoring.held_out_loss(
         config, model, config_lib.schedule(config),
-        data.from_array(images, **{kind: batch[kind][::-1]}), jax.random.key(2),
+        source_lib.from_array(images, **{kind: batch[kind][::-1]}), jax.random.key(2),
     )(state_of(config, model).params)
     assert abs(told_otherwise - held_out) > 1e-4
 
@@ -311,13 +315,13 @@ def test_the_network_is_told_what_goes_with_each_image(kind):
 def test_antithetic_partners_stand_side_by_side_on_any_device():
     rng, places = jax.random.key(0), jnp.arange(1000)
     settings = dict(num_timesteps=10, t_sampling="antithetic", loss_history={})
-    t, weight = train_step.draw_t(rng, places, **settings)
+    t, weight = step_lib.draw_t(rng, places, **settings)
     np.testing.assert_array_equal(t[0::2] + t[1::2], 9)
     np.testing.assert_array_equal(weight, 1)
     counts = np.bincount(t, minlength=10)
     # Pairs are drawn: 500 of 10 pairs of steps, five standard errors.
     assert np.all(np.abs(counts - 100) < 5 * np.sqrt(500 * 0.2 * 0.8))
-    share, _ = train_step.draw_t(rng, places[501:504], **settings)
+    share, _ = step_lib.draw_t(rng, places[501:504], **settings)
     np.testing.assert_array_equal(share, t[501:504])
 
 
@@ -346,7 +350,7 @@ def test_importance_leaves_the_mean_gradient_as_it_is():
     size = np.arange(1, 21, dtype=np.float32)
     history = {"loss": jnp.tile(size[:, None], 10), "count": jnp.full(20, 10, jnp.int32)}
     state = state_of(config, TinyNet()).replace(loss_history=history)
-    images = np.tile(data.digits("train")[0][:512], (8, 1, 1, 1))
+    images = np.tile(loading.digits("train")[0][:512], (8, 1, 1, 1))
     found = {}
     for t_sampling in ("importance", "uniform"):
         config.train.t_sampling = t_sampling
@@ -382,9 +386,9 @@ def test_every_objective_is_learned(mean, variance, loss, t_sampling):
     model = TinyNet(out_channels=config_lib.parameterization(config).out_channels(1))
     state, step = parallel.replicate(state_of(config, model)), step_of(config)
     evaluate = monitoring.held_out_loss(
-        config, model, schedule, data.load("digits", split="test"), jax.random.key(2)
+        config, model, schedule, loading.load("digits", split="test"), jax.random.key(2)
     )
-    images, found = data.digits("train")[0], []
+    images, found = loading.digits("train")[0], []
     for i in range(60):
         batch = {"images": images[64 * (i % 23) : 64 * (i % 23) + 64]}
         state, _ = step(state, parallel.shard(batch), jax.random.key(1))
@@ -395,7 +399,7 @@ def test_every_objective_is_learned(mean, variance, loss, t_sampling):
 
 def test_held_out_loss_counts_a_ragged_batch_exactly():
     model, params = TinyNet(), nonzero_params(TinyNet())
-    source = data.load("digits", split="test")
+    source = loading.load("digits", split="test")
     losses_of = {}
     for batch in (8, 16):
         config = small_config(batch_size=batch, eval_images=21)
@@ -435,4 +439,4 @@ def test_a_grid_is_full_where_the_run_pays_for_it():
 
 def test_a_row_has_what_is_finite():
     metrics = {"loss": jnp.ones(()), "grad_norm": jnp.inf, "loss_quartile_1": jnp.nan}
-    assert training.finite_row(metrics) == {"loss": 1.0}
+    assert loop.finite_row(metrics) == {"loss": 1.0}

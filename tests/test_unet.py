@@ -12,8 +12,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import oracle_unet
 import tracing
-from ddpm_jax.normalization import GroupNorm
-from ddpm_jax.unet import (
+from ddpm_jax.network.normalization import GroupNorm
+from ddpm_jax.network.unet import (
     AttentionBlock, Dropout, ResBlock, UNet, check, default_num_groups, timestep_embedding,
 )
 

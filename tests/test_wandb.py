@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from ddpm_jax import config as config_lib
-from ddpm_jax import logs, training, validation, wandb_writer
+from ddpm_jax import validation
+from ddpm_jax.training import loop
+from ddpm_jax.workdir import logs, wandb_writer
 from ddpm_jax.configs import digits
 from nonzero import TinyNet
 from test_logs import events
@@ -83,8 +85,8 @@ def tiny_config(**settings):
 def test_training_writes_there_and_resumes_the_same_run(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(config_lib, "model", lambda config, channels: TinyNet())
     monkeypatch.setattr(validation, "check_images", lambda config, shape: None)
-    training.train(tiny_config(**{"train.num_steps": 2}), tmp_path)
-    training.train(tiny_config(), tmp_path)
+    loop.train(tiny_config(**{"train.num_steps": 2}), tmp_path)
+    loop.train(tiny_config(), tmp_path)
     assert runs[0].told["id"] == runs[1].told["id"]
     assert runs[1].told["config"]["train"]["num_steps"] == 4
     for run, step, row in zip(runs, (2, 4), rows(tmp_path), strict=True):

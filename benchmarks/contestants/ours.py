@@ -17,11 +17,15 @@ import ddpm_jax
 from benchmarks import flops
 from benchmarks.contest import product_size, resident_peak, serve, stretch, timed
 from ddpm_jax import config as config_lib
-from ddpm_jax import data, images, parallel, sources, training
-from ddpm_jax import state as state_lib
-from ddpm_jax.checkpoints import Checkpoints, library_versions
-from ddpm_jax.logs import Logs, Rate
-from ddpm_jax.train_step import pmap_train_step, step_settings
+from ddpm_jax.data import loading
+from ddpm_jax.data import source as source_lib
+from ddpm_jax.runtime import parallel
+from ddpm_jax.training import loop
+from ddpm_jax.training import state as state_lib
+from ddpm_jax.training.step import pmap_train_step, step_settings
+from ddpm_jax.workdir import pictures
+from ddpm_jax.workdir.checkpoints import Checkpoints, library_versions
+from ddpm_jax.workdir.logs import Logs, Rate
 
 NUM_IMAGES = 50_000  # Of the data task: CIFAR-10's.
 
@@ -42,14 +46,14 @@ def run_of(task):
     config = config_of(task)
     shape = config_lib.image_shape(config)
     pixels = np.random.default_rng(0).integers(0, 256, (task["batch_size"], *shape), np.uint8)
-    return training.prepare(config, None, pixels)
+    return loop.prepare(config, None, pixels)
 
 
 def trained_of(run, num_timesteps=None):
     config = run.config.copy_and_resolve_references()
     config.diffusion.num_timesteps = num_timesteps or config.diffusion.num_timesteps
     return state_lib.Trained(
-        training.fresh_state(run).params, run.model, config_lib.schedule(config),
+        loop.fresh_state(run).params, run.model, config_lib.schedule(config),
         config_lib.parameterization(config), run.source.image_shape,
     )
 
@@ -70,8 +74,8 @@ def program(task):
         settings=step_settings(run.config),
     )
     batch = parallel.shard(run.source.examples(np.arange(task["batch_size"])))
-    state = parallel.replicate(training.fresh_state(run))
-    return run, step_fn, state, batch, run.rng(training.STEP)
+    state = parallel.replicate(loop.fresh_state(run))
+    return run, step_fn, state, batch, run.rng(loop.STEP)
 
 
 def steps(task):
@@ -100,7 +104,7 @@ def train(task):
 
     def call():
         in_flight.append(step()[1])
-        if len(in_flight) > training.IN_FLIGHT:
+        if len(in_flight) > loop.IN_FLIGHT:
             jax.block_until_ready(in_flight.popleft())
 
     return facts, stretch(call, task["batch_size"], lambda: jax.block_until_ready(list(in_flight)))
@@ -135,8 +139,8 @@ def batches(task):
     """Shuffled batches as floats on the device."""
     shape = config_lib.image_shape(config_of(task))
     pixels = np.random.default_rng(0).integers(0, 256, (NUM_IMAGES, *shape), np.uint8)
-    found = data.batches(sources.from_array(pixels), seed=0, batch_size=task["batch_size"])
-    as_float = jax.jit(images.to_float)
+    found = loading.batches(source_lib.from_array(pixels), seed=0, batch_size=task["batch_size"])
+    as_float = jax.jit(pictures.to_float)
 
     def call():
         return jax.block_until_ready(as_float(next(found)["images"]))
@@ -148,13 +152,13 @@ def batches(task):
 def checkpoint(task):
     """How long `save` holds up the loop; `on_disk` is how long until everything is written."""
     run = run_of(task)
-    state = parallel.replicate(training.fresh_state(run))
+    state = parallel.replicate(loop.fresh_state(run))
 
     def measure():
         with tempfile.TemporaryDirectory() as folder:
             with Checkpoints(folder) as saved:
                 began = time.perf_counter()
-                saved.save(1, state_lib.to_saved(state), training.metadata(run.config))
+                saved.save(1, state_lib.to_saved(state), loop.metadata(run.config))
                 stalled = time.perf_counter() - began
             on_disk = time.perf_counter() - began
         return {"seconds": stalled, "count": 1, "on_disk": on_disk}
@@ -173,7 +177,7 @@ def logging(task):
         with tempfile.TemporaryDirectory() as folder:
             with Logs(folder, start_step=0, num_steps=2, progress=False) as logs:
                 return stretch(
-                    lambda: logs.write(1, training.finite_row(metrics) | rate.read(1)), 1
+                    lambda: logs.write(1, loop.finite_row(metrics) | rate.read(1)), 1
                 )()
 
     return {"first_call": first}, measure

@@ -28,12 +28,13 @@ from absl import flags
 from ml_collections import config_flags
 
 from benchmarks.record import clock, stages
-from ddpm_jax import checkpoints, compilation_cache, training
 from ddpm_jax import config as config_lib
-from ddpm_jax import workdir as workdir_lib
-from ddpm_jax.interruption import Interrupted
-from ddpm_jax.logs import format_duration
-from ddpm_jax.rows import read_metrics
+from ddpm_jax.runtime import compilation_cache
+from ddpm_jax.runtime.interruption import Interrupted
+from ddpm_jax.training import loop
+from ddpm_jax.workdir import checkpoints, run_folder
+from ddpm_jax.workdir.logs import format_duration
+from ddpm_jax.workdir.metrics_file import read_metrics
 
 _TO_SAVE = 30.0  # Seconds before the end at which training is asked to stop.
 _LAST = 10  # Rows over which the loss is averaged.
@@ -70,7 +71,7 @@ def train(config, workdir, record, *, seconds, deadline):
     record.add("starts", sorted({*record.metrics.get("starts", ()), newest}))
     with clock.ended_when(due) as asked:
         try:
-            training.train(config, workdir)
+            loop.train(config, workdir)
         except Interrupted:
             if not asked.is_set():
                 raise
@@ -160,7 +161,7 @@ def work(config, args, began, command):
     if not trained(args.workdir, record)[-1]:
         print(f"no row is logged yet; go on with: {command}", flush=True)
         return
-    config = workdir_lib.config_for(config, args.workdir)
+    config = run_folder.config_for(config, args.workdir)
     row = training_row(config, args.workdir, record)
     record.add("train", row)
     print(said(row), flush=True)

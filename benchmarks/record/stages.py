@@ -19,9 +19,14 @@ import safetensors.numpy
 from etils import epath
 
 from ddpm_jax import config as config_lib
-from ddpm_jax import evaluation, files, images, measures, monitoring, pretrained, progressive
-from ddpm_jax import state as state_lib
-from ddpm_jax import state_dicts
+from ddpm_jax.evaluation import evaluate as evaluate_lib
+from ddpm_jax.evaluation import metrics as metrics_lib
+from ddpm_jax.inference import progressive
+from ddpm_jax.runtime import files
+from ddpm_jax.training import monitoring
+from ddpm_jax.training import state as state_lib
+from ddpm_jax.weights import pretrained, state_dicts
+from ddpm_jax.workdir import pictures
 
 DDIM_STEPS = 50
 _SHOWN = 64  # Images of a grid: the first.
@@ -97,7 +102,7 @@ class Stage:
     """
 
     name: str
-    run: Callable[[measures.Job, Record, "Stage"], dict[str, Any]]
+    run: Callable[[metrics_lib.Job, Record, "Stage"], dict[str, Any]]
     num_images: int
     num_calls: int
 
@@ -110,7 +115,7 @@ class Stage:
         return starting + self.num_images * self.num_calls / (3 * images_per_second)
 
 
-def job_of(config: ml_collections.ConfigDict, workdir: Any, num_images: int = 0) -> measures.Job:
+def job_of(config: ml_collections.ConfigDict, workdir: Any, num_images: int = 0) -> metrics_lib.Job:
     """The newest checkpoint of a run, to be measured and sampled from."""
     config = config.copy_and_resolve_references()
     config.evaluate.metrics, config.evaluate.checkpoints = ("bpd",), "newest"
@@ -118,7 +123,7 @@ def job_of(config: ml_collections.ConfigDict, workdir: Any, num_images: int = 0)
     config.evaluate.rounding = True
     step, trained = pretrained.load_step(workdir, weights=config.sample.weights)
     folder = files.path(workdir) / "evaluations" / f"step_{step:08d}"
-    return measures.Job(config, step, trained, folder, False, None)
+    return metrics_lib.Job(config, step, trained, folder, False, None)
 
 
 def weights(job, record, stage) -> dict[str, Any]:
@@ -169,8 +174,8 @@ def held_out(job, record, stage) -> dict[str, Any]:
 
 def bits(job, record, stage) -> dict[str, Any]:
     """Bits/dim with their terms, by `--mode=evaluate`; `each` is that of every image."""
-    row, = evaluation.evaluate(job.config, job.folder.parent.parent)
-    folder = job.folder / f"bpd-{measures.key(row['protocol'])}"
+    row, = evaluate_lib.evaluate(job.config, job.folder.parent.parent)
+    folder = job.folder / f"bpd-{metrics_lib.key(row['protocol'])}"
     with np.load(folder / "terms.npz") as terms:
         return row | {"each": terms["bits"].round(5).tolist()}
 
@@ -195,7 +200,7 @@ def _samples(job, record, stage, sampler):
     most = (record.file_bytes - _HEADER) // uint8[0].size
     parts = np.array_split(uint8, -(-len(uint8) // most))
     picture = f"{stage.name}.png"
-    images.save_png(record.folder / picture, images.grid(uint8[:_SHOWN]))
+    pictures.save_png(record.folder / picture, pictures.grid(uint8[:_SHOWN]))
     return {"files": [picture, *record.write_parts(stage.name, map(_npz, parts), "npz")]}
 
 
@@ -206,8 +211,8 @@ def process(job, record, stage) -> dict[str, Any]:
             job.trained, job.config.evaluate.seed, stage.num_images, num_frames=_FRAMES,
             clip=job.config.sample.clip,
         )
-    written = images.save_process(
-        record.folder / stage.name, images.to_uint8(x_t), images.to_uint8(x_0)
+    written = pictures.save_process(
+        record.folder / stage.name, pictures.to_uint8(x_t), pictures.to_uint8(x_0)
     )
     return {"files": [epath.Path(path).name for path in written]}
 

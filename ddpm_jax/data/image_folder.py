@@ -1,0 +1,258 @@
+"""Folders of pictures: found, decoded, and the unreadable ones named and left out."""
+
+import concurrent.futures
+import contextlib
+import os
+import threading
+
+import numpy as np
+from PIL import Image, ImageOps
+from absl import logging
+
+from ddpm_jax.data import source as source_lib
+from ddpm_jax.data.source import Source
+from ddpm_jax.runtime import files
+
+MAX_UNREADABLE = 0.05  # share of a folder's files that may be skipped
+THREADS = min(16, os.cpu_count() or 1)
+
+
+def load(
+    data_dir: str, part, want: tuple[int, int, int], labels: bool = False
+) -> Source | None:
+    """The pictures below a folder; None where `part` leaves none.
+
+    Args:
+        data_dir: the folder.
+        part: number of files -> indices of those to take.
+        want: (height, width, channels); 0 for as the pictures are.
+        labels: the first folder on the way to a picture is its class, in alphabetical order.
+
+    Raises:
+        ValueError: no such folder, no pictures, too many unreadable, of varying size, or
+            pictures outside of the folders of classes.
+    """
+    if not (data_dir and files.path(data_dir).is_dir()):
+        raise ValueError(
+            f"config.data.dir={data_dir!r}: not a folder; write --config.data.dir=PATH, "
+            "the folder that holds the pictures."
+        )
+    names = picture_files(data_dir)
+    if not names:
+        raise ValueError(
+            f"config.data.dir={data_dir!r}: no pictures there or below; write "
+            "--config.data.dir=PATH, a folder with .png, .jpg or other picture files."
+        )
+    total = len(names)
+    classes = sorted(_classes(data_dir, names)) if labels else []
+    names = [names[i] for i in part(total)]
+    if not names:
+        return None
+    folder = _Folder(data_dir, names, (*want[:2], want[2] or 3), total, classes)
+    if source_lib.fits(len(names), folder.shape):
+        return folder.in_memory()
+    if not want[0]:
+        folder.check_sizes()
+    return folder.streamed()
+
+
+def _classes(data_dir, files):
+    """The first folders on the way to the files."""
+    bare = [file for file in files if "/" not in file]
+    if bare:
+        raise ValueError(
+            f"config.data.dir={data_dir!r}: {_shown(bare[0])} is in no folder of a class; put each "
+            "class into a folder of its own, or write --config.data.labels=False."
+        )
+    return {_class(file) for file in files}
+
+
+def _class(file):
+    return file.partition("/")[0]
+
+
+def _shown(name):
+    """A file's name within one line, whatever bytes it is of."""
+    return repr(name)[1:-1]
+
+
+def read(path: str, shape: tuple[int, int, int], *, setting: str) -> np.ndarray:
+    """One picture file as uint8 of `shape` (h, w, c), by the rules of `loading.load`.
+
+    Args:
+        path: of one of `source.FORMATS`.
+        shape: h and w of 0 keep its own size.
+        setting: what a message calls it, such as "config.sample.inputs".
+
+    Raises:
+        ValueError: there is no such file, or it cannot be read.
+    """
+    try:
+        return _decode(path, shape)
+    except FileNotFoundError:
+        problem = "which does not exist"
+    except source_lib.UNREADABLE as error:
+        problem = f"which cannot be read ({files.one_line(error)})"
+    raise ValueError(f"{setting} has {str(path)!r}, {problem}; name a .png, .jpg or other picture.")
+
+
+def picture_files(folder: str) -> list[str]:
+    """Relative paths, sorted, of the files below a folder that are pictures by their extension.
+
+    Links are followed, unless they lead back to a folder on the way to them; hidden files and
+    folders are left out.
+
+    Raises:
+        ValueError: a folder cannot be listed.
+    """
+    Image.init()
+    known = {e for e, form in Image.registered_extensions().items() if form in source_lib.FORMATS}
+    names = _in_store(folder) if files.in_store(folder) else _on_disk(folder)
+    return sorted(name for name in names if os.path.splitext(name)[1].lower() in known)
+
+
+def _in_store(folder):
+    """The files below a folder of a store."""
+    top = None
+    for root, folders, names in files.path(folder).walk():
+        top = top or root  # The folder as its file system spells it, which may leave out gs://.
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if not name.startswith("."):
+                yield (root.relative_to(top) / name).as_posix()
+
+
+def _on_disk(folder):
+    """The files below a folder."""
+    left = [(folder, "", {os.path.realpath(folder)})]
+    try:
+        while left:
+            path, prefix, above = left.pop()
+            for entry in os.scandir(path):
+                linked = entry.is_symlink()
+                if entry.name.startswith("."):
+                    continue
+                if os.path.isdir(entry.path) if linked else entry.is_dir():
+                    if (real := os.path.realpath(entry.path)) not in above:
+                        left.append((entry.path, f"{prefix}{entry.name}/", {real, *above}))
+                elif linked or entry.is_file():  # A pipe would be waited for.
+                    yield prefix + entry.name
+    except OSError as error:
+        raise ValueError(
+            f"config.data.dir={str(folder)!r}: {error.filename!r} cannot be listed "
+            f"({error.strerror}); give yourself the right to read it, or name another folder."
+        ) from None
+
+
+class _Folder:
+    """Picture files decoded one by one, with an account of those that cannot be."""
+
+    def __init__(self, path, names, want, total, classes):
+        self.path, self.files, self.want = path, names, want
+        self.folder = files.path(path)
+        self.total = total  # files in all splits: the share that may be skipped is of these
+        self.classes = classes  # names, sorted; empty where they are not asked for
+        self.unreadable, self.lock = {}, threading.Lock()
+        self.shape = None
+        self.shape = self.nearest(0).shape
+
+    def decode(self, i):
+        """Image i, or None where its file is unreadable, which is logged."""
+        if i in self.unreadable:
+            return None
+        try:
+            image = _decode(self.folder / self.files[i], self.want)
+        except source_lib.UNREADABLE as error:
+            self.note(i, error)
+            return None
+        if self.shape and image.shape != self.shape:
+            self.refuse_size(i, *image.shape[:2])
+        return image
+
+    def nearest(self, i):
+        """Image i, or the next one, of the same class, that can be read."""
+        for j in (*range(i, len(self.files)), *range(i)):
+            if self.classes and _class(self.files[j]) != _class(self.files[i]):
+                continue
+            if (image := self.decode(j)) is not None:
+                return image
+            self.check()
+        raise ValueError(
+            f"config.data.dir={self.path!r}: all pictures of {_shown(_class(self.files[i]))} are "
+            "unreadable; mend them or remove that folder."
+        )
+
+    def labelled(self, source, kept=slice(None)):
+        """The source with its labels, where they are asked for."""
+        if not self.classes:
+            return source
+        number = {name: i for i, name in enumerate(self.classes)}
+        labels = np.array([number[_class(file)] for file in self.files], np.int32)
+        return source.with_labels(labels[kept], len(self.classes))
+
+    def note(self, i, error):
+        with self.lock:
+            if i not in self.unreadable and len(self.unreadable) < 10:
+                logging.warning("Skipping %s: %s", _shown(self.files[i]), files.one_line(error))
+            self.unreadable[i] = _shown(self.files[i])
+
+    def check(self):
+        """Raises where more files are unreadable than may be."""
+        with self.lock:
+            bad, total = sorted(self.unreadable.values()), self.total
+        if len(bad) > MAX_UNREADABLE * total or len(bad) == len(self.files):
+            raise ValueError(
+                f"config.data.dir={self.path!r}: {len(bad)} of {total} files "
+                f"({len(bad) / total:.0%}) are unreadable, {MAX_UNREADABLE:.0%} may be; "
+                f"mend or remove {', '.join(bad[:3])}{', ...' * (len(bad) > 3)}."
+            )
+
+    def check_sizes(self):
+        """Refuses pictures of varying size by their headers, before any is streamed."""
+        for i, file in enumerate(self.files):
+            size = self.shape[:2]
+            with contextlib.suppress(*source_lib.UNREADABLE):
+                with (self.folder / file).open("rb") as opened, source_lib.open_picture(
+                    opened
+                ) as image:
+                    size = (image.height, image.width)
+            if sorted(size) != sorted(self.shape[:2]):  # In either order: EXIF may turn it.
+                self.refuse_size(i, *size)
+
+    def refuse_size(self, i, height, width):
+        raise ValueError(
+            f"config.data.image_size=0: needs pictures of one size, but {_shown(self.files[i])} is "
+            f"{height}x{width} and others are {self.shape[0]}x{self.shape[1]}; choose a "
+            "size, such as --config.data.image_size=64."
+        )
+
+    def in_memory(self):
+        """A source of the readable pictures, all decoded now."""
+        images = np.empty((len(self.files), *self.shape), np.uint8)
+
+        def fill(i):
+            image = self.decode(i)
+            if image is not None:
+                images[i] = image
+            return image is not None
+
+        with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+            kept = np.array(list(pool.map(fill, range(len(images)))))
+        if len(self.unreadable) > 10:
+            logging.warning("Skipped %d files in all.", len(self.unreadable))
+        self.check()
+        return self.labelled(source_lib.from_array(images if kept.all() else images[kept]), kept)
+
+    def streamed(self):
+        """A source that decodes pictures as they are asked for."""
+        read = lambda indices: np.stack([self.nearest(int(i)) for i in indices])
+        return self.labelled(Source(len(self.files), self.shape, read))
+
+
+def _decode(path, shape):
+    """The first frame of a picture file, uint8 [h, w, c]; a 0 in shape: as the file is."""
+    with files.path(path).open("rb") as file, source_lib.open_picture(file) as image:
+        # A JPEG far too large is cheaper to decode at 1/2, 1/4 or 1/8 of its size.
+        if shape[0]:
+            image.draft(None, (2 * max(shape[:2]), 2 * max(shape[:2])))
+        return source_lib.pixels(ImageOps.exif_transpose(image), shape)

@@ -1,0 +1,90 @@
+"""Pairs made from single images: what an image-conditional model is trained on.
+
+Each function turns a source of images into one that also has, for every image, the image that
+the network is told. A pair is a function of (seed, index) alone.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from ddpm_jax.data.source import Source
+
+NAMED = ("low_resolution", "noisy")
+_NOISES = 16  # Noises of each picture in an epoch, so that none is learned by heart.
+_DEVIATION = 24.0  # Of the noise, in grey levels.
+
+
+def low_resolution(source: Source, factor: int) -> Source:
+    """For super-resolution: told the mean of each `factor` x `factor` pixels, enlarged again.
+
+    The condition has the image's size and channels; every block of it is of one colour, the
+    block's mean rounded to a whole grey level.
+
+    Args:
+        source: images whose height and width divide by `factor`.
+        factor: at least 2.
+
+    Raises:
+        ValueError: the factor is less than 2 or does not divide.
+    """
+    height, width, channels = source.image_shape
+    if factor < 2 or height % factor or width % factor:
+        works = next((k for k in range(2, height + 1) if not height % k and not width % k), None)
+        raise ValueError(
+            f"config.data.factor={factor} must be at least 2 and divide the images, {height}x"
+            f"{width}; " + (f"write --config.data.factor={works}." if works else
+                            "give images of another config.data.image_size.")
+        )
+
+    def read(indices):
+        return enlarge(shrink(source.read(indices), factor), factor)
+
+    return source.with_condition(read, channels)
+
+
+def shrink(images: np.ndarray, factor: int) -> np.ndarray:
+    """Mean of each `factor` x `factor` pixels, uint8 [n, h / factor, w / factor, c]."""
+    n, height, width, c = images.shape
+    blocks = images.reshape(n, height // factor, factor, width // factor, factor, c)
+    return np.round(blocks.mean(axis=(2, 4), dtype=np.float64)).astype(np.uint8)
+
+
+def enlarge(images: np.ndarray, factor: int) -> np.ndarray:
+    """Every pixel as `factor` x `factor` of its colour."""
+    return images.repeat(factor, axis=1).repeat(factor, axis=2)
+
+
+def noisy(source: Source, *, seed: int, training: bool) -> Source:
+    """For segmentation: the image becomes the mask of its bright pixels, told itself in noise.
+
+    The mask is 255 where the mean over channels is at least 128, else 0, in one channel. The
+    noise is Gaussian of 24 grey levels, clipped to 0..255. To train, the set holds every image
+    with 16 noises; else with one of its own.
+
+    Args:
+        source: clean images.
+        seed: of the noise.
+        training: whether for training.
+    """
+    *size, channels = source.image_shape
+    n = len(source)
+
+    def read(indices):
+        grey = source.read(indices % n).mean(axis=-1, keepdims=True)
+        return np.where(grey >= 128, 255, 0).astype(np.uint8)
+
+    def read_condition(indices):
+        noise = np.stack([
+            np.random.default_rng([seed, training, int(i)]).standard_normal(source.image_shape)
+            for i in indices
+        ])
+        images = source.read(indices % n) + _DEVIATION * noise
+        return np.round(images.clip(0, 255)).astype(np.uint8)
+
+    copies = _NOISES if training else 1
+    labels = None if source.labels is None else np.tile(source.labels, copies)
+    return dataclasses.replace(
+        source, size=copies * n, image_shape=(*size, 1), read=read, labels=labels,
+        read_condition=read_condition, condition_channels=channels,
+    )

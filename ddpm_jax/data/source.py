@@ -1,0 +1,193 @@
+"""Random-access sets of uint8 images of one size, and the rules by which pictures become them."""
+
+import dataclasses
+import math
+import struct
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+MEMORY_BUDGET = 2 * 2**30  # bytes of decoded images; a larger set is streamed
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels -> Pillow's name for them
+# Of Pillow's formats those of pictures; PostScript, for one, is a program that it would run.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+UNREADABLE = (  # what Pillow raises on damaged files
+    OSError, RuntimeError, SyntaxError, EOFError, ValueError, TypeError, LookupError,
+    ArithmeticError, MemoryError, struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Source:
+    """A random-access set of uint8 images of one size, and what is known of each.
+
+    Attributes:
+        size: number of images; also `len(source)`.
+        image_shape: (height, width, channels).
+        read: maps an int array [k] of indices in 0..size-1 to uint8 [k, h, w, c]; pure,
+            and safe to call from several threads.
+        in_memory: whether `read` only copies, rather than decodes.
+        labels: int32 [size] in 0..num_classes-1; None where there are none.
+        num_classes: 0 without labels.
+        read_condition: indices [k] -> uint8 [k, h, w, condition_channels], the image that goes
+            with each; None where there is none.
+        condition_channels: 0 without `read_condition`.
+    """
+
+    size: int
+    image_shape: tuple[int, int, int]
+    read: Callable[[np.ndarray], np.ndarray]
+    in_memory: bool = False
+    labels: np.ndarray | None = None
+    num_classes: int = 0
+    read_condition: Callable[[np.ndarray], np.ndarray] | None = None
+    condition_channels: int = 0
+
+    def __len__(self) -> int:
+        return self.size
+
+    def model_kwargs(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """What a conditional network is told of these images: `labels`, `condition` (uint8)."""
+        told = {}
+        if self.labels is not None:
+            told["labels"] = self.labels[indices]
+        if self.read_condition is not None:
+            told["condition"] = self.read_condition(indices)
+        return told
+
+    def examples(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """`images` [k, h, w, c], and what `model_kwargs` says of them."""
+        return {"images": self.read(indices), **self.model_kwargs(indices)}
+
+    def select(self, chosen: np.ndarray) -> "Source":
+        """The source of some of the images, by their indices [n], in that order."""
+        def of(read):
+            return None if read is None else lambda indices: read(chosen[indices])
+
+        return dataclasses.replace(
+            self, size=len(chosen), read=of(self.read), read_condition=of(self.read_condition),
+            labels=None if self.labels is None else self.labels[chosen],
+        )
+
+    def with_labels(
+        self, labels: np.ndarray, num_classes: int = 0, name: str = "labels"
+    ) -> "Source":
+        """The same images with labels [size]; 0 classes: one more than the largest label.
+
+        A message calls them `name`.
+
+        Raises:
+            ValueError: the labels are not whole numbers in 0..num_classes-1, one an image.
+        """
+        labels = np.asarray(labels)
+        whole = np.issubdtype(labels.dtype, np.integer) and labels.shape == (self.size,)
+        num_classes = num_classes or (int(labels.max()) + 1 if whole else 1)
+        if not whole or labels.min() < 0 or labels.max() >= num_classes:
+            raise ValueError(
+                f"{name}={labels.dtype} {list(labels.shape)}: must be whole numbers in "
+                f"0..{num_classes - 1}, one for each of the {self.size} images; write such as "
+                "np.int32([0, 1, ...])."
+            )
+        return dataclasses.replace(
+            self, labels=labels.astype(np.int32), num_classes=num_classes
+        )
+
+    def with_condition(self, read_condition: Callable, channels: int) -> "Source":
+        """The same images, each with an image of `channels` that a network is told."""
+        return dataclasses.replace(
+            self, read_condition=read_condition, condition_channels=channels
+        )
+
+
+def from_array(
+    images: np.ndarray,
+    *,
+    labels: np.ndarray | None = None,
+    condition: np.ndarray | None = None,
+) -> Source:
+    """A source of the images of an array; not copied.
+
+    Args:
+        images: uint8 [n, h, w, c].
+        labels: whole numbers [n], from 0.
+        condition: uint8 [n, h, w, k], the image that goes with each.
+
+    Raises:
+        ValueError: an array has another dtype or shape, or is empty.
+    """
+    source = in_memory(np.asarray(images), "data")
+    if labels is not None:
+        source = source.with_labels(labels)
+    if condition is not None:
+        beside = in_memory(np.asarray(condition), "condition")
+        if (len(beside), *beside.image_shape[:2]) != (len(source), *source.image_shape[:2]):
+            raise ValueError(
+                f"condition={list(condition.shape)}: must go with images "
+                f"{list(images.shape)}, as many and of their size; resize it first."
+            )
+        source = source.with_condition(beside.read, beside.image_shape[-1])
+    return source
+
+
+def in_memory(images: np.ndarray, name: str) -> Source:
+    """As `from_array`; a message calls the images `name`."""
+    got = f"{name}={images.dtype} {list(images.shape)}: must be uint8 [n, h, w, c]"
+    if images.ndim == 3:
+        raise ValueError(f"{got}; write images[..., None] for grey images [n, h, w].")
+    if images.ndim != 4 or not images.size:
+        raise ValueError(f"{got} and not empty; write np.stack(list_of_images).")
+    if images.dtype != np.uint8:
+        raise ValueError(
+            f"{got}, 0..255; write np.uint8(np.round((x + 1) * 127.5)) for x in [-1, 1]."
+        )
+    return Source(len(images), images.shape[1:], lambda indices: images[indices], True)
+
+
+def fits(size: int, shape: tuple[int, int, int]) -> bool:
+    """Whether `size` images of a shape may be held in memory."""
+    return size * math.prod(shape) <= MEMORY_BUDGET
+
+
+def target(want: tuple, shape: tuple) -> tuple:
+    """The wanted (height, width, channels), with 0 for "as the data are" filled in."""
+    return tuple(w or s for w, s in zip(want, shape))
+
+
+def convert(array: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """One decoded image [h, w, c], as uint8 of the given shape."""
+    if array.shape == shape and array.dtype == np.uint8:
+        return array
+    return pixels(Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array), shape)
+
+
+def open_picture(file: Any) -> Image.Image:
+    """A picture of one of `FORMATS`, told by its content, from a path or a binary file.
+
+    Raises:
+        UNREADABLE: it is damaged, none of them, or of more than 2 x `Image.MAX_IMAGE_PIXELS`
+            pixels by its header (Pillow's bound, 179 million).
+    """
+    Image.init()
+    return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+
+
+def pixels(image: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:
+    """A Pillow image as uint8 [h, w, c], by the rules of `loading.load`; height 0: as it is."""
+    height, width, channels = shape
+    if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion to 8 bits clips.
+        values = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        if channels != 4:
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image).convert("RGB")
+    elif image.mode not in ("1", "L", "F"):
+        image = image.convert("RGB")  # CMYK and palettes have no way straight to grey.
+    image = image.convert(MODES[channels])
+    if height and image.size != (width, height):
+        image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+    return np.asarray(image).reshape(image.height, image.width, channels)

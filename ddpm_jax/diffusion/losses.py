@@ -1,0 +1,227 @@
+"""Training objectives: one number an image, from a function that denoises.
+
+L_simple and the terms of the variational bound are those of Ho, Jain and Abbeel 2020, the
+hybrid objective is that of Nichol and Dhariwal 2021. The bound is in bits/dim everywhere.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ddpm_jax.diffusion.process import (
+    Images, LEARNED, Parameterization, Prediction, Timesteps, predict, q_posterior, q_sample,
+    split_output, v_from_eps,
+)
+from ddpm_jax.diffusion.schedule import Schedule, at
+
+LOSSES = ("simple", "vlb", "rescaled_vlb", "hybrid", "rescaled_hybrid")
+WEIGHTINGS = ("constant", "min_snr", "p2")
+_PIXELS = (1, 2, 3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What training minimises.
+
+    Attributes:
+        loss: "simple", the squared error of the prediction (Eq. 14; Eq. 8 unweighted for
+            "x_prev"); "vlb", the term of the bound at t, in bits/dim (Eq. 5), and
+            "rescaled_vlb", T times it, an estimate of the whole bound L; "hybrid", the squared
+            error plus the term of the bound, the latter training the variance alone, and
+            "rescaled_hybrid", where that term counts T / 1000 times: L_simple + 0.001 L_vlb
+            (Nichol and Dhariwal 2021, Eq. 16).
+        weighting: of the squared error by t: "constant"; "min_snr", min(SNR, gamma) on the
+            error of x_0 (Hang et al. 2023); "p2", 1 / (k + SNR)^gamma on the error of eps (Choi
+            et al. 2022).
+        min_snr_gamma: gamma of "min_snr".
+        p2_k: k of "p2".
+        p2_gamma: gamma of "p2".
+    """
+
+    loss: str = "simple"
+    weighting: str = "constant"
+    min_snr_gamma: float = 5.0
+    p2_k: float = 1.0
+    p2_gamma: float = 1.0
+
+    def check(self, parameterization: Parameterization) -> None:
+        """Raises ValueError where a choice is unknown or cannot train what is predicted."""
+        for setting, value, known in (
+            ("loss", self.loss, LOSSES), ("weighting", self.weighting, WEIGHTINGS),
+        ):
+            if value not in known:
+                raise ValueError(
+                    f"diffusion.{setting}={value!r} is not known; use one of {', '.join(known)}."
+                )
+        variance = parameterization.variance
+        if self.loss == "simple" and variance in LEARNED:
+            raise ValueError(
+                f"diffusion.loss='simple' cannot go with diffusion.variance={variance!r}: the "
+                "squared error does not train a variance; use --config.diffusion.loss=hybrid."
+            )
+        if self.loss.endswith("hybrid") and variance not in LEARNED:
+            raise ValueError(
+                f"diffusion.loss={self.loss!r} cannot go with diffusion.variance={variance!r}: "
+                "its second term trains a variance, and this one is fixed; use "
+                "--config.diffusion.loss=simple or --config.diffusion.variance=learned_range."
+            )
+        if self.weighting != "constant" and self.loss.endswith("vlb"):
+            raise ValueError(
+                f"diffusion.weighting={self.weighting!r} cannot go with diffusion.loss="
+                f"{self.loss!r}: the bound has its own weights; use "
+                "--config.diffusion.weighting=constant."
+            )
+        if self.weighting != "constant" and parameterization.mean == "x_prev":
+            raise ValueError(
+                f"diffusion.weighting={self.weighting!r} cannot go with diffusion.mean='x_prev'"
+                ": it is stated for the errors of eps, x_0 and v; use "
+                "--config.diffusion.weighting=constant."
+            )
+
+
+def training_loss(
+    schedule: Schedule,
+    denoise_fn: Callable[[Array, Array], Array],
+    x_0: Images,
+    t: Timesteps,
+    eps: Images,
+    *,
+    parameterization: Parameterization = Parameterization(),
+    objective: Objective = Objective(),
+) -> Float[Array, " b"]:
+    """The objective at one t an image; the network is called once.
+
+    Args:
+        schedule: the noise schedule.
+        denoise_fn: (x_t, t) -> the network's output, [b, h, w, c or 2 c].
+        x_0: images in [-1, 1].
+        t: one step an image, 0..T-1.
+        eps: the standard normal noise that makes x_t.
+        parameterization: what the output means.
+        objective: what to compute from it.
+    """
+    x_t = q_sample(schedule, x_0, t, eps)
+    output = jnp.asarray(denoise_fn(x_t, jnp.asarray(schedule.timesteps)[t]), jnp.float32)
+    mean, num_timesteps = parameterization.mean, schedule.num_timesteps
+
+    def vlb(output):
+        # Unclipped: where x_0 is clipped no gradient would flow.
+        prediction = predict(
+            schedule, output, x_t, t, mean=mean, variance=parameterization.variance, clip=False
+        )
+        return vlb_term(schedule, prediction, x_0, x_t, t)
+
+    if objective.loss == "vlb":
+        return vlb(output)
+    if objective.loss == "rescaled_vlb":
+        return num_timesteps * vlb(output)
+    mean_output, variance_output = split_output(output, parameterization.variance)
+    error = target(schedule, x_0, x_t, t, eps, mean) - mean_output
+    loss = jnp.mean(jnp.square(error), axis=_PIXELS) * weight(schedule, t, mean, objective)
+    if objective.loss == "simple":
+        return loss
+    scale = num_timesteps / 1000 if objective.loss == "rescaled_hybrid" else 1.0
+    stopped = jax.lax.stop_gradient(mean_output)
+    return loss + scale * vlb(jnp.concatenate([stopped, variance_output], axis=-1))
+
+
+def target(
+    schedule: Schedule, x_0: Images, x_t: Images, t: Timesteps, eps: Images, mean: str
+) -> Images:
+    """What a network of this `mean` should put out."""
+    if mean == "x_prev":
+        return q_posterior(schedule, x_0, x_t, t)[0]
+    return {"eps": eps, "x_0": x_0, "v": v_from_eps(schedule, x_0, t, eps)}[mean]
+
+
+def weight(
+    schedule: Schedule, t: Timesteps, mean: str, objective: Objective
+) -> Float[Array, " b"]:
+    """Weight of the squared error of `mean` at t.
+
+    A squared error of eps is SNR times that of x_0 and (SNR + 1) / SNR times that of v, with
+    SNR = alpha_bar / (1 - alpha_bar).
+    """
+    if objective.weighting == "constant":
+        return jnp.ones(t.shape)
+    one = jnp.ones(t.shape)
+    snr = jnp.square(
+        at(schedule.sqrt_alpha_bar, t, one) / at(schedule.sqrt_one_minus_alpha_bar, t, one)
+    )
+    if objective.weighting == "min_snr":
+        clipped = jnp.minimum(snr, objective.min_snr_gamma)
+        return {"eps": clipped / snr, "x_0": clipped, "v": clipped / (snr + 1)}[mean]
+    of_eps = (objective.p2_k + snr) ** -objective.p2_gamma
+    return {"eps": of_eps, "x_0": of_eps * snr, "v": of_eps * snr / (snr + 1)}[mean]
+
+
+def vlb_term(
+    schedule: Schedule, prediction: Prediction, x_0: Images, x_t: Images, t: Timesteps
+) -> Float[Array, " b"]:
+    """L_{t-1} of Eq. 5, and at t = 0 L_0 with the decoder of Eq. 13, in bits/dim.
+
+    Args:
+        schedule: of the chain.
+        prediction: of p(x_{t-1} | x_t).
+        x_0: images in [-1, 1], on the grid v / 127.5 - 1 for L_0 to be a likelihood.
+        x_t: noised to t.
+        t: one step an image.
+    """
+    true_mean, _, true_log_variance = q_posterior(schedule, x_0, x_t, t)
+    kl = normal_kl(true_mean, true_log_variance, prediction.mean, prediction.log_variance)
+    nll = -discretized_gaussian_log_likelihood(
+        x_0, prediction.mean, 0.5 * prediction.log_variance
+    )
+    nats = jnp.where(t == 0, jnp.mean(nll, axis=_PIXELS), jnp.mean(kl, axis=_PIXELS))
+    return nats / math.log(2)
+
+
+def normal_kl(mean_1, log_variance_1, mean_2, log_variance_2):
+    """KL(N(mean_1, exp(log_variance_1)) || N(mean_2, exp(log_variance_2))) in nats.
+
+    Elementwise; the arguments broadcast.
+    """
+    difference = log_variance_2 - log_variance_1
+    spread = difference + jnp.expm1(-difference)  # Small where the two are nearly equal.
+    return 0.5 * (spread + jnp.square(mean_1 - mean_2) * jnp.exp(-log_variance_2))
+
+
+def discretized_gaussian_log_likelihood(x: Any, mean: Any, log_scale: Any) -> Array:
+    """log-probability in nats of the pixel's bin of width 2/255 under N(mean, exp(log_scale)^2).
+
+    The decoder of Sec. 3.3 (Eq. 13): the bins of black and white are open to their side. The
+    CDF is approximated by a tanh and probabilities are at least 1e-12, as in the authors' code.
+
+    Args:
+        x: pixels v / 127.5 - 1, v whole in 0..255; any shape.
+        mean: of the Gaussian.
+        log_scale: log of its standard deviation; all three broadcast.
+    """
+    # CDF(z) = sigmoid(2 u(z)), and sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b)
+    # (1 - exp(b - a)): no cancellation in float32, however far x is from the mean.
+    inverse = jnp.exp(-log_scale)
+    z_above, z_below = (
+        jnp.clip(inverse * (x - mean + edge), -100.0, 100.0) for edge in (1 / 255, -1 / 255)
+    )
+    from_below = jax.nn.log_sigmoid(2 * _cdf_argument(z_above))
+    from_above = jax.nn.log_sigmoid(-2 * _cdf_argument(z_below))
+    squares = jnp.square(z_above) + z_above * z_below + jnp.square(z_below)
+    difference = 2 * _SQRT_2_OVER_PI * inverse * 2 / 255 * (1 + 0.044715 * squares)
+    between = from_below + from_above + jnp.log(-jnp.expm1(-difference))
+    log_probability = jnp.where(
+        x < -0.999, from_below, jnp.where(x > 0.999, from_above, between)
+    )
+    return jnp.maximum(log_probability, math.log(1e-12))
+
+
+_SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
+
+
+def _cdf_argument(z):
+    """u(z): 0.5 (1 + tanh(u)) is within 2e-4 of the standard normal CDF."""
+    return _SQRT_2_OVER_PI * (z + 0.044715 * z**3)

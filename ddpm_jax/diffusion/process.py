@@ -1,0 +1,283 @@
+"""The diffusion process: q(x_t | x_0), its posterior, and what the network's output means.
+
+Equation numbers are those of Ho, Jain and Abbeel 2020; indices are 0-based (see `schedule`).
+Every function is pure, takes images [b, h, w, c] in [-1, 1] with one t an image, and gets its
+noise as an argument.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ddpm_jax.diffusion.schedule import Schedule, at
+
+Images = Float[Array | np.ndarray, "b h w c"]
+Timesteps = Int[Array | np.ndarray, " b"]
+MEANS = ("eps", "x_0", "x_prev", "v")
+VARIANCES = ("fixed_large", "fixed_small", "learned", "learned_range")
+LEARNED = ("learned", "learned_range")
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameterization:
+    """What the network predicts and which variance the reverse steps have.
+
+    Attributes:
+        mean: "eps", the noise (Eq. 11); "x_0", the data; "x_prev", the posterior mean of
+            x_{t-1} (mu-tilde, Eq. 8); or "v", sqrt(alpha-bar) eps - sqrt(1 - alpha-bar) x_0
+            (Salimans and Ho 2022, Sec. 4).
+        variance: "fixed_large" (beta) or "fixed_small" (beta-tilde), Sec. 3.2; "learned", a
+            second set of output channels is log sigma^2 itself (Table 2); "learned_range", it
+            says where log sigma^2 lies between those of the two fixed ones (Nichol and
+            Dhariwal 2021, Eq. 15).
+    """
+
+    mean: str = "eps"
+    variance: str = "fixed_large"
+
+    def out_channels(self, channels: int) -> int:
+        """Channels of the network's output for images of `channels`."""
+        return channels * (2 if self.variance in LEARNED else 1)
+
+    def check(self, schedule: Schedule) -> None:
+        """Raises ValueError where a choice is unknown or does not suit the schedule."""
+        for setting, value, known in (
+            ("mean", self.mean, MEANS), ("variance", self.variance, VARIANCES),
+        ):
+            if value not in known:
+                raise ValueError(
+                    f"diffusion.{setting}={value!r} is not known; use one of {', '.join(known)}."
+                )
+        if self.mean == "eps" and np.asarray(schedule.beta)[-1] == 1:
+            raise ValueError(
+                "diffusion.mean='eps' cannot go with a schedule whose last beta is 1: x_T "
+                "keeps nothing of x_0, so the noise does not tell x_0; use "
+                "--config.diffusion.mean=x_0 or another --config.diffusion.schedule."
+            )
+
+
+@flax.struct.dataclass
+class Prediction:
+    """What the network's output says about one reverse step.
+
+    Attributes:
+        eps: [b, h, w, c] the noise in x_t; as a rule consistent with x_0 (after clipping).
+        x_0: [b, h, w, c] the predicted data, in [-1, 1] if clipped (Eq. 15).
+        mean: [b, h, w, c] mean of p(x_{t-1} | x_t).
+        log_variance: log of its variance, broadcasting against the mean; None where it is the
+            mean itself, as of DDIM without noise.
+    """
+
+    eps: jax.Array
+    x_0: jax.Array
+    mean: jax.Array
+    log_variance: jax.Array | None
+
+
+def q_step(schedule: Schedule, x_prev: Images, t: Timesteps, eps: Images) -> Images:
+    """One forward step: x_t from x_{t-1} and standard normal `eps` (Eq. 2)."""
+    beta = at(schedule.beta, t, x_prev)
+    return jnp.sqrt(1 - beta) * x_prev + jnp.sqrt(beta) * eps
+
+
+def q_mean_variance(
+    schedule: Schedule, x_0: Images, t: Timesteps
+) -> tuple[Images, Float[Array, "b 1 1 1"]]:
+    """Mean and variance of q(x_t | x_0) (Eq. 4)."""
+    variance = jnp.square(at(schedule.sqrt_one_minus_alpha_bar, t, x_0))
+    return at(schedule.sqrt_alpha_bar, t, x_0) * x_0, variance
+
+
+def q_sample(schedule: Schedule, x_0: Images, t: Timesteps, eps: Images) -> Images:
+    """Noises x_0 to step t with the given standard normal `eps` (Eq. 4)."""
+    signal = at(schedule.sqrt_alpha_bar, t, x_0) * x_0
+    return signal + at(schedule.sqrt_one_minus_alpha_bar, t, x_0) * eps
+
+
+def q_posterior(
+    schedule: Schedule, x_0: Images, x_t: Images, t: Timesteps
+) -> tuple[Images, Float[Array, "b 1 1 1"], Float[Array, "b 1 1 1"]]:
+    """Mean, variance and log-variance of q(x_{t-1} | x_t, x_0) (Eqs. 6 and 7).
+
+    The variance is 0 at t = 0; the log-variance there is borrowed from t = 1.
+    """
+    from_x_0 = at(schedule.posterior_coef_x_0, t, x_t) * x_0
+    mean = from_x_0 + at(schedule.posterior_coef_x_t, t, x_t) * x_t
+    variance = at(schedule.posterior_variance, t, x_t)
+    return mean, variance, at(schedule.posterior_log_variance, t, x_t)
+
+
+def x_0_from_eps(schedule: Schedule, x_t: Images, t: Timesteps, eps: Images) -> Images:
+    """The x_0 that `eps` would have turned into x_t (Eq. 15); not clipped."""
+    noise = at(schedule.sqrt_one_minus_alpha_bar, t, x_t) * eps
+    return (x_t - noise) / at(schedule.sqrt_alpha_bar, t, x_t)
+
+
+def eps_from_x_0(schedule: Schedule, x_t: Images, t: Timesteps, x_0: Images) -> Images:
+    """The noise that would have turned x_0 into x_t; the inverse of `x_0_from_eps`."""
+    signal = at(schedule.sqrt_alpha_bar, t, x_t) * x_0
+    return (x_t - signal) / at(schedule.sqrt_one_minus_alpha_bar, t, x_t)
+
+
+def v_from_eps(schedule: Schedule, x_0: Images, t: Timesteps, eps: Images) -> Images:
+    """v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 (Salimans and Ho 2022, Sec. 4)."""
+    signal, noise = (
+        at(coef, t, x_0) for coef in (schedule.sqrt_alpha_bar, schedule.sqrt_one_minus_alpha_bar)
+    )
+    return signal * eps - noise * x_0
+
+
+def x_0_from_v(schedule: Schedule, x_t: Images, t: Timesteps, v: Images) -> Images:
+    """The x_0 of which `v` tells at x_t: sqrt(alpha_bar) x_t - sqrt(1 - alpha_bar) v."""
+    signal = at(schedule.sqrt_alpha_bar, t, x_t) * x_t
+    return signal - at(schedule.sqrt_one_minus_alpha_bar, t, x_t) * v
+
+
+def x_0_from_x_prev(schedule: Schedule, x_t: Images, t: Timesteps, x_prev: Images) -> Images:
+    """The x_0 whose posterior mean is `x_prev`; the inverse of `q_posterior`'s mean."""
+    from_x_t = at(schedule.posterior_coef_x_t, t, x_t) * x_t
+    return (x_prev - from_x_t) / at(schedule.posterior_coef_x_0, t, x_t)
+
+
+def split_output(output: Array, variance: str) -> tuple[Array, Array | None]:
+    """The network's output in float32 as (mean part, variance part or None)."""
+    output = jnp.asarray(output, jnp.float32)
+    if variance not in LEARNED:
+        return output, None
+    return tuple(jnp.split(output, 2, axis=-1))
+
+
+def model_log_variance(
+    schedule: Schedule, x_t: Images, t: Timesteps, variance: str, output: Array | None = None
+) -> Float[Array, "b ..."]:
+    """log sigma_t^2 of the reverse step (Sec. 3.2), broadcasting against images.
+
+    "fixed_small" is beta-tilde; "fixed_large" is [beta-tilde_1, beta_1, beta_2, ...]: index 0
+    has no noise but is the scale of the decoder, and there both take the posterior's.
+    "learned" is `output`; "learned_range" lies between log beta-tilde at -1 and log beta at 1
+    (beta_0 at index 0), neither squashed nor clipped.
+    """
+    if variance == "learned":
+        return output
+    small = at(schedule.posterior_log_variance, t, x_t)
+    large = jnp.log(at(schedule.beta, t, x_t))
+    if variance == "learned_range":
+        return small + (output + 1) / 2 * (large - small)
+    if variance == "fixed_small":
+        return small
+    return jnp.where((t > 0).reshape(large.shape), large, small)
+
+
+def predict(
+    schedule: Schedule,
+    output: Array,
+    x_t: Images,
+    t: Timesteps,
+    *,
+    mean: str = "eps",
+    variance: str = "fixed_large",
+    clip: bool = True,
+    denoised_fn: Callable[[Array], Array] | None = None,
+    rederive_eps: bool = True,
+) -> Prediction:
+    """Interprets the network's output; the one place that does.
+
+    x_0 is clipped to [-1, 1] before the mean of the reverse step is formed from it, as the
+    authors' code does; unclipped, the mean is Eq. 11. A network that predicts x_{t-1} says the
+    mean itself, and there only the reported x_0 is clipped (and `eps` follows it), as in that
+    code. `eps` is re-derived from what x_0 became, so that the two always agree, unless
+    `rederive_eps` is False.
+
+    Args:
+        schedule: the schedule of the chain, respaced or not.
+        output: the network's output for (x_t, t), of the kind that `mean` says; with a learned
+            variance it has 2 c channels, the second c for the variance.
+        x_t: noised images.
+        t: index into `schedule`.
+        mean: one of `MEANS`.
+        variance: one of `VARIANCES`.
+        clip: keep x_0 in [-1, 1].
+        denoised_fn: applied to x_0 before clipping; the mean is then formed from x_0 always.
+        rederive_eps: False leaves `eps` as the network has it, before `denoised_fn` and
+            clipping: diffusers' default for DDIM, where improved-diffusion re-derives it.
+    """
+    output, variance_output = split_output(output, variance)
+    x_0_from = {"eps": x_0_from_eps, "x_prev": x_0_from_x_prev, "v": x_0_from_v}.get(mean)
+    said = x_0_from(schedule, x_t, t, output) if x_0_from else output
+    x_0 = said if denoised_fn is None else denoised_fn(said)
+    if clip:
+        x_0 = jnp.clip(x_0, -1.0, 1.0)
+    untouched = not rederive_eps or (not clip and denoised_fn is None)
+    if mean == "eps" and untouched:
+        eps = output
+    else:
+        eps = eps_from_x_0(schedule, x_t, t, said if untouched else x_0)
+    says_mean = mean == "x_prev" and denoised_fn is None
+    return Prediction(
+        eps=eps,
+        x_0=x_0,
+        mean=output if says_mean else q_posterior(schedule, x_0, x_t, t)[0],
+        log_variance=model_log_variance(schedule, x_t, t, variance, variance_output),
+    )
+
+
+def predict_fn(
+    schedule: Schedule,
+    denoise_fn: Callable[[Array, Array], Array],
+    *,
+    mean: str = "eps",
+    variance: str = "fixed_large",
+    full: Schedule | None = None,
+    **settings,
+) -> Callable[[Array, Array], Prediction]:
+    """Closes `predict` over a network: (x_t, t) -> Prediction, which samplers take.
+
+    Args:
+        schedule: the chain's, respaced or not. The network is told `schedule.timesteps[t]`,
+            the original step.
+        denoise_fn: (x_t, t) -> the network's output.
+        mean: one of `MEANS`.
+        variance: one of `VARIANCES`.
+        full: the schedule that the network was trained with, where `schedule` is a respacing
+            of it; needed by "x_prev" and "learned", which speak of its single steps.
+        **settings: further keyword arguments of `predict`.
+    """
+
+    def predict_at(x_t, t):
+        step = jnp.asarray(schedule.timesteps)[t]
+        output = denoise_fn(x_t, step)
+        kinds = dict(mean=mean, variance=variance)
+        if full is not None:
+            output, kinds = for_longer_steps(full, output, x_t, step, **kinds)
+        return predict(schedule, output, x_t, t, **kinds, **settings)
+
+    return predict_at
+
+
+def for_longer_steps(
+    schedule: Schedule, output: Array, x_t: Images, t: Timesteps, *, mean: str, variance: str
+) -> tuple[Array, dict[str, str]]:
+    """An output about single steps of `schedule`, restated so that it holds on a respacing.
+
+    x_{t-1} becomes the x_0 that it implies, and a learned log-variance its place between those
+    of the two fixed ones; other outputs mean the same there.
+
+    Returns:
+        The output, and its `mean` and `variance`.
+    """
+    output, variance_output = split_output(output, variance)
+    if mean == "x_prev":
+        output, mean = x_0_from_x_prev(schedule, x_t, t, output), "x_0"
+    if variance == "learned":
+        small = at(schedule.posterior_log_variance, t, x_t)
+        large = jnp.log(at(schedule.beta, t, x_t))
+        variance_output = 2 * (variance_output - small) / (large - small) - 1
+        variance = "learned_range"
+    if variance_output is not None:
+        output = jnp.concatenate([output, variance_output], axis=-1)
+    return output, dict(mean=mean, variance=variance)

@@ -1,0 +1,202 @@
+"""Bits/dim of many images on every device: `bits_per_dim`, and its terms, resumable."""
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+
+from ddpm_jax.data import source as source_lib
+from ddpm_jax.diffusion import process, randomness, variational_bound
+from ddpm_jax.diffusion import schedule as schedule_lib
+from ddpm_jax.diffusion.variational_bound import Terms
+from ddpm_jax.inference import batched_map, conditions
+from ddpm_jax.runtime import parallel, partial_results
+from ddpm_jax.training.state import Trained
+from ddpm_jax.workdir import pictures
+
+_MOST = 64  # Images a round and device: a part file is lost work at most this long.
+
+
+def bits_per_dim(
+    trained: Trained,
+    rng: Any,
+    images: np.ndarray,
+    *,
+    labels: Any = None,
+    condition: Any = None,
+    clip: bool = True,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> np.ndarray:
+    """The variational bound of each image in bits/dim (Eq. 5 of Ho et al. 2020).
+
+    T network calls an image. Its draws depend on (rng, i) alone.
+
+    Args:
+        trained: what `load` and `train` return.
+        rng: a typed key, a legacy `PRNGKey` or an int.
+        images: uint8 [n, h, w, c].
+        labels: of a class-conditional model, [n] or one for all; None is no class.
+        condition: of an image-conditional model, [n, h, w, k]; uint8, or float in [-1, 1].
+        clip: keep the predicted x_0 in [-1, 1], as the paper's evaluation does.
+        batch_size: images at a time on all devices together; what fits by default.
+        progress: show a bar.
+
+    Returns:
+        float64 [n].
+
+    Raises:
+        ValueError: the images are not uint8 or of another shape than the model's, or the model
+            takes no such labels or condition.
+    """
+    source = source_lib.from_array(images)
+    no_class = getattr(trained.model, "num_classes", 0) or None
+    told = conditions.checked(
+        trained.model, len(source), source.image_shape,
+        labels=no_class if labels is None else labels, condition=condition,
+    )
+    return variational_bound.total_bits(_terms(
+        trained, rng, source, lambda places: {name: x[places] for name, x in told.items()},
+        clip=clip, batch_size=batch_size, progress=progress, folder=None,
+    ))
+
+
+def terms(
+    trained: Trained,
+    rng: Any,
+    source: source_lib.Source,
+    *,
+    clip: bool = True,
+    batch_size: int | None = None,
+    progress: bool = False,
+    folder: Any = None,
+) -> Terms:
+    """Every term of the bound for every image of `source`, NumPy arrays [n, ...].
+
+    Args:
+        source: uint8 images, with labels or conditions where the model takes them.
+        folder: where finished rounds are kept, one file each, so that a second call with the
+            same arguments continues; None keeps nothing.
+
+    The other arguments, and the errors, are those of `bits_per_dim`.
+    """
+    return _terms(
+        trained, rng, source, source.model_kwargs, clip=clip, batch_size=batch_size,
+        progress=progress, folder=folder,
+    )
+
+
+def _terms(trained, rng, source, told, *, clip, batch_size, progress, folder):
+    chain = _pmap_terms(*_static(trained), clip, progress)
+    return _each_image(
+        trained, rng, source, told, chain, Terms, num_steps=trained.schedule.num_timesteps,
+        batch_size=batch_size, progress=progress, folder=folder,
+    )
+
+
+def ode_bits_per_dim(
+    trained: Trained,
+    rng: Any,
+    source: source_lib.Source,
+    *,
+    num_steps: int = 200,
+    num_probes: int = 1,
+    batch_size: int | None = None,
+    progress: bool = False,
+    folder: Any = None,
+) -> np.ndarray:
+    """Bits/dim of each image under the probability-flow ODE (`variational_bound.ode_bits_per_dim`).
+
+    Args:
+        num_steps: Heun steps, two network calls each.
+        num_probes: probes of the divergence an image.
+
+    The other arguments, and the errors, are those of `terms`.
+
+    Returns:
+        float32 [n].
+    """
+    chain = _pmap_ode(*_static(trained), num_steps, num_probes, progress)
+    return _each_image(
+        trained, rng, source, source.model_kwargs, chain, dict, num_steps=num_steps,
+        batch_size=batch_size, progress=progress, folder=folder,
+    )["bits"]
+
+
+def _static(trained):
+    """(model, diffusion, schedule as bytes): the same for every checkpoint of a run."""
+    beta, timesteps = trained.schedule.beta, trained.schedule.timesteps
+    return trained.model, trained.diffusion, (
+        np.asarray(beta, np.float64).tobytes(), np.asarray(timesteps, np.int32).tobytes()
+    )
+
+
+def _schedule(packed):
+    beta, timesteps = packed
+    schedule = schedule_lib.from_betas(np.frombuffer(beta, np.float64))
+    return schedule.replace(timesteps=np.frombuffer(timesteps, np.int32))
+
+
+@functools.lru_cache(maxsize=16)
+def _pmap_terms(model, diffusion, packed, clip, progress):
+    schedule = _schedule(packed)
+
+    def chain(params, uint8, rngs, told):
+        predict_fn = process.predict_fn(
+            schedule, _denoise_fn(model, params, told),
+            mean=diffusion.mean, variance=diffusion.variance, clip=clip,
+        )
+        report = batched_map.on_step(schedule.num_timesteps, progress)
+        x_0 = pictures.to_float(uint8)
+        return vars(variational_bound.vlb_terms(schedule, predict_fn, x_0, rngs, on_step=report))
+
+    return jax.pmap(chain, axis_name=parallel.AXIS, in_axes=(None, 0, 0, 0))
+
+
+@functools.lru_cache(maxsize=16)
+def _pmap_ode(model, diffusion, packed, num_steps, num_probes, progress):
+    schedule = _schedule(packed)
+
+    def chain(params, uint8, rngs, told):
+        return {"bits": variational_bound.ode_bits_per_dim(
+            schedule, _denoise_fn(model, params, told), uint8, rngs,
+            mean=diffusion.mean, variance=diffusion.variance, num_steps=num_steps,
+            num_probes=num_probes, on_step=batched_map.on_step(num_steps, progress),
+        )}
+
+    return jax.pmap(chain, axis_name=parallel.AXIS, in_axes=(None, 0, 0, 0))
+
+
+def _denoise_fn(model, params, told):
+    return functools.partial(
+        model.apply, {"params": params}, train=False, **conditions.as_float(told)
+    )
+
+
+def _each_image(
+    trained, rng, source, told, chain, container, *, num_steps, batch_size, progress, folder
+):
+    if tuple(source.image_shape) != tuple(trained.image_shape):
+        raise ValueError(
+            f"images are {list(source.image_shape)}, and the model's {list(trained.image_shape)}"
+            "; bits/dim need images of its own size: set config.data.image_size to it."
+        )
+    n, rng = len(source), randomness.as_key(rng)
+    found = list(partial_results.finished(folder)) if folder else []
+    done = sum(map(partial_results.num_rows, found))
+    if done < n:
+        batch = batched_map.batch_size(trained, n - done, batch_size, most=_MOST)
+        for part in batched_map.run(
+            chain, (parallel.replicate(trained.params),), lambda places: (
+                source.read(places), randomness.image_keys(rng, places), told(places)
+            ),
+            n, batch, num_steps=num_steps, progress=progress, done=done,
+        ):
+            if folder:
+                partial_results.keep(folder, done, part)
+            done += partial_results.num_rows(part)
+            found.append(part)
+    return container(**{
+        name: np.concatenate([part[name] for part in found]) for name in found[0]
+    })

@@ -1,0 +1,166 @@
+"""What editing does to each picture, and the `pmap` that does it to many.
+
+A chain is a function (reverse, rngs, *arrays) -> images, of one device's share; `run` takes it
+through rounds on every local device.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.diffusion import process, randomness
+from ddpm_jax.diffusion.schedule import Schedule
+from ddpm_jax.inference import batched_map
+from ddpm_jax.inference import sample as sample_lib
+from ddpm_jax.inference.sample import Settings, X_T, Z
+from ddpm_jax.runtime import parallel
+from ddpm_jax.samplers import ddim as ddim_lib
+from ddpm_jax.samplers import inpainting, reverse_chain
+from ddpm_jax.training.state import Trained
+
+_EPS = 2  # Address below an image's key, after those of `sampling`: the noise put on a picture.
+
+
+@dataclasses.dataclass(frozen=True)
+class Reverse:
+    """The reverse process that a chain runs.
+
+    Attributes:
+        schedule: the chain's, respaced or not.
+        predict_fn: (x_t, t) -> Prediction, with the mean and variance of the sampler's step.
+        rows: of `inpainting.repaint`, for `hold` alone.
+        num_calls: steps to run, or rows.
+        on_step: as of `reverse_chain.ancestral`.
+    """
+
+    schedule: Schedule
+    predict_fn: Callable[..., process.Prediction]
+    rows: inpainting.Rows | None
+    num_calls: int
+    on_step: Callable[[jax.Array], None] | None
+
+
+def noised(schedule: Schedule, images: Any, rngs: jax.Array, start: Any) -> jax.Array:
+    """Images after start[i] noising steps; the noise of image i is one whatever start is."""
+    eps = reverse_chain.standard_normal(randomness.fold_each(rngs, _EPS), images.shape[1:])
+    x_t = process.q_sample(schedule, images, jnp.maximum(start - 1, 0), eps)
+    return jnp.where((start > 0).reshape(-1, 1, 1, 1), x_t, images)
+
+
+def mixture(reverse: Reverse, rngs, a, b, start, lam) -> jax.Array:
+    """(1 - lam) x_t + lam x'_t of a and b noised start[i] times, and back to x_0."""
+    a, b = (noised(reverse.schedule, x, rngs, start) for x in (a, b))
+    lam = lam.reshape(-1, 1, 1, 1)
+    return reverse_chain.ancestral(
+        reverse.schedule, reverse_chain.waiting(reverse.predict_fn, start), (1 - lam) * a + lam * b,
+        randomness.fold_each(rngs, Z), start=reverse.num_calls, on_step=reverse.on_step,
+    )
+
+
+def encode(reverse: Reverse, rngs, x_0) -> jax.Array:
+    """x_T of x_0; without noise, so that the keys are not read."""
+    return ddim_lib.invert(
+        reverse.schedule, reverse.predict_fn, x_0, on_step=reverse.on_step)
+
+
+def decode(reverse: Reverse, rngs, x_T) -> jax.Array:
+    """x_0 of x_T."""
+    return reverse_chain.ancestral(
+        reverse.schedule, reverse.predict_fn, x_T, rngs, on_step=reverse.on_step)
+
+
+def hold(reverse: Reverse, rngs, images, mask=None) -> jax.Array:
+    """x_0 held to the images where the mask is True; without a mask, to their grey."""
+    rngs_x_T, rngs_z = (randomness.fold_each(rngs, use) for use in (X_T, Z))
+    return inpainting.inpaint(
+        reverse.rows, reverse.predict_fn, reverse_chain.standard_normal(rngs_x_T, images.shape[1:]),
+        rngs_z, images, inpainting.grey if mask is None else inpainting.masked(mask),
+        on_step=reverse.on_step,
+    )
+
+
+def run(
+    chain: Callable[..., jax.Array],
+    trained: Trained,
+    rngs: jax.Array,
+    arrays: Sequence[np.ndarray],
+    settings: Settings,
+    *,
+    rows: inpainting.Rows | None = None,
+    num_calls: int | None = None,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> np.ndarray:
+    """What `chain` makes of each image, float32 [n, h, w, c].
+
+    Args:
+        chain: one of this module.
+        trained: parameters and what they need.
+        rngs: [n], one key an image.
+        arrays: [n, ...] each, what the chain takes.
+        settings: how to sample.
+        rows: for `hold`.
+        num_calls: the last steps of the chain to run; None is all of them, or of the rows.
+        batch_size, progress: as of `sample.sample`.
+
+    Raises:
+        ValueError: the settings are a solver's, the model is conditional, or its parameters do
+            not fit.
+    """
+    schedule, full = steps(settings, trained.schedule)
+    model = trained.model
+    if getattr(model, "num_classes", 0) or getattr(model, "condition_channels", 0):
+        raise ValueError(
+            "this model goes by labels or a condition, and editing takes an unconditional one; "
+            "train with --config.data.labels=False and no --config.data.condition."
+        )
+    trained.diffusion.check(trained.schedule)
+    sample_lib.check_params(trained)
+    if num_calls is None:
+        num_calls = rows.num_calls if rows else schedule.num_timesteps
+    mapped = _pmapped(chain, model, trained.diffusion, settings, num_calls, progress)
+    return np.concatenate(list(batched_map.run(
+        mapped, (parallel.replicate(trained.params), schedule, full, rows),
+        lambda places: (rngs[places], tuple(array[places] for array in arrays)), len(rngs),
+        batched_map.batch_size(trained, len(rngs), batch_size), num_steps=num_calls,
+        progress=progress,
+    )))
+
+
+@functools.lru_cache(maxsize=64)
+def _pmapped(chain, model, diffusion, settings, num_calls, progress):
+    def run(params, schedule, full, rows, rngs, arrays):
+        predict_fn = sample_lib.reverse(
+            settings, diffusion, schedule, full,
+            functools.partial(model.apply, {"params": params}, train=False),
+            settings.denoised_fn,
+        )
+        report = batched_map.on_step(num_calls, progress)
+        return chain(Reverse(schedule, predict_fn, rows, num_calls, report), rngs, *arrays)
+
+    return jax.pmap(run, axis_name=parallel.AXIS, in_axes=(None, None, None, None, 0, 0))
+
+
+def steps(settings: Settings, schedule: Schedule) -> tuple[Schedule, Schedule | None]:
+    """(the chain's schedule, the full one if that is a respacing of it).
+
+    Raises:
+        ValueError: the settings are wrong, a solver's or guided.
+    """
+    settings.check()
+    if not settings.by_grid:
+        raise ValueError(
+            f"sampler={settings.sampler!r} cannot edit pictures, for its levels are not steps of "
+            "the schedule; write sampler='ancestral' or 'ddim'."
+        )
+    if settings.guidance != 1:
+        raise ValueError(
+            f"guidance={settings.guidance} follows labels, and editing takes an unconditional "
+            "model; write guidance=1."
+        )
+    return sample_lib.chain_of(settings, schedule)[:2]

@@ -1,0 +1,102 @@
+"""Progressive generation and shared-latent completions (Ho et al. 2020, Sec. 4.3, Figs. 6, 7)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.diffusion import process, randomness
+from ddpm_jax.samplers import reverse_chain
+from ddpm_jax.training.state import Trained, denoise_fn
+
+_X_T, _SHARED, _OWN = range(3)  # Addresses below the key: prior draws, noises.
+
+
+def generate(
+    trained: Trained, rng: Any, n: int, *, num_frames: int = 10, clip: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """What n images look like on their way: x_t and the x_0 that the network predicts.
+
+    Args:
+        trained: what `load` and `train` return.
+        rng: a typed key, a legacy `PRNGKey` or an int.
+        n: how many images.
+        num_frames: moments spread evenly over the chain, its start and its end among them; at
+            most T.
+        clip: keep the predicted x_0 in [-1, 1].
+
+    Returns:
+        x_t and x_0, float32 [frames, n, h, w, c], from T - 1 to 0. The last x_0 is the sample,
+        where the network predicts eps, x_0 or v.
+    """
+    frames = min(num_frames, trained.schedule.num_timesteps)
+    at = np.linspace(trained.schedule.num_timesteps - 1, 0, frames).round().astype(int)
+    rng = randomness.as_key(rng)
+
+    @jax.jit
+    def chain(params):
+        x_T = _noise(rng, n, trained.image_shape)
+        rngs = randomness.image_keys(jax.random.fold_in(rng, _OWN), jnp.arange(n))
+        return reverse_chain.ancestral(
+            trained.schedule, _predict_fn(trained, params, clip), x_T, rngs,
+            trajectory=at.tolist(),
+        )[1]
+
+    trajectory = jax.device_get(chain(trained.params))
+    return trajectory.x_t, trajectory.x_0
+
+
+def complete(
+    trained: Trained, rng: Any, n: int, *, shared: Sequence[int], clip: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """n images that share one x_t, and then go their own ways, for each t of `shared`.
+
+    All rows come from one chain: that of the first row's x_T.
+
+    Args:
+        trained: what `load` and `train` return.
+        rng: a typed key, a legacy `PRNGKey` or an int.
+        n: completions of each x_t.
+        shared: how many steps are still to be undone where the ways part, 1..T (the paper has
+            1000, 750, 500 and 250).
+        clip: keep the predicted x_0 in [-1, 1].
+
+    Returns:
+        The shared x_t, float32 [len(shared), h, w, c], and the completions,
+        [len(shared), n, h, w, c].
+    """
+    num_timesteps = trained.schedule.num_timesteps
+    rng = randomness.as_key(rng)
+    rngs_shared = randomness.image_keys(jax.random.fold_in(rng, _SHARED), jnp.arange(1))
+    rngs_own = randomness.image_keys(jax.random.fold_in(rng, _OWN), jnp.arange(n))
+
+    def chains(params, start):
+        predict_fn = _predict_fn(trained, params, clip)
+        x_t = _noise(rng, 1, trained.image_shape)
+        if start < num_timesteps:
+            x_t = reverse_chain.ancestral(
+                trained.schedule, predict_fn, x_t, rngs_shared, stop=start
+            )
+        each = jnp.repeat(x_t, n, axis=0)
+        return x_t[0], reverse_chain.ancestral(
+            trained.schedule, predict_fn, each, rngs_own, start=start
+        )
+
+    run = jax.jit(chains, static_argnums=1)
+    rows = [jax.device_get(run(trained.params, int(start))) for start in shared]
+    x_t, completions = zip(*rows)
+    return np.stack(x_t), np.stack(completions)
+
+
+def _noise(rng, n, shape):
+    keys = randomness.image_keys(jax.random.fold_in(rng, _X_T), jnp.arange(n))
+    return reverse_chain.standard_normal(keys, shape)
+
+
+def _predict_fn(trained, params, clip):
+    return process.predict_fn(
+        trained.schedule, denoise_fn(trained.replace(params=params)),
+        mean=trained.diffusion.mean, variance=trained.diffusion.variance, clip=clip,
+    )

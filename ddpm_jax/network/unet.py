@@ -1,0 +1,383 @@
+"""The paper's U-Net (Ho, Jain and Abbeel 2020, Appendix B): images, timesteps and conditions.
+
+`UNet()` with its defaults is the CIFAR-10 network, 35,746,307 parameters. Shapes in comments:
+b images, h and w pixels, c channels, d the width of the timestep embedding.
+"""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.network.convolution import conv_general_dilated
+from ddpm_jax.network.normalization import GroupNorm
+
+fan_avg = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+zeros = nn.initializers.zeros
+
+
+def default_num_groups(channels: int) -> int:
+    """The paper's 32, or for narrow nets the largest divisor that leaves 4 channels a group.
+
+    With one channel a group the norm would remove the timestep's bias again.
+    """
+    return max(g for g in range(1, 33) if channels % g == 0 and (channels >= 4 * g or g == 1))
+
+
+def group_norm(module: nn.Module, channels: int, name: str) -> GroupNorm:
+    """GroupNorm as `module` asks for it."""
+    num_groups = module.num_groups or default_num_groups(channels)
+    return GroupNorm(num_groups, module.norm_eps, name=name)
+
+
+def conv3x3(channels: int, kernel_init: Any, dtype: Any, name: str) -> nn.Conv:
+    """A 3x3 convolution of the torso, which keeps the size."""
+    return nn.Conv(
+        channels, (3, 3), dtype=dtype, kernel_init=kernel_init, name=name,
+        conv_general_dilated=conv_general_dilated,
+    )
+
+
+def timestep_embedding(
+    t: jax.Array, dim: int, *, order: str = "sin_cos", freq_shift: int = 1
+) -> jax.Array:
+    """Sinusoids of t at `dim // 2` frequencies from 1 down to 1e-4, float32 [b, dim].
+
+    Args:
+        t: [b] int32 or float32 steps, as they are (0..T-1, not scaled).
+        dim: width; an odd one is padded with a zero.
+        order: "sin_cos" as in the paper's code, or "cos_sin" as in improved-diffusion.
+        freq_shift: frequencies are exp(-i ln(1e4) / (dim // 2 - freq_shift)); 1 in the
+            paper's code, 0 in improved-diffusion.
+    """
+    half = dim // 2
+    exponent = np.arange(half) / max(half - freq_shift, 1)
+    angles = jnp.float32(t)[:, None] * jnp.asarray(1e4**-exponent, jnp.float32)[None]
+    waves = {"sin": jnp.sin(angles), "cos": jnp.cos(angles)}
+    embedding = jnp.concatenate([waves[name] for name in order.split("_")], axis=-1)
+    return jnp.pad(embedding, ((0, 0), (0, dim % 2)))
+
+
+class Dropout(nn.Module):
+    """Dropout whose mask of each image is drawn from that image's place in the global batch.
+
+    So neither the number of devices nor the micro-batch changes it. A value takes 16 random bits:
+    its rate is rounded to whole 65536ths, and what stays is scaled by that.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x, places, *, train: bool):  # x: [b, h, w, c]; places: int32 [b]
+        if not train or self.rate == 0:
+            return x
+        rng = self.make_rng("dropout")
+        size, dropped = math.prod(x.shape[1:]), min(round(self.rate * 2**16), 2**16 - 1)
+
+        def keep(place):  # Threefry is what a mask costs: both halves of each word are used.
+            words = jax.random.bits(jax.random.fold_in(rng, place), (-(-size // 2),), jnp.uint32)
+            halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(-1)[:size]
+            return halves.reshape(x.shape[1:]) >= np.uint16(dropped)
+
+        stays = 1 - dropped / 2**16
+        return jnp.where(jax.vmap(keep)(places), x / stays, jnp.zeros_like(x))
+
+
+class ResBlock(nn.Module):
+    """Two 3x3 convolutions around the timestep's bias, with a residual connection.
+
+    The last convolution starts at zero, so a fresh block is the identity (or a plain 1x1
+    projection where the channel count changes).
+    """
+
+    channels: int
+    dropout: float
+    scale_shift: bool
+    num_groups: int | None
+    norm_eps: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x, temb, places, *, train: bool):  # x: [b, h, w, c]; temb: [b, d]
+        h = nn.swish(group_norm(self, x.shape[-1], "norm1")(x))
+        h = conv3x3(self.channels, fan_avg, self.dtype, "conv1")(h)
+        width = self.channels * (2 if self.scale_shift else 1)
+        temb = nn.Dense(width, kernel_init=fan_avg, name="temb_proj")(nn.swish(temb))
+        temb = temb[:, None, None, :]
+        norm2 = group_norm(self, self.channels, "norm2")
+        if self.scale_shift:
+            scale, shift = jnp.split(temb, 2, axis=-1)
+            h = norm2(h) * (1 + scale) + shift
+        else:
+            h = norm2(h + temb)
+        h = Dropout(self.dropout)(nn.swish(h), places, train=train)
+        h = conv3x3(self.channels, zeros, self.dtype, "conv2")(h)
+        if x.shape[-1] != self.channels:
+            x = nn.Dense(
+                self.channels, dtype=self.dtype, kernel_init=fan_avg, name="nin_shortcut"
+            )(x)
+        return x + h
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over all pixels, softmax in float32, with a residual connection.
+
+    The output projection starts at zero, so a fresh block is the identity.
+    """
+
+    num_heads: int
+    num_groups: int | None
+    norm_eps: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x):  # [b, h, w, c]
+        b, height, width, c = x.shape
+        h = group_norm(self, c, "norm")(x)
+
+        def project(name):
+            heads = nn.Dense(c, dtype=self.dtype, kernel_init=fan_avg, name=name)(h)
+            return heads.reshape(b, height * width, self.num_heads, c // self.num_heads)
+
+        h = jax.nn.dot_product_attention(project("q"), project("k"), project("v"))
+        h = h.reshape(x.shape)
+        return x + nn.Dense(c, dtype=self.dtype, kernel_init=zeros, name="proj_out")(h)
+
+
+class UNet(nn.Module):
+    """The denoising network: (x_t, t) -> an image of `out_channels`, float32.
+
+    Any height and width that divide by 2^(levels - 1), square or not; any channel count.
+
+    Attributes:
+        channels: width of the first level; the embedding of t has 4 times as many.
+        channel_multipliers: width of each level, from the finest, in units of `channels`.
+        num_res_blocks: ResBlocks a level on the way down; one more on the way up.
+        attention_resolutions: attend after every block where the height is one of these.
+        dropout: rate inside every ResBlock while training.
+        out_channels: channels of the output.
+        num_heads: attention heads.
+        scale_shift: condition the second norm of a ResBlock by scale and shift of t, as in
+            improved-diffusion, and not by a bias before it.
+        embedding_order: "sin_cos" or "cos_sin" (see `timestep_embedding`).
+        embedding_freq_shift: 1 or 0 (see `timestep_embedding`).
+        downsample_padding: "asymmetric" pads bottom and right before a stride of 2 (TensorFlow's
+            SAME, the paper), "symmetric" all sides (PyTorch's padding=1).
+        timestep_scale: what t is multiplied by before its embedding; 1000 / T tells every
+            chain's network steps of 0..1000 (improved-diffusion).
+        norm_eps: added to the variance in GroupNorm.
+        num_groups: groups of every GroupNorm; None for `default_num_groups`.
+        num_classes: classes of a conditional network, whose embedding is added to that of t as
+            in improved-diffusion; label `num_classes` is the null label. 0: unconditional.
+        condition_channels: channels of an image, of the size of x, that stands beside x at the
+            input; 0: none.
+        dtype: of the torso; parameters, norms, softmax, the input convolution and the output
+            are float32 whatever it is.
+    """
+
+    channels: int = 128
+    channel_multipliers: tuple[int, ...] = (1, 2, 2, 2)
+    num_res_blocks: int = 2
+    attention_resolutions: tuple[int, ...] = (16,)
+    dropout: float = 0.1
+    out_channels: int = 3
+    num_heads: int = 1
+    scale_shift: bool = False
+    embedding_order: str = "sin_cos"
+    embedding_freq_shift: int = 1
+    downsample_padding: str = "asymmetric"
+    timestep_scale: float = 1.0
+    norm_eps: float = 1e-6
+    num_groups: int | None = None
+    num_classes: int = 0
+    condition_channels: int = 0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x, t, *, train: bool, places=None, labels=None, condition=None, remat=False
+    ):
+        """Applies the network.
+
+        Args:
+            x: [b, h, w, c] float32.
+            t: [b] int32 or float32 steps.
+            train: draw dropout masks, from `rngs={"dropout": key}`.
+            places: int32 [b], each image's place in the global batch, which addresses its
+                masks; 0..b-1 by default.
+            labels: int32 [b] in 0..num_classes; None is the null label, `num_classes`.
+            condition: [b, h, w, condition_channels] float32.
+            remat: for a backward pass keep only what goes into each block, whose inside is then
+                made again (Chen et al. 2016); the numbers are the same.
+
+        Raises:
+            ValueError: the setting does not suit the image size (see `check`), or the network
+                is not of the kind that takes these labels or this condition.
+        """
+        check(self, x.shape[1], x.shape[2])
+        places = jnp.arange(x.shape[0]) if places is None else places
+        temb = self.embed(t)
+        if self.num_classes or labels is not None:
+            temb = temb + self.embed_labels(labels, x.shape[0])
+        if self.condition_channels or condition is not None:
+            x = jnp.concatenate([x, self.checked(condition, x)], axis=-1)
+        norms = dict(num_groups=self.num_groups, norm_eps=self.norm_eps, dtype=self.dtype)
+
+        def res_block(module, temb, places, *parts):  # A skip is kept once, on its way down.
+            return module(jnp.concatenate(parts, axis=-1), temb, places, train=train)
+
+        def attention(module, h):
+            return module(h)
+
+        if remat:
+            res_block, attention = nn.remat(res_block), nn.remat(attention)
+
+        def block(multiplier, name, *parts):
+            channels = self.channels * multiplier
+            module = ResBlock(channels, self.dropout, self.scale_shift, name=name, **norms)
+            return res_block(module, temb, places, *parts)
+
+        def attend(h, name):
+            return attention(AttentionBlock(self.num_heads, name=name, **norms), h)
+
+        h = nn.Conv(self.channels, (3, 3), kernel_init=fan_avg, name="conv_in")(x)
+        h = h.astype(self.dtype)
+        skips = [h]
+        last = len(self.channel_multipliers) - 1
+        for level, multiplier in enumerate(self.channel_multipliers):
+            for j in range(self.num_res_blocks):
+                h = block(multiplier, f"down_{level}_block_{j}", h)
+                if h.shape[1] in self.attention_resolutions:
+                    h = attend(h, f"down_{level}_attn_{j}")
+                skips.append(h)
+            if level < last:
+                h = self.downsample(h, f"down_{level}_downsample")
+                skips.append(h)
+
+        h = block(self.channel_multipliers[-1], "mid_block_1", h)
+        h = attend(h, "mid_attn_1")
+        h = block(self.channel_multipliers[-1], "mid_block_2", h)
+
+        for level in range(last, -1, -1):
+            for j in range(self.num_res_blocks + 1):
+                multiplier = self.channel_multipliers[level]
+                h = block(multiplier, f"up_{level}_block_{j}", h, skips.pop())
+                if h.shape[1] in self.attention_resolutions:
+                    h = attend(h, f"up_{level}_attn_{j}")
+            if level > 0:
+                h = self.upsample(h, f"up_{level}_upsample")
+        assert not skips
+
+        h = group_norm(self, h.shape[-1], "norm_out")(h)
+        return nn.Conv(self.out_channels, (3, 3), kernel_init=zeros, name="conv_out")(
+            nn.swish(h)
+        )
+
+    def embed(self, t):  # [b] -> [b, d]
+        temb = timestep_embedding(
+            self.timestep_scale * jnp.float32(t), self.channels,
+            order=self.embedding_order, freq_shift=self.embedding_freq_shift,
+        )
+        temb = nn.Dense(4 * self.channels, kernel_init=fan_avg, name="temb_dense_0")(temb)
+        return nn.Dense(4 * self.channels, kernel_init=fan_avg, name="temb_dense_1")(
+            nn.swish(temb)
+        )
+
+    def embed_labels(self, labels, b):  # [b] -> [b, d]
+        if not self.num_classes:
+            raise ValueError(
+                "labels were given to an unconditional network; train one with "
+                "--config.data.labels=True, or leave labels out."
+            )
+        labels = jnp.full((b,), self.num_classes) if labels is None else labels
+        return nn.Embed(
+            self.num_classes + 1, 4 * self.channels, name="label_embedding",
+            embedding_init=nn.initializers.normal(1.0),
+        )(labels)
+
+    def checked(self, condition, x):
+        if condition is None and self.is_initializing():
+            condition = jnp.zeros((*x.shape[:3], self.condition_channels))
+        wanted = (*x.shape[:3], self.condition_channels)
+        if condition is None or condition.shape != wanted:
+            found = None if condition is None else list(condition.shape)
+            raise ValueError(f"condition={found} must be [b, h, w, c] = {list(wanted)}.")
+        return condition
+
+    def downsample(self, h, name):  # [b, h, w, c] -> [b, h/2, w/2, c]
+        padding = {"asymmetric": (0, 1), "symmetric": (1, 1)}[self.downsample_padding]
+        return nn.Conv(
+            h.shape[-1], (3, 3), strides=2, padding=(padding, padding), dtype=self.dtype,
+            kernel_init=fan_avg, name=name,
+        )(h)
+
+    def upsample(self, h, name):  # [b, h, w, c] -> [b, 2h, 2w, c]
+        h = jnp.repeat(jnp.repeat(h, 2, axis=1), 2, axis=2)
+        return conv3x3(h.shape[-1], fan_avg, self.dtype, name)(h)
+
+
+def check(model: UNet, height: int, width: int) -> None:
+    """Raises ValueError where a setting of the network is unknown or does not suit the images.
+
+    Costs nothing inside a trace; `validation` calls it before any device work.
+    """
+    levels = len(model.channel_multipliers)
+    factor = 2 ** (levels - 1)
+    for name, size in (("height", height), ("width", width)):
+        if size % factor:
+            nearest = max(1, round(size / factor)) * factor
+            raise ValueError(
+                f"image {name}={size} does not divide by {factor}, as the {levels} levels of "
+                f"model.channel_multipliers={model.channel_multipliers} need; resize with "
+                f"--config.data.image_size={nearest}."
+            )
+    heights = [height // 2**level for level in range(levels)]
+    for resolution in model.attention_resolutions:
+        if resolution not in heights:
+            raise ValueError(
+                f"model.attention_resolutions={model.attention_resolutions}: {resolution} never "
+                f"occurs at image height {height}; the levels have "
+                f"{', '.join(map(str, heights))}; write "
+                f'--config.model.attention_resolutions="({heights[min(1, levels - 1)]},)".'
+            )
+    _check_channels(model)
+    for setting, known in (
+        ("embedding_order", ("sin_cos", "cos_sin")),
+        ("downsample_padding", ("asymmetric", "symmetric")),
+    ):
+        if getattr(model, setting) not in known:
+            raise ValueError(
+                f"model.{setting}={getattr(model, setting)!r} is not known; use one of "
+                f"{', '.join(known)}."
+            )
+
+
+def _check_channels(model: UNet) -> None:
+    if model.channels < 2:
+        raise ValueError(
+            f"model.channels={model.channels} leaves no sinusoid that tells the timestep; write "
+            "--config.model.channels=32."
+        )
+    widths = [model.channels * multiplier for multiplier in (1, *model.channel_multipliers)]
+    if model.num_groups is not None:
+        bad = [w for w in widths if model.num_groups < 1 or w % model.num_groups]
+        if bad:
+            raise ValueError(
+                f"model.num_groups={model.num_groups} does not divide {bad[0]} channels; write "
+                f"--config.model.num_groups={default_num_groups(int(np.gcd.reduce(widths)))}."
+            )
+        if not model.scale_shift and model.num_groups in widths[1:]:
+            raise ValueError(
+                f"model.num_groups={model.num_groups} is one channel a group where a block has as "
+                "many channels: the norm would remove the timestep's bias; write "
+                f"--config.model.num_groups={default_num_groups(int(np.gcd.reduce(widths)))}."
+            )
+    for width in widths:
+        if model.num_heads < 1 or width % model.num_heads:
+            raise ValueError(
+                f"model.num_heads={model.num_heads} does not divide {width} channels; write "
+                "--config.model.num_heads=1."
+            )

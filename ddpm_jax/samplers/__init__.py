@@ -1,0 +1,5 @@
+"""Reverse chains: from noise to images, one `jax.lax.scan` each. Pure."""
+
+from ddpm_jax.samplers.reverse_chain import Trajectory, ancestral, reverse_step, waiting
+
+__all__ = ["Trajectory", "ancestral", "reverse_step", "waiting"]

@@ -1,0 +1,153 @@
+"""Images of which a part is known: the chain that is held to it, with or without resampling.
+
+After every reverse step the known part of x is replaced by that of the given image, noised
+to the same level (Song et al. 2021, score SDE, Appendix I.2). RePaint (Lugmayr et al. 2022,
+Algorithm 1) at times goes back up some steps and comes down again, so that the free part can
+settle with the known one. Both are one list of `Rows`, made on the host, and one scan over it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Key
+
+from ddpm_jax.diffusion import randomness
+from ddpm_jax.diffusion.process import Images, Prediction
+from ddpm_jax.diffusion.schedule import Schedule
+from ddpm_jax.samplers import reverse_chain
+
+_Z, _KNOWN, _UP = range(3)  # Addresses below the key of a row: the noises of its three parts.
+
+
+@flax.struct.dataclass
+class Rows:
+    """What to do at each of the n network calls, in order; arrays [n] on the host.
+
+    A row denoises from step t, puts in known = signal x_0 + noise eps, and goes up again by
+    x = up_signal x + up_noise z (1 and 0: it stays).
+
+    Attributes:
+        t: int32 index into the schedule.
+        signal, noise: float64, those of x once it is denoised.
+        up_signal, up_noise: float64.
+    """
+
+    t: Any
+    signal: Any
+    noise: Any
+    up_signal: Any
+    up_noise: Any
+
+    @property
+    def num_calls(self) -> int:
+        """How often the network is called, for each image."""
+        return self.t.shape[0]
+
+
+def visits(num_timesteps: int, jump_length: int, resamplings: int) -> list[tuple[int, int]]:
+    """(t to denoise from, steps to go up afterwards) of each call, from T - 1 to 0.
+
+    As `get_schedule_jump` of RePaint's code: from x noised once upwards, each whole stretch of
+    `jump_length` steps is gone through `resamplings` times; the steps outside of them once.
+
+    Raises:
+        ValueError: resamplings or jump_length is less than 1.
+    """
+    for name, value in (("resamplings", resamplings), ("jump_length", jump_length)):
+        if value < 1:
+            raise ValueError(f"{name}={value} must be at least 1; write {name}=10 as RePaint.")
+    left = dict.fromkeys(range(1, num_timesteps - jump_length + 1, jump_length), resamplings - 1)
+    found, steps = [], num_timesteps
+    while steps:
+        steps -= 1
+        up = jump_length if left.get(steps) else 0
+        found.append((steps, up))
+        if up:
+            left[steps] -= 1
+            steps += up
+    return found
+
+
+def repaint(schedule: Schedule, *, jump_length: int = 10, resamplings: int = 1) -> Rows:
+    """The rows of RePaint on a schedule; with one resampling, those of plain replacement.
+
+    RePaint's own are 250 steps, jump_length=10 and resamplings=10: 2,410 calls.
+
+    Args:
+        schedule: of the chain, respaced or not, as host arrays.
+        jump_length: steps that are noised and undone again together.
+        resamplings: how often each stretch is gone through.
+
+    Raises:
+        ValueError: resamplings or jump_length is less than 1.
+    """
+    rows = visits(schedule.num_timesteps, jump_length, resamplings)
+    t, up = np.array(rows).T
+    alpha_bar = np.append(1.0, np.asarray(schedule.alpha_bar, np.float64))  # by steps noised
+    ratio = alpha_bar[t + up] / alpha_bar[t]
+    return Rows(
+        t=np.int32(t), signal=np.sqrt(alpha_bar[t]), noise=np.sqrt(1 - alpha_bar[t]),
+        up_signal=np.sqrt(ratio), up_noise=np.sqrt(1 - ratio),
+    )
+
+
+def inpaint(
+    rows: Rows,
+    predict_fn: Callable[[Array, Array], Prediction],
+    x_T: Images,
+    rngs: Key[Array, " b"],
+    known: Images,
+    hold: Callable[[Array, Array], Array],
+    *,
+    on_step: Callable[[Array], None] | None = None,
+) -> Images:
+    """Draws x_0 whose known part is that of `known`.
+
+    Args:
+        rows: of `repaint`; the scan calls the network once in each.
+        predict_fn: (x_t, t [b] int32) -> Prediction, on the schedule of the rows; its mean and
+            variance are those of the reverse step (`tableau.ddim_fn` for DDIM).
+        x_T: [b, h, w, c] standard normal.
+        rngs: [b] keys; the noises of row k are drawn from `fold_in(rngs[i], k)`.
+        known: the given images; only their known part is read.
+        hold: (known, x) -> x with the known part put in, such as `masked` or `grey`.
+        on_step: called inside the scan with the number of the row; for progress reports.
+
+    Returns:
+        x_0, whose known part is that of `known` itself.
+    """
+    def step(x_t, row):
+        k, row = row
+        if on_step is not None:
+            on_step(k)
+        rngs_row = randomness.fold_each(rngs, k)
+        z, eps, up = (randomness.fold_each(rngs_row, use) for use in (_Z, _KNOWN, _UP))
+        prediction = predict_fn(x_t, jnp.full(x_t.shape[:1], row.t))
+        x = reverse_chain.reverse_step(prediction, row.t, z)
+        noised = row.signal * known + row.noise * reverse_chain.standard_normal(eps, x.shape[1:])
+        x = hold(noised, x)
+        return row.up_signal * x + row.up_noise * reverse_chain.standard_normal(up, x.shape[1:]), None
+
+    rows = jax.tree.map(
+        lambda x: jnp.asarray(x, jnp.int32 if x.dtype == np.int32 else jnp.float32), rows
+    )
+    places = jnp.arange(rows.num_calls, dtype=jnp.int32)
+    return jax.lax.scan(step, jnp.asarray(x_T), (places, rows))[0]
+
+
+def masked(mask: Bool[Array | np.ndarray, "b h w 1"]) -> Callable[[Array, Array], Array]:
+    """A `hold` to the pixels where the mask is True, in all their channels."""
+    return lambda known, x: jnp.where(mask, known, x)
+
+
+def grey(known: Array, x: Array) -> Array:
+    """A `hold` to the mean of the channels; what they differ by from it, the colour, is free.
+
+    In an orthonormal basis of the channels whose first axis is grey, (1, ..., 1) / sqrt(c),
+    this replaces the first coordinate (Song et al. 2021, score SDE, Appendix I.3).
+    """
+    return x + jnp.mean(known - x, axis=-1, keepdims=True)

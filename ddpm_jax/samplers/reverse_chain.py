@@ -1,0 +1,150 @@
+"""Reverse chains: each one function, pure, one `jax.lax.scan`.
+
+A sampler takes the schedule of the chain that it runs (respaced or not), a function
+`predict_fn(x_t, t) -> Prediction`, the prior draw and one key an image, so that image i
+depends on its own key alone.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int, Key
+
+from ddpm_jax.diffusion.process import Images, Prediction
+from ddpm_jax.diffusion.schedule import Schedule
+
+
+def standard_normal(rngs: Key[Array, " b"], shape: tuple[int, ...]) -> Array:
+    """Independent N(0, 1) draws [b, *shape], draw i from rngs[i] alone."""
+    return jax.vmap(lambda rng: jax.random.normal(rng, shape))(rngs)
+
+
+def reverse_step(prediction: Prediction, t: Array, rngs: Key[Array, " b"]) -> Array:
+    """Draws x_{t-1} = mean + sigma_t z, z of image i from rngs[i]; no noise at t = 0.
+
+    Where the prediction has no variance x_{t-1} is its mean, and nothing is drawn.
+    """
+    if prediction.log_variance is None:
+        return prediction.mean
+    z = standard_normal(rngs, prediction.mean.shape[1:])
+    return prediction.mean + jnp.where(t > 0, jnp.exp(0.5 * prediction.log_variance), 0.0) * z
+
+
+def waiting(
+    predict_fn: Callable[[Array, Array], Prediction], starts: Int[Array, " b"]
+) -> Callable[[Array, Array], Prediction]:
+    """A `predict_fn` by which image i stays as it is until starts[i] steps are left.
+
+    So images that were noised to different steps, 0..T of them, go through one chain.
+    """
+    def predict(x_t, t):
+        prediction = predict_fn(x_t, t)
+        waits = (t >= starts).reshape(-1, *(1,) * (x_t.ndim - 1))
+        return prediction.replace(
+            mean=jnp.where(waits, x_t, prediction.mean),
+            log_variance=jax.tree.map(  # None stays None.
+                lambda x: jnp.where(waits, -jnp.inf, x), prediction.log_variance
+            ),
+        )
+
+    return predict
+
+
+@flax.struct.dataclass
+class Trajectory:
+    """What a chain passed through, at the steps asked for.
+
+    Attributes:
+        x_t: [k, b, h, w, c], the images before each of these steps.
+        x_0: [k, b, h, w, c], what the network then took the finished image to be.
+    """
+
+    x_t: Any
+    x_0: Any
+
+    @classmethod
+    def empty(cls, k: int, x: Images) -> "Trajectory":
+        """Room for k steps of images like `x`."""
+        return cls(*(jnp.zeros((k, *x.shape)) for _ in range(2)))
+
+    def keep(self, here: Bool[Array, " k"], x_t: Images, x_0: Images) -> "Trajectory":
+        """With the images of this step at the places where `here`."""
+        here = here.reshape(-1, *(1,) * x_t.ndim)
+        return Trajectory(
+            jnp.where(here, x_t, self.x_t), jnp.where(here, x_0, self.x_0)
+        )
+
+
+def asked_for(trajectory: Sequence[int], stop: int, start: int) -> np.ndarray:
+    """The steps of a trajectory, as int32 [k].
+
+    Raises:
+        ValueError: one is not in stop..start - 1.
+    """
+    trajectory = np.asarray(trajectory, np.int32)
+    if trajectory.size and not (stop <= trajectory.min() and trajectory.max() < start):
+        raise ValueError(
+            f"trajectory={trajectory.tolist()} must lie in {stop}..{start - 1}, the steps run."
+        )
+    return trajectory
+
+
+def ancestral(
+    schedule: Schedule,
+    predict_fn: Callable[[Array, Array], Prediction],
+    x_T: Images,
+    rngs: Key[Array, " b"],
+    *,
+    start: int | None = None,
+    stop: int = 0,
+    trajectory: Sequence[int] = (),
+    on_step: Callable[[Array], None] | None = None,
+) -> Images | tuple[Images, Trajectory]:
+    """Draws x_0 by the ancestral chain (Algorithm 2 of Ho, Jain and Abbeel 2020).
+
+    x_{t-1} = mean + sigma_t z with z ~ N(0, I), and no noise at t = 0. The noise of step t is
+    drawn from `fold_in(rngs[i], t)`.
+
+    Args:
+        schedule: T steps; the scan calls the network once in each.
+        predict_fn: (x_t, t [b] int32) -> Prediction.
+        x_T: [b, h, w, c] standard normal; with `start` the images noised start times.
+        rngs: [b] keys.
+        start: how many steps are left to undo, 1..T; None is all, T.
+        stop: how many to leave undone, 0..start - 1; the result is then x noised so often.
+        trajectory: indices t, stop <= t < start, at which to keep x_t and the predicted x_0.
+        on_step: called inside the scan with t, before the step; for progress reports.
+
+    Returns:
+        x_0: [b, h, w, c] float32, in [-1, 1] where the prediction clips; with `trajectory` also
+        the `Trajectory`, in the order asked for.
+
+    Raises:
+        ValueError: start, stop or trajectory leave the chain.
+    """
+    start = schedule.num_timesteps if start is None else start
+    if not 0 <= stop < start <= schedule.num_timesteps:
+        raise ValueError(
+            f"start={start} and stop={stop} must be 0 <= stop < start <= "
+            f"{schedule.num_timesteps}, the steps of the schedule."
+        )
+    trajectory = asked_for(trajectory, stop, start)
+
+    def step(carry, t):
+        x_t, kept = carry
+        if on_step is not None:
+            on_step(t)
+        prediction = predict_fn(x_t, jnp.full(x_t.shape[:1], t))
+        if kept is not None:
+            kept = kept.keep(trajectory == t, x_t, prediction.x_0)
+        rngs_z = jax.vmap(jax.random.fold_in, (0, None))(rngs, t)
+        return (reverse_step(prediction, t, rngs_z), kept), None
+
+    kept = Trajectory.empty(trajectory.size, x_T) if trajectory.size else None
+    t = jnp.arange(stop, start, dtype=jnp.int32)
+    (x_0, kept), _ = jax.lax.scan(step, (x_T, kept), t, reverse=True)
+    return x_0 if kept is None else (x_0, kept)

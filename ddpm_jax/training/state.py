@@ -1,0 +1,131 @@
+"""What training carries from step to step, and what a trained model is afterwards."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from flax.training import train_state
+
+# For what runs once: XLA for a CPU else takes far longer to compile than it takes to run.
+_QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+@flax.struct.dataclass
+class Trained:
+    """Parameters with the static configuration that they need; a pytree.
+
+    Attributes:
+        params: the network's parameters, as a rule their running average.
+        model: the Linen module (static).
+        schedule: the noise schedule, host arrays.
+        diffusion: `process.Parameterization` (static).
+        image_shape: (h, w, c) of one image (static).
+    """
+
+    params: Any
+    model: nn.Module = flax.struct.field(pytree_node=False)
+    schedule: Any
+    diffusion: Any = flax.struct.field(pytree_node=False)
+    image_shape: tuple[int, int, int] = flax.struct.field(pytree_node=False)
+
+
+class TrainState(train_state.TrainState):
+    """Parameters, their running averages and the optimizer state.
+
+    Attributes:
+        ema_params: running average of `params` (float32 copies, never aliases).
+        extra_ema_params: averages at other decays, by the decay as text.
+        tally: float32 [2, 4], weighted sum of losses, and of weights, by quartile of t since the
+            last logged row; part of the state so that a resumed run logs the same means.
+        loss_history: the last losses by t, of `importance`; empty where t is drawn otherwise.
+        skipped: int32 [2], updates left out since the start, and in a row until now, because
+            the loss or the gradient was not finite.
+    """
+
+    ema_params: Any
+    extra_ema_params: Mapping[str, Any]
+    tally: jax.Array
+    loss_history: Mapping[str, jax.Array]
+    skipped: jax.Array
+
+
+def create(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    rng: jax.Array,
+    image_shape: tuple[int, int, int],
+    *,
+    extra_ema_decays: tuple[float, ...] = (),
+    loss_history: Mapping[str, jax.Array] | None = None,
+) -> TrainState:
+    """A fresh state: parameters drawn from `rng`, averages equal to them, step 0.
+
+    One program makes all of it; where that is traced itself, as for shapes, call `fresh`.
+
+    Args:
+        model: the network; its output has `model.out_channels`.
+        tx: the optimizer.
+        rng: typed key.
+        image_shape: (h, w, c).
+        extra_ema_decays: decays of further running averages.
+        loss_history: of `importance`, where t is drawn so.
+    """
+    made = functools.partial(
+        fresh, model, tx, image_shape=image_shape, extra_ema_decays=extra_ema_decays,
+        loss_history=loss_history,
+    )
+    options = _QUICK if jax.default_backend() == "cpu" else None
+    return jax.jit(made, compiler_options=options)(rng)
+
+
+def fresh(model, tx, rng, image_shape, *, extra_ema_decays=(), loss_history=None) -> TrainState:
+    """What `create` compiles; arguments as there."""
+    x, t = jnp.zeros((1, *image_shape)), jnp.zeros((1,), jnp.int32)
+    params = model.init(rng, x, t, train=False)["params"]
+
+    def copied():
+        return jax.tree.map(jnp.copy, params)  # The state is donated: no aliases.
+
+    return TrainState.create(
+        apply_fn=model.apply,
+        params=params,
+        tx=tx,
+        ema_params=copied(),
+        extra_ema_params={str(decay): copied() for decay in extra_ema_decays},
+        tally=jnp.zeros((2, 4)),
+        loss_history=loss_history or {},
+        skipped=jnp.zeros(2, jnp.int32),
+    )
+
+
+def to_saved(state: TrainState) -> dict[str, Any]:
+    """The arrays of a state that a checkpoint holds."""
+    return {
+        "step": state.step,
+        "params": state.params,
+        "ema_params": state.ema_params,
+        "extra_ema_params": dict(state.extra_ema_params),
+        "opt_state": state.opt_state,
+        "tally": state.tally,
+        "loss_history": dict(state.loss_history),
+        "skipped": state.skipped,
+    }
+
+
+# Parts of a state that checkpoints of older versions lack; they stay as in a fresh one.
+ADDED = ("skipped",)
+
+
+def num_params(params: Any) -> int:
+    """How many numbers a parameter tree holds."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def denoise_fn(trained: Trained) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """(x_t [b, h, w, c], t [b]) -> the network's raw output, for work of your own; jit-able."""
+    return functools.partial(trained.model.apply, {"params": trained.params}, train=False)

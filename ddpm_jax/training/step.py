@@ -1,0 +1,268 @@
+"""One training step (Algorithm 1 of Ho, Jain and Abbeel 2020) and the `pmap` around it."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from ddpm_jax import config as config_lib
+from ddpm_jax.diffusion import losses, randomness
+from ddpm_jax.diffusion.process import Parameterization
+from ddpm_jax.runtime import parallel
+from ddpm_jax.training import timesteps
+from ddpm_jax.training.state import TrainState
+from ddpm_jax.workdir.pictures import to_float
+
+_LABEL = 3  # Address below an image's key; 0, 1 and 2 are t, eps and the mirror.
+
+
+@dataclasses.dataclass(frozen=True)
+class StepSettings:
+    """What `train_step` needs of the config, hashable."""
+
+    parameterization: Parameterization
+    objective: losses.Objective
+    t_sampling: str
+    random_flip: bool
+    label_dropout: float
+    null_label: int
+    accumulate: int
+    remat: bool
+    ema_decay: float
+    ema_warmup: bool
+    log_every: int
+
+
+def train_step(
+    state: TrainState, batch: dict[str, jax.Array], rng: jax.Array, *, schedule, learning_rate,
+    settings,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One update from this device's share of the batch (Algorithm 1); call under `pmap`.
+
+    Args:
+        state: replicated.
+        batch: this device's share of the global batch: `images`, uint8 [b, h, w, c], and for a
+            conditional network `labels`, int32 [b], or `condition`, uint8 [b, h, w, k].
+        rng: the run's key; the step and each image's place are folded in.
+        schedule: the noise schedule.
+        learning_rate: step -> rate, for the log.
+        settings: `StepSettings`.
+
+    Returns:
+        The new state and metrics, all equal on every device: `loss` and `loss_quartile_1..4`
+        (by t; means since the last logged row, over uniform t however it is drawn),
+        `grad_norm` before clipping, `learning_rate`, and how many updates were skipped:
+        `skipped` since the start, `skipped_in_a_row` until now. An update is skipped where the
+        loss of an image or the gradient's norm is not finite: then the step and these counts are
+        all of the state that moves, but for a tally that begins anew with its row.
+    """
+    loss_fn = functools.partial(loss_and_parts, state, rng, schedule=schedule, settings=settings)
+    grads, per_image = accumulated_gradients(
+        loss_fn, state.params, batch, parallel.places(len(batch["images"])), settings.accumulate
+    )
+    grads = jax.lax.pmean(grads, parallel.AXIS)
+    loss, t, weight = jax.lax.all_gather(per_image, parallel.AXIS, tiled=True)
+    grad_norm = optax.tree.norm(grads)
+    starts_row = state.step % settings.log_every == 0
+    tally = jnp.where(starts_row, 0.0, state.tally)
+    new_tally = tally + tally_by_quartile(loss, t, weight, schedule.num_timesteps)
+    finite = jnp.isfinite(grad_norm) & jnp.isfinite(new_tally.sum())
+    learning_rate = learning_rate(state.step - state.skipped[0])  # the optimizer's count
+    updated = update(state, grads, t, loss, settings)
+    updated = updated.replace(tally=new_tally, skipped=state.skipped.at[1].set(0))
+    skipped = state.replace(step=updated.step, tally=tally, skipped=state.skipped + 1)
+    # Not `jnp.where`, which would be fused into the update and move its last bits.
+    state = jax.lax.cond(finite, lambda: updated, lambda: skipped)
+    metrics = {
+        "loss": state.tally[0].sum() / state.tally[1].sum(),
+        **{f"loss_quartile_{i + 1}": state.tally[0, i] / state.tally[1, i] for i in range(4)},
+        "grad_norm": grad_norm,
+        "learning_rate": learning_rate,
+        "skipped": state.skipped[0],
+        "skipped_in_a_row": state.skipped[1],
+    }
+    return state, metrics
+
+
+def loss_and_parts(state, rng, params, batch, places, *, schedule, settings):
+    """The mean loss of some images at a step, and what each image gave.
+
+    Args:
+        state: of the step; its parameters are not used.
+        rng: the run's key.
+        params: the network's parameters.
+        batch: as of `train_step`.
+        places: [b] where the images stand in the global batch.
+        schedule, settings: as of `train_step`.
+
+    Returns:
+        The mean of loss times weight, and (loss, t, weight), each [b].
+    """
+    rng_draw, rng_dropout = jax.random.split(jax.random.fold_in(rng, state.step))
+    x_0, t, weight, eps, model_kwargs = draw(
+        batch, rng=rng_draw, places=places, num_timesteps=schedule.num_timesteps,
+        t_sampling=settings.t_sampling, loss_history=state.loss_history,
+        random_flip=settings.random_flip, label_dropout=settings.label_dropout,
+        null_label=settings.null_label,
+    )
+    denoise_fn = functools.partial(
+        state.apply_fn, {"params": params}, train=True, remat=settings.remat, places=places,
+        rngs={"dropout": rng_dropout}, **model_kwargs,
+    )
+    loss = losses.training_loss(
+        schedule, denoise_fn, x_0, t, eps,
+        parameterization=settings.parameterization, objective=settings.objective,
+    )
+    return jnp.mean(weight * loss), (loss, t, weight)
+
+
+def update(state, grads, t, loss, settings):
+    """The state after an update by `grads` of images that had these t and losses, [b]."""
+    state = state.apply_gradients(grads=grads)
+
+    def average(ema, decay):
+        return optax.incremental_update(state.params, ema, 1 - decay)
+
+    decay = functools.partial(ema_decay_at, step=state.step, warmup=settings.ema_warmup)
+    state = state.replace(
+        ema_params=average(state.ema_params, decay(settings.ema_decay)),
+        extra_ema_params={
+            name: average(ema, decay(float(name)))
+            for name, ema in state.extra_ema_params.items()
+        },
+    )
+    if settings.t_sampling == "importance":
+        state = state.replace(loss_history=timesteps.record(state.loss_history, t, loss))
+    return state
+
+
+def draw(
+    batch, *, rng, places, num_timesteps, t_sampling, loss_history, random_flip, label_dropout,
+    null_label,
+):
+    """x_0, t, the weight of its loss, eps and what the network is told, by each image's own key.
+
+    Args:
+        batch: `images` uint8 [b, h, w, c], and `labels` [b] or `condition` [b, h, w, k].
+        rng: the step's key.
+        places: [b] where the images stand in the global batch.
+        num_timesteps: T.
+        t_sampling: see `draw_t`.
+        loss_history: see `draw_t`.
+        random_flip: mirror half of the images left and right, with their conditions.
+        label_dropout: share of the labels that become `null_label` (Ho and Salimans 2022).
+        null_label: the network's.
+    """
+    def draw_one(rng, image, model_kwargs):
+        _, rng_eps, rng_flip = jax.random.split(rng, 3)
+        flips = jax.random.bernoulli(rng_flip) if random_flip else False
+
+        def turned(uint8):
+            x = to_float(uint8)
+            return jnp.where(flips, x[:, ::-1], x) if random_flip else x
+
+        told = {}
+        if "condition" in model_kwargs:
+            told["condition"] = turned(model_kwargs["condition"])
+        if "labels" in model_kwargs:
+            hides = jax.random.bernoulli(jax.random.fold_in(rng, _LABEL), label_dropout)
+            told["labels"] = jnp.where(hides, null_label, model_kwargs["labels"])
+        return turned(image), jax.random.normal(rng_eps, image.shape), told
+
+    model_kwargs = {name: x for name, x in batch.items() if name != "images"}
+    x_0, eps, model_kwargs = jax.vmap(draw_one)(
+        randomness.image_keys(rng, places), batch["images"], model_kwargs
+    )
+    t, weight = draw_t(
+        rng, places, num_timesteps=num_timesteps, t_sampling=t_sampling,
+        loss_history=loss_history,
+    )
+    return x_0, t, weight, eps, model_kwargs
+
+
+def draw_t(rng, places, *, num_timesteps, t_sampling, loss_history):
+    """t of each image, int32 [b] in 0..T-1, and the weight of its loss, float32 [b].
+
+    "uniform"; "antithetic", where the images at places 2k and 2k + 1 have t and T - 1 - t; or
+    "importance", from the losses seen so far (see `importance`).
+    """
+    odd = places % 2
+    rngs = randomness.image_keys(rng, places - odd if t_sampling == "antithetic" else places)
+    rngs = jax.vmap(lambda rng: jax.random.split(rng, 3)[0])(rngs)
+    if t_sampling == "importance":
+        return timesteps.draw(loss_history, jax.vmap(jax.random.uniform)(rngs))
+    t = jax.vmap(lambda rng: jax.random.randint(rng, (), 0, num_timesteps))(rngs)
+    if t_sampling == "antithetic":
+        t = jnp.where(odd == 1, num_timesteps - 1 - t, t)
+    return t, jnp.ones(t.shape)
+
+
+def tally_by_quartile(loss, t, weight, num_timesteps):
+    """Weighted sum of losses, and of weights, in each quarter of the steps, float32 [2, 4]."""
+    quartile = jax.nn.one_hot(4 * t // num_timesteps, 4) * weight[:, None]  # [b, 4]
+    return jnp.stack([loss @ quartile, quartile.sum(axis=0)])
+
+
+def accumulated_gradients(loss_fn, params, batch, places, accumulate):
+    """Mean gradient over `accumulate` micro-batches of equal size, and what each image gave.
+
+    Args:
+        loss_fn: (params, batch, places) -> (mean loss, arrays [b], one entry an image).
+        params: what to differentiate by.
+        batch: arrays [b, ...]; b divides by `accumulate`.
+        places: [b].
+        accumulate: micro-batches, one after the other.
+    """
+    gradients = jax.grad(loss_fn, has_aux=True)
+    if accumulate == 1:
+        return gradients(params, batch, places)
+
+    def add(total, micro_batch):
+        grads, per_image = gradients(params, *micro_batch)
+        return jax.tree.map(jnp.add, total, grads), per_image
+
+    micro_batches = jax.tree.map(
+        lambda x: x.reshape(accumulate, -1, *x.shape[1:]), (batch, places)
+    )
+    zero = jax.tree.map(jnp.zeros_like, params)
+    # A convolution's gradient inside a loop is some 20 times slower on CPU: unroll there.
+    unroll = accumulate if jax.default_backend() == "cpu" else 1
+    grads, per_image = jax.lax.scan(add, zero, micro_batches, unroll=unroll)
+    grads = jax.tree.map(lambda x: x / accumulate, grads)
+    return grads, jax.tree.map(lambda x: x.reshape(-1), per_image)
+
+
+def ema_decay_at(decay, *, step, warmup):
+    """The decay of the running average at update `step` (1, 2, ...), lower early on if asked."""
+    return jnp.minimum(decay, (1 + step) / (10 + step)) if warmup else decay
+
+
+def pmap_train_step(**settings):
+    """Compiles `train_step` for all devices; the state stays replicated, and is donated."""
+    return jax.pmap(
+        functools.partial(train_step, **settings),
+        axis_name=parallel.AXIS,
+        in_axes=(None, 0, None),
+        out_axes=None,
+        donate_argnums=(0,),
+    )
+
+
+def step_settings(config: ml_collections.ConfigDict) -> StepSettings:
+    """The settings of `train_step` from a config."""
+    return StepSettings(
+        parameterization=config_lib.parameterization(config),
+        objective=config_lib.objective(config),
+        t_sampling=config.train.t_sampling,
+        random_flip=config.data.random_flip,
+        label_dropout=config.train.label_dropout,
+        null_label=config.data.num_classes,
+        accumulate=config.train.accumulate,
+        remat=config.train.remat,
+        ema_decay=config.train.ema_decay,
+        ema_warmup=config.train.ema_warmup,
+        log_every=config.train.log_every,
+    )

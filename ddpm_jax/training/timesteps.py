@@ -1,0 +1,65 @@
+"""Importance sampling of t by the size of its losses (Nichol and Dhariwal 2021, Sec. 3.3).
+
+The terms of the bound differ by orders of magnitude between steps. Steps are drawn with
+probability proportional to the root mean square of their last ten losses, and each loss is
+divided by that probability, so that its mean stays the bound.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+_KEPT = 10  # Losses remembered a step; until every step has them t is uniform.
+_UNIFORM = 0.001  # Share of the probability that is spread evenly.
+History = dict[str, Array]
+
+
+def fresh(num_timesteps: int) -> History:
+    """An empty history: "loss", float32 [T, 10], and "count", int32 [T], of losses seen."""
+    return {
+        "loss": jnp.zeros((num_timesteps, _KEPT)),
+        "count": jnp.zeros((num_timesteps,), jnp.int32),
+    }
+
+
+def probabilities(history: History) -> Float[Array, " T"]:
+    """Probability of each t; uniform until every t has ten losses."""
+    rms = jnp.sqrt(jnp.mean(jnp.square(history["loss"]), axis=1))
+    total = jnp.sum(rms)
+    num_timesteps = rms.shape[0]
+    share = rms / jnp.where(total > 0, total, 1.0)
+    ready = jnp.all(history["count"] >= _KEPT) & (total > 0)
+    return jnp.where(
+        ready, (1 - _UNIFORM) * share + _UNIFORM / num_timesteps, 1 / num_timesteps
+    )
+
+
+def draw(
+    history: History, uniform: Float[Array, " b"]
+) -> tuple[Int[Array, " b"], Float[Array, " b"]]:
+    """t of each image, and the weight 1 / (T p_t) of its loss.
+
+    Args:
+        history: what `record` has gathered.
+        uniform: draws from [0, 1), one an image.
+    """
+    p = probabilities(history)
+    num_timesteps = p.shape[0]
+    t = jnp.searchsorted(jnp.cumsum(p), uniform, side="right").astype(jnp.int32)
+    t = jnp.minimum(t, num_timesteps - 1)
+    return t, 1 / (num_timesteps * p[t])
+
+
+def record(history: History, t: Int[Array, " n"], loss: Float[Array, " n"]) -> History:
+    """The history after n more losses, of all devices and in the order of the global batch.
+
+    Of each t the last ten losses stay, in a ring.
+    """
+    same = t[:, None] == t[None, :]
+    before = jnp.sum(jnp.tril(same, -1), axis=1)  # Earlier losses at the same t in this call.
+    after = jnp.sum(jnp.triu(same, 1), axis=1)
+    slot = (history["count"][t] + before) % _KEPT
+    slot = jnp.where(after < _KEPT, slot, _KEPT)  # Overwritten within this call: dropped.
+    return {
+        "loss": history["loss"].at[t, slot].set(loss, mode="drop"),
+        "count": history["count"].at[t].add(1),
+    }

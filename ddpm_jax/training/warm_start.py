@@ -1,0 +1,82 @@
+"""Training that starts from other weights: `config.train.warm_start`."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.network import unet
+from ddpm_jax.training.state import TrainState
+from ddpm_jax.weights import pretrained, state_dicts
+
+# Settings of the network by which the same weights, of the same shapes, mean something else.
+_SAME_NETWORK = (
+    "num_heads", "scale_shift", "embedding_order", "embedding_freq_shift", "downsample_padding",
+    "timestep_scale", "norm_eps",
+)
+
+
+def state(
+    fresh: TrainState, source: str, model: unet.UNet, image_shape: tuple[int, int, int]
+) -> TrainState:
+    """`fresh` with the weights that `source` names; as it is where that is "".
+
+    The averages start from them too; optimizer and step are fresh.
+
+    Raises:
+        ValueError: as `params` does.
+    """
+    if not source:
+        return fresh
+    found = params(source, model, image_shape)
+
+    def copied():
+        return jax.tree.map(jnp.array, found)  # The state is donated: no aliases.
+
+    return fresh.replace(
+        params=copied(), ema_params=copied(),
+        extra_ema_params={decay: copied() for decay in fresh.extra_ema_params},
+    )
+
+
+def params(source: str, model: unet.UNet, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+    """The parameters that `source` names, for `model`; compiles nothing.
+
+    Args:
+        source: `config.train.warm_start`, anything that `pretrained.find` knows.
+        model: to be trained.
+        image_shape: (h, w, c).
+
+    Raises:
+        ValueError: there are no such weights, or they are of another network.
+    """
+    found = pretrained.find(source)
+    for setting in _SAME_NETWORK:
+        ours, theirs = (getattr(m, setting) for m in (model, found.model))
+        if ours != theirs:
+            raise ValueError(
+                f"config.model.{setting}={ours!r}, but config.train.warm_start={source!r} has "
+                f"{theirs!r}; write --config.model.{setting}={theirs}."
+            )
+    ours = state_dicts.shapes(model, image_shape)
+    theirs = {path: np.shape(leaf) for path, leaf in state_dicts.leaves(found.params)}
+    for path in [*ours, *theirs]:
+        if ours.get(path) != theirs.get(path):
+            raise ValueError(
+                f"config.train.warm_start={source!r} does not fit at {'/'.join(path)}: the network "
+                f"of config.model has {ours.get(path, 'nothing')}, it "
+                f"{theirs.get(path, 'nothing')}; describe its network, or name other weights."
+            )
+    norms = {shape[0] for path, shape in ours.items() if path[-1] == "scale"}
+    groups, wanted = (
+        {width: m.num_groups or unet.default_num_groups(width) for width in norms}
+        for m in (model, found.model)
+    )
+    if groups != wanted:
+        raise ValueError(
+            f"config.model.num_groups={model.num_groups or 0}, but config.train.warm_start="
+            f"{source!r} has other groups; write --config.model.num_groups="
+            f"{found.model.num_groups or 0}."
+        )
+    return found.params

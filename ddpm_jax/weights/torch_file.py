@@ -1,0 +1,235 @@
+"""Arrays from PyTorch checkpoints: without PyTorch, and without running what the file asks.
+
+`torch.save` writes a pickle, and a pickle may call any function of the machine that opens
+it. Here it may name only what a dict of tensors is made of; the rest is refused, not run.
+Two layouts are in use, and both are read: since PyTorch 1.6 a zip (`*/data.pkl`, and a file
+for every storage in `*/data/`); before, five pickles in a row and then the storages.
+"""
+
+import io
+import math
+import pickle
+import struct
+import zipfile
+import zlib
+from collections import OrderedDict
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from ddpm_jax.runtime import files
+
+DTYPES = {
+    "BFloat16Storage": ml_dtypes.bfloat16,
+    "BoolStorage": np.bool_,
+    "ByteStorage": np.uint8,
+    "DoubleStorage": np.float64,
+    "FloatStorage": np.float32,
+    "HalfStorage": np.float16,
+    "IntStorage": np.int32,
+    "LongStorage": np.int64,
+}
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+LEGACY_PROTOCOL = 1001
+# What a damaged file makes pickle, zipfile and the look-ups here raise; a global that is
+# refused and every rule broken below are UnpicklingErrors.
+DAMAGE = (
+    pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error,
+    AttributeError, EOFError, LookupError, MemoryError, OverflowError, RuntimeError,
+    TypeError, ValueError,
+)
+
+
+class _Storage(NamedTuple):
+    """A run of numbers in the file: its name there, PyTorch's class for it, its length."""
+
+    key: str
+    kind: str  # A key of DTYPES.
+    size: int  # elements
+
+
+class _Tensor(NamedTuple):
+    """A view of a storage; offset and strides in elements."""
+
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def read(path: Any) -> dict[str, np.ndarray]:
+    """The tensors of a checkpoint, by name; each a C-contiguous array of its own.
+
+    The file holds a dict of tensors; dicts inside it are flattened, their names joined by
+    dots: {"model": {"conv.weight": ...}} gives "model.conv.weight". Tensors may be strided,
+    share a storage or be parameters; bfloat16 keeps its type (of ml_dtypes).
+
+    Args:
+        path: a file as `torch.save` writes it, by any PyTorch from 0.4 on; local or remote.
+
+    Raises:
+        ValueError: there is no such file, it is damaged or something else, or it holds
+            anything but tensors of the types in `DTYPES` in dicts.
+    """
+    path = files.path(path)
+    try:
+        with path.open("rb") as file:
+            tree, storages = _read_zip(file) if _is_zip(file) else _read_legacy(file)
+            return _arrays(tree, storages)
+    except OSError as error:
+        raise ValueError(
+            f"{path}: cannot be read ({error.strerror or error}); write the path of a "
+            "checkpoint made by torch.save."
+        ) from error
+    except DAMAGE as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"{path}: not a whole PyTorch file of tensors in dicts ({reason}); download it "
+            "again, or make one by torch.save(model.state_dict(), path)."
+        ) from error
+
+
+class _Unpickler(pickle.Unpickler):
+    """Builds dicts of `_Tensor`; `storages` collects what they need, by key."""
+
+    def __init__(self, file):
+        super().__init__(file)
+        self.storages: dict[str, _Storage] = {}
+
+    def find_class(self, module, name):
+        """What may be named in the file: storages are names alone, tensors are ours."""
+        if module == "torch" and name in DTYPES:
+            return name
+        known = {
+            "collections.OrderedDict": OrderedDict,
+            "torch._utils._rebuild_tensor_v2": self._tensor,
+            "torch._utils._rebuild_parameter": self._parameter,
+        }
+        if f"{module}.{name}" not in known:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which is not run")
+        return known[f"{module}.{name}"]
+
+    def persistent_load(self, pid):
+        """A storage: ("storage", class, key, device, elements) and, before 1.6, None."""
+        _, kind, key, _, size = pid[:5]
+        storage = _Storage(key, kind, size)
+        if pid[0] != "storage" or kind not in DTYPES or pid[5:] not in ((), (None,)):
+            raise pickle.UnpicklingError(f"storage {key!r} is of an unknown kind")
+        if not isinstance(key, str) or type(size) is not int or size < 0:
+            raise pickle.UnpicklingError(f"storage {key!r} has no valid name and size")
+        if self.storages.setdefault(key, storage) != storage:
+            raise pickle.UnpicklingError(f"storage {key!r} has two types or sizes")
+        return storage
+
+    def _tensor(self, storage, offset, shape, strides, requires_grad, hooks, metadata=None):
+        del requires_grad, hooks, metadata  # For training.
+        if not isinstance(storage, _Storage) or len(shape) != len(strides):
+            raise pickle.UnpicklingError("a tensor has no storage, shape and strides")
+        if any(type(n) is not int or n < 0 for n in (offset, *shape, *strides)):
+            raise pickle.UnpicklingError("a tensor's offset, shape or strides are no sizes")
+        last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides))
+        count = math.prod(shape)  # Above the storage's: expanded, or made to fill memory.
+        if count > storage.size or (count and last >= storage.size):
+            raise pickle.UnpicklingError(
+                f"a tensor of shape {list(shape)} reaches beyond its storage "
+                f"{storage.key!r} of {storage.size} elements"
+            )
+        return _Tensor(storage, offset, tuple(shape), tuple(strides))
+
+    def _parameter(self, tensor, requires_grad, hooks):
+        del requires_grad, hooks
+        return tensor
+
+
+def _is_zip(file):
+    start = file.read(4)
+    file.seek(0)
+    return start == b"PK\3\4"
+
+
+def _read_zip(file):
+    """What the pickle holds, and the storages it needs as 1-D arrays by key."""
+    with zipfile.ZipFile(file) as archive:
+        names = archive.namelist()
+        pickles = [name for name in names if name.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise pickle.UnpicklingError("a zip, but without PyTorch's data.pkl")
+        root = pickles[0].removesuffix("data.pkl")
+        if f"{root}byteorder" in names:  # Since PyTorch 2.1.
+            _check_order(archive.read(f"{root}byteorder") == b"little")
+        with archive.open(pickles[0]) as pickled:
+            unpickler = _Unpickler(pickled)
+            tree = unpickler.load()
+        storages = {}
+        for storage in unpickler.storages.values():
+            entry = archive.getinfo(f"{root}data/{storage.key}")
+            if entry.compress_type != zipfile.ZIP_STORED:  # PyTorch never does; bombs do.
+                raise pickle.UnpicklingError(f"storage {storage.key!r} is compressed")
+            storages[storage.key] = _numbers(storage, archive.read(entry))
+    return tree, storages
+
+
+def _read_legacy(file):
+    """As `_read_zip`, from magic number, protocol, machine, dict, keys; sizes and data."""
+    end = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    if [_Unpickler(file).load() for _ in range(2)] != [LEGACY_MAGIC, LEGACY_PROTOCOL]:
+        raise pickle.UnpicklingError("it does not begin as one")
+    _check_order(_Unpickler(file).load()["little_endian"])
+    unpickler = _Unpickler(file)
+    tree = unpickler.load()
+    storages = {}
+    for key in _Unpickler(file).load():
+        storage = unpickler.storages[key]
+        (size,) = struct.unpack("<q", file.read(8))
+        length = storage.size * np.dtype(DTYPES[storage.kind]).itemsize
+        if size != storage.size or length > end - file.tell():
+            raise pickle.UnpicklingError(f"storage {key!r} is cut short or of another size")
+        storages[key] = _numbers(storage, file.read(length))
+    return tree, storages
+
+
+def _check_order(little_endian):
+    if little_endian is not True:
+        raise pickle.UnpicklingError("written by a big-endian machine")
+
+
+def _numbers(storage, data):
+    dtype = np.dtype(DTYPES[storage.kind])
+    if len(data) != storage.size * dtype.itemsize:
+        raise pickle.UnpicklingError(
+            f"storage {storage.key!r} has {len(data)} bytes for {storage.size} elements"
+        )
+    return np.frombuffer(data, dtype)
+
+
+def _arrays(tree, storages):
+    if not isinstance(tree, dict):
+        kind = type(tree).__name__.strip("_")
+        raise pickle.UnpicklingError(f"it is a {kind}, not a dict")
+    arrays = {}
+    for name, tensor in _named(tree):
+        if name in arrays:
+            raise pickle.UnpicklingError(f"two tensors are called {name!r}")
+        numbers = storages[tensor.storage.key]
+        strides = [stride * numbers.itemsize for stride in tensor.strides]
+        arrays[name] = np.array(
+            np.lib.stride_tricks.as_strided(numbers[tensor.offset:], tensor.shape, strides),
+            order="C",
+        )
+    return arrays
+
+
+def _named(tree, prefix=""):
+    """(name, tensor) for everything below a dict, names joined by dots."""
+    for key, value in dict.items(tree):  # Whatever the pickle set on the instance.
+        name = f"{prefix}{key}"
+        if isinstance(value, _Tensor):
+            yield name, value
+        elif isinstance(value, dict):
+            yield from _named(value, f"{name}.")
+        else:
+            raise pickle.UnpicklingError(
+                f"{name!r} is a value of type {type(value).__name__}, not a tensor"
+            )

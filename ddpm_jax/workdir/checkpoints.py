@@ -1,0 +1,307 @@
+"""Checkpoints of a run: written by Orbax in the background, read back newest first.
+
+`workdir/checkpoints/<step>` holds `state`, a tree of arrays, and `metadata`, JSON; step is
+the number of updates done. A damaged checkpoint costs the steps since the one before it.
+"""
+
+import contextlib
+import json
+import logging as python_logging
+import sys
+import threading
+from collections.abc import Collection
+from importlib import metadata as packages
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+
+from ddpm_jax.runtime import files, parallel
+
+DAMAGE = (ValueError, KeyError, OSError)  # what Orbax raises on files it cannot read
+TEMPORARY = ".orbax-checkpoint-tmp"
+# Orbax reports every file it touches, and prints errors that it raises as well: a run's own
+# lines would drown.
+logging.get_absl_logger().addFilter(
+    lambda record: "orbax" not in record.pathname
+    or record.levelno > python_logging.INFO and not record.exc_info
+)
+
+
+def _report_unraisable(unraisable, otherwise=sys.unraisablehook) -> None:
+    # When one array cannot be read, Orbax closes its event loop under the reads of the
+    # others, each of which then prints a traceback: noise around the one line that matters.
+    if str(unraisable.exc_value) != "Event loop is closed":
+        otherwise(unraisable)
+
+
+sys.unraisablehook = _report_unraisable
+
+
+def _report_in_thread(failure, otherwise=threading.excepthook) -> None:
+    # An error in one of Orbax's threads is raised by the next save, or by the closing.
+    if not type(failure.thread).__module__.startswith("orbax."):
+        otherwise(failure)
+
+
+threading.excepthook = _report_in_thread
+
+
+class Checkpoints:
+    """The checkpoints of a run that writes them; also a context manager.
+
+    Opening it removes what a killed run left half written. In a run of several processes
+    each opens it and calls every method.
+
+    Args:
+        workdir: str or path, gs:// too; checkpoints stand in its folder `checkpoints`.
+        keep: how many of the newest stay.
+        keep_every: those at multiples of so many steps stay as well; 0 for none.
+    """
+
+    def __init__(self, workdir, *, keep: int = 2, keep_every: int = 0):
+        self._folder = _folder(workdir)
+        # Made in the background, a folder that cannot be made would leave threads behind
+        # that keep the process from ending.
+        background = ocp.AsyncOptions(create_directories_asynchronously=False)
+        self._options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, keep_period=keep_every or None, async_options=background
+        )
+        if parallel.is_first() and self._folder.exists():
+            for leftover in self._folder.glob(f"*{TEMPORARY}*"):
+                leftover.rmtree()
+        parallel.barrier("checkpoints.clean")
+        self._open()
+
+    def _open(self) -> None:
+        self._manager = ocp.CheckpointManager(self._folder, options=self._options)
+
+    def save(self, step: int, tree: dict, metadata: dict) -> None:
+        """Starts writing `tree` as the checkpoint of `step`; nothing if it exists already.
+
+        Copies the arrays to the host first, so the caller may donate them at once. Waits
+        for the save before.
+
+        Args:
+            step: updates done; later than every step saved before.
+            tree: pytree of arrays, the same on every process.
+            metadata: JSON, such as the configuration and `library_versions()`.
+
+        Raises:
+            OSError: this save or the one before failed, such as on a full disk; older
+                checkpoints stay.
+        """
+        if step in self._manager.all_steps():
+            return
+        arrays = jax.tree.map(np.asarray, jax.device_get(tree))
+        args = ocp.args.Composite(
+            state=ocp.args.PyTreeSave(arrays), metadata=ocp.args.JsonSave(metadata)
+        )
+        with self._failures_told():
+            self._manager.save(step, args=args, force=True)
+
+    def restore(self, abstract_tree: dict, *, added: Collection[str] = ()) -> tuple | None:
+        """The newest checkpoint that can be read, as (step, tree); None if there is none.
+
+        One that cannot be read is reported and renamed `<step>.corrupt`, and the one before
+        it is tried; its step can be saved again.
+
+        Args:
+            abstract_tree: what was saved, with arrays or `jax.ShapeDtypeStruct` as leaves.
+            added: keys that may be missing, where an older version saved without them; the tree
+                returned lacks them too.
+
+        Returns:
+            The step, and NumPy arrays in the containers of `abstract_tree`.
+
+        Raises:
+            ValueError: the checkpoint is sound, and its leaves or shapes are not those of
+                `abstract_tree`.
+        """
+        self._manager.wait_until_finished()
+        for step in parallel.from_first(lambda: _steps(self._folder)):
+            path = self._folder / str(step)
+            difference, tree, damage, written = "", None, None, {}
+            try:
+                stored = _stored(path)
+                wanted = {
+                    key: part for key, part in abstract_tree.items()
+                    if key in stored or key not in added
+                }
+                difference = _difference(stored, wanted)
+                written = _metadata(path)  # without it, it could not be sampled from
+                if not difference:
+                    tree = _read(path, wanted)
+            except DAMAGE as error:
+                damage = error
+            if not parallel.everywhere(damage is None):
+                self._set_aside(step, damage or OSError("another process could not read it"))
+            elif difference:
+                raise ValueError(
+                    f"{path} was made with another model or optimizer{_by_other(written)}: "
+                    f"{difference}. Go on with the settings in its config.json, or use another "
+                    "--workdir."
+                )
+            else:
+                return step, tree
+        return None
+
+    def _set_aside(self, step: int, error: Exception) -> None:
+        path = self._folder / str(step)
+        corrupt, number = self._folder / f"{step}.corrupt", 1
+        while corrupt.exists():
+            corrupt, number = self._folder / f"{step}.corrupt{number}", number + 1
+        logging.warning(
+            "%s is damaged (%s); it is renamed %s and the checkpoint before it is tried.",
+            path,
+            _one_line(error),
+            corrupt.name,
+        )
+        parallel.barrier(f"checkpoints.read {step}")
+        self._manager.close()
+        if parallel.is_first():
+            path.rename(corrupt)
+        parallel.barrier(f"checkpoints.rename {step}")
+        self._open()  # the open one would refuse to save up to the step that is gone
+
+    def close(self) -> None:
+        """Waits until everything is on disk; raises OSError if a save failed."""
+        with self._failures_told():
+            try:
+                self._manager.wait_until_finished()
+            finally:
+                self._manager.close()
+
+    @contextlib.contextmanager
+    def _failures_told(self):
+        try:
+            yield
+        except DAMAGE as error:
+            reason = getattr(error, "strerror", None) or str(error).split(": ")[-1]
+            newest = next(iter(_steps(self._folder)), None)
+            kept = f"that of step {newest} is whole" if newest is not None else "there is none yet"
+            raise OSError(
+                f"a checkpoint could not be written to {self._folder} ({reason}); {kept}. Make "
+                "room there, or mend what is wrong with it, and start the same command again."
+            ) from error
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        if kind is not KeyboardInterrupt:  # Ctrl-C waits for no save: its leftovers are harmless.
+            self.close()
+
+
+def restore_part(workdir, name: str, step: int | None = None) -> tuple:
+    """One part of a checkpoint, such as "ema_params", for which no model need be known.
+
+    Changes nothing in the workdir, and may run beside the run that writes it.
+
+    Args:
+        workdir: of the run, str or path.
+        name: a key of the tree that was saved.
+        step: of the checkpoint; None is the newest that can be read, with a warning for
+            each newer one that cannot.
+
+    Returns:
+        (step, tree, metadata): the part as dicts and lists of NumPy arrays, and the JSON
+        that was saved with it.
+
+    Raises:
+        ValueError: no checkpoint that can be read, no such step, or no part of this name.
+    """
+    folder = _folder(workdir)
+    steps = _steps(folder)
+    if step is not None and step not in steps:
+        raise ValueError(f"no checkpoint of step {step} in {folder}: there are {steps}.")
+    for candidate in steps if step is None else [step]:
+        path = folder / str(candidate)
+        try:
+            stored = _stored(path)
+            if name in stored:
+                tree = _read(path, {name: stored[name]})[name]
+                return candidate, tree, _metadata(path)
+        except DAMAGE as error:
+            logging.warning("%s is damaged (%s).", path, _one_line(error))
+        else:
+            raise ValueError(f"{path} holds no {name!r}: there are {sorted(stored)}.")
+    raise ValueError(
+        f"no checkpoint in {folder} that can be read: train first with --mode=train "
+        f"--workdir={folder.parent}."
+    )
+
+
+def steps(workdir) -> list[int]:
+    """The steps of which a run has checkpoints, in order."""
+    return sorted(_steps(_folder(workdir)))
+
+
+def library_versions() -> dict[str, str]:
+    """The version of each library that a run depends on, by its name on PyPI."""
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ddpm_jax")
+    return {name: packages.version(name) for name in names}
+
+
+def _folder(workdir) -> epath.Path:
+    folder = files.path(workdir) / "checkpoints"
+    return folder if files.in_store(folder) else folder.resolve()
+
+
+def _steps(folder) -> list[int]:
+    if not folder.exists():
+        return []
+    return sorted((int(p.name) for p in folder.iterdir() if p.name.isdigit()), reverse=True)
+
+
+def _stored(path) -> dict:
+    """The tree in the checkpoint at `path`, with a shape and a dtype for each array."""
+    return ocp.PyTreeCheckpointHandler().metadata(path / "state").tree
+
+
+def _metadata(path) -> dict:
+    return json.loads((path / "metadata" / "metadata").read_text())
+
+
+def _read(path, tree):
+    """The arrays of the checkpoint at `path` that have a leaf in `tree`, as NumPy."""
+    numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    args = ocp.args.PyTreeRestore(
+        item=jax.tree.map(lambda _: 0, tree), restore_args=numpy, partial_restore=True
+    )
+    return ocp.PyTreeCheckpointHandler().restore(path / "state", args=args)
+
+
+def _difference(stored, wanted) -> str:
+    """The first leaf in which two trees differ, in words; "" if there is none."""
+    stored, wanted = _shapes(stored), _shapes(wanted)
+    for name in sorted({**stored, **wanted}):
+        if name not in wanted:
+            return f"it has {name} {stored[name]}, which is not in this one"
+        if name not in stored:
+            return f"it has no {name}, which is {wanted[name]} in this one"
+        if stored[name] != wanted[name]:
+            return f"{name} is {stored[name]} there and {wanted[name]} in this one"
+    return ""
+
+
+def _shapes(tree) -> dict[str, list[int]]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): list(np.shape(leaf))
+        for path, leaf in leaves
+    }
+
+
+def _by_other(metadata: dict) -> str:
+    """Says which version of this package wrote a checkpoint, where it was another than this."""
+    theirs, ours = (found.get("ddpm_jax", "?") for found in (
+        metadata.get("versions", {}), library_versions()
+    ))
+    return "" if theirs == ours else f", or by version {theirs} of this program (this is {ours})"
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]

@@ -1,0 +1,198 @@
+"""What a run says: metrics.jsonl, TensorBoard event files, a progress bar or plain lines.
+
+A step here is the number of updates done. After a stop, what was written past the step that
+the run resumes from is dropped, so every step stands once in both records. In a run of
+several processes one of them logs.
+"""
+
+import contextlib
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import tqdm
+from etils import epath
+
+from ddpm_jax.runtime import files
+from ddpm_jax.workdir.metrics_file import MetricsFile
+from ddpm_jax.workdir.tensorboard_writer import EventFiles
+from ddpm_jax.workdir.wandb_writer import WandbWriter
+
+
+class Rate:
+    """Speed and time to go, by the wall clock.
+
+    Args:
+        start_step: updates done when this start began.
+        num_steps: updates when the run is complete.
+        batch_size: images a step, over all devices.
+        clock: seconds from any origin.
+    """
+
+    def __init__(
+        self,
+        *,
+        start_step: int,
+        num_steps: int,
+        batch_size: int,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        self._start_step, self._num_steps = start_step, num_steps
+        self._batch_size, self._clock = batch_size, clock
+        self._started = self._last_time = clock()
+        self._last_step = start_step
+        self._paused = 0.0
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves the time inside out of the speed: `with rate.paused(): sample()`."""
+        began = self._clock()
+        try:
+            yield
+        finally:
+            self._paused += self._clock() - began
+
+    def read(self, step: int) -> dict[str, float]:
+        """The speed since the last reading, and the time to go.
+
+        Returns:
+            images_per_second and steps_per_second, without paused time, and eta, seconds,
+            with it (it comes again) by the average over this start; NaN where no step or
+            no time has passed.
+        """
+        now = self._clock()
+        working = now - self._last_time - self._paused
+        speed = _ratio(step - self._last_step, working)
+        seconds_a_step = _ratio(now - self._started, step - self._start_step)
+        self._last_time, self._last_step, self._paused = now, step, 0.0
+        return {
+            "images_per_second": speed * self._batch_size,
+            "steps_per_second": speed,
+            "eta": seconds_a_step * (self._num_steps - step),
+        }
+
+
+def _ratio(numerator: float, denominator: float) -> float:
+    return numerator / denominator if denominator > 0 else math.nan
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds for people: "12 s", "1 min 04 s" or "2 h 05 min"; "unknown" if not finite."""
+    if not math.isfinite(seconds):
+        return "unknown"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+class Logs:
+    """The records of one start of a run; also a context manager.
+
+    Args:
+        workdir: gets `metrics.jsonl` and the event files in `tensorboard/`.
+        start_step: updates done; rows and events of later steps are dropped.
+        num_steps: updates when the run is complete, the length of the bar.
+        progress: True shows a bar on stderr, False prints lines on stdout instead; None
+            shows the bar if stderr is a terminal.
+        also: a `WandbWriter`, which gets the scalars and pictures too; None is none.
+
+    Attributes:
+        folder: local, for anything else that TensorBoard is to show.
+    """
+
+    def __init__(
+        self, workdir, *, start_step: int, num_steps: int, progress: bool | None = None,
+        also: WandbWriter | None = None,
+    ):
+        self._start_step, self._num_steps = start_step, num_steps
+        self._rows = MetricsFile(workdir, start_step)
+        self._events = EventFiles(
+            files.path(workdir) / "tensorboard", purge_step=start_step + 1
+        )
+        self.folder = self._events.folder
+        self._also = also
+        show = sys.stderr.isatty() if progress is None else progress
+        bar = dict(initial=start_step, total=num_steps, unit="step", dynamic_ncols=True)
+        self._bar = tqdm.tqdm(**bar) if show else None
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """One row {"step": ..., **metrics} in metrics.jsonl, and TensorBoard scalars.
+
+        JSON knows no NaN or infinity: they stand as null in the row, as they are in
+        TensorBoard. Without a bar a line on stdout tells the step and, where they are among
+        the metrics, loss, images_per_second and eta; with one the loss stands at its end.
+        """
+        metrics = {name: float(value) for name, value in metrics.items()}
+        row = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
+        self._rows.write({"step": int(step), **row})
+        for name, value in metrics.items():
+            self._events.scalar(name, value, step)
+        if self._also is not None:
+            self._also.write(step, metrics)
+        if self._bar is None:
+            self.say(_line(step, self._num_steps, metrics))
+        elif "loss" in metrics:
+            self._bar.set_postfix_str(f"loss {metrics['loss']:.4g}", refresh=False)
+
+    def advance(self, step: int) -> None:
+        """Moves the bar to `step`."""
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+
+    def images(self, name: str, uint8_grid: np.ndarray, step: int) -> None:
+        """Shows a picture, uint8 [h, w, c] with c of 1, 3 or 4, in TensorBoard."""
+        self._events.image(name, uint8_grid, step)
+        if self._also is not None:
+            self._also.images(name, uint8_grid, step)
+
+    def text(self, name: str, text: str) -> None:
+        """Shows Markdown in TensorBoard, at the step of this start."""
+        self._events.text(name, text, self._start_step)
+
+    def say(self, line: str) -> None:
+        """Prints a line on stdout without tearing the bar."""
+        with tqdm.tqdm.external_write_mode():
+            print(line, flush=True)
+
+    def flush(self) -> None:
+        """Writes out what is buffered: a start from the checkpoint that follows has it all."""
+        self._rows.flush()
+        self._events.flush()
+
+    def close(self) -> None:
+        """Writes out what is buffered; nothing can be logged afterwards."""
+        if self._bar is not None:
+            self._bar.close()
+        self._events.close()
+        self._rows.close()
+        if self._also is not None:
+            self._also.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+class Silence:
+    """In the place of `Logs` in a process that says nothing: takes every call."""
+
+    folder = epath.Path()
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *args, **kwargs: None
+
+
+def _line(step: int, num_steps: int, metrics: dict[str, float]) -> str:
+    parts = [f"step {step:,} of {num_steps:,}"]
+    if "loss" in metrics:
+        parts.append(f"loss {metrics['loss']:.4f}")
+    if "images_per_second" in metrics:
+        parts.append(f"{metrics['images_per_second']:.1f} images/s")
+    if "eta" in metrics:
+        parts.append(f"eta {format_duration(metrics['eta'])}")
+    return "  ".join(parts)

@@ -1,0 +1,66 @@
+"""The same records in Weights & Biases (wandb.ai), for those who have it installed."""
+
+import os
+import uuid
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ddpm_jax.runtime import files
+
+
+def check(project: str) -> None:
+    """Raises ValueError where a project is named and the package is not installed."""
+    if not project:
+        return
+    try:
+        import wandb  # noqa: F401
+    except ImportError:
+        raise ValueError(
+            f"config.train.wandb={project!r} needs the package wandb; pip install -e "
+            '".[wandb]", or write --config.train.wandb="" for none.'
+        ) from None
+
+
+class WandbWriter:
+    """One run of a project; a second start in the same workdir continues it.
+
+    The service takes steps in order only and leaves out those that it has, which a resumed run
+    repeats bit for bit. Who you are, and whether anything is sent, are settings of wandb:
+    `wandb login`, WANDB_ENTITY, WANDB_MODE=offline.
+
+    Args:
+        project: its name.
+        workdir: keeps the run's id in `wandb_id.txt`, and wandb's files in `wandb/`; in a store
+            they stand where WANDB_DIR says.
+        config: the run's settings, JSON.
+    """
+
+    def __init__(self, project: str, workdir: Any, config: dict[str, Any]):
+        import wandb
+
+        workdir = files.path(workdir)
+        path = workdir / "wandb_id.txt"
+        if not path.exists():
+            files.write(path, uuid.uuid4().hex.encode())
+        self._image = wandb.Image
+        self._run = wandb.init(
+            project=project, id=path.read_text(), resume="allow", name=workdir.name,
+            dir=None if files.in_store(workdir) else os.fspath(workdir), config=config,
+        )
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """The scalars of a step."""
+        self._run.log(metrics, step=int(step))
+
+    def images(self, name: str, uint8_grid: np.ndarray, step: int) -> None:
+        """A picture, uint8 [h, w, c] with c of 1, 3 or 4."""
+        grey = uint8_grid.shape[-1] == 1
+        # Not the array, of which wandb would guess the range.
+        picture = Image.fromarray(uint8_grid[..., 0] if grey else uint8_grid)
+        self._run.log({name: self._image(picture)}, step=int(step))
+
+    def close(self) -> None:
+        """Sends what is left."""
+        self._run.finish()
