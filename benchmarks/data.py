@@ -18,7 +18,7 @@ import time
 import numpy as np
 from PIL import Image
 
-from ddpm_jax.data import loading
+from ddpm_jax.data import batching, loading
 from ddpm_jax.data import source as source_lib
 
 BATCH_SIZE = 128
@@ -33,7 +33,7 @@ def report(what, rates):
 
 def batch_rates(source, num_batches):
     """Images a second of consecutive runs of batches, after the first batch."""
-    iterator = loading.batches(source, seed=0, batch_size=BATCH_SIZE)
+    iterator = batching.batches(source, seed=0, batch_size=BATCH_SIZE)
     next(iterator)
     rates = []
     for _ in range(REPEATS):

@@ -13,10 +13,9 @@ import jax
 import numpy as np
 
 import ddpm_jax
-from ddpm_jax.data import loading
+from ddpm_jax.data import loading, pixels
 from ddpm_jax.inference import editing
-from ddpm_jax.inference.sample import Settings
-from ddpm_jax.workdir import pictures
+from ddpm_jax.samplers.settings import Settings
 
 PAPER = {10: 0.014, 20: 0.0065, 50: 0.0023, 100: 0.0009, 200: 0.0004, 500: 0.0001, 1000: 0.0001}
 
@@ -29,7 +28,7 @@ def main():
     args = parser.parse_args()
 
     trained = ddpm_jax.load(args.workdir)
-    digits = pictures.to_float(loading.digits("test")[0][: args.num_images])
+    digits = pixels.to_float(loading.digits("test")[0][: args.num_images])
     print(f"jax {jax.__version__} on {jax.default_backend()}, {len(digits)} held-out digits\n")
     print("| steps each way | digits | CIFAR-10 (paper) |\n|---|---|---|")
     for num_steps, paper in PAPER.items():

@@ -143,20 +143,20 @@ def compiled_step(batch_size: int):
 
     from ddpm_jax import config as config_lib
     from ddpm_jax.runtime import parallel
-    from ddpm_jax.training import loop
+    from ddpm_jax.training import run as run_lib
     from ddpm_jax.training import step as step_lib
     from ddpm_jax.configs import digits
 
     config = digits.get_config()
     config.model.channels, config.model.attention_resolutions = 16, ()
     config.train.batch_size = batch_size
-    run = loop.prepare(config, None, np.zeros((64, 16, 16, 1), np.uint8))
+    run = run_lib.prepare(config, None, np.zeros((64, 16, 16, 1), np.uint8))
     step = step_lib.pmap_train_step(
         schedule=run.schedule, learning_rate=config_lib.learning_rate(config),
-        settings=step_lib.step_settings(config),
+        settings=run_lib.step_settings(config),
     )
     batch = parallel.shard({"images": np.zeros((batch_size, 16, 16, 1), np.uint8)})
-    arguments = parallel.replicate(loop.fresh_state(run)), batch, jax.random.key(0)
+    arguments = parallel.replicate(run_lib.fresh_state(run)), batch, jax.random.key(0)
     return step.lower(*arguments).compile(), arguments
 
 

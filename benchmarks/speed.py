@@ -25,8 +25,8 @@ import jax.numpy as jnp
 
 from benchmarks import contest, speed_tables
 from ddpm_jax import config as config_lib
+from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.runtime import huge_pages
-from ddpm_jax.training import state as state_lib
 from ddpm_jax.weights import diffusers_config
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -76,7 +76,7 @@ def network_facts(network, dropout, dtype):
         x, t = jnp.zeros((1, *shape)), jnp.zeros((1,), jnp.int32)
         return model.init(jax.random.key(0), x, t, train=False)["params"]
 
-    trained = state_lib.Trained(
+    trained = trained_lib.Trained(
         jax.eval_shape(init), model, config_lib.schedule(config),
         config_lib.parameterization(config), shape,
     )
@@ -85,7 +85,7 @@ def network_facts(network, dropout, dtype):
         "shape": (channels, height, width), "dropout": config.model.dropout,
         "unet": diffusers_config.network_settings(trained),
         "process": diffusers_config.process_settings(trained, clip=True),
-        "parameters": state_lib.num_params(trained.params),
+        "parameters": trained_lib.num_params(trained.params),
         "learning_rate": config.train.learning_rate, "warmup_steps": config.train.warmup_steps,
         "random_flip": config.data.random_flip,
     }

@@ -13,16 +13,16 @@ from importlib import metadata
 
 _HOME = {
     "bits_per_dim": "inference.bits_per_dim",
-    "denoise_fn": "training.state",
+    "denoise_fn": "network.trained",
     "evaluate": "evaluation.evaluate",
     "from_pretrained": "weights.pretrained",
     "from_state_dict": "weights.pretrained",
-    "load": "weights.pretrained",
+    "load": "workdir.run_folder",
     "read_metrics": "workdir.metrics_file",
     "sample": "inference.sample",
     "save_pretrained": "weights.pretrained",
     "train": "training.loop",
-    "Trained": "training.state",
+    "Trained": "network.trained",
     "UNet": "network.unet",
 }
 _MODULES = tuple(module.name for module in pkgutil.iter_modules(__path__))

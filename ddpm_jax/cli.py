@@ -248,23 +248,25 @@ def _sample(config, workdir):
     from ddpm_jax.inference import conditions, sample_command
     from ddpm_jax.inference import sample as sample_lib
     from ddpm_jax.runtime import files, parallel
-    from ddpm_jax.weights import pretrained
     from ddpm_jax.workdir import pictures, run_folder
 
     config = run_folder.config_for(config, workdir)
     validation.check_numbers(config)
-    parallel.check_same(config=config_lib.dump(config))
+    parallel.check_same(config=run_folder.dump(config))
     if config.sample.task or config.sample.inputs:
         sample_command.run(config, workdir)
         return
     settings, how = config.sample, config_lib.sampling_settings(config)
     step, trained = parallel.from_first(
-        lambda: pretrained.load_step(workdir, weights=settings.weights)
+        lambda: run_folder.load_step(workdir, weights=settings.weights)
     )
     source = None
     if trained.model.condition_channels:
-        found = (loading.load(split=s, **config_lib.data_settings(config)) for s in ("test", "train"))
-        source = next(filter(None, found))
+        splits = (
+            loading.load(split=split, **config_lib.data_settings(config))
+            for split in ("test", "train")
+        )
+        source = next(filter(None, splits))
     told = conditions.in_turn(source, settings.num_images, tuple(settings.labels))
     samples = sample_lib.sample(
         trained, settings.seed, settings.num_images, **dataclasses.asdict(how), **told,

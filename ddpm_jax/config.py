@@ -1,10 +1,9 @@
-"""From a config to what it describes: schedule, network, optimizer; and to JSON and back.
+"""From a config to what it describes: schedule, network, optimizer, settings.
 
 `configs/cifar10.py` lists every setting. Below this module functions take plain arguments.
 """
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,13 +11,12 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from ddpm_jax.configs import cifar10
 from ddpm_jax.data import source as source_lib
 from ddpm_jax.diffusion import losses, process
 from ddpm_jax.diffusion import schedule as schedule_lib
-from ddpm_jax.inference import sample as sample_lib
+from ddpm_jax.errors import UserError
 from ddpm_jax.network import unet
-from ddpm_jax.runtime import files
+from ddpm_jax.samplers import settings as settings_lib
 
 DTYPES = ("float32", "bfloat16")
 MAX_TIMESTEPS = 1_000_000
@@ -28,20 +26,20 @@ def schedule(config: ml_collections.ConfigDict) -> schedule_lib.Schedule:
     """The noise schedule of `config.diffusion`, or ValueError naming the setting."""
     settings = config.diffusion
     if not 1 <= settings.num_timesteps <= MAX_TIMESTEPS:
-        raise ValueError(
+        raise UserError(
             f"config.diffusion.num_timesteps={settings.num_timesteps}: a chain has at least 1 "
             f"step, and at most {MAX_TIMESTEPS:,}; try --config.diffusion.num_timesteps=1000."
         )
     if settings.schedule == "betas":
         return _named("betas", settings.betas, lambda: schedule_lib.from_betas(settings.betas))
     if settings.schedule not in schedule_lib.NAMED:
-        raise ValueError(
+        raise UserError(
             f"config.diffusion.schedule={settings.schedule!r} is not known; use one of "
             f"{', '.join(schedule_lib.NAMED)}, or betas with config.diffusion.betas."
         )
     for name in ("beta_start", "beta_end"):
         if not 0 < settings[name] <= 1:
-            raise ValueError(
+            raise UserError(
                 f"config.diffusion.{name}={settings[name]:g} must lie in (0, 1]; try "
                 f"--config.diffusion.{name}={1e-4 if name == 'beta_start' else 0.02:g}."
             )
@@ -55,7 +53,7 @@ def _named(setting, value, build):
     try:
         return build()
     except ValueError as error:
-        raise ValueError(f"config.diffusion.{setting}={value!r}: {error}") from None
+        raise UserError(f"config.diffusion.{setting}={value!r}: {error}") from None
 
 
 def parameterization(config: ml_collections.ConfigDict) -> process.Parameterization:
@@ -73,7 +71,7 @@ def model(config: ml_collections.ConfigDict, channels: int) -> unet.UNet:
     """The network of `config.model` for images of `channels`."""
     settings = config.model.to_dict()
     if settings["dtype"] not in DTYPES:
-        raise ValueError(
+        raise UserError(
             f"config.model.dtype={settings['dtype']!r} is not known; use one of "
             f"{', '.join(DTYPES)}."
         )
@@ -117,10 +115,10 @@ def data_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     )
 
 
-def sampling_settings(config: ml_collections.ConfigDict) -> sample_lib.Settings:
+def sampling_settings(config: ml_collections.ConfigDict) -> settings_lib.Settings:
     """How to sample, checked."""
     settings = config.sample
-    found = sample_lib.Settings(
+    found = settings_lib.Settings(
         settings.sampler, settings.num_steps or None, settings.eta, settings.grid, settings.clip,
         settings.guidance, tuple(settings.guidance_interval),
         settings.rederive_eps, settings.dynamic_threshold,
@@ -165,7 +163,7 @@ def resolved(
         (data.condition or "stored") if source.condition_channels else ""
     )
     if data.num_classes and source.num_classes > data.num_classes:
-        raise ValueError(
+        raise UserError(
             f"config.data.num_classes={data.num_classes}, but {data.name} has "
             f"{source.num_classes}; write --config.data.num_classes={source.num_classes}, or 0."
         )
@@ -181,70 +179,3 @@ def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key, tuple(value) if isinstance(value, list) else value
-
-
-def dump(config: ml_collections.ConfigDict) -> str:
-    """The config as JSON text."""
-    return config.to_json(indent=2)
-
-
-def parse(text: str) -> ml_collections.ConfigDict:
-    """The config that `dump` wrote, locked, lists as tuples again.
-
-    Settings that it does not have, being older than they are, get the value of
-    `configs/cifar10.py`, which is what they were before they could be set.
-
-    Raises:
-        ValueError: it is no JSON, or has other settings than those of `configs/cifar10.py`.
-    """
-    def frozen(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: frozen(item) for key, item in value.items()}
-        return tuple(value) if isinstance(value, list) else value
-
-    config = cifar10.get_config()
-    try:
-        config.update(ml_collections.ConfigDict(frozen(json.loads(text))))
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"the stored config cannot be read ({files.one_line(error)[:200]}); it is damaged, or "
-            "of another version of this package: put back the file, or name another --workdir."
-        ) from None
-    return config
-
-
-# What a workdir's parameters and optimizer state depend on; the rest may change on resume.
-_FIXED = ("model", "diffusion", "data.image_size", "data.image_width", "data.channels",
-          "data.labels", "data.num_classes", "data.condition", "data.condition_channels",
-          "data.factor", "train.extra_ema_decays", "train.t_sampling")
-_FREE = ("model.dropout", "model.dtype")
-
-
-def check_same_run(
-    config: ml_collections.ConfigDict, stored: ml_collections.ConfigDict, workdir: Any
-) -> None:
-    """Raises ValueError naming the first setting in which `workdir` holds another model."""
-    now, before = (dict(leaves(c)) for c in (config, stored))
-    for name, value in now.items():
-        fixed = name.startswith(tuple(f"{group}." for group in _FIXED)) or name in _FIXED
-        if fixed and name not in _FREE and value != before.get(name):
-            raise ValueError(
-                f"config.{name}={value!r}, but {workdir} was made with {before.get(name)!r}; "
-                f"write --config.{name}={before.get(name)!r}, or name another --workdir."
-            )
-
-
-def as_stored(
-    config: ml_collections.ConfigDict, stored: ml_collections.ConfigDict, workdir: Any
-) -> ml_collections.ConfigDict:
-    """`config` for use with a finished run: how to sample is its own, the model the run's.
-
-    Raises:
-        ValueError: it describes another model than the run's.
-    """
-    config = config.copy_and_resolve_references()
-    for name in ("image_size", "image_width", "channels", "num_classes", "condition_channels"):
-        config.data[name] = config.data[name] or stored.data[name]
-    config.train = stored.train
-    check_same_run(config, stored, workdir)
-    return config

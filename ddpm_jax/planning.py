@@ -17,16 +17,18 @@ import ml_collections
 import numpy as np
 
 from ddpm_jax import config as config_lib
-from ddpm_jax import validation
-from ddpm_jax.data import batching, image_pairs, loading
+from ddpm_jax.data import batching, image_pairs, loading, pixels
 from ddpm_jax.data import source as source_lib
+from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation import catalogue
 from ddpm_jax.inference import conditions
-from ddpm_jax.runtime import parallel
-from ddpm_jax.training import loop, memory_check, monitoring
-from ddpm_jax.training import state as state_lib
+from ddpm_jax.network import trained as trained_lib
+from ddpm_jax.runtime import memory, parallel
+from ddpm_jax.training import loop, memory_check
+from ddpm_jax.training import run as run_lib
+from ddpm_jax.training.run import step_settings
 from ddpm_jax.training.state import TrainState
-from ddpm_jax.training.step import pmap_train_step, step_settings
-from ddpm_jax.workdir import pictures
+from ddpm_jax.training.step import pmap_train_step
 from ddpm_jax.workdir.logs import format_duration
 
 _SECONDS = 1.0  # To measure a speed for, after a first call that is not counted.
@@ -88,7 +90,7 @@ class Plan:
     num_steps: int
     batch_size: int
     num_params: int
-    memory_check: dict[str, int]
+    memory: dict[str, int]
     peak: str
     step: Speed
     call: Speed
@@ -109,10 +111,10 @@ def plan(config: ml_collections.ConfigDict, data: Any = None) -> Plan:
     Raises:
         ValueError: a setting is wrong, or neither it nor the data tell the images' shape.
     """
-    validation.check_evaluation(config)
+    catalogue.check_evaluation(config)
     how = config_lib.sampling_settings(config)
     found = data is not None or loading.is_there(config.data.name, config.data.dir)
-    run = loop.prepare(config, None, data if found else stand_in(config))
+    run = run_lib.prepare(config, None, data if found else stand_in(config))
     config, train, evaluate = run.config, run.config.train, run.config.evaluate
     shape = "x".join(map(str, run.source.image_shape))
     num_calls = how.num_calls(run.schedule)
@@ -120,8 +122,8 @@ def plan(config: ml_collections.ConfigDict, data: Any = None) -> Plan:
     num_images = evaluate.num_images or _STAND_IN
     if found and split is not None:
         num_images = min(evaluate.num_images or len(split), len(split))
-    state = parallel.replicate(loop.fresh_state(run))
-    held, num_params = memory_check.of_state(state), state_lib.num_params(state.params)
+    state = parallel.replicate(run_lib.fresh_state(run))
+    held, num_params = memory_check.of_state(state), trained_lib.num_params(state.params)
     state, step = time_steps(run, state)
     call = time_network(run, state.ema_params, "default")
     # A CPU knows one precision only.
@@ -135,7 +137,7 @@ def plan(config: ml_collections.ConfigDict, data: Any = None) -> Plan:
     return Plan(
         f"{len(run.source):,} images of {shape}" if found else
         f"{config.data.name} is not on this machine: random pixels of {shape} in its place",
-        train.num_steps, train.batch_size, num_params, held, monitoring.memory(), step, call,
+        train.num_steps, train.batch_size, num_params, held, memory.peak(), step, call,
         (
             work("sample", config.sample.num_images, guided * num_calls, call),
             work("fid", evaluate.num_samples, guided * num_calls, measured),
@@ -153,7 +155,7 @@ def stand_in(config: ml_collections.ConfigDict) -> source_lib.Source:
     shape, settings = config_lib.image_shape(config), config.data
     if shape is None:
         name = "channels" if settings.image_size else "image_size"
-        raise ValueError(
+        raise UserError(
             f"config.data.{name}={settings[name]}: {settings.name} is not on this machine, so a "
             f"plan needs to be told; write such as --config.data.{name}="
             f"{3 if name == 'channels' else 32}."
@@ -177,11 +179,11 @@ def stand_in(config: ml_collections.ConfigDict) -> source_lib.Source:
     return source
 
 
-def time_steps(run: loop.Run, state: TrainState) -> tuple[TrainState, Speed]:
+def time_steps(run: run_lib.Run, state: TrainState) -> tuple[TrainState, Speed]:
     """The state after some training steps, and their speed.
 
     Args:
-        run: of `loop.prepare`.
+        run: of `run.prepare`.
         state: replicated; donated.
     """
     config = run.config
@@ -192,9 +194,9 @@ def time_steps(run: loop.Run, state: TrainState) -> tuple[TrainState, Speed]:
             schedule=run.schedule, learning_rate=config_lib.learning_rate(config),
             settings=settings,
         )
-        return step_fn.lower(state, batch, run.rng(loop.STEP))
+        return step_fn.lower(state, batch, run.rng(run_lib.STEP))
 
-    with contextlib.closing(batching.batches(
+    with contextlib.closing(batching.device_batches(
         run.source, seed=config.seed, batch_size=config.train.batch_size,
         on_device=config.data.on_device,
     )) as batches, jax.default_matmul_precision(config.train.matmul_precision):
@@ -204,18 +206,18 @@ def time_steps(run: loop.Run, state: TrainState) -> tuple[TrainState, Speed]:
 
         def step():
             nonlocal state
-            state, metrics = compiled(state, next(batches), run.rng(loop.STEP))
+            state, metrics = compiled(state, next(batches), run.rng(run_lib.STEP))
             return metrics["loss"]
 
         measured = speed(step, counted, compiled)
         return state, measured
 
 
-def time_network(run: loop.Run, params: Any, precision: str) -> Speed:
+def time_network(run: run_lib.Run, params: Any, precision: str) -> Speed:
     """The speed of a network call for a training batch, inside a scan as in sampling.
 
     Args:
-        run: of `loop.prepare`.
+        run: of `run.prepare`.
         params: replicated.
         precision: of matrix products, as of `jax.default_matmul_precision`.
     """
@@ -227,12 +229,12 @@ def time_network(run: loop.Run, params: Any, precision: str) -> Speed:
             output = run.model.apply({"params": params}, x, t, train=False, **told)
             return output[..., : x.shape[-1]], None  # Less the variances where it has them.
 
-        return jax.lax.scan(call, pictures.to_float(uint8), length=_CHAIN)[0]
+        return jax.lax.scan(call, pixels.to_float(uint8), length=_CHAIN)[0]
 
     share = run.config.train.batch_size // jax.process_count()
     batch = parallel.shard(run.source.examples(np.arange(share) % len(run.source)))
     with jax.default_matmul_precision(precision):
-        lowered = jax.pmap(chain, axis_name=parallel.AXIS, in_axes=(None, 0)).lower(params, batch)
+        lowered = parallel.pmap(chain, in_axes=(None, 0)).lower(params, batch)
         compiled = lowered.compile()
         found = speed(lambda: compiled(params, batch), lowered, compiled)
     # The scan's body is counted once already, as whatever is in a loop.

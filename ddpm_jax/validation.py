@@ -6,15 +6,11 @@ import ml_collections
 
 from ddpm_jax import config as config_lib
 from ddpm_jax.configs import cifar10
+from ddpm_jax.errors import UserError
 from ddpm_jax.network import unet
 from ddpm_jax.workdir import wandb_writer
 
 PRECISIONS = ("default", "high", "highest")
-SCORES = ("fid", "sfid", "kid", "is", "precision_recall", "frechet_pixels")
-EVALUATIONS = ("bpd", "ode_bpd", "progressive", "draws", *SCORES, "sweep",
-               "nearest_pixels", "nearest_features")
-AGAINST_REFERENCES = ("fid", "sfid", "kid", "precision_recall", "frechet_pixels")
-DRAWN = ("progressive", "sweep")  # Without a single value.
 _KINDS = {  # Of a setting's type: what it may be, in words.
     bool: (bool, "True or False"), int: (int, "a whole number"),
     float: ((int, float), "a number"), str: (str, "a text"), tuple: (tuple, "a tuple"),
@@ -36,12 +32,12 @@ def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
     config_lib.parameterization(config).check(config_lib.schedule(config))
     config_lib.objective(config).check(config_lib.parameterization(config))
     if config.train.t_sampling not in T_SAMPLINGS:
-        raise ValueError(
+        raise UserError(
             f"config.train.t_sampling={config.train.t_sampling!r} is not known; use one of "
             f"{', '.join(T_SAMPLINGS)}."
         )
     _check_batch(config.train.batch_size, config.train.accumulate, num_devices)
-    _check_precision("train", config.train.matmul_precision)
+    check_precision("train", config.train.matmul_precision)
     _check_profile(config.train)
     wandb_writer.check(config.train.wandb)
     shape = config_lib.image_shape(config)
@@ -109,7 +105,7 @@ def check_numbers(config: ml_collections.ConfigDict) -> None:
         value = (config[group] if group else config)[name]
         if not low <= value <= high:
             rule = f"at least {low:g}" if value < low else f"in [{low:g}, {high:g}]"
-            raise ValueError(
+            raise UserError(
                 f"config.{setting}={value} must be {rule}; try --config.{setting}={works}."
             )
     _check_tuples(config)
@@ -121,7 +117,7 @@ def _check_types(config):
         kind, word = _KINDS[type(base)]
         value = found.get(setting)
         if not isinstance(value, kind) or isinstance(value, bool) != isinstance(base, bool):
-            raise ValueError(
+            raise UserError(
                 f"config.{setting}={value!r} must be {word}; try --config.{setting}=\"{base}\"."
             )
 
@@ -140,7 +136,7 @@ def _check_tuples(config):
         bad = [v for v in values
                if isinstance(v, bool) or not isinstance(v, kind) or not 0 < v < high]
         if bad or (name in ("channel_multipliers", "sweep_steps") and not values):
-            raise ValueError(
+            raise UserError(
                 f"config.{setting}={values!r} must be {rule}; try "
                 f'--config.{setting}="{works}".'
             )
@@ -149,14 +145,14 @@ def _check_tuples(config):
 def _check_batch(batch_size, accumulate, num_devices):
     if batch_size % num_devices:
         nearest = max(1, round(batch_size / num_devices)) * num_devices
-        raise ValueError(
+        raise UserError(
             f"config.train.batch_size={batch_size} does not divide over {num_devices} devices; "
             f"try --config.train.batch_size={nearest}."
         )
     share = batch_size // num_devices
     if share % accumulate:
         works = max(k for k in range(1, accumulate) if share % k == 0)
-        raise ValueError(
+        raise UserError(
             f"config.train.accumulate={accumulate} does not divide the {share} images that "
             f"each device has of config.train.batch_size={batch_size}; try "
             f"--config.train.accumulate={works}."
@@ -169,96 +165,16 @@ def _check_profile(train):
         whole and len(train.profile) == 2
         and 1 <= train.profile[0] <= train.profile[1] <= train.num_steps
     ):
-        raise ValueError(
+        raise UserError(
             f"config.train.profile={train.profile!r} must be the first and the last step to trace, "
             f"whole numbers in 1..{train.num_steps}, or () for none; try "
             f'--config.train.profile="{(min(20, train.num_steps), min(25, train.num_steps))}".'
         )
 
 
-def check_evaluation(config: ml_collections.ConfigDict) -> None:
-    """Raises ValueError naming the first setting by which nothing can be measured."""
-    check_numbers(config)
-    settings = config.evaluate
-    for metric in settings.metrics:
-        if metric not in EVALUATIONS:
-            raise ValueError(
-                f"config.evaluate.metrics has {metric!r}, which is not known; use some of "
-                f"{', '.join(EVALUATIONS)}, written as --config.evaluate.metrics=\"('bpd',)\"."
-            )
-    if not settings.metrics:
-        raise ValueError(
-            "config.evaluate.metrics=() asks for nothing; try "
-            "--config.evaluate.metrics=\"('bpd',)\"."
-        )
-    which = settings.checkpoints
-    if which not in ("newest", "all", "follow") and not which.isdigit():
-        raise ValueError(
-            f"config.evaluate.checkpoints={which!r} must be newest, all, follow or a step; try "
-            "--config.evaluate.checkpoints=newest."
-        )
-    if "sweep" in settings.metrics:
-        _check_sweep(config)
-    names = ["/".join(filter(None, item)) for item in measured(config) if item[0] not in DRAWN]
-    if settings.best and settings.best not in names:
-        raise ValueError(
-            f"config.evaluate.best={settings.best!r} is not measured; use one of "
-            f"{', '.join(names)}, such as --config.evaluate.best={names[0]}."
-            if names else f"config.evaluate.best={settings.best!r} needs a metric with a value; "
-            "add such as 'bpd' to config.evaluate.metrics."
-        )
-    _check_precision("evaluate", settings.matmul_precision)
-
-
-def _check_sweep(config):
-    settings, found = config.evaluate, config_lib.schedule(config)
-    if settings.sweep_metric not in SCORES:
-        raise ValueError(
-            f"config.evaluate.sweep_metric={settings.sweep_metric!r} is no score of samples; use "
-            f"one of {', '.join(SCORES)}."
-        )
-    if not settings.sweep_samplers:
-        raise ValueError(
-            "config.evaluate.sweep_samplers=() leaves no rows; try "
-            "--config.evaluate.sweep_samplers=\"('ddim', 'dpm_solver_pp')\"."
-        )
-    for sampler in settings.sweep_samplers:
-        for steps in settings.sweep_steps:
-            try:
-                how = config_lib.sampling_settings(config_lib.with_sampler(config, sampler, steps))
-                calls = how.num_calls(found)
-            except ValueError as error:
-                raise ValueError(
-                    f"config.evaluate.sweep_steps has {steps}, and {sampler!r} of "
-                    f"config.evaluate.sweep_samplers cannot: {error}"
-                ) from None
-            if calls != steps:
-                raise ValueError(
-                    f"config.evaluate.sweep_steps has {steps}, and {sampler!r} makes {calls} "
-                    f"calls on config.sample.grid={config.sample.grid!r}; write "
-                    "--config.sample.grid=uniform."
-                )
-            if config.diffusion.mean == "x_prev" and not how.by_grid:
-                raise ValueError(
-                    f"config.evaluate.sweep_samplers has {sampler!r}, which cannot go with "
-                    "config.diffusion.mean='x_prev'; use 'ancestral' and 'ddim' alone."
-                )
-
-
-def measured(config: ml_collections.ConfigDict) -> list[tuple[str, str | None]]:
-    """(metric, reference or None) of everything that `config.evaluate` asks for."""
-    settings = config.evaluate
-
-    def references(metric):
-        scored = settings.sweep_metric if metric == "sweep" else metric
-        return map(str, settings.references) if scored in AGAINST_REFERENCES else (None,)
-
-    return [(metric, against) for metric in settings.metrics for against in references(metric)]
-
-
-def _check_precision(group, value):
+def check_precision(group, value):
     if value not in PRECISIONS:
-        raise ValueError(
+        raise UserError(
             f"config.{group}.matmul_precision={value!r} is not known; use one of "
             f"{', '.join(PRECISIONS)}."
         )
@@ -269,7 +185,7 @@ def check_images(config: ml_collections.ConfigDict, shape: tuple[int, int, int])
     try:
         unet.check(config_lib.model(config, shape[-1]), *shape[:2])
     except ValueError as error:
-        raise ValueError(str(error).replace("model.", "config.model.").replace(
+        raise UserError(str(error).replace("model.", "config.model.").replace(
             "--config.config.", "--config.")) from None
 
 

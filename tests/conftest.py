@@ -58,7 +58,7 @@ def draw_given(monkeypatch):
     folded; gives the keys of the images."""
     import jax.numpy as jnp
 
-    from ddpm_jax.samplers import reverse_chain, tableau
+    from ddpm_jax.diffusion import randomness
 
     base = jax.random.key(0)
 
@@ -71,8 +71,7 @@ def draw_given(monkeypatch):
             found = jnp.all(jax.random.key_data(rngs)[:1] == table, axis=1)
             return jnp.asarray(noises)[jnp.argmax(found)]
 
-        for module in (reverse_chain, tableau):
-            monkeypatch.setattr(module, "standard_normal", given)
+        monkeypatch.setattr(randomness, "standard_normal", given)
         return jnp.stack([base] * noises.shape[1])
 
     with jax.debug_key_reuse(False):  # The same key for every image, on purpose.

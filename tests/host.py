@@ -17,22 +17,25 @@ import jax.numpy as jnp
 import numpy as np
 
 import ddpm_jax
-from ddpm_jax import config as config_lib
 from ddpm_jax import validation
+from ddpm_jax import config as config_lib
+from ddpm_jax.configs import digits
 from ddpm_jax.data import loading
+from ddpm_jax.data import source as source_lib
 from ddpm_jax.diffusion import process
 from ddpm_jax.diffusion import schedule as schedule_lib
-from ddpm_jax.evaluation import evaluate as evaluate_lib
 from ddpm_jax.evaluation import inception_features, references
-from ddpm_jax.inference import bits_per_dim as bits_lib
+from ddpm_jax.evaluation import evaluate as evaluate_lib
 from ddpm_jax.inference import conditions, sample_command
+from ddpm_jax.inference import bits_per_dim as bits_lib
 from ddpm_jax.inference import sample as sample_lib
+from ddpm_jax.network import inception
+from ddpm_jax.network.trained import Trained
 from ddpm_jax.runtime import parallel, partial_results
 from ddpm_jax.training import loop
-from ddpm_jax.training.state import Trained
+from ddpm_jax.training import run as run_lib
 from ddpm_jax.weights import inception_weights
 from ddpm_jax.workdir import checkpoints, run_folder
-from ddpm_jax.configs import digits
 from nonzero import SHAPE, TinyNet, nonzero_params
 
 POOL, SPATIAL = 12, 8
@@ -65,7 +68,7 @@ class Features(nn.Module):
     @nn.compact
     def __call__(self, uint8):
         rows = uint8.mean(axis=-1).reshape(len(uint8), -1) / 255
-        return inception_weights.Features(*(nn.Dense(n)(rows) for n in (POOL, SPATIAL, 5)))
+        return inception.Features(*(nn.Dense(n)(rows) for n in (POOL, SPATIAL, 5)))
 
 
 def features_params(path=None, *, sha256=None):
@@ -84,7 +87,7 @@ def install():
     config_lib.model = lambda config, channels: Net(dropout=0.2)
     validation.check_images = lambda config, shape: None
     conditions.columns = lambda model: 5
-    inception_weights.Inception, inception_weights.load = Features, features_params
+    inception.Inception, inception_weights.load = Features, features_params
     for module in (inception_features, references):
         module.POOL, module.SPATIAL = POOL, SPATIAL
 
@@ -104,7 +107,7 @@ def watched(source, log):
         log.append(np.array(places))
         return source.read(places)
 
-    return ddpm_jax.sources.Source(len(source), source.image_shape, read, in_memory=True)
+    return source_lib.Source(len(source), source.image_shape, read, in_memory=True)
 
 
 def leaves(params):
@@ -117,12 +120,12 @@ def train(folder, layout):
     """A whole run, with what was read for it."""
     reads, held = [], []
     train_images, test_images = (loading.load("digits", split=s) for s in ("train", "test"))
-    original = loop.open_data
-    loop.open_data = lambda config, _: (
+    original = run_lib.open_data
+    run_lib.open_data = lambda config, _: (
         watched(train_images, reads), watched(test_images, held)
     )
     trained = ddpm_jax.train(config(), folder / f"run_{layout}")
-    loop.open_data = original
+    run_lib.open_data = original
     return dict(reads=reads[:20], held=held, params=trained.params)
 
 
@@ -141,7 +144,7 @@ def draw(folder, layout):
     return dict(
         images=sample_lib.sample(trained, 0, 11), steps=whole, x_t=way.x_t, reads=reads,
         uint8=sample_lib.sample(trained, seeds=[4, 5, 6], sampler="dpm_solver_pp", num_steps=4,
-                              output="uint8"),
+                                output="uint8"),
         bits=bits_lib.bits_per_dim(trained, 5, loading.digits("test")[0][:11]), vlb=found.vlb,
     )
 
@@ -188,7 +191,8 @@ def agree(folder, layout):
     own = folder / f"parts_{index}"
     partial_results.keep(own, 0, {"rows": np.arange(3)})
     return dict(
-        parts=list(partial_results.finished(own)), errors=errors, index=parallel.from_first(lambda: index),
+        parts=list(partial_results.finished(own)), errors=errors,
+        index=parallel.from_first(lambda: index),
         large=parallel.from_first(lambda: np.full(3 * 2**18, index, np.float64)),
         everywhere=[parallel.everywhere(holds) for holds in (True, index == 0, index == 1)],
         first=parallel.is_first(), gathered=parallel.gather({"a": np.full((2, 3), index)}),

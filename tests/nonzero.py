@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.network.unet import Dropout, UNet
+from ddpm_jax.network.blocks import Dropout
+from ddpm_jax.network.unet import UNet
 
 SHAPE = (8, 8, 1)
 

@@ -5,9 +5,9 @@ import csv
 import numpy as np
 import pytest
 
+from ddpm_jax.data import pixels
 from ddpm_jax.data import source as source_lib
-from ddpm_jax.evaluation import audit as audit_lib
-from ddpm_jax.workdir import pictures
+from ddpm_jax.evaluation import nearest as nearest_lib
 
 SHAPE = (6, 6, 1)
 
@@ -46,10 +46,10 @@ def test_the_nearest_of_all_batches_are_found(size):
     """Batches smaller and larger than the 50 that are kept."""
     training = drawn(300, seed=0)
     training[200] = training[3]  # Equal rows far apart: the first comes first.
-    queries = audit_lib.pixels(np.concatenate([drawn(5, seed=1), training[[3, 299]]]))
-    found = audit_lib.audit(queries, in_batches(training, size), audit_lib.pixels)
+    queries = nearest_lib.pixels(np.concatenate([drawn(5, seed=1), training[[3, 299]]]))
+    found = nearest_lib.audit(queries, in_batches(training, size), nearest_lib.pixels)
     assert found.distances.shape == found.indices.shape == (7, 50)
-    assert_is(found, *brute_force(queries, audit_lib.pixels(training)))
+    assert_is(found, *brute_force(queries, nearest_lib.pixels(training)))
     assert found.indices[5, :2].tolist() == [3, 200]
     assert found.is_copy.tolist() == [False] * 5 + [True] * 2
 
@@ -59,10 +59,10 @@ def test_features_are_compared_where_they_are_asked_for():
     projection = np.random.default_rng(2).normal(size=(36, 4)).astype(np.float32)
 
     def of(uint8):
-        return np.float32(audit_lib.pixels(uint8)) @ projection
+        return np.float32(nearest_lib.pixels(uint8)) @ projection
 
     training, queries = drawn(90, seed=0), of(drawn(4, seed=1))
-    found = audit_lib.audit(queries, in_batches(training, 40), of)
+    found = nearest_lib.audit(queries, in_batches(training, 40), of)
     rows = np.concatenate([of(rows) for _, rows in in_batches(training, 40)])
     assert_is(found, *brute_force(queries, rows))
 
@@ -72,7 +72,7 @@ def test_indices_are_those_of_the_source():
     training = drawn(100, seed=0)
     order = np.random.default_rng(3).permutation(100)[:80]
     batches = ((places, training[places]) for places in np.split(order, 4))
-    found = audit_lib.audit(audit_lib.pixels(training[order[:20]]), batches, audit_lib.pixels)
+    found = nearest_lib.audit(nearest_lib.pixels(training[order[:20]]), batches, nearest_lib.pixels)
     np.testing.assert_array_equal(found.indices[:, 0], order[:20])
     assert np.all(found.distances[:, 0] == 0) and np.all(found.is_copy)
     assert np.isin(found.indices, order).all()
@@ -83,9 +83,11 @@ def test_copies_are_flagged_and_other_images_are_not(noise):
     """Noise of so many of 255 grey levels is no disguise."""
     training, random = drawn(200, seed=0), np.random.default_rng(4)
     copies = training[[10, 150, 199]] + random.normal(0, noise, (3, *SHAPE))
-    samples = pictures.to_uint8(np.concatenate([copies, drawn(9, seed=1)]) / 127.5 - 1)
+    samples = pixels.to_uint8(np.concatenate([copies, drawn(9, seed=1)]) / 127.5 - 1)
     for queries in (samples, np.float32(samples)):
-        found = audit_lib.audit(audit_lib.pixels(queries), in_batches(training, 64), audit_lib.pixels)
+        found = nearest_lib.audit(
+            nearest_lib.pixels(queries), in_batches(training, 64), nearest_lib.pixels
+        )
         assert found.is_copy.tolist() == [True] * 3 + [False] * 9
         assert found.indices[:3, 0].tolist() == [10, 150, 199]
         assert found.ratio[:3].max() < 0.1 and found.ratio[3:].min() > 0.5
@@ -96,7 +98,7 @@ def test_a_copy_is_less_than_half_as_far():
     def ratio(r):
         rows = np.vstack([np.full((1, 1), r), np.ones((49, 1))])
         batch = np.arange(50), rows
-        return audit_lib.audit(np.zeros((1, 1)), [batch], lambda rows: rows)
+        return nearest_lib.audit(np.zeros((1, 1)), [batch], lambda rows: rows)
 
     exactly = 49 / 99  # r / ((r + 49) / 50) = 1/2
     below, above = ratio(exactly - 1e-6), ratio(exactly + 1e-6)
@@ -106,17 +108,17 @@ def test_a_copy_is_less_than_half_as_far():
 
 def test_the_fiftieth_is_the_last_that_counts():
     rows = np.arange(1.0, 61)[:, None]
-    found = audit_lib.audit(np.zeros((1, 1)), in_batches(rows, 25), lambda rows: rows)
+    found = nearest_lib.audit(np.zeros((1, 1)), in_batches(rows, 25), lambda rows: rows)
     assert found.distances.shape == (1, 50) and found.distances[0, -1] == 50
     np.testing.assert_allclose(found.ratio, 1 / 25.5)
 
 
 @pytest.mark.parametrize("n, size", [(1, 8), (8, 3), (49, 20)])
 def test_fewer_images_than_fifty_are_all_compared(n, size):
-    training, queries = drawn(n, seed=0), audit_lib.pixels(drawn(3, seed=1))
-    found = audit_lib.audit(queries, in_batches(training, size), audit_lib.pixels)
+    training, queries = drawn(n, seed=0), nearest_lib.pixels(drawn(3, seed=1))
+    found = nearest_lib.audit(queries, in_batches(training, size), nearest_lib.pixels)
     assert found.distances.shape == (3, n)
-    assert_is(found, *brute_force(queries, audit_lib.pixels(training)))
+    assert_is(found, *brute_force(queries, nearest_lib.pixels(training)))
     assert not found.is_copy.any()
 
 
@@ -124,7 +126,8 @@ def test_equal_images_divide_by_no_zero():
     """All training images are one: a sample that is it is a copy, another is not."""
     training = np.broadcast_to(drawn(1, seed=0), (70, *SHAPE))
     samples = np.concatenate([training[:1], drawn(1, seed=1)])
-    found = audit_lib.audit(audit_lib.pixels(samples), in_batches(training, 30), audit_lib.pixels)
+    queries, of = nearest_lib.pixels(samples), nearest_lib.pixels
+    found = nearest_lib.audit(queries, in_batches(training, 30), of)
     assert found.ratio[0] == 0 and found.is_copy.tolist() == [True, False]
     np.testing.assert_allclose(found.ratio[1], 1)
     assert found.indices[0].tolist() == list(range(50))
@@ -132,7 +135,7 @@ def test_equal_images_divide_by_no_zero():
 
 def test_pixels_are_rows_on_their_own_scale():
     pixels = drawn(3, seed=0, shape=(2, 3, 3))
-    rows = audit_lib.pixels(pixels)
+    rows = nearest_lib.pixels(pixels)
     assert rows.shape == (3, 18) and rows.dtype == np.uint8
     np.testing.assert_array_equal(rows[1].reshape(2, 3, 3), pixels[1])
 
@@ -143,13 +146,14 @@ def twenty():
     training, samples = drawn(60, seed=0), drawn(20, seed=1)
     samples[7], samples[12] = training[33], training[5]
     samples[12, 0, 0, 0] ^= 8
-    found = audit_lib.audit(audit_lib.pixels(samples), in_batches(training, 32), audit_lib.pixels)
+    queries, of = nearest_lib.pixels(samples), nearest_lib.pixels
+    found = nearest_lib.audit(queries, in_batches(training, 32), of)
     return training, samples, found
 
 
 def test_the_table_has_a_line_a_sample(tmp_path, twenty):
     _, _, found = twenty
-    audit_lib.save_table(tmp_path / "made" / "nearest.csv", found)
+    nearest_lib.save_table(tmp_path / "made" / "nearest.csv", found)
     with (tmp_path / "made" / "nearest.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == [
@@ -167,7 +171,7 @@ def test_the_table_has_a_line_a_sample(tmp_path, twenty):
 
 def test_the_picture_shows_the_most_suspicious_first(twenty):
     training, samples, found = twenty
-    picture = audit_lib.picture(samples, found, source_lib.from_array(training))
+    picture = nearest_lib.picture(samples, found, source_lib.from_array(training))
     tile = 66  # 6 pixels enlarged 11 times, the fewest that reach 64; borders of 2
     assert picture.shape == (16 * (tile + 2) + 2, 6 * (tile + 2) + 2, 1)
     assert picture.dtype == np.uint8
@@ -188,8 +192,9 @@ def test_the_picture_shows_the_most_suspicious_first(twenty):
 @pytest.mark.parametrize("n, shape", [(3, (40, 30, 3)), (16, (70, 70, 1))])
 def test_few_samples_and_few_images_make_a_smaller_picture(n, shape):
     training, samples = drawn(2, seed=0, shape=shape), drawn(n, seed=1, shape=shape)
-    found = audit_lib.audit(audit_lib.pixels(samples), in_batches(training, 2), audit_lib.pixels)
-    picture = audit_lib.picture(samples, found, source_lib.from_array(training))
+    queries, of = nearest_lib.pixels(samples), nearest_lib.pixels
+    found = nearest_lib.audit(queries, in_batches(training, 2), of)
+    picture = nearest_lib.picture(samples, found, source_lib.from_array(training))
     factor = 3 if shape[0] == 40 else 1
     rows, columns = n * (shape[0] * factor + 2) + 2, 3 * (shape[1] * factor + 2) + 2
     assert picture.shape == (rows, columns, shape[2])

@@ -18,8 +18,8 @@ from nonzero import TinyNet, tiny_unet
 
 from benchmarks import contest, flops, speed, speed_tables
 from benchmarks.contestants import ours
-from ddpm_jax import config as config_lib
 from ddpm_jax import validation
+from ddpm_jax import config as config_lib
 from ddpm_jax.workdir.logs import Logs
 
 ROOT = pathlib.Path(__file__).parent.parent

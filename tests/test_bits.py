@@ -8,7 +8,7 @@ import pytest
 
 import ddpm_jax
 from ddpm_jax.data import source as source_lib
-from ddpm_jax.diffusion import process, variational_bound
+from ddpm_jax.diffusion import ode_likelihood, process, variational_bound
 from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.inference import batched_map
 from ddpm_jax.inference import bits_per_dim as bits_lib
@@ -265,7 +265,7 @@ def test_progress_of_the_rest_reaches_its_end(trained, pixels, folder, capsys):
 def test_ode_bits_are_those_of_each_image_alone(pixels, mean, variance, num_probes):
     trained = trained_as(mean, variance)
     settings = dict(num_steps=4, num_probes=num_probes)
-    alone = jax.jit(lambda images, rngs: variational_bound.ode_bits_per_dim(
+    alone = jax.jit(lambda images, rngs: ode_likelihood.ode_bits_per_dim(
         trained.schedule, ddpm_jax.denoise_fn(trained), images, rngs, mean=mean,
         variance=variance, **settings,
     ), compiler_options=FAST)

@@ -11,8 +11,8 @@ import pytest
 
 from benchmarks import ceiling, flops
 from benchmarks.contestants import ours
-from ddpm_jax import config as config_lib
 from ddpm_jax import validation
+from ddpm_jax import config as config_lib
 from ddpm_jax.network import convolution
 from nonzero import TinyNet
 

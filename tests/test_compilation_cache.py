@@ -16,7 +16,7 @@ from test_runs import ROOT
 
 PROGRAM = """
 import collections, json, resource, sys, jax
-from ddpm_jax import compilation_cache
+from ddpm_jax.runtime import compilation_cache
 
 asked = sys.argv[1:]
 before = dict(jax.config.values)

@@ -12,9 +12,10 @@ import tracing
 from ddpm_jax.data import source as source_lib
 from ddpm_jax.diffusion import process, variational_bound
 from ddpm_jax.diffusion import schedule as schedule_lib
-from ddpm_jax.inference import bits_per_dim as bits_lib
 from ddpm_jax.inference import conditions
+from ddpm_jax.inference import bits_per_dim as bits_lib
 from ddpm_jax.samplers import reverse_chain
+from ddpm_jax.samplers import guidance as guidance_lib
 from nonzero import SHAPE, TinyNet, nonzero_params
 
 # Batches of another size are summed in another order: some float32 roundings in 6 steps.
@@ -66,9 +67,9 @@ def test_guidance_is_the_formula(scale):
     told, untold = answers(x, t, labels=labels), answers(x, t, labels=np.int32([7, 7, 7]))
     # Ho and Salimans: (1 + w) told - w untold, with scale 1 + w.
     expected = scale * told - (scale - 1) * untold
-    guided = conditions.guided(answers, {"labels": labels}, null_label=7, scale=scale)
+    guided = guidance_lib.guided(answers, {"labels": labels}, null_label=7, scale=scale)
     np.testing.assert_allclose(guided(x, t), expected, rtol=1e-6, atol=1e-5)  # float32
-    inside = conditions.guided(
+    inside = guidance_lib.guided(
         answers, {"labels": labels}, null_label=7, scale=scale, interval=(2, 5)
     )
     np.testing.assert_allclose(inside(x, t)[1], expected[1], rtol=1e-6, atol=1e-5)
@@ -78,7 +79,7 @@ def test_guidance_is_the_formula(scale):
 def test_guidance_leaves_a_learned_variance_alone():
     x, t, labels = jnp.ones((2, 2, 2, 1)), jnp.zeros(2), jnp.int32([1, 2])
     says = functools.partial(answers, channels=2)
-    guided = conditions.guided(
+    guided = guidance_lib.guided(
         says, {"labels": labels}, null_label=5, scale=2.0, variance="learned_range"
     )(x, t)
     np.testing.assert_array_equal(guided[..., 1:], says(x, t, labels=labels)[..., 1:])
@@ -88,7 +89,7 @@ def test_guidance_leaves_a_learned_variance_alone():
 def test_guidance_is_one_call_of_twice_the_batch(by_class):
     apply_fn = functools.partial(by_class.model.apply, {"params": by_class.params}, train=False)
     plain = functools.partial(apply_fn, labels=jnp.zeros(4, jnp.int32))
-    guided = conditions.guided(
+    guided = guidance_lib.guided(
         apply_fn, {"labels": jnp.zeros(4, jnp.int32)}, null_label=CLASSES, scale=2.0
     )
     counts, batches = [], []

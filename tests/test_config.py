@@ -6,10 +6,11 @@ import re
 import numpy as np
 import pytest
 
-from ddpm_jax.configs import cifar10, digits
-from ddpm_jax import config as config_lib
 from ddpm_jax import validation
+from ddpm_jax import config as config_lib
+from ddpm_jax.configs import cifar10, digits
 from ddpm_jax.data import loading
+from ddpm_jax.workdir import run_folder
 
 MISTAKES = {
     "train.batch_size": (130, "8 devices", "128"),
@@ -92,7 +93,7 @@ def test_values_of_another_kind_or_absurd_are_refused(name, value, rule):
 ])
 def test_a_stored_config_that_is_none_is_one_line(text):
     with pytest.raises(ValueError, match="^the stored config cannot be read .*--workdir.$"):
-        config_lib.parse(text)
+        run_folder.parse(text)
 
 
 def test_the_remedies_work():
@@ -168,14 +169,14 @@ def test_warm_up_is_linear_from_zero():
 
 def test_json_gives_the_config_back():
     config = digits.get_config()
-    again = config_lib.parse(config_lib.dump(config))
+    again = run_folder.parse(run_folder.dump(config))
     assert again.to_dict() == config.to_dict() and again.is_locked
 
 
 def test_settings_that_a_stored_config_has_not_are_those_of_the_base():
-    stored = json.loads(config_lib.dump(digits.get_config()))
+    stored = json.loads(run_folder.dump(digits.get_config()))
     del stored["data"]["labels"], stored["evaluate"], stored["train"]["ema_decay"]
-    config = config_lib.parse(json.dumps(stored))
+    config = run_folder.parse(json.dumps(stored))
     assert config.data.labels is False and config.evaluate == cifar10.get_config().evaluate
     assert config.train.ema_decay == 0.9999 and config.train.batch_size == 64
     assert config.is_locked and config.model.channels == 32
@@ -193,7 +194,7 @@ def test_another_model_is_refused_by_name_and_another_speed_is_not():
         group, key = name.split(".")
         config[group][key] = value
         with pytest.raises(ValueError, match=f"config.{name}=.*runs/x was made with"):
-            config_lib.check_same_run(config, stored, "runs/x")
+            run_folder.check_same_run(config, stored, "runs/x")
     config = resolved()
     config.train.learning_rate, config.model.dropout, config.train.num_steps = 1e-5, 0.3, 9
-    config_lib.check_same_run(config, stored, "runs/x")
+    run_folder.check_same_run(config, stored, "runs/x")

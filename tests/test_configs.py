@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 import ddpm_jax
-from ddpm_jax import config as config_lib
 from ddpm_jax import validation
+from ddpm_jax import config as config_lib
+from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.training import monitoring
-from ddpm_jax.training import state as state_lib
 from test_data import TFDS, needs, write_tfds
 
 PARAMETERS = {
@@ -46,7 +46,7 @@ def test_full_size_by_shape(name):
     model = config_lib.model(config, shape[-1])
     x, t = jnp.zeros((2, *shape)), jnp.zeros((2,), jnp.int32)
     params = jax.eval_shape(lambda: model.init(jax.random.key(0), x, t, train=False))
-    assert state_lib.num_params(params) == PARAMETERS[name]
+    assert trained_lib.num_params(params) == PARAMETERS[name]
     told = {"condition": x[..., :1]} if config.data.condition else {}
     output = jax.eval_shape(lambda p: model.apply(p, x, t, train=False, **told), params)
     channels = config_lib.parameterization(config).out_channels(shape[-1])

@@ -14,7 +14,7 @@ from PIL import Image
 import pytest
 from sklearn import datasets
 
-from ddpm_jax.data import image_folder, loading
+from ddpm_jax.data import batching, image_folder, loading
 from ddpm_jax.data import source as source_lib
 
 TFDS = os.environ.get("TFDS_DATA_DIR", "")
@@ -35,7 +35,7 @@ def numbered(n, shape=(2, 3, 1)):
 
 def take(source, count, **kwargs):
     """The images of the first `count` batches, and the reading thread ended."""
-    iterator = loading.batches(source, **{"seed": 0, "batch_size": 4, **kwargs})
+    iterator = batching.batches(source, **{"seed": 0, "batch_size": 4, **kwargs})
     found = [batch["images"] for batch in itertools.islice(iterator, count)]
     iterator.close()
     return np.stack(found)
@@ -706,7 +706,7 @@ def test_arrays_with_labels_and_conditions():
     for condition in (images[:5], images[:, :1]):
         with pytest.raises(ValueError, match="must go with images"):
             source_lib.from_array(images, condition=condition)
-    batch = next(loading.batches(source, seed=0, batch_size=4))
+    batch = next(batching.batches(source, seed=0, batch_size=4))
     rows = batch["images"][:, 0, 0, 0]
     np.testing.assert_array_equal(batch["labels"], rows % 3)
     np.testing.assert_array_equal(batch["condition"][:, 0, 0, 0], rows)

@@ -13,11 +13,11 @@ from absl import logging
 from PIL import Image
 
 from ddpm_jax import cli, validation
-from ddpm_jax import config as config_lib
+from ddpm_jax.configs import digits, image_folder
 from ddpm_jax.data import loading
 from ddpm_jax.data import source as source_lib
-from ddpm_jax.training import loop
-from ddpm_jax.configs import digits, image_folder
+from ddpm_jax.training import run as run_lib
+from ddpm_jax.workdir import run_folder
 from test_data import everything, folder, numbered, ramp, take, write_pictures, write_tfds
 
 
@@ -244,7 +244,7 @@ def test_more_classes_than_the_config(tmp_path):
     config.data.name, config.data.dir = "image_folder", str(tmp_path)
     config.data.labels, config.data.num_classes = True, 2
     config.train.batch_size = 8
-    refused(lambda: loop.prepare(config, None, None),
+    refused(lambda: run_lib.prepare(config, None, None),
             "num_classes=2, but image_folder has 3; write --config.data.num_classes=3")
 
 
@@ -425,4 +425,4 @@ def test_a_set_whose_labels_exceed_its_classes(tmp_path):
 def test_a_config_keeps_a_path_of_any_bytes():
     config = digits.get_config()
     config.data.dir = os.fsdecode(b"/data/\xff\n")
-    assert config_lib.parse(config_lib.dump(config)).data.dir == config.data.dir
+    assert run_folder.parse(run_folder.dump(config)).data.dir == config.data.dir

@@ -9,8 +9,8 @@ import pytest
 
 from ddpm_jax.data import batching, image_pairs, loading
 from ddpm_jax.data import source as source_lib
-from ddpm_jax.runtime import parallel
-from ddpm_jax.training import loop, memory_check
+from ddpm_jax.runtime import memory, parallel
+from ddpm_jax.training import loop
 from test_profile import tiny, tiny_config  # noqa: F401
 from test_runs import lasting, rows, saved
 
@@ -28,17 +28,17 @@ def pictures(n=37, size=4):
 @pytest.fixture
 def accelerator(monkeypatch):
     """The CPU's devices pass for those of another kind, in what is decided here."""
-    def fits(source, fits=batching.fits):
+    def fits(source, fits=batching.fits_on_device):
         with monkeypatch.context() as patch:
             patch.setattr(jax, "default_backend", lambda: "gpu")
             return fits(source)
 
-    monkeypatch.setattr(batching, "fits", fits)
+    monkeypatch.setattr(batching, "fits_on_device", fits)
 
 
 def some(source, count=6, **settings):
     settings = {"seed": 3, "batch_size": 16, "on_device": True, **settings}
-    with contextlib.closing(batching.batches(source, **settings)) as batches:
+    with contextlib.closing(batching.device_batches(source, **settings)) as batches:
         return list(itertools.islice(batches, count))
 
 
@@ -52,11 +52,12 @@ def assert_same(found, wanted):
 
 @pytest.mark.parametrize("start", [0, 4])
 @pytest.mark.parametrize("source", [
-    pictures(), image_pairs.noisy(source_lib.from_array(loading.digits("train")[0][:9]), seed=1, training=True),
+    pictures(),
+    image_pairs.noisy(source_lib.from_array(loading.digits("train")[0][:9]), seed=1, training=True),
 ], ids=["labels and conditions", "noises of its own"])
 def test_batches_are_the_hosts(accelerator, source, start):
     """Over the border of epochs, and from any batch on."""
-    host = loading.batches(source, seed=3, batch_size=16, start=start)
+    host = batching.batches(source, seed=3, batch_size=16, start=start)
     wanted = [parallel.shard(batch) for batch in itertools.islice(host, 6)]
     found = some(source, start=start)
     assert_same(found, wanted)
@@ -92,17 +93,17 @@ def test_the_images_are_sent_once(accelerator):
 
 def test_they_live_on_accelerators_that_have_the_room(accelerator, monkeypatch):
     source = pictures(n=8, size=2)  # 8 x 4 pixels of 3 and 2 channels are 160 bytes.
-    monkeypatch.setattr(memory_check, "on_each_device", lambda: 16 * 160)
-    assert batching.fits(source)
+    monkeypatch.setattr(memory, "on_each_device", lambda: 16 * 160)
+    assert batching.fits_on_device(source)
     streamed = source_lib.Source(len(source), source.image_shape, source.read)
-    assert not batching.fits(streamed)
-    monkeypatch.setattr(memory_check, "on_each_device", lambda: 16 * 160 - 1)
-    assert not batching.fits(source)
+    assert not batching.fits_on_device(streamed)
+    monkeypatch.setattr(memory, "on_each_device", lambda: 16 * 160 - 1)
+    assert not batching.fits_on_device(source)
     assert isinstance(some(source, count=1)[0]["images"], np.ndarray)
 
 
 def test_a_cpu_has_them_already():
-    assert not batching.fits(pictures())
+    assert not batching.fits_on_device(pictures())
 
 
 def test_a_run_and_its_resumption_are_the_hosts(accelerator, tiny, tmp_path):  # noqa: F811

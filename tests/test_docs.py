@@ -22,9 +22,10 @@ from ml_collections import config_flags
 import ddpm_jax
 from ddpm_jax import cli, validation
 from ddpm_jax import config as config_lib
-from ddpm_jax.inference import sample as sample_lib
-from ddpm_jax.inference import sample_command
 from ddpm_jax.configs import cifar10
+from ddpm_jax.evaluation import catalogue
+from ddpm_jax.inference import sample_command
+from ddpm_jax.samplers import settings as settings_lib
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # absl's
 ROOT = pathlib.Path(__file__).parent.parent
@@ -169,10 +170,10 @@ def check_run(arguments, said):
     assert config or mode in ("sample", "evaluate"), said
     if config:
         validation.validate(config, num_devices=1)
-        validation.check_evaluation(config)
+        catalogue.check_evaluation(config)
         how = config_lib.sampling_settings(config)
         how.check()
-        sample_lib.chain_of(how, config_lib.schedule(config))
+        settings_lib.chain_of(how, config_lib.schedule(config))
         if config.sample.task or config.sample.inputs:
             sample_command.check(config.sample)
 
@@ -193,17 +194,19 @@ def test_every_module_stands_in_the_table_of_files():
 
 
 MODELS = """
-from ddpm_jax import checkpoints, state, training, workdir
+from ddpm_jax.training import loop, state
+from ddpm_jax.training import run as run_lib
+from ddpm_jax.workdir import checkpoints, run_folder
 from ddpm_jax.configs import digits, digits_conditional
 
 for name, module in (("digits", digits), ("digits_conditional", digits_conditional)):
     config = module.get_config()
     config.model.channels, config.model.channel_multipliers = 4, (1,)
     config.model.attention_resolutions = ()
-    run = loop.prepare(config, f"runs/{name}", None)
+    run = run_lib.prepare(config, f"runs/{name}", None)
     run_folder.store_config(run.config, run.workdir)
     with checkpoints.Checkpoints(run.workdir) as saved:
-        saved.save(1, state.to_saved(loop.fresh_state(run)), loop.metadata(run.config))
+        saved.save(1, state.to_saved(run_lib.fresh_state(run)), loop.metadata(run.config))
 """
 RUNNER = """
 import json, sys, traceback

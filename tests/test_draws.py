@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 import ddpm_jax
-from ddpm_jax.configs import digits_superres
 from ddpm_jax import cli
-from ddpm_jax import config as config_lib
+from ddpm_jax.configs import digits_superres
 from ddpm_jax.data import loading
 from ddpm_jax.evaluation import conditional_draws
 from ddpm_jax.evaluation import metrics as metrics_lib
+from ddpm_jax.workdir import run_folder
 
 RNG = np.random.default_rng(0)
 TRUTH = np.uint8(255 * RNG.integers(0, 2, (3, 4, 5, 1)))
@@ -71,7 +71,7 @@ def test_a_run_told_labels_and_images_is_measured_and_sampled(tmp_path, capsys):
     config.evaluate.metrics, config.evaluate.num_images = ("draws",), 3
     config.evaluate.num_draws, config.sample.num_images = 2, 5
     ddpm_jax.train(config, tmp_path)
-    stored = config_lib.parse((tmp_path / "config.json").read_text())
+    stored = run_folder.parse((tmp_path / "config.json").read_text())
     assert (stored.data.num_classes, stored.data.condition_channels) == (10, 1)
     assert "heldout_loss" in (tmp_path / "metrics.jsonl").read_text()
     measured, = ddpm_jax.evaluate(config, tmp_path)

@@ -13,10 +13,11 @@ import oracle
 from ddpm_jax.diffusion import process
 from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.inference import editing
-from ddpm_jax.inference.sample import Settings
 from ddpm_jax.network.unet import UNet
-from ddpm_jax.samplers import reverse_chain, tableau
+from ddpm_jax.samplers import reverse_chain
+from ddpm_jax.samplers import ddim as ddim_lib
 from ddpm_jax.samplers import steps as steps_lib
+from ddpm_jax.samplers.settings import Settings
 from nonzero import TinyNet, nonzero_params
 
 # Batches of another size are summed in another order: float32 roundings of 12 steps.
@@ -120,7 +121,7 @@ def test_strength_is_a_share_of_the_steps(trained):
     assert [editing.noising_steps(trained, s) for s in (0.0, 0.1, 0.5, 1.0)] == [0, 1, 6, T]
     images = pictures(1)
     all_of_it = editing.img2img(trained, KEY, images, strength=1.0, settings=DDIM)
-    expected = direct(trained, noised(images, T), T, sampler=tableau.ddim)
+    expected = direct(trained, noised(images, T), T, sampler=ddim_lib.ddim)
     assert_allclose(all_of_it, expected, **SAME)
 
 
@@ -128,7 +129,7 @@ def test_every_sampler_of_steps_edits(trained):
     images = pictures(2)
     found = editing.img2img(trained, KEY, images, settings=Settings("ddim", eta=0.7))
     expected = direct(
-        trained, noised(images, 6), 6, sampler=lambda *a, **k: tableau.ddim(*a, eta=0.7, **k))
+        trained, noised(images, 6), 6, sampler=lambda *a, **k: ddim_lib.ddim(*a, eta=0.7, **k))
     assert_allclose(found, expected, **SAME)
     free = editing.img2img(trained, KEY, images, settings=Settings(clip=False))
     assert_allclose(free, direct(trained, noised(images, 6), 6, clip=False), **SAME)
@@ -285,7 +286,7 @@ def test_a_second_call_compiles_nothing(trained):
     (lambda t, x: editing.img2img(t, 0, x, strength=0.0), "strength=0.0 must be at least 1 of 12"),
     (lambda t, x: editing.img2img(t, 0, x, strength=1.2), "strength=1.2 must lie in 0..1"),
     (lambda t, x: editing.img2img(t, 0, x[0]), r"images are float32 \[8, 8, 3\].*images\[None\]"),
-    (lambda t, x: editing.img2img(t, 0, np.uint8(x)), r"uint8 \[1, 8, 8, 3\].*pictures.to_float"),
+    (lambda t, x: editing.img2img(t, 0, np.uint8(x)), r"uint8 \[1, 8, 8, 3\].*pixels.to_float"),
     (lambda t, x: editing.img2img(t, 0, x[:, :4]), r"\[1, 4, 8, 3\], and the model's are float"),
     (lambda t, x: editing.img2img(t, 0, x[:0]), r"\[0, 8, 8, 3\]"),
     (lambda t, x: editing.img2img(t, 0, x, settings=Settings("heun", 5)),

@@ -9,14 +9,14 @@ import pytest
 from PIL import Image
 
 import ddpm_jax
-from ddpm_jax.configs import digits
 from ddpm_jax import config as config_lib
-from ddpm_jax import validation
+from ddpm_jax.configs import digits
+from ddpm_jax.evaluation import catalogue, inception_features, references
 from ddpm_jax.evaluation import evaluate as evaluate_lib
-from ddpm_jax.evaluation import inception_features, references
+from ddpm_jax.evaluation import job as job_lib
 from ddpm_jax.evaluation import metrics as metrics_lib
+from ddpm_jax.network.inception import Features
 from ddpm_jax.weights import inception_weights
-from ddpm_jax.weights.inception_weights import Features
 
 
 POOL, SPATIAL = 32, 24
@@ -89,7 +89,7 @@ def workdir(trained_workdir, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_every_metric_leaves_a_row_and_a_line(workdir, capsys):
-    metrics = tuple(m for m in validation.EVALUATIONS if m != "draws")  # Which need conditions.
+    metrics = tuple(m for m in catalogue.EVALUATIONS if m != "draws")  # Which need conditions.
     config = small_config(metrics=metrics)
     rows = ddpm_jax.evaluate(config, workdir)
     against = ("fid", "sfid", "kid", "precision_recall", "frechet_pixels", "sweep")
@@ -155,7 +155,7 @@ def test_samples_are_those_of_sample_and_their_number_is_exact(workdir):
     parts = [np.load(path)["arr_0"] for path in sorted(folder.iterdir())]
     images = np.concatenate(parts)
     assert len(parts) == 3 and images.shape == (21, 8, 8, 1) and images.dtype == np.uint8
-    rng = metrics_lib.Job(config, 6, None, None, False, None).rng(metrics_lib._SAMPLES)
+    rng = job_lib.Job(config, 6, None, None, False, None).rng(job_lib.SAMPLES)
     expected = ddpm_jax.sample(ddpm_jax.load(workdir), rng, 21, output="uint8")
     # Other batches sum in another order: at most one grey level of rounding.
     assert np.abs(images.astype(int) - expected).max() <= 1
@@ -264,9 +264,9 @@ def test_a_folder_of_pictures_is_a_reference(workdir):
 
 
 def test_names_in_the_config_are_those_of_the_metrics():
-    assert set(validation.EVALUATIONS) == set(metrics_lib.METRICS)
-    assert set(validation.SCORES) == {*inception_features.SCORES, "frechet_pixels"}
-    assert set(validation.SCORES) - {"is"} == set(validation.AGAINST_REFERENCES)
+    assert set(catalogue.EVALUATIONS) == set(metrics_lib.METRICS)
+    assert set(catalogue.SCORES) == {*metrics_lib.SAMPLE_SCORES, "frechet_pixels"}
+    assert set(catalogue.SCORES) - {"is"} == set(catalogue.AGAINST_REFERENCES)
 
 
 @pytest.mark.parametrize("name, value, says", [
@@ -378,7 +378,7 @@ def _with(config, sampler, num_steps):
 ])
 def test_impossible_sweeps_are_refused(settings, says):
     with pytest.raises(ValueError, match=says) as error:
-        validation.check_evaluation(small_config(metrics=("sweep",), **settings))
+        catalogue.check_evaluation(small_config(metrics=("sweep",), **settings))
     assert "\n" not in str(error.value)
 
 
@@ -386,10 +386,10 @@ def test_sweeps_that_the_model_rules_out_are_refused():
     config = small_config(metrics=("sweep",))
     config.diffusion.mean = "x_prev"
     with pytest.raises(ValueError, match="has 'dpm_solver_pp', which cannot go with"):
-        validation.check_evaluation(config)
+        catalogue.check_evaluation(config)
     config.evaluate.sweep_samplers = ("ddim", "ancestral")
-    validation.check_evaluation(config)
+    catalogue.check_evaluation(config)
     config.sample.grid = "quadratic"
     config.diffusion.num_timesteps, config.evaluate.sweep_steps = 1000, (50,)
     with pytest.raises(ValueError, match="'ddim' makes 49 calls .*grid=uniform"):
-        validation.check_evaluation(config)
+        catalogue.check_evaluation(config)

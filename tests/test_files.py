@@ -40,7 +40,8 @@ def test_parts_are_taken_up_to_the_first_that_is_missing_or_damaged(tmp_path):
     assert list(partial_results.finished(tmp_path / "none")) == []
     rows, done = np.arange(10), 0
     for stop in (3, 4, 8, 10):
-        partial_results.keep(tmp_path, done, {"rows": rows[done:stop], "twice": 2 * rows[done:stop]})
+        part = rows[done:stop]
+        partial_results.keep(tmp_path, done, {"rows": part, "twice": 2 * part})
         done = stop
     found = list(partial_results.finished(tmp_path))
     np.testing.assert_array_equal(np.concatenate([part["rows"] for part in found]), rows)

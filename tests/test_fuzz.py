@@ -20,13 +20,16 @@ from PIL import Image
 
 from ddpm_jax import cli, validation
 from ddpm_jax import config as config_lib
-from ddpm_jax.data import image_folder, loading
-from ddpm_jax.data import source as source_lib
-from ddpm_jax.runtime import parallel
-from ddpm_jax.training import loop, memory_check
-from ddpm_jax.training import state as state_lib
-from ddpm_jax.training.step import pmap_train_step, step_settings
 from ddpm_jax.configs import cifar10
+from ddpm_jax.data import decoding, loading
+from ddpm_jax.data import source as source_lib
+from ddpm_jax.evaluation import catalogue
+from ddpm_jax.runtime import memory, parallel
+from ddpm_jax.training import loop
+from ddpm_jax.training import run as run_lib
+from ddpm_jax.training import state as state_lib
+from ddpm_jax.training.run import step_settings
+from ddpm_jax.training.step import pmap_train_step
 from nonzero import TinyNet
 from test_profile import tiny_config
 
@@ -74,8 +77,8 @@ def overrides(draw):
 @pytest.fixture(autouse=True)
 def small(monkeypatch, tmp_path):
     """2 GiB for eight devices, no data sets, and a network that is traced at once."""
-    monkeypatch.setattr(memory_check, "of_host", lambda: 2 * 2**30)
-    monkeypatch.setattr(source_lib, "MEMORY_BUDGET", 2**20)  # Larger images are made when asked for.
+    monkeypatch.setattr(memory, "of_host", lambda: 2 * 2**30)
+    monkeypatch.setattr(source_lib, "MEMORY_BUDGET", 2**20)  # Larger sets are streamed.
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "none"))
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     monkeypatch.setattr(logging, "warning", lambda *_: None)
@@ -91,23 +94,23 @@ def tiny_net(config, channels):
 
 def begin(config, folder):
     """Everything of a run up to compiling its step, or two steps of it."""
-    validation.check_evaluation(config)
+    catalogue.check_evaluation(config)
     config_lib.sampling_settings(config)
     if LONG:
         config.train.num_steps = 2
         loop.train(config, folder)
         return
-    run = loop.prepare(config, None, None)
+    run = run_lib.prepare(config, None, None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(state_lib, "create", state_lib.fresh)
-        state = jax.eval_shape(lambda: loop.fresh_state(run))
+        state = jax.eval_shape(lambda: run_lib.fresh_state(run))
     step = pmap_train_step(
         schedule=run.schedule, learning_rate=config_lib.learning_rate(run.config),
         settings=step_settings(run.config),
     )
     share = run.config.train.batch_size
     batch = parallel.shard(run.source.examples(np.arange(share) % len(run.source)))
-    step.lower(state, batch, run.rng(loop.STEP))
+    step.lower(state, batch, run.rng(run_lib.STEP))
 
 
 def one_line(error):
@@ -161,7 +164,7 @@ def test_text_on_the_command_line_becomes_a_value_or_a_line(name, text):
     except cli.FLAG_ERRORS:
         return
     try:
-        validation.check_evaluation(values.config)
+        catalogue.check_evaluation(values.config)
         config_lib.sampling_settings(values.config)
         validation.validate(values.config, num_devices=8)
     except ValueError as error:
@@ -206,7 +209,7 @@ def test_bytes_are_a_picture_or_a_line(path, content, shape):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of what it could make good.
         try:
-            image = image_folder.read(path, shape, setting="config.sample.inputs")
+            image = decoding.read(path, shape, setting="config.sample.inputs")
         except ValueError as error:
             one_line(error)
         else:

@@ -8,7 +8,7 @@ import pytest
 
 PROGRAM = """
 import os, pathlib, sys
-from ddpm_jax import huge_pages
+from ddpm_jax.runtime import huge_pages
 print("started", os.getpid(), flush=True)
 huge_pages._ENABLED = pathlib.Path(sys.argv[1])
 huge_pages.use()

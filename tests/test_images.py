@@ -6,51 +6,52 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ddpm_jax.data import pixels
 from ddpm_jax.workdir import pictures
 
 ALL = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
 
 
-@pytest.mark.parametrize("convert", [pictures.to_float, jax.jit(pictures.to_float)])
+@pytest.mark.parametrize("convert", [pixels.to_float, jax.jit(pixels.to_float)])
 @pytest.mark.parametrize("make", [np.asarray, jnp.asarray])
 def test_uint8_to_float_and_back_is_the_identity(convert, make):
     floats = convert(make(ALL))
     assert floats.dtype == np.float32 and floats.shape == ALL.shape
     # XLA may multiply by the reciprocal: one unit in the last place of a value up to 2.
     np.testing.assert_allclose(floats, ALL / 127.5 - 1, rtol=0, atol=2.4e-7)
-    np.testing.assert_array_equal(pictures.to_uint8(floats), ALL)
+    np.testing.assert_array_equal(pixels.to_uint8(floats), ALL)
 
 
 def test_to_float_of_the_ends_is_exact():
-    assert pictures.to_float(ALL).min() == -1 and pictures.to_float(ALL).max() == 1
+    assert pixels.to_float(ALL).min() == -1 and pixels.to_float(ALL).max() == 1
 
 
 def test_to_float_stays_where_its_input_is():
-    assert isinstance(pictures.to_float(ALL), np.ndarray)
-    assert isinstance(pictures.to_float(jnp.asarray(ALL)), jax.Array)
+    assert isinstance(pixels.to_float(ALL), np.ndarray)
+    assert isinstance(pixels.to_float(jnp.asarray(ALL)), jax.Array)
 
 
 def test_rounding_rule():
     values = [-1, 1, 0, -1.5, 7, np.inf, -np.inf, 1.6 / 127.5 - 1, 1.4 / 127.5 - 1, 0.99]
     # 127.5 rounds to the even 128; 0.99 is 253.725.
     want = [0, 255, 128, 0, 255, 255, 0, 2, 1, 254]
-    got = pictures.to_uint8(np.float32(values).reshape(1, -1, 1))
+    got = pixels.to_uint8(np.float32(values).reshape(1, -1, 1))
     assert got.dtype == np.uint8 and got.shape == (1, 10, 1)
     assert got.ravel().tolist() == want
 
 
 def test_nan_is_refused():
     with pytest.raises(ValueError, match="NaN"):
-        pictures.to_uint8(np.float32([[[0.0], [np.nan]]]))
+        pixels.to_uint8(np.float32([[[0.0], [np.nan]]]))
 
 
-def pictures(n, h, w, c):
+def random_images(n, h, w, c):
     return np.random.default_rng(0).integers(0, 256, (n, h, w, c), np.uint8)
 
 
 @pytest.mark.parametrize("c", [1, 3])
 def test_grid_pixel_by_pixel(c):
-    x = pictures(5, 2, 3, c)
+    x = random_images(5, 2, 3, c)
     got = pictures.grid(x, columns=3, border=1, min_tile=4)  # factor 2: tiles of 4 by 6
     want = np.full((2 * 5 + 1, 3 * 7 + 1, c), pictures.GREY, np.uint8)
     for i in range(5):
@@ -73,15 +74,15 @@ def test_grid_pixel_by_pixel(c):
     ],
 )
 def test_grid_size_by_default(n, h, size):
-    assert pictures.grid(pictures(n, h, h, 3)).shape == (*size, 3)
+    assert pictures.grid(random_images(n, h, h, 3)).shape == (*size, 3)
 
 
 def test_shorter_side_decides():
-    assert pictures.grid(pictures(1, 2, 4, 3), min_tile=8).shape == (4 + 8, 4 + 16, 3)
+    assert pictures.grid(random_images(1, 2, 4, 3), min_tile=8).shape == (4 + 8, 4 + 16, 3)
 
 
 def test_other_channels_are_grey_tiles_side_by_side():
-    x = pictures(3, 4, 4, 2)
+    x = random_images(3, 4, 4, 2)
     got = pictures.grid(x, columns=2, border=1, min_tile=1)
     assert got.shape == (11, 21, 1)
     for i in range(3):
@@ -114,7 +115,7 @@ def test_grid_refuses(batch, columns, words):
 
 
 def test_beside_keeps_both_and_fills_below_the_lower():
-    left, right = pictures(2, 5, 4, 3)[0], pictures(2, 3, 6, 3)[1]
+    left, right = random_images(2, 5, 4, 3)[0], random_images(2, 3, 6, 3)[1]
     got = pictures.beside(left, right, gap=2)
     assert got.shape == (5, 12, 3)
     np.testing.assert_array_equal(got[:, :4], left)
@@ -128,7 +129,7 @@ def test_beside_keeps_both_and_fills_below_the_lower():
 
 @pytest.mark.parametrize(("c", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
 def test_png_round_trip(tmp_path, c, mode):
-    path, image = tmp_path / "samples" / "step_5.png", pictures(1, 5, 7, c)[0]
+    path, image = tmp_path / "samples" / "step_5.png", random_images(1, 5, 7, c)[0]
     pictures.save_png(str(path), np.zeros_like(image))
     pictures.save_png(path, image)
     with Image.open(path) as opened:
@@ -156,7 +157,7 @@ def test_png_refuses(tmp_path, shape):
 
 
 def test_below_is_beside_turned():
-    top, bottom = pictures(2, 5, 4, 3)[0], pictures(2, 3, 6, 3)[1]
+    top, bottom = random_images(2, 5, 4, 3)[0], random_images(2, 3, 6, 3)[1]
     got = pictures.below(top, bottom, gap=2)
     assert got.shape == (10, 6, 3)
     np.testing.assert_array_equal(got[:5, :4], top)
@@ -197,7 +198,7 @@ def test_mp4_keeps_colours_and_places(tmp_path):
 @pytest.mark.parametrize("video", [True, False])
 def test_a_process_is_left_in_pictures(tmp_path, monkeypatch, video):
     monkeypatch.setattr(pictures, "HAS_VIDEO", video)
-    x_t, x_0 = (pictures(4 * 3, 64, 64, 3).reshape(4, 3, 64, 64, 3) // k for k in (1, 2))
+    x_t, x_0 = (random_images(4 * 3, 64, 64, 3).reshape(4, 3, 64, 64, 3) // k for k in (1, 2))
     written = pictures.save_process(tmp_path / "way", x_t, x_0)
     assert written == [str(tmp_path / f"way.{e}") for e in ("png", "gif", "mp4")[: 2 + video]]
     assert sorted(written) == sorted(map(str, tmp_path.iterdir()))

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import tracing
+from ddpm_jax.network.inception import Inception, resize
 from ddpm_jax.weights import inception_weights, torch_file
-from ddpm_jax.weights.inception_weights import Inception, params_from_torch, resize
+from ddpm_jax.weights.inception_weights import params_from_torch
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 SCRIPT = runpy.run_path(str(FIXTURES / "make_inception.py"))
@@ -241,5 +242,6 @@ def test_refuses_a_wrong_or_missing_file(remote, tmp_path):
 
 
 def test_the_file_is_the_published_one():
-    assert inception_weights.SHA256.startswith(inception_weights.FILE.split("-")[-1].removesuffix(".pth"))
-    assert inception_weights.URL.endswith(f"/{inception_weights.FILE}") and len(inception_weights.SHA256) == 64
+    file, sha256 = inception_weights.FILE, inception_weights.SHA256
+    assert sha256.startswith(file.split("-")[-1].removesuffix(".pth")) and len(sha256) == 64
+    assert inception_weights.URL.endswith(f"/{file}")

@@ -8,9 +8,11 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import oracle
 import tracing
+from ddpm_jax.diffusion import randomness
 from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.diffusion.process import predict_fn
-from ddpm_jax.samplers import inpainting, reverse_chain, tableau
+from ddpm_jax.samplers import inpainting
+from ddpm_jax.samplers import ddim as ddim_lib
 
 FAST = {"xla_backend_optimization_level": 0}  # Compiles in half the time.
 M, S = 0.3, 0.25  # Pixels are N(M, S^2), independent.
@@ -97,7 +99,7 @@ def draw(rows, n=256, *, known=0.9, mask=LEFT, predict=None, seed=0):
     hold = inpainting.masked(np.broadcast_to(mask, image.shape))
     chain = jax.jit(lambda x_T, rngs: inpainting.inpaint(
         rows, predict, x_T, rngs, image, hold), compiler_options=FAST)
-    x_T = reverse_chain.standard_normal(keys(n, seed + 1), SHAPE)
+    x_T = randomness.standard_normal(keys(n, seed + 1), SHAPE)
     return np.asarray(chain(x_T, keys(n, seed)))
 
 
@@ -166,7 +168,7 @@ def test_an_image_depends_on_its_own_key_alone():
     rows = inpainting.repaint(FULL, jump_length=5, resamplings=2)
     predict = predict_fn(FULL, best(FULL))
     hold = inpainting.masked(np.broadcast_to(LEFT, (3, *SHAPE)))
-    x_T, rngs = reverse_chain.standard_normal(keys(3, 1), SHAPE), keys(3)
+    x_T, rngs = randomness.standard_normal(keys(3, 1), SHAPE), keys(3)
     known = jnp.float32(np.random.default_rng(0).uniform(-1, 1, (3, *SHAPE)))
     chain = jax.jit(lambda *a: inpainting.inpaint(
         rows, predict, *a, hold), compiler_options=FAST)
@@ -180,10 +182,10 @@ def test_an_image_depends_on_its_own_key_alone():
 
 def test_ddim_steps_are_as_good():
     """Without noise, each free pixel keeps its quantile of x_T, known ones or not."""
-    predict = tableau.ddim_fn(FULL, predict_fn(FULL, best(FULL), clip=False))
+    predict = ddim_lib.ddim_fn(FULL, predict_fn(FULL, best(FULL), clip=False))
     rows = inpainting.repaint(FULL)
-    rngs, x_T = keys(2), reverse_chain.standard_normal(keys(2, 1), SHAPE)
-    direct = tableau.ddim(FULL, predict_fn(FULL, best(FULL), clip=False), x_T, rngs)
+    rngs, x_T = keys(2), randomness.standard_normal(keys(2, 1), SHAPE)
+    direct = ddim_lib.ddim(FULL, predict_fn(FULL, best(FULL), clip=False), x_T, rngs)
     found = draw(rows, 2, predict=predict)
     assert_allclose(found[:, ~LEFT[..., 0]], direct[:, ~LEFT[..., 0]], rtol=0, atol=1e-5)
 

@@ -12,7 +12,6 @@ from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.diffusion.process import predict_fn
 from ddpm_jax.samplers import ddim as ddim_lib
 from ddpm_jax.samplers import steps as steps_lib
-from ddpm_jax.samplers import tableau
 
 FAST = {"xla_backend_optimization_level": 0}  # Compiles in half the time.
 M, S = 0.3, 0.25  # Pixels are N(M, S^2), independent.
@@ -41,7 +40,7 @@ def there_and_back(num_steps, x_0):
     @jit
     def both(x_0):
         x_T = ddim_lib.invert(schedule, predict, x_0)
-        return x_T, tableau.ddim(schedule, predict, x_T, keys)
+        return x_T, ddim_lib.ddim(schedule, predict, x_T, keys)
 
     return jax.device_get(both(x_0))
 

@@ -16,9 +16,10 @@ import tracing
 from ddpm_jax.data import loading
 from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.diffusion.losses import discretized_gaussian_log_likelihood
+from ddpm_jax.diffusion.ode_likelihood import ode_bits_per_dim, ode_log_density
 from ddpm_jax.diffusion.process import MEANS, VARIANCES, predict_fn
 from ddpm_jax.diffusion.variational_bound import (
-    Terms, ode_bits_per_dim, ode_log_density, prior_term, rate_distortion, total_bits, vlb_terms,
+    Terms, prior_term, rate_distortion, total_bits, vlb_terms,
 )
 from ddpm_jax.network.unet import UNet
 
@@ -875,5 +876,5 @@ def test_ode_refuses(schedule, settings, message):
 
 
 def test_ode_bits_want_uint8():
-    with pytest.raises(ValueError, match="images are float32.*pictures.to_uint8"):
+    with pytest.raises(ValueError, match="images are float32.*pixels.to_uint8"):
         ode_bits_per_dim(LINEAR, lambda x, t: x, jnp.zeros((1, *SHAPE)), keys(1))

@@ -7,10 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from ddpm_jax import config as config_lib
 from ddpm_jax import validation
-from ddpm_jax.training import loop, memory_check, monitoring
+from ddpm_jax import config as config_lib
 from ddpm_jax.configs import digits, lsun_bedroom256
+from ddpm_jax.runtime import memory
+from ddpm_jax.training import memory_check, monitoring
+from ddpm_jax.training import run as run_lib
 from nonzero import TinyNet, tiny_unet
 
 GIB = 2**30
@@ -128,7 +130,7 @@ def test_the_papers_network_passes_where_it_was_trained(single):
 def test_what_may_not_suffice_is_warned_about(single, monkeypatch):
     config = digits.get_config()
     assert memory_check.warnings(config, (8, 8, 1)) == []
-    monkeypatch.setattr(memory_check, "on_each_device", lambda: 60 * 2**20)
+    monkeypatch.setattr(memory, "on_each_device", lambda: 60 * 2**20)
     memory_check.check(config, (8, 8, 1))
     (line,) = memory_check.warnings(config, (8, 8, 1))
     assert "which has 0.06 GiB" in line and "--config.train.accumulate=2" in line
@@ -137,8 +139,8 @@ def test_what_may_not_suffice_is_warned_about(single, monkeypatch):
 def test_a_run_begins_with_the_warning(monkeypatch):
     monkeypatch.setattr(config_lib, "model", lambda config, channels: TinyNet())
     monkeypatch.setattr(validation, "check_images", lambda config, shape: None)
-    run = loop.prepare(digits.get_config(), None, None)
-    state = loop.fresh_state(run)
+    run = run_lib.prepare(digits.get_config(), None, None)
+    state = run_lib.fresh_state(run)
     state = state.replace(step=np.int32(0))
     monkeypatch.setattr(memory_check, "warnings", lambda config, shape: [f"images of {shape}"])
     lines = monitoring.opening_lines(run.config, state, run.source, None, "x")
@@ -148,16 +150,16 @@ def test_a_run_begins_with_the_warning(monkeypatch):
 def test_a_run_is_refused_before_its_data_are_opened(single, monkeypatch):
     config = digits.get_config()
     config.data.name = "not_there"
-    monkeypatch.setattr(memory_check, "on_each_device", lambda: 2**20)
+    monkeypatch.setattr(memory, "on_each_device", lambda: 2**20)
     with pytest.raises(ValueError, match="a training step needs at least"):
-        loop.prepare(config, None, None)
+        run_lib.prepare(config, None, None)
     config.data.name, config.data.image_size = "digits", 0  # The data tell it.
     with pytest.raises(ValueError, match="a training step needs at least"):
-        loop.prepare(config, None, None)
+        run_lib.prepare(config, None, None)
 
 
 def test_devices_of_a_cpu_share_the_host():
-    assert memory_check.on_each_device() == memory_check.of_host() // jax.local_device_count()
+    assert memory.on_each_device() == memory.of_host() // jax.local_device_count()
     with open("/proc/meminfo") as file:
         total = int(re.search(r"MemTotal: +(\d+) kB", file.read())[1]) * 1024
-    assert 2**28 < memory_check.of_host() <= total
+    assert 2**28 < memory.of_host() <= total

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from ddpm_jax.evaluation import nearest as nearest_lib
 from ddpm_jax.evaluation import scores
+from ddpm_jax.evaluation import nearest as nearest_lib
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 sys.path.insert(0, str(FIXTURES))

@@ -16,7 +16,7 @@ from PIL import Image
 import ddpm_jax
 from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.diffusion.process import Parameterization
-from ddpm_jax.training.state import Trained
+from ddpm_jax.network.trained import Trained
 from nonzero import nonzero_params, tiny_unet
 
 nbformat = pytest.importorskip("nbformat")

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from ddpm_jax.configs import digits
 from ddpm_jax.data import loading
 from ddpm_jax.training import loop
 from ddpm_jax.workdir.metrics_file import read_metrics
-from ddpm_jax.configs import digits
 
 STEPS = 100
 

@@ -22,7 +22,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 HOST = socket.gethostname()
 HOLDER = """
 import sys, time
-from ddpm_jax import ownership
+from ddpm_jax.workdir import lock
 with lock.hold(sys.argv[1]):
     print("held", flush=True)
     time.sleep(600)

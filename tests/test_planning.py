@@ -8,12 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-from ddpm_jax import config as config_lib
 from ddpm_jax import planning
-from ddpm_jax.data import loading
-from ddpm_jax.runtime import parallel
-from ddpm_jax.training import loop, memory_check
+from ddpm_jax import config as config_lib
 from ddpm_jax.configs import digits
+from ddpm_jax.data import loading
+from ddpm_jax.runtime import memory, parallel
+from ddpm_jax.training import loop, memory_check
+from ddpm_jax.training import run as run_lib
 from nonzero import TinyNet
 from test_configs import NAMES, get_config
 from test_runs import ROOT, SMALL, run
@@ -36,7 +37,7 @@ def small_config(**settings):
 def tiny_run(**settings):
     """A run of TinyNet on digits, of which nothing is kept."""
     return dataclasses.replace(
-        loop.prepare(small_config(**settings), None, None), model=TinyNet()
+        run_lib.prepare(small_config(**settings), None, None), model=TinyNet()
     )
 
 
@@ -50,7 +51,7 @@ def briefly():
 @pytest.fixture(scope="module")
 def timed():
     tiny = tiny_run()
-    return tiny, *planning.time_steps(tiny, parallel.replicate(loop.fresh_state(tiny)))
+    return tiny, *planning.time_steps(tiny, parallel.replicate(run_lib.fresh_state(tiny)))
 
 
 def test_flops_of_a_step_are_those_of_its_convolutions(timed):
@@ -80,21 +81,21 @@ def test_a_call_is_one_of_those_in_the_loop(timed, monkeypatch):
 
 def test_a_network_that_learns_variances_runs_in_the_loop():
     tiny = dataclasses.replace(tiny_run(), model=TinyNet(out_channels=2))
-    params = parallel.replicate(loop.fresh_state(tiny).params)
+    params = parallel.replicate(run_lib.fresh_state(tiny).params)
     assert planning.time_network(tiny, params, "default").flops > 3 * BATCH * CONV
 
 
 def test_micro_batches_count_all_although_a_loop_holds_them(timed, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # where they are a loop
     tiny = tiny_run(**{"train.accumulate": 2})
-    state, step = planning.time_steps(tiny, parallel.replicate(loop.fresh_state(tiny)))
+    state, step = planning.time_steps(tiny, parallel.replicate(run_lib.fresh_state(tiny)))
     assert step.flops == timed[2].flops
 
 
 def test_the_steps_are_real_ones(timed):
     tiny, state, step = timed
     assert int(state.step) == 1 + step.num_calls == 3
-    fresh = loop.fresh_state(tiny)
+    fresh = run_lib.fresh_state(tiny)
     moved = jax.tree.map(lambda a, b: float(abs(a - b).max()), state.params, fresh.params)
     assert min(jax.tree.leaves(moved)) > 0
     state_bytes = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(fresh))
@@ -104,8 +105,8 @@ def test_the_steps_are_real_ones(timed):
 
 def test_memory_of_a_state_by_what_it_holds():
     tiny = tiny_run(**{"train.extra_ema_decays": (0.9, 0.99)})
-    n = 4 * sum(leaf.size for leaf in jax.tree.leaves(loop.fresh_state(tiny).params))
-    found = memory_check.of_state(loop.fresh_state(tiny))
+    n = 4 * sum(leaf.size for leaf in jax.tree.leaves(run_lib.fresh_state(tiny).params))
+    found = memory_check.of_state(run_lib.fresh_state(tiny))
     assert found.pop("optimizer") == 2 * n + 8  # two moments; the counts of Adam and the rate
     assert found == {"parameters": n, "averages": 3 * n, "gradients": n}
 
@@ -152,8 +153,8 @@ def measured(monkeypatch):
     monkeypatch.setattr(planning, "time_steps", lambda run, state: (state, STEP))
     monkeypatch.setattr(planning, "time_network", lambda run, params, precision: (
         precise if precision == "highest" else CALL))
-    state = loop.fresh_state(tiny_run())
-    monkeypatch.setattr(loop, "fresh_state", lambda run: state)
+    state = run_lib.fresh_state(tiny_run())
+    monkeypatch.setattr(run_lib, "fresh_state", lambda run: state)
 
 
 def work(plan):
@@ -220,10 +221,10 @@ def test_a_plan_is_a_table(measured):
     for name in NAMES
 ])
 def test_random_pixels_stand_in_for_the_data_of_every_config(name, monkeypatch):
-    monkeypatch.setattr(memory_check, "on_each_device", lambda: 2**40)
+    monkeypatch.setattr(memory, "on_each_device", lambda: 2**40)
     config = get_config(name)
     config.train.batch_size = 8 * BATCH
-    found = loop.prepare(config, None, planning.stand_in(config))
+    found = run_lib.prepare(config, None, planning.stand_in(config))
     height, width, channels = config_lib.image_shape(config)
     channels = 1 if config.data.condition == "noisy" else channels
     assert found.source.image_shape == (height, width, channels)
@@ -259,7 +260,7 @@ def test_a_shape_that_nobody_knows_is_asked_for(setting):
     ({"evaluate.metrics": ("fidd",)}, "fidd"),
 ])
 def test_mistakes_are_told_before_anything_is_compiled(monkeypatch, settings, says):
-    monkeypatch.setattr(loop, "fresh_state", None)
+    monkeypatch.setattr(run_lib, "fresh_state", None)
     with pytest.raises(ValueError, match=says):
         planning.plan(small_config(**settings))
 

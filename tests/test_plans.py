@@ -6,11 +6,12 @@ from numpy.testing import assert_allclose
 
 from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.samplers import dpm_solver
-from ddpm_jax.samplers import steps as steps_lib
+from ddpm_jax.samplers import heun as heun_lib
+from ddpm_jax.samplers import settings as settings_lib
 from gaussian import M, S, best_eps, run
 
 LINEAR = schedule_lib.linear()
-CALLS = {name: 19 if name == "heun" else 20 for name in dpm_solver.NAMED}
+CALLS = {name: 19 if name == "heun" else 20 for name in settings_lib.NAMED}
 
 
 def level(half_log_snr):
@@ -21,7 +22,7 @@ def level(half_log_snr):
 
 def exact(schedule, x):
     """Where the ODE takes x from the level of most noise to that of least."""
-    ends = steps_lib.half_log_snr(schedule, steps_lib.log_snr(schedule, 2))
+    ends = schedule_lib.half_log_snr(schedule, dpm_solver.log_snr(schedule, 2))
     (signal, sigma), (signal_T, sigma_T) = (level(end) for end in ends)
     stretch = np.hypot(signal * S, sigma) / np.hypot(signal_T * S, sigma_T)
     return signal * M + stretch * (x - signal_T * M)
@@ -39,7 +40,7 @@ def test_solvers_converge_to_the_ode(schedule, name, fewest, low, high):
     calls = [fewest * 2**i for i in range(5)]
     one_more = name != "dpm_solver"
     errors = np.array([
-        abs(run(dpm_solver.named(name, schedule, n + one_more), best_eps, 1.0)[-2]
+        abs(run(settings_lib.named(name, schedule, n + one_more), best_eps, 1.0)[-2]
             - exact(schedule, 1.0))
         for n in calls
     ])
@@ -50,7 +51,7 @@ def test_solvers_converge_to_the_ode(schedule, name, fewest, low, high):
 
 def test_3m_has_less_error_than_2m():
     errors = [
-        abs(run(dpm_solver.named(name, LINEAR, 161), best_eps, 1.0)[-2] - exact(LINEAR, 1.0))
+        abs(run(settings_lib.named(name, LINEAR, 161), best_eps, 1.0)[-2] - exact(LINEAR, 1.0))
         for name in ("dpm_solver_pp_3", "dpm_solver_pp")
     ]
     assert 0.25 < errors[0] / errors[1] < 0.5
@@ -96,13 +97,13 @@ def test_3m_between_uneven_levels():
     assert_allclose(step, level(t)[0] * whole / 2, rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", dpm_solver.NAMED)
+@pytest.mark.parametrize("name", settings_lib.NAMED)
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 4, 5, 13, 14, 15, 16])
 def test_every_step_is_exact_where_nothing_changes(name, num_steps):
     """The network says one x_0, or one eps, always: then x is on the line between them."""
     if name == "heun":
         num_steps = 2 * num_steps - 1
-    plan = dpm_solver.named(name, LINEAR, num_steps)
+    plan = settings_lib.named(name, LINEAR, num_steps)
     assert plan.num_calls == num_steps == len(plan.weights) == len(plan.keep)
     x_0, noise = 0.7, -1.3
     x = plan.signal[0] * x_0 + plan.sigma[0] * noise
@@ -130,8 +131,8 @@ def test_every_step_is_exact_where_nothing_changes(name, num_steps):
 def test_levels_are_told_as_fractional_t():
     """The network hears the t whose level x is of."""
     for name, calls in CALLS.items():
-        plan = dpm_solver.named(name, LINEAR, calls)
-        ratio = np.exp(steps_lib.half_log_snr(LINEAR, plan.t))
+        plan = settings_lib.named(name, LINEAR, calls)
+        ratio = np.exp(schedule_lib.half_log_snr(LINEAR, plan.t))
         assert_allclose(plan.signal / plan.sigma, ratio, rtol=1e-9)
         assert_allclose(plan.signal**2 + plan.sigma**2, 1)
         assert_allclose(plan.t[[0, -1]], [999, 0], atol=1e-9)
@@ -147,7 +148,7 @@ def test_calls_of_order_3_are_split_as_published(K, orders):
     assert np.diff(ends, prepend=-1).tolist() == orders
     # The steps begin at levels even in lambda, whatever their orders.
     begins = np.append(0, ends[:-1] + 1)
-    expected = steps_lib.log_snr(LINEAR, len(orders) + 1)[:0:-1]
+    expected = dpm_solver.log_snr(LINEAR, len(orders) + 1)[:0:-1]
     assert_allclose(plan.t[begins], expected, atol=1e-9)
     with_denoising = dpm_solver.dpm_solver(LINEAR, K + 1)
     assert_allclose(with_denoising.t[:-1], plan.t, atol=1e-9)
@@ -173,14 +174,14 @@ def test_orders_of_the_multistep(calls, orders):
 
 
 @pytest.mark.parametrize("make, says", [
-    (lambda: dpm_solver.named("euler", LINEAR, 5), "solver='euler' is not known; use one"),
+    (lambda: settings_lib.named("euler", LINEAR, 5), "solver='euler' is not known; use one"),
     (lambda: dpm_solver.dpm_solver(LINEAR, 5, order=1), "order=1 is not known; write order=2"),
     (lambda: dpm_solver.dpm_solver_pp(LINEAR, 5, order=4), "order=4 is not known"),
     (lambda: dpm_solver.dpm_solver_pp(LINEAR, 5, order=3, sde=True), "order=3 cannot go with"),
     (lambda: dpm_solver.dpm_solver(LINEAR, 0), "num_steps=0 is too few network calls"),
     (lambda: dpm_solver.dpm_solver_pp(LINEAR, 0), "num_steps=0 is too few network calls"),
-    (lambda: dpm_solver.heun(LINEAR, 20), "num_steps=20 must be odd .* write num_steps=19"),
-    (lambda: dpm_solver.heun(LINEAR, -1), "num_steps=-1 must be odd .* write num_steps=1"),
+    (lambda: heun_lib.heun(LINEAR, 20), "num_steps=20 must be odd .* write num_steps=19"),
+    (lambda: heun_lib.heun(LINEAR, -1), "num_steps=-1 must be odd .* write num_steps=1"),
     (lambda: dpm_solver.dpm_solver_pp(schedule_lib.jsd(10), 5), "last beta is 1"),
 ])
 def test_mistakes_are_named(make, says):

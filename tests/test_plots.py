@@ -91,7 +91,7 @@ def test_terms_of_any_size_are_drawn(tmp_path, vlb):
 
 def test_matplotlib_is_imported_when_a_plot_is():
     program = (
-        "import sys, ddpm_jax.plots, ddpm_jax.measures\n"
+        "import sys, ddpm_jax.workdir.plots, ddpm_jax.evaluation.metrics\n"
         "sys.exit('matplotlib' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from jax.profiler import ProfileData
 
-from ddpm_jax import config as config_lib
 from ddpm_jax import validation
-from ddpm_jax.training import loop, monitoring
+from ddpm_jax import config as config_lib
 from ddpm_jax.configs import digits
+from ddpm_jax.runtime import profiling
+from ddpm_jax.training import loop
 from nonzero import TinyNet
 from test_runs import lasting, rows, saved
 
@@ -86,13 +87,13 @@ def log(monkeypatch):
     (range(4, 6), (2, 3), [4, 5]),  # resumed behind
 ])
 def test_traces_begin_and_end_with_what_is_in_flight(log, steps, profile, want):
-    for step in monitoring.traced(steps, profile, "x", [Result(log)]):
+    for step in profiling.traced(steps, profile, "x", [Result(log)]):
         log.append(step)
     assert log == want
 
 
 def test_a_run_that_fails_ends_its_trace(log):
-    steps = monitoring.traced(range(1, 9), (2, 7), "x", [])
+    steps = profiling.traced(range(1, 9), (2, 7), "x", [])
     assert [next(steps), next(steps)] == [1, 2]
     steps.close()
     assert log == ["start x", "stop"]

@@ -15,7 +15,9 @@ import test_inception
 from ddpm_jax.data import loading
 from ddpm_jax.data import source as source_lib
 from ddpm_jax.evaluation import inception_features, references, scores
+from ddpm_jax.evaluation import metrics as metrics_lib
 from ddpm_jax.evaluation import nearest as nearest_lib
+from ddpm_jax.network import inception
 from ddpm_jax.weights import inception_weights
 
 CHECKSUM = "c" * 64
@@ -33,7 +35,7 @@ class Fake:
         self.seen.append(len(images))
         rows = np.float64(images).reshape(len(images), -1) / 255
         random = np.random.default_rng(rows.shape[1])
-        return inception_weights.Features(*(
+        return inception.Features(*(
             np.float32(rows @ random.normal(size=(rows.shape[1], d)))
             for d in (2048, 2023, 1008)
         ))
@@ -121,9 +123,9 @@ def sums(monkeypatch):
         def apply(self, variables, images):
             channels = np.float32(1) * images.sum((1, 2))
             factor = variables["params"]["factor"][None]
-            return inception_weights.Features(*(factor * channels[:, i : i + 1] for i in range(3)))
+            return inception.Features(*(factor * channels[:, i : i + 1] for i in range(3)))
 
-    monkeypatch.setattr(inception_weights, "Inception", Sums)
+    monkeypatch.setattr(inception, "Inception", Sums)
     monkeypatch.setattr(
         inception_weights, "load", lambda path, sha256: {"factor": np.float32([1, 2])})
     return inception_features.Network()
@@ -263,7 +265,7 @@ def test_a_file_of_statistics_is_a_reference_as_it_is(cache, tmp_path):
     assert fake.seen == [] and found.features is found.mu_s is found.count is None
     samples = inception_features.Samples.of([pixels(6)], Fake())
     for metric in ("sfid", "kid", "precision_recall"):
-        fails(rf"^{metric} needs .*config\.evaluate\.metrics", inception_features.SCORES[metric],
+        fails(rf"^{metric} needs .*config\.evaluate\.metrics", metrics_lib.SAMPLE_SCORES[metric],
               samples, found)
 
 
@@ -312,7 +314,7 @@ def small(monkeypatch):
     class Small(Fake):
         def features(self, images):
             pool, spatial, logits = super().features(images)
-            return inception_weights.Features(pool[:, :5], spatial[:, :3], logits)
+            return inception.Features(pool[:, :5], spatial[:, :3], logits)
 
     return Small
 
@@ -372,8 +374,8 @@ def test_fingerprints_tell_sets_apart():
     same_bytes = images.reshape(100, 4, 3, 4)
     assert inception_features.fingerprint(source_lib.from_array(same_bytes)) != known
     constant = np.zeros((100, 4, 4, 3), np.uint8)
-    assert inception_features.fingerprint(source_lib.from_array(constant)) != inception_features.fingerprint(
-        source_lib.from_array(constant[:99]))
+    fewer = inception_features.fingerprint(source_lib.from_array(constant[:99]))
+    assert inception_features.fingerprint(source_lib.from_array(constant)) != fewer
     assert inception_features.fingerprint(source_lib.from_array(images[:3]))  # Fewer than 64.
     asked = []
 
@@ -423,16 +425,16 @@ def frechet(x, y):
 
 
 def test_fid_is_of_pooled_and_sfid_of_spatial_features():
-    found = inception_features.SCORES["fid"](SAMPLES, AGAINST)
+    found = metrics_lib.SAMPLE_SCORES["fid"](SAMPLES, AGAINST)
     assert_allclose(found["value"], frechet(X, Y), rtol=1e-8)  # Roots of float64.
     assert found["remarks"] == []
-    found = inception_features.SCORES["sfid"](SAMPLES, AGAINST)
+    found = metrics_lib.SAMPLE_SCORES["sfid"](SAMPLES, AGAINST)
     assert_allclose(found["value"], frechet(X[:, :4] ** 2, np.abs(Y[:, :4])), rtol=1e-8)
 
 
 def test_fid_of_few_images_carries_remarks():
     few = samples_of(X[:6])
-    remarks = inception_features.SCORES["fid"](few, reference_of(Y[:5], Y[:5, :4]))["remarks"]
+    remarks = metrics_lib.SAMPLE_SCORES["fid"](few, reference_of(Y[:5], Y[:5, :4]))["remarks"]
     assert len(remarks) == 2 and "\n" not in "".join(remarks)
     assert "6 samples leave a singular covariance" in remarks[0]
     assert "5 reference images leave" in remarks[1]
@@ -449,12 +451,12 @@ def test_kid_is_of_subsets_as_large_as_there_are(monkeypatch):
                   for k in (kernel(x), kernel(y))]
         return sum(within) - 2 * kernel(x, y).mean()
 
-    found = inception_features.SCORES["kid"](SAMPLES, AGAINST)
+    found = metrics_lib.SAMPLE_SCORES["kid"](SAMPLES, AGAINST)
     assert found["subset_size"] == 60
     same = scores.kernel_distance(X, Y, subset_size=60)
     assert (found["value"], found["std"], found["standard_error"]) == same
     assert_allclose(found["standard_error"], found["std"] / 10)  # 100 subsets
-    equal = inception_features.SCORES["kid"](SAMPLES, reference_of(Y[:60], Y[:60, :4]))
+    equal = metrics_lib.SAMPLE_SCORES["kid"](SAMPLES, reference_of(Y[:60], Y[:60, :4]))
     assert_allclose(equal["value"], mmd(X, Y[:60]), rtol=1e-9)  # Each subset is the set.
 
     def told(*features, subset_size):
@@ -464,12 +466,12 @@ def test_kid_is_of_subsets_as_large_as_there_are(monkeypatch):
     for n, m, size in ((1200, 1100, 1000), (1200, 999, 999), (998, 1100, 998)):
         reference = features_of(m, seed=3)
         against = reference_of(reference, reference[:, :4])
-        found = inception_features.SCORES["kid"](samples_of(features_of(n, seed=2)), against)
+        found = metrics_lib.SAMPLE_SCORES["kid"](samples_of(features_of(n, seed=2)), against)
         assert found["subset_size"] == found["value"] == size
 
 
 def test_precision_and_recall_are_told_apart():
-    found = inception_features.SCORES["precision_recall"](SAMPLES, AGAINST)
+    found = metrics_lib.SAMPLE_SCORES["precision_recall"](SAMPLES, AGAINST)
     distances = {
         name: np.sqrt(((np.float64(a)[:, None] - np.float64(b)[None]) ** 2).sum(axis=2))
         for name, a, b in (("xx", X, X), ("yy", Y, Y), ("xy", X, Y))
@@ -488,21 +490,21 @@ def test_inception_score_is_of_the_logits():
         return np.exp(special.rel_entr(p, p.mean(axis=0)).sum(axis=1).mean())
 
     logits = np.random.default_rng(5).normal(0, 3, (60, 11)).astype(np.float32)
-    found = inception_features.SCORES["is"](samples_of(X, logits=logits))
+    found = metrics_lib.SAMPLE_SCORES["is"](samples_of(X, logits=logits))
     parts = [score(part) for part in np.split(logits, 10)]
     assert_allclose(found["value"], score(logits))
     assert_allclose(found["ten_splits"], np.mean(parts))
     assert_allclose(found["std"], np.std(parts))
     assert_allclose(found["standard_error"], np.std(parts) / 10**0.5)
-    assert set(inception_features.SCORES["is"](samples_of(X[:10], logits=logits[:10]))) > {"std"}
-    assert set(inception_features.SCORES["is"](samples_of(X[:9], logits=logits[:9]))) == {"value"}
+    assert set(metrics_lib.SAMPLE_SCORES["is"](samples_of(X[:10], logits=logits[:10]))) > {"std"}
+    assert set(metrics_lib.SAMPLE_SCORES["is"](samples_of(X[:9], logits=logits[:9]))) == {"value"}
 
 
 def test_every_score_is_a_number_and_perfect_samples_are_perfect():
-    assert set(inception_features.SCORES) == {"fid", "sfid", "kid", "is", "precision_recall"}
+    assert set(metrics_lib.SAMPLE_SCORES) == {"fid", "sfid", "kid", "is", "precision_recall"}
     itself = reference_of(X, X[:, :4] ** 2)
     found = {
-        name: score(SAMPLES, itself)["value"] for name, score in inception_features.SCORES.items()
+        name: score(SAMPLES, itself)["value"] for name, score in metrics_lib.SAMPLE_SCORES.items()
     }
     assert all(isinstance(value, float) for value in found.values())
     # Traces of up to 214 cancel in float64.
@@ -513,15 +515,15 @@ def test_every_score_is_a_number_and_perfect_samples_are_perfect():
 def test_frechet_distance_of_pixels():
     """Against the formula on the pixels themselves, with SciPy's matrix root."""
     ours, theirs = pixels(70, seed=1, shape=(3, 2, 2)), pixels(60, seed=2, shape=(3, 2, 2)) // 2
-    found = inception_features.frechet_pixels([ours[:50], ours[50:]], [theirs])
+    found = metrics_lib.pixel_distance([ours[:50], ours[50:]], [theirs])
     a, b = (np.float64(x.reshape(len(x), -1)) / 127.5 - 1 for x in (ours, theirs))
     cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     root = linalg.sqrtm(cov_a @ cov_b).real
     expected = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(cov_a + cov_b - 2 * root)
     assert_allclose(found["value"], expected, rtol=1e-8)
     assert found["reference_n"] == 60
-    same = inception_features.frechet_pixels([np.float32(ours)], [ours])
+    same = metrics_lib.pixel_distance([np.float32(ours)], [ours])
     assert same["value"] < 1e-9
-    inception_features.check_pixels((32, 32, 4))
+    metrics_lib.check_pixels((32, 32, 4))
     fails("no room for the covariance of 12,288 pixels, more than 4,096; use 'fid'",
-          inception_features.check_pixels, (64, 64, 3))
+          metrics_lib.check_pixels, (64, 64, 3))

@@ -17,17 +17,19 @@ from PIL import Image
 
 import ddpm_jax
 from benchmarks.record import clock, compare, run, settings, stages
-from ddpm_jax import config as config_lib
 from ddpm_jax import validation
+from ddpm_jax import config as config_lib
+from ddpm_jax.configs import cifar10
 from ddpm_jax.diffusion import process
 from ddpm_jax.diffusion import schedule as schedule_lib
+from ddpm_jax.inference import sample as sample_lib
+from ddpm_jax.network import trained as trained_lib
+from ddpm_jax.network.trained import Trained
 from ddpm_jax.runtime.interruption import Interrupted
 from ddpm_jax.training import loop
-from ddpm_jax.training.state import Trained
 from ddpm_jax.weights import state_dicts
 from ddpm_jax.workdir import checkpoints, pictures
 from ddpm_jax.workdir.metrics_file import read_metrics
-from ddpm_jax.configs import cifar10
 from gaussian import jit
 from nonzero import TinyNet, nonzero_params, tiny_unet
 
@@ -104,7 +106,7 @@ def small(monkeypatch):
     monkeypatch.setattr(validation, "check_images", lambda config, shape: None)
 
     def named(params, model, height):
-        return {"/".join(path): x for path, x in state_dicts.leaves(params)}
+        return {"/".join(path): x for path, x in trained_lib.leaves(params)}
 
     monkeypatch.setattr(state_dicts, "from_params", named)
     monkeypatch.setattr(stages, "_HEADER", 2**20 - 40 * 64)  # 40 images a file.
@@ -228,7 +230,7 @@ def test_a_stage_is_done_again_where_a_file_is_missing_or_other_numbers_are_aske
 
 
 def test_a_stage_that_was_cut_goes_on_with_what_it_has(small, recorded, capsys, monkeypatch):
-    draw = ddpm_jax.sampling.stream
+    draw = sample_lib.stream
     rounds = []
 
     def cut(*args, done, **kwargs):
@@ -238,7 +240,7 @@ def test_a_stage_that_was_cut_goes_on_with_what_it_has(small, recorded, capsys, 
             if len(rounds) == 2:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(ddpm_jax.sampling, "stream", cut)
+    monkeypatch.setattr(sample_lib, "stream", cut)
     more = dict(ddim_images=31)
     with pytest.raises(KeyboardInterrupt):
         work(capsys, recorded, "--config.sample.batch_size=8", **more)
@@ -336,7 +338,7 @@ def test_weights_read_back_as_they_are_to_bfloat16(tmp_path):
     params = nonzero_params(model)
     trained = Trained(params, model, schedule_lib.linear(), process.Parameterization(), shape)
     record = stages.Record(tmp_path, 90_000)
-    job = stages.measures.Job(config, 1, trained, tmp_path, False, None)
+    job = stages.job_lib.Job(config, 1, trained, tmp_path, False, None)
     record.add("train", {"config": json.loads(config.to_json())})
     record.add("weights", stages.weights(job, record, None))
     names = json.loads((tmp_path / "metrics.json").read_text())["weights"]["files"]

@@ -98,7 +98,8 @@ def test_large_images_go_through_few_at_a_time():
     ("cpu", 1, 6), ("cpu", 2, 1), ("gpu", 1, 1),
 ])
 def test_the_cores_are_those_of_one_cpu(monkeypatch, platform, num_devices, expected):
-    monkeypatch.setattr(batched_map.os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
+    cores = set(range(6))
+    monkeypatch.setattr(batched_map.os, "sched_getaffinity", lambda pid: cores, raising=False)
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
     monkeypatch.setattr(jax, "device_count", lambda: num_devices)
     assert batched_map._cores() == expected
@@ -145,7 +146,8 @@ import threading
 import jax
 import numpy as np
 
-from ddpm_jax import parallel, rounds
+from ddpm_jax.inference import batched_map
+from ddpm_jax.runtime import parallel
 
 batched_map._cores = lambda: 3
 meeting, compiled, counts = threading.Barrier(3, timeout={patience}), [], []

@@ -144,7 +144,8 @@ def scalars(bucket, folder):
 
 def test_event_files_are_copied_every_minute(bucket, tmp_path):
     clock = Clock()
-    with tensorboard_writer.EventFiles(bucket / "tensorboard", purge_step=1, clock=clock) as written:
+    folder = bucket / "tensorboard"
+    with tensorboard_writer.EventFiles(folder, purge_step=1, clock=clock) as written:
         scratch = written.folder
         for step in range(1, 6):
             clock.now += 25

@@ -10,7 +10,8 @@ import oracle
 import tracing
 from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.diffusion.process import Prediction, predict_fn
-from ddpm_jax.samplers.reverse_chain import ancestral, standard_normal
+from ddpm_jax.diffusion.randomness import standard_normal
+from ddpm_jax.samplers.reverse_chain import ancestral
 from gaussian import M, S, SHAPE, assert_moments, jit, keys, optimal
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")

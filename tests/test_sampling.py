@@ -11,6 +11,7 @@ from ddpm_jax.diffusion import process
 from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.inference import sample as sample_lib
 from ddpm_jax.network import unet
+from ddpm_jax.samplers import settings as settings_lib
 from nonzero import SHAPE, nonzero_params, tiny_unet
 
 # Batches of another size are summed in another order: some float32 roundings in 20 steps.
@@ -218,12 +219,13 @@ def test_every_sampler_calls_the_network_as_often_as_it_says(sampler, num_steps)
     assert images.shape == (9, *SHAPE) and np.abs(images).max() <= 1 + 1e-6
     np.testing.assert_allclose(draw(n=3, batch_size=8), images[:3], **SAME)
     assert np.abs(images[0] - images[1]).max() > 0.01
-    settings = sample_lib.Settings(sampler, num_steps)
+    settings = settings_lib.Settings(sampler, num_steps)
     assert settings.num_calls(schedule_lib.linear(100, 1e-3, 0.2)) == num_steps
 
 
 def test_ddim_is_the_one_of_the_solvers(trained):
-    from ddpm_jax.samplers import reverse_chain, tableau
+    from ddpm_jax.samplers import ddim as ddim_lib
+    from ddpm_jax.samplers import reverse_chain
     from ddpm_jax.samplers import steps as steps_lib
 
     steps = steps_lib.quadratic(20, 5)
@@ -232,7 +234,7 @@ def test_ddim_is_the_one_of_the_solvers(trained):
     rng_x_T, rng_z = jax.random.fold_in(rng, 0), jax.random.fold_in(rng, 1)
     x_T = jax.random.normal(rng_x_T, SHAPE)[None]
     predict_fn = process.predict_fn(respaced, ddpm_jax.denoise_fn(trained))
-    chain = jax.jit(lambda x, rngs: tableau.ddim(
+    chain = jax.jit(lambda x, rngs: ddim_lib.ddim(
         respaced, predict_fn, x, rngs, eta=0.5, trajectory=(3, 0)))
     expected, kept = chain(x_T, rng_z[None])
     images, trajectory = ddpm_jax.sample(
@@ -309,12 +311,12 @@ def test_a_trajectory_without_room_is_refused_with_its_size(
     trained, monkeypatch, where, room, remedy
 ):
     """All of it on the host, and a round's (here two images a device) in half of a device."""
-    from ddpm_jax.inference import batched_map
+    from ddpm_jax.runtime import memory
 
     draw = functools.partial(ddpm_jax.sample, trained, 0, 11, num_steps=3, batch_size=16)
-    monkeypatch.setattr(batched_map, f"{where}_memory", lambda: room)
+    monkeypatch.setattr(memory, f"{where}_memory", lambda: room)
     assert draw(trajectory=(2, 1, 0))[1].x_0.shape == (3, 11, *SHAPE)
-    monkeypatch.setattr(batched_map, f"{where}_memory", lambda: room - 1)
+    monkeypatch.setattr(memory, f"{where}_memory", lambda: room - 1)
     size = f"{3 * 2 * 4 * 64 * (11 if where == 'host' else 2):,} bytes on (the|each) {where}"
     with pytest.raises(ValueError, match=f"{size}.*; write fewer steps or {remedy}") as error:
         draw(trajectory=(2, 1, 0))
@@ -324,10 +326,10 @@ def test_a_trajectory_without_room_is_refused_with_its_size(
 
 
 def test_memory_is_that_of_this_machine():
-    from ddpm_jax.inference import batched_map
+    from ddpm_jax.runtime import memory
 
-    assert 2**26 < batched_map.host_memory() < 2**50
-    assert batched_map.device_memory() == 4 * 2**30  # A CPU does not say.
+    assert 2**26 < memory.host_memory() < 2**50
+    assert memory.device_memory() == 4 * 2**30  # A CPU does not say.
 
 
 def halve(x_0):
@@ -336,7 +338,7 @@ def halve(x_0):
 
 @pytest.mark.parametrize("sampler", ["ancestral", "ddim", "dpm_solver"])
 def test_a_hook_on_x_0_reaches_every_sampler(trained, sampler):
-    from ddpm_jax.samplers import tableau
+    from ddpm_jax.diffusion import process
 
     draw = functools.partial(
         ddpm_jax.sample, trained, 0, 3, sampler=sampler, num_steps=4, trajectory=(3, 0)
@@ -347,10 +349,10 @@ def test_a_hook_on_x_0_reaches_every_sampler(trained, sampler):
     _, unclipped = draw(clip=False)
     # The first x_0 of the same x_T, a division by a signal of 0.1 apart.
     np.testing.assert_allclose(halved.x_0[0], unclipped.x_0[0] / 2, rtol=0, atol=1e-4)
-    named = functools.partial(tableau.dynamic_threshold, percentile=0.6)
+    named = functools.partial(process.dynamic_threshold, percentile=0.6)
     _, divided = draw(dynamic_threshold=0.6)
     np.testing.assert_allclose(draw(denoised_fn=named)[1].x_0, divided.x_0, **SAME)
-    expected = tableau.dynamic_threshold(unclipped.x_0[0], 0.6)
+    expected = process.dynamic_threshold(unclipped.x_0[0], 0.6)
     np.testing.assert_allclose(divided.x_0[0], expected, rtol=0, atol=1e-4)
 
 

@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
+from ddpm_jax.diffusion import process
 from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.diffusion.process import predict_fn
 from ddpm_jax.samplers import dpm_solver, reverse_chain, tableau
+from ddpm_jax.samplers import ddim as ddim_lib
+from ddpm_jax.samplers import heun as heun_lib
 from gaussian import jit
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
@@ -31,7 +34,7 @@ def kinds(settings):
     hook = None
     if settings.get("sample_max_value", 1.0) > 1:
         hook = functools.partial(
-            tableau.dynamic_threshold, percentile=settings["dynamic_thresholding_ratio"]
+            process.dynamic_threshold, percentile=settings["dynamic_thresholding_ratio"]
         )
     clip = settings.get("clip_sample", settings.get("sample_max_value") == 1.0)
     return dict(
@@ -53,7 +56,7 @@ def by_grid(case, t, draws, draw_given):
     more, run = {}, reverse_chain.ancestral
     if case["scheduler"] == "DDIM":
         more["rederive_eps"] = case["given"].get("use_clipped_model_output", False)
-        run = functools.partial(tableau.ddim, eta=case["given"].get("eta", 0.0))
+        run = functools.partial(ddim_lib.ddim, eta=case["given"].get("eta", 0.0))
     predict = predict_fn(
         told, lambda x, i: jnp.asarray(outputs)[n - 1 + stop - i[0]], variance=variance,
         **kinds(settings), **more,
@@ -69,7 +72,7 @@ def by_plan(case, t, draws, draw_given):
     x_T, outputs, _, noises = draws
     settings, n = case["settings"], len(t)
     if case["scheduler"] == "HeunDiscrete":
-        plan = dpm_solver.heun(LINEAR, n)
+        plan = heun_lib.heun(LINEAR, n)
     else:
         plan = dpm_solver.dpm_solver_pp(
             LINEAR, n, order=settings["solver_order"], sde="algorithm_type" in settings

@@ -15,12 +15,12 @@ import safetensors.numpy
 from PIL import EpsImagePlugin, Image
 
 import ddpm_jax
-from ddpm_jax import config as config_lib
-from ddpm_jax.data import image_folder, loading
+from ddpm_jax.configs import digits
+from ddpm_jax.data import decoding, loading
 from ddpm_jax.evaluation import references
 from ddpm_jax.weights import torch_file
+from ddpm_jax.workdir import run_folder
 from ddpm_jax.workdir.checkpoints import Checkpoints, restore_part
-from ddpm_jax.configs import digits
 from test_data import everything, numbered, ramp, write_pictures, write_tfds
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -137,7 +137,7 @@ def test_loading_runs_nothing(tmp_path, watched):
     with Checkpoints(tmp_path / "run") as checkpoints:
         checkpoints.save(3, {"params": {"a": np.ones(2)}}, {"config": "{}"})
     assert restore_part(tmp_path / "run", "params", None)[0] == 3
-    config_lib.parse(config_lib.dump(digits.get_config()))
+    run_folder.parse(run_folder.dump(digits.get_config()))
     np.savez(tmp_path / "x.npz", train=numbered(3))
     loading.load("npz", data_dir=str(tmp_path / "x.npz"))
     loading.load("digits")
@@ -216,7 +216,7 @@ def test_postscript_is_not_handed_to_ghostscript(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="a.png"):
         loading.load("image_folder", data_dir=str(folder))
     with pytest.raises(ValueError, match="a.png"):
-        image_folder.read(path, (0, 0, 3), setting="config.sample.inputs")
+        decoding.read(path, (0, 0, 3), setting="config.sample.inputs")
     path.rename(folder / "a.eps")
     with pytest.raises(ValueError, match="no pictures there"):
         loading.load("image_folder", data_dir=str(folder))

@@ -14,9 +14,10 @@ from ddpm_jax import config as config_lib
 from ddpm_jax.data import loading
 from ddpm_jax.runtime import parallel
 from ddpm_jax.training import loop, nan_search
+from ddpm_jax.training import run as run_lib
 from ddpm_jax.training import state as state_lib
-from ddpm_jax.training.step import step_settings
-from ddpm_jax.workdir import checkpoints
+from ddpm_jax.training.run import step_settings
+from ddpm_jax.workdir import checkpoints, run_folder
 from ddpm_jax.workdir.checkpoints import Checkpoints, restore_part
 from test_profile import tiny, tiny_config  # noqa: F401
 from test_runs import rows
@@ -61,7 +62,7 @@ def batch_of(poison):
 
 @functools.cache
 def compiled(config):
-    return step_of(config_lib.parse(config))
+    return step_of(run_folder.parse(config))
 
 
 def states(config, model, poison, **changed):
@@ -153,7 +154,7 @@ def test_the_step_is_run_again_with_its_own_draws(monkeypatch):
         nan_search, "_first", lambda layers, finite, loss, grads: seen.append(float(loss))
     )
     nan_search.not_finite(state, batch_of(0), RNG, schedule=config_lib.schedule(config),
-                         settings=step_settings(config))
+                          settings=step_settings(config))
     assert len(seen) == 8
     np.testing.assert_allclose(np.mean(seen), row["loss"], rtol=1e-5)  # sums of 16 in float32
 
@@ -198,12 +199,12 @@ def test_a_run_that_is_stuck_at_its_end_is_not_done(tiny, tmp_path):  # noqa: F8
 
 
 def test_a_checkpoint_of_before_the_count_is_continued(tiny, tmp_path):  # noqa: F811
-    run = loop.prepare(tiny_config(**{"train.num_steps": 2}), tmp_path, None)
-    old = state_lib.to_saved(loop.fresh_state(run)) | {"step": jnp.int32(1)}
+    run = run_lib.prepare(tiny_config(**{"train.num_steps": 2}), tmp_path, None)
+    old = state_lib.to_saved(run_lib.fresh_state(run)) | {"step": jnp.int32(1)}
     del old["skipped"]
     with Checkpoints(tmp_path) as saved:
         saved.save(1, old, loop.metadata(run.config))
     loop.train(run.config, tmp_path)
     assert list(restore_part(tmp_path, "skipped", 2)[1]) == [0, 0]
     with contextlib.closing(Checkpoints(tmp_path)) as saved:
-        assert saved.restore(state_lib.to_saved(loop.fresh_state(run)))[0] == 2
+        assert saved.restore(state_lib.to_saved(run_lib.fresh_state(run)))[0] == 2

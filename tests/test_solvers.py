@@ -8,11 +8,16 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import oracle
 import tracing
+from ddpm_jax.diffusion import process
 from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.diffusion.process import predict_fn
+from ddpm_jax.diffusion.randomness import standard_normal
 from ddpm_jax.samplers import dpm_solver, reverse_chain, tableau
+from ddpm_jax.samplers import ddim as ddim_lib
+from ddpm_jax.samplers import heun as heun_lib
+from ddpm_jax.samplers import settings as settings_lib
 from ddpm_jax.samplers import steps as steps_lib
-from ddpm_jax.samplers.reverse_chain import ancestral, standard_normal
+from ddpm_jax.samplers.reverse_chain import ancestral
 from gaussian import (
     M, S, SHAPE, assert_moments, best_eps, ddim_moments, ddim_step, jit, keys, levels_of, optimal,
     run,
@@ -21,7 +26,7 @@ from gaussian import (
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 LINEAR = schedule_lib.linear()
 FULL = schedule_lib.from_betas(np.linspace(1e-3, 0.4, 20))
-CALLS = {name: 19 if name == "heun" else 20 for name in dpm_solver.NAMED}
+CALLS = {name: 19 if name == "heun" else 20 for name in settings_lib.NAMED}
 KERNEL = jnp.asarray(np.random.default_rng(0).standard_normal((3, 3, 1, 1)), jnp.float32)
 
 
@@ -42,7 +47,7 @@ def test_golden_ddim_step(settings, golden):
     """From 999 to 899 with eps = 0.5, by hand in float64."""
     schedule = schedule_lib.respace(LINEAR, [899, 999])
     predict = predict_fn(schedule, lambda x, t: jnp.full_like(x, 0.5), **settings)
-    x_899 = tableau.ddim(schedule, predict, jnp.ones((1, 1, 1, 1)), keys(1), stop=1)
+    x_899 = ddim_lib.ddim(schedule, predict, jnp.ones((1, 1, 1, 1)), keys(1), stop=1)
     assert_allclose(x_899.item(), golden, rtol=2e-6)  # A few roundings of float32.
 
 
@@ -50,7 +55,7 @@ def sigma_of_a_step(eta):
     """Standard deviation of the noise of 990 -> 980, by drawing it."""
     schedule = schedule_lib.respace(LINEAR, [980, 990])
     predict = predict_fn(schedule, lambda x, t: jnp.zeros_like(x), clip=True)
-    samples = jit(lambda rngs: tableau.ddim(
+    samples = jit(lambda rngs: ddim_lib.ddim(
         schedule, predict, jnp.zeros((1024, *SHAPE)), rngs, eta=eta, stop=1
     ))(keys(1024))
     return np.float64(samples).std()
@@ -68,7 +73,7 @@ def test_ddim_without_noise_is_the_recursion(steps):
     schedule = schedule_lib.respace(FULL, steps)
     predict = predict_fn(schedule, optimal(FULL), clip=False)
     x_T = np.linspace(-2, 2, 5)
-    samples = jit(lambda x, rngs: tableau.ddim(schedule, predict, x, rngs))(
+    samples = jit(lambda x, rngs: ddim_lib.ddim(schedule, predict, x, rngs))(
         jnp.asarray(x_T, jnp.float32).reshape(-1, 1, 1, 1), keys(5)
     )
     levels = [(1.0, 0.0), *np.transpose(levels_of(FULL))[steps]]
@@ -90,7 +95,7 @@ def test_ddim_of_eta_1_is_the_ancestral_chain():
         with jax.debug_key_reuse(False):  # The same keys, on purpose.
             chain = jit(lambda x, rngs: ancestral(schedule, predict, x, rngs))(x_T, rngs)
             samples = jit(
-                lambda x, rngs: tableau.ddim(schedule, predict, x, rngs, eta=1.0)
+                lambda x, rngs: ddim_lib.ddim(schedule, predict, x, rngs, eta=1.0)
             )(x_T, rngs)
         # Two ways of writing one mean, in float32.
         assert_allclose(samples, chain, rtol=0, atol=2e-5)
@@ -106,7 +111,7 @@ def test_ddim_moments(eta, num_steps):
     predict = predict_fn(schedule, optimal(LINEAR), clip=False)
     x_T = standard_normal(keys(256, seed=1), SHAPE)
     samples = np.float64(jit(
-        lambda x, rngs: tableau.ddim(schedule, predict, x, rngs, eta=eta)
+        lambda x, rngs: ddim_lib.ddim(schedule, predict, x, rngs, eta=eta)
     )(x_T, keys(256)))
     mean, variance = ddim_moments(np.transpose(levels_of(LINEAR))[steps], eta)
     assert_moments(samples, mean, variance)
@@ -138,14 +143,14 @@ def test_the_bias_falls_as_one_over_the_steps(chain):
 def test_ddim_without_noise_forgets_its_keys():
     predict = predict_fn(FULL, tiny_network)
     x_T = standard_normal(keys(2, seed=1), SHAPE)
-    chain = jit(lambda x, rngs: tableau.ddim(FULL, predict, x, rngs))
+    chain = jit(lambda x, rngs: ddim_lib.ddim(FULL, predict, x, rngs))
     assert_array_equal(chain(x_T, keys(2)), chain(x_T, keys(2, seed=7)))
 
 
 @pytest.mark.parametrize("eta, draws", [(0.0, 0), (0.5, 1)])
 def test_ddim_draws_noise_where_it_adds_some(eta, draws):
     jaxpr = jax.make_jaxpr(
-        lambda x, rngs: tableau.ddim(FULL, predict_fn(FULL, tiny_network), x, rngs, eta=eta)
+        lambda x, rngs: ddim_lib.ddim(FULL, predict_fn(FULL, tiny_network), x, rngs, eta=eta)
     )(jnp.zeros((2, *SHAPE)), keys(2)).jaxpr
     names = [equation.primitive.name for equation in tracing.equations(jaxpr)]
     assert names.count("random_bits") == draws
@@ -154,7 +159,7 @@ def test_ddim_draws_noise_where_it_adds_some(eta, draws):
 @pytest.mark.parametrize("eta", [0.0, 0.5])
 def test_images_wait_for_their_ddim_step(eta):
     """In one chain: the second from the start on, the first when 5 steps are left."""
-    predict = tableau.ddim_fn(FULL, predict_fn(FULL, tiny_network), eta)
+    predict = ddim_lib.ddim_fn(FULL, predict_fn(FULL, tiny_network), eta)
     x, rngs = standard_normal(keys(2, seed=1), SHAPE), keys(2)
     together = jit(lambda x, rngs: ancestral(
         FULL, reverse_chain.waiting(predict, jnp.asarray([5, 20])), x, rngs))(x, rngs)
@@ -169,7 +174,7 @@ def test_ddim_keeps_start_stop_and_the_trajectory():
     x_T = standard_normal(keys(2, seed=1), SHAPE)
 
     def run(x, rngs, **settings):
-        return tableau.ddim(FULL, predict, x, rngs, eta=0.5, **settings)
+        return ddim_lib.ddim(FULL, predict, x, rngs, eta=0.5, **settings)
 
     rngs = keys(2)
     with jax.debug_key_reuse(False):  # The same keys, on purpose.
@@ -184,25 +189,25 @@ def test_ddim_keeps_start_stop_and_the_trajectory():
         run(x_T, rngs, start=21)
     for eta in (-0.1, 1.1):
         with pytest.raises(ValueError, match=f"eta={eta} must lie in 0..1; write eta=0"):
-            tableau.ddim(FULL, predict, x_T, rngs, eta=eta)
+            ddim_lib.ddim(FULL, predict, x_T, rngs, eta=eta)
 
 
 @pytest.mark.parametrize("T", [1, 2])
 def test_ddim_of_the_shortest_chains(T):
     schedule = schedule_lib.linear(T)
     predict = predict_fn(schedule, lambda x, t: jnp.zeros_like(x))
-    samples = tableau.ddim(schedule, predict, jnp.full((1, 2, 2, 1), 0.5), keys(1))
+    samples = ddim_lib.ddim(schedule, predict, jnp.full((1, 2, 2, 1), 0.5), keys(1))
     assert_allclose(samples, 0.5 / np.sqrt(schedule.alpha_bar[-1]), rtol=1e-6)
 
 
 # Plans, run by `solve`.
 
 
-@pytest.mark.parametrize("name, mean", [(name, "eps") for name in dpm_solver.NAMED] + [
+@pytest.mark.parametrize("name, mean", [(name, "eps") for name in settings_lib.NAMED] + [
     (name, mean) for name in ("dpm_solver", "dpm_solver_pp") for mean in ("x_0", "v")
 ])
 def test_solve_is_the_loop(name, mean):
-    plan = dpm_solver.named(name, LINEAR, CALLS[name])
+    plan = settings_lib.named(name, LINEAR, CALLS[name])
     x_T = np.linspace(-2, 2, 5)
     rngs = keys(5)
     chain = jit(lambda x, rngs: tableau.solve(
@@ -237,11 +242,11 @@ TOLERANCES = {
 }
 
 
-@pytest.mark.parametrize("name", dpm_solver.NAMED)
+@pytest.mark.parametrize("name", settings_lib.NAMED)
 def test_gaussian_world(name):
     """Some ten calls bring the noise to the data."""
     calls, of_mean, of_deviation = TOLERANCES[name]
-    plan = dpm_solver.named(name, LINEAR, calls)
+    plan = settings_lib.named(name, LINEAR, calls)
     x_T = standard_normal(keys(512, seed=1), SHAPE)
     chain = jit(lambda x, rngs: tableau.solve(plan, optimal(LINEAR), x, rngs, clip=False))
     samples = np.float64(chain(x_T, keys(512)))
@@ -264,7 +269,7 @@ def test_the_sde_converges_in_distribution():
     assert abs(np.corrcoef(samples.ravel(), np.ravel(x_T))[0, 1]) < 5 / np.sqrt(n)
 
 
-@pytest.mark.parametrize("name", dpm_solver.NAMED)
+@pytest.mark.parametrize("name", settings_lib.NAMED)
 def test_one_scan_that_calls_the_network_once(name):
     calls = []
 
@@ -272,7 +277,7 @@ def test_one_scan_that_calls_the_network_once(name):
         calls.append(t)
         return tiny_network(x_t, t)
 
-    plan = dpm_solver.named(name, LINEAR, CALLS[name])
+    plan = settings_lib.named(name, LINEAR, CALLS[name])
     jaxpr = jax.make_jaxpr(lambda x, rngs: tableau.solve(plan, denoise, x, rngs))(
         jnp.zeros((2, *SHAPE)), keys(2)
     ).jaxpr
@@ -291,7 +296,7 @@ def test_one_scan_that_calls_the_network_once(name):
 
 def test_ddim_is_one_scan_of_one_call():
     jaxpr = jax.make_jaxpr(
-        lambda x, rngs: tableau.ddim(FULL, predict_fn(FULL, tiny_network), x, rngs)
+        lambda x, rngs: ddim_lib.ddim(FULL, predict_fn(FULL, tiny_network), x, rngs)
     )(jnp.zeros((2, *SHAPE)), keys(2)).jaxpr
     names = [equation.primitive.name for equation in tracing.equations(jaxpr)]
     assert names.count("scan") == names.count("conv_general_dilated") == 1
@@ -299,7 +304,7 @@ def test_ddim_is_one_scan_of_one_call():
 
 def test_on_step_and_the_network_hear_of_every_call():
     heard, told = [], []
-    plan = dpm_solver.heun(LINEAR, 7)
+    plan = heun_lib.heun(LINEAR, 7)
 
     def hear(i):
         jax.debug.callback(lambda i: heard.append(int(i)), i, ordered=True)
@@ -317,7 +322,7 @@ def test_on_step_and_the_network_hear_of_every_call():
 @pytest.mark.parametrize("name", ["dpm_solver", "dpm_solver_pp_sde", "heun"])
 def test_a_trajectory_holds_the_calls_asked_for(name):
     """By calls left, in the order asked for; x before each, and the x_0 that it is clipped to."""
-    plan = dpm_solver.named(name, LINEAR, 7)
+    plan = settings_lib.named(name, LINEAR, 7)
     x_T, rngs = standard_normal(keys(2, seed=1), SHAPE), keys(2)
     seen = []
 
@@ -346,7 +351,7 @@ def test_a_trajectory_holds_the_calls_asked_for(name):
 
 @pytest.mark.parametrize("name", ["dpm_solver", "dpm_solver_pp_sde"])
 def test_an_image_depends_on_its_own_key_alone(name):
-    plan = dpm_solver.named(name, LINEAR, 8)
+    plan = settings_lib.named(name, LINEAR, 8)
     rngs, x_T = keys(5), standard_normal(keys(5, seed=1), SHAPE)
     chain = jit(lambda x, rngs: tableau.solve(plan, tiny_network, x, rngs))
     every = np.asarray(chain(x_T, rngs))
@@ -359,10 +364,10 @@ def test_an_image_depends_on_its_own_key_alone(name):
     assert (np.abs(other - every).max() > 0.1) == (name == "dpm_solver_pp_sde")
 
 
-@pytest.mark.parametrize("name", dpm_solver.NAMED)
+@pytest.mark.parametrize("name", settings_lib.NAMED)
 def test_clipped_samples_stay_inside_even_of_the_cosine(name):
     """Of a network that is wrong by far, at alpha_bar = 2e-9 and below."""
-    plan = dpm_solver.named(name, schedule_lib.cosine(), CALLS[name])
+    plan = settings_lib.named(name, schedule_lib.cosine(), CALLS[name])
     x_T = standard_normal(keys(2, seed=1), SHAPE)
     chain = jit(lambda x, rngs: tableau.solve(
         plan, lambda x, t: 3 * tiny_network(x, t), x, rngs
@@ -375,7 +380,7 @@ def test_the_cosine_without_clipping():
     schedule = schedule_lib.cosine()
     x_T = np.linspace(-2, 2, 5)
     for name in ("dpm_solver", "dpm_solver_pp"):
-        plan = dpm_solver.named(name, schedule, 50)
+        plan = settings_lib.named(name, schedule, 50)
         samples = jit(lambda x, rngs: tableau.solve(
             plan, optimal(schedule), x, rngs, clip=False
         ))(jnp.asarray(x_T, jnp.float32).reshape(-1, 1, 1, 1), keys(5))
@@ -441,9 +446,9 @@ def test_a_plan_may_be_an_argument():
 
 def test_a_schedule_of_one_step():
     one = schedule_lib.linear(1)
-    for name in dpm_solver.NAMED:
+    for name in settings_lib.NAMED:
         x_0 = tableau.solve(
-            dpm_solver.named(name, one, 1), lambda x, t: jnp.zeros_like(x),
+            settings_lib.named(name, one, 1), lambda x, t: jnp.zeros_like(x),
             jnp.full((1, 1, 1, 1), 0.5), keys(1),
         )
         assert_allclose(x_0.item(), 0.5 / np.sqrt(one.alpha_bar[0]), rtol=1e-6)
@@ -454,7 +459,7 @@ def test_a_schedule_of_one_step():
 def test_dynamic_threshold():
     rng = np.random.default_rng(0)
     x_0 = np.float32(rng.standard_normal((3, 8, 8, 2)) * [[[[0.1]]], [[[1.0]]], [[[4.0]]]])
-    result = jit(tableau.dynamic_threshold)(x_0)
+    result = jit(process.dynamic_threshold)(x_0)
     for image, found in zip(x_0.astype(np.float64), result):
         ordered = np.sort(np.abs(image).ravel())
         place = 0.995 * 127  # Of 128 pixels, between the last but one and the last.
@@ -462,15 +467,15 @@ def test_dynamic_threshold():
         s = max(low + (place - int(place)) * (ordered[int(place) + 1] - low), 1.0)
         assert_allclose(found, np.clip(image, -s, s) / s, rtol=1e-5)  # float32.
     assert_array_equal(result[0], x_0[0])
-    whole = tableau.dynamic_threshold(x_0, percentile=1.0)
+    whole = process.dynamic_threshold(x_0, percentile=1.0)
     assert_allclose(np.abs(whole[2]).max(), 1.0)
     for percentile in (0.0, 1.5, 99.5):
         with pytest.raises(ValueError, match=f"percentile={percentile} must lie in"):
-            tableau.dynamic_threshold(x_0, percentile)
+            process.dynamic_threshold(x_0, percentile)
 
 
 def test_x_prev_cannot_be_solved():
     with pytest.raises(ValueError, match="mean='x_prev' cannot go with a solver"):
         tableau.solve(
-            dpm_solver.heun(LINEAR, 1), tiny_network, jnp.zeros((1, 1, 1, 1)), keys(1), mean="x_prev"
+            heun_lib.heun(LINEAR, 1), tiny_network, jnp.zeros((1, 1, 1, 1)), keys(1), mean="x_prev"
         )

@@ -15,7 +15,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 import ddpm_jax
 from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.diffusion.process import Parameterization
-from ddpm_jax.network.unet import AttentionBlock
+from ddpm_jax.network import trained as trained_lib
+from ddpm_jax.network.blocks import AttentionBlock
 from ddpm_jax.weights import state_dicts
 from gaussian import jit
 from nonzero import tiny_unet
@@ -77,7 +78,7 @@ ONE_BY_ONE = ("q", "k", "v", "proj_out", "nin_shortcut")
 def torch_weights(model, names, parts):
     """Random weights by their names and, to compare, by ours: both in PyTorch's order."""
     random, theirs, ours = np.random.default_rng(0), {}, {}
-    for path, shape in state_dicts.shapes(model, SHAPE).items():
+    for path, shape in trained_lib.shapes(model, SHAPE).items():
         if path[-1] == "kernel":
             shape = (*shape[::-1][:2], *shape[:-2])
             if path[-2] in ONE_BY_ONE:
@@ -90,7 +91,7 @@ def torch_weights(model, names, parts):
 
 
 def assert_ours(params, ours):
-    found = dict(state_dicts.leaves(params))
+    found = dict(trained_lib.leaves(params))
     assert found.keys() == ours.keys()
     for path, array in ours.items():
         if path[-1] == "kernel" and path[-2] in ONE_BY_ONE:

@@ -12,6 +12,7 @@ import pytest
 
 from ddpm_jax import cli
 from ddpm_jax.training import loop
+from ddpm_jax.training import run as run_lib
 from ddpm_jax.training import state as state_lib
 from ddpm_jax.workdir import checkpoints, run_folder
 from ddpm_jax.workdir.checkpoints import Checkpoints
@@ -153,6 +154,6 @@ def test_an_older_version_with_another_state_is_named(tmp_path):
 def test_what_was_added_to_a_state_is_part_of_it(monkeypatch):
     monkeypatch.setattr(state_lib, "create", state_lib.fresh)
     config = tiny_config()
-    made = loop.prepare(config, None, None)
-    saved = state_lib.to_saved(jax.eval_shape(lambda: loop.fresh_state(made)))
+    made = run_lib.prepare(config, None, None)
+    saved = state_lib.to_saved(jax.eval_shape(lambda: run_lib.fresh_state(made)))
     assert set(state_lib.ADDED) < set(saved) and "params" not in state_lib.ADDED

@@ -8,14 +8,15 @@ import pytest
 import ddpm_jax
 from ddpm_jax import cli, validation
 from ddpm_jax import config as config_lib
+from ddpm_jax.configs import digits
 from ddpm_jax.data import loading
+from ddpm_jax.evaluation import evaluate as evaluate_lib
 from ddpm_jax.inference import sample_command
 from ddpm_jax.runtime import files
 from ddpm_jax.training import loop
 from ddpm_jax.workdir import (
     checkpoints, lock, metrics_file, pictures, run_folder, tensorboard_writer,
 )
-from ddpm_jax.configs import digits
 from nonzero import TinyNet
 from object_store import local_copy, objects
 from test_logs import events
@@ -94,7 +95,7 @@ def test_a_run_lives_in_a_store(run, bucket, tmp_path, capsys):
         assert path.startswith("gs://bucket/run/samples/img2img_0_1_") and files.path(path).exists()
 
     [row] = ddpm_jax.evaluate(config_of(), workdir)
-    assert row == ddpm_jax.evaluation.rows(workdir)[0] and np.isfinite(row["value"])
+    assert row == evaluate_lib.rows(workdir)[0] and np.isfinite(row["value"])
     assert ddpm_jax.evaluate(config_of(), str(workdir)) == [row]
     assert "known already" in capsys.readouterr().out
     copied = local_copy(workdir / "tensorboard" / "evaluation", tmp_path / "e" / "tensorboard")

@@ -8,12 +8,12 @@ from PIL import Image
 
 import ddpm_jax
 from ddpm_jax.configs import digits
+from ddpm_jax.data import pixels
 from ddpm_jax.diffusion import process
 from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.inference import editing, sample_command
-from ddpm_jax.inference.sample import Settings
-from ddpm_jax.weights import pretrained
-from ddpm_jax.workdir import pictures
+from ddpm_jax.samplers.settings import Settings
+from ddpm_jax.workdir import pictures, run_folder
 from nonzero import TinyNet, nonzero_params
 
 T, TILE, GAP = 12, 64, 16  # 8x8 images are drawn as tiles of 64x64, 2 apart
@@ -36,7 +36,7 @@ def task(monkeypatch, tmp_path, capsys):
     """(channels, settings) -> what the task wrote, as arrays, with what it said."""
     def run(channels=3, **settings):
         monkeypatch.setattr(
-            pretrained, "load_step", lambda workdir, weights: (1500, MODELS[channels]))
+            run_folder, "load_step", lambda workdir, weights: (1500, MODELS[channels]))
         config = digits.get_config()
         config.sample.update({"num_steps": 6, "seed": 5, "variants": 3} | settings)
         written = sample_command.run(config, tmp_path / "run")
@@ -87,13 +87,13 @@ def assert_block(picture, expected, left=0):
 
 
 def floats(inputs, *places):
-    return pictures.to_float(inputs[1][list(places)])
+    return pixels.to_float(inputs[1][list(places)])
 
 
 def near(found, expected):
     """uint8 of float results: a rounding of float32 may move a half either way."""
     assert found.dtype == np.uint8
-    assert np.abs(found.astype(int) - pictures.to_uint8(expected).astype(int)).max() <= 1
+    assert np.abs(found.astype(int) - pixels.to_uint8(expected).astype(int)).max() <= 1
 
 
 def test_interpolate(task, inputs):

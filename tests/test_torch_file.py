@@ -107,7 +107,7 @@ def test_runs_nothing(tmp_path, write):
 
 @pytest.mark.parametrize("name", [
     "builtins eval", "builtins getattr", "torch load", "torch._utils _rebuild_qtensor",
-    "torch QInt8Storage", "collections Counter", "ddpm_jax.torch_file read",
+    "torch QInt8Storage", "collections Counter", "ddpm_jax.weights read",
 ])
 def test_refuses_every_other_name(name, write):
     module, name = name.split()

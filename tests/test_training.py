@@ -8,13 +8,15 @@ import numpy as np
 import optax
 import pytest
 
-from ddpm_jax.configs import cifar10, digits
 from ddpm_jax import config as config_lib
+from ddpm_jax.configs import cifar10, digits
 from ddpm_jax.data import loading
 from ddpm_jax.data import source as source_lib
 from ddpm_jax.diffusion import losses, randomness
+from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.runtime import parallel
 from ddpm_jax.training import loop, monitoring, timesteps
+from ddpm_jax.training import run as run_lib
 from ddpm_jax.training import state as state_lib
 from ddpm_jax.training import step as step_lib
 from nonzero import SHAPE, TinyNet, nonzero_params
@@ -56,7 +58,7 @@ def step_of(config):
     return step_lib.pmap_train_step(
         schedule=config_lib.schedule(config),
         learning_rate=config_lib.learning_rate(config),
-        settings=step_lib.step_settings(config),
+        settings=run_lib.step_settings(config),
     )
 
 
@@ -138,7 +140,7 @@ def test_adam_clips_the_norm_and_steps(one_step, whole_batch):
         return sure.sum()
 
     counted = sum(jax.tree.leaves(jax.tree.map(check, params, grads, state.params)))
-    assert counted > 0.8 * state_lib.num_params(params)
+    assert counted > 0.8 * trained_lib.num_params(params)
 
 
 def test_averages_follow_their_decays(one_step):
@@ -315,13 +317,13 @@ def test_the_network_is_told_what_goes_with_each_image(kind):
 def test_antithetic_partners_stand_side_by_side_on_any_device():
     rng, places = jax.random.key(0), jnp.arange(1000)
     settings = dict(num_timesteps=10, t_sampling="antithetic", loss_history={})
-    t, weight = step_lib.draw_t(rng, places, **settings)
+    t, weight = timesteps.draw_t(rng, places, **settings)
     np.testing.assert_array_equal(t[0::2] + t[1::2], 9)
     np.testing.assert_array_equal(weight, 1)
     counts = np.bincount(t, minlength=10)
     # Pairs are drawn: 500 of 10 pairs of steps, five standard errors.
     assert np.all(np.abs(counts - 100) < 5 * np.sqrt(500 * 0.2 * 0.8))
-    share, _ = step_lib.draw_t(rng, places[501:504], **settings)
+    share, _ = timesteps.draw_t(rng, places[501:504], **settings)
     np.testing.assert_array_equal(share, t[501:504])
 
 

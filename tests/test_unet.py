@@ -12,10 +12,11 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import oracle_unet
 import tracing
-from ddpm_jax.network.normalization import GroupNorm
-from ddpm_jax.network.unet import (
-    AttentionBlock, Dropout, ResBlock, UNet, check, default_num_groups, timestep_embedding,
+from ddpm_jax.network.blocks import (
+    AttentionBlock, Dropout, ResBlock, default_num_groups, timestep_embedding,
 )
+from ddpm_jax.network.normalization import GroupNorm
+from ddpm_jax.network.unet import UNet, check
 
 TINY = UNet(
     channels=8, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,),

@@ -6,11 +6,11 @@ import types
 import numpy as np
 import pytest
 
-from ddpm_jax import config as config_lib
 from ddpm_jax import validation
+from ddpm_jax import config as config_lib
+from ddpm_jax.configs import digits
 from ddpm_jax.training import loop
 from ddpm_jax.workdir import logs, wandb_writer
-from ddpm_jax.configs import digits
 from nonzero import TinyNet
 from test_logs import events
 from test_runs import lasting, rows

@@ -10,9 +10,9 @@ import ddpm_jax
 from configs import digits
 from ddpm_jax.diffusion.process import Parameterization
 from ddpm_jax.diffusion.schedule import linear
-from ddpm_jax.training import loop, warm_start
-from ddpm_jax.training.state import Trained
-from ddpm_jax.weights import pretrained
+from ddpm_jax.network.trained import Trained
+from ddpm_jax.training import warm_start
+from ddpm_jax.training import run as run_lib
 from nonzero import SHAPE, nonzero_params, tiny_unet
 
 MODEL = tiny_unet(num_groups=2, channel_multipliers=(1,), attention_resolutions=(8,))
@@ -48,8 +48,8 @@ def weights(tmp_path_factory):
 
 
 def test_weights_and_averages_start_there_and_nothing_else(weights, tmp_path):
-    run = loop.prepare(config_for(weights), tmp_path / "run", None)
-    fresh, found = loop.fresh_state(run), ddpm_jax.from_pretrained(weights)
+    run = run_lib.prepare(config_for(weights), tmp_path / "run", None)
+    fresh, found = run_lib.fresh_state(run), ddpm_jax.from_pretrained(weights)
     state = started(run, fresh)
     trees = [state.params, state.ema_params, state.extra_ema_params["0.5"]]
     for tree in trees:
@@ -70,7 +70,7 @@ def test_a_run_starts_there_once(weights, tmp_path):
                  trained.params, ddpm_jax.from_pretrained(weights).params)
     again = ddpm_jax.train(config_for(tmp_path / "gone"), tmp_path / "run")
     jax.tree.map(assert_array_equal, again.params, trained.params)
-    jax.tree.map(assert_array_equal, pretrained.find(tmp_path / "run").params, trained.params)
+    jax.tree.map(assert_array_equal, warm_start.find(tmp_path / "run").params, trained.params)
 
 
 @pytest.mark.parametrize("model, message", [
@@ -91,13 +91,13 @@ def test_a_run_starts_there_once(weights, tmp_path):
 def test_another_network_is_refused(weights, tmp_path, model, message):
     config = config_for(weights)
     config.model.update(model)
-    run = loop.prepare(config, tmp_path / "run", None)
+    run = run_lib.prepare(config, tmp_path / "run", None)
     with pytest.raises(ValueError, match=message) as error:
         started(run, None)
     assert "\n" not in str(error.value)
 
 
 def test_weights_that_are_not_there_are_told(tmp_path):
-    run = loop.prepare(config_for(tmp_path / "gone"), tmp_path / "run", None)
+    run = run_lib.prepare(config_for(tmp_path / "gone"), tmp_path / "run", None)
     with pytest.raises(ValueError, match="gone is no folder"):
         started(run, None)

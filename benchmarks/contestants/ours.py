@@ -17,13 +17,15 @@ import ddpm_jax
 from benchmarks import flops
 from benchmarks.contest import product_size, resident_peak, serve, stretch, timed
 from ddpm_jax import config as config_lib
-from ddpm_jax.data import loading
+from ddpm_jax.data import batching, pixels
 from ddpm_jax.data import source as source_lib
+from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.runtime import parallel
 from ddpm_jax.training import loop
+from ddpm_jax.training import run as run_lib
 from ddpm_jax.training import state as state_lib
-from ddpm_jax.training.step import pmap_train_step, step_settings
-from ddpm_jax.workdir import pictures
+from ddpm_jax.training.run import step_settings
+from ddpm_jax.training.step import pmap_train_step
 from ddpm_jax.workdir.checkpoints import Checkpoints, library_versions
 from ddpm_jax.workdir.logs import Logs, Rate
 
@@ -45,15 +47,15 @@ def config_of(task):
 def run_of(task):
     config = config_of(task)
     shape = config_lib.image_shape(config)
-    pixels = np.random.default_rng(0).integers(0, 256, (task["batch_size"], *shape), np.uint8)
-    return loop.prepare(config, None, pixels)
+    images = np.random.default_rng(0).integers(0, 256, (task["batch_size"], *shape), np.uint8)
+    return run_lib.prepare(config, None, images)
 
 
 def trained_of(run, num_timesteps=None):
     config = run.config.copy_and_resolve_references()
     config.diffusion.num_timesteps = num_timesteps or config.diffusion.num_timesteps
-    return state_lib.Trained(
-        loop.fresh_state(run).params, run.model, config_lib.schedule(config),
+    return trained_lib.Trained(
+        run_lib.fresh_state(run).params, run.model, config_lib.schedule(config),
         config_lib.parameterization(config), run.source.image_shape,
     )
 
@@ -63,7 +65,7 @@ def told(run, params, first):
     x = jax.ShapeDtypeStruct((1, *run.source.image_shape), jnp.float32)
     t = jax.ShapeDtypeStruct((1,), jnp.int32)
     forward = flops.count(lambda x, t: run.model.apply({"params": params}, x, t, train=False), x, t)
-    return {"parameters": state_lib.num_params(params), "flops": forward, "first_call": first}
+    return {"parameters": trained_lib.num_params(params), "flops": forward, "first_call": first}
 
 
 def program(task):
@@ -74,8 +76,8 @@ def program(task):
         settings=step_settings(run.config),
     )
     batch = parallel.shard(run.source.examples(np.arange(task["batch_size"])))
-    state = parallel.replicate(loop.fresh_state(run))
-    return run, step_fn, state, batch, run.rng(loop.STEP)
+    state = parallel.replicate(run_lib.fresh_state(run))
+    return run, step_fn, state, batch, run.rng(run_lib.STEP)
 
 
 def steps(task):
@@ -126,10 +128,10 @@ def sampling(task):
 def bits_per_dim(task):
     run, batch_size = run_of(task), task["batch_size"]
     trained = trained_of(run, task["calls"])
-    pixels = run.source.examples(np.arange(batch_size))["images"]
+    images = run.source.examples(np.arange(batch_size))["images"]
 
     def measured():
-        return ddpm_jax.bits_per_dim(trained, 0, pixels)
+        return ddpm_jax.bits_per_dim(trained, 0, images)
 
     _, first = timed(measured)
     return told(run, trained.params, first), stretch(measured, batch_size, fewest=1)
@@ -138,9 +140,9 @@ def bits_per_dim(task):
 def batches(task):
     """Shuffled batches as floats on the device."""
     shape = config_lib.image_shape(config_of(task))
-    pixels = np.random.default_rng(0).integers(0, 256, (NUM_IMAGES, *shape), np.uint8)
-    found = loading.batches(source_lib.from_array(pixels), seed=0, batch_size=task["batch_size"])
-    as_float = jax.jit(pictures.to_float)
+    images = np.random.default_rng(0).integers(0, 256, (NUM_IMAGES, *shape), np.uint8)
+    found = batching.batches(source_lib.from_array(images), seed=0, batch_size=task["batch_size"])
+    as_float = jax.jit(pixels.to_float)
 
     def call():
         return jax.block_until_ready(as_float(next(found)["images"]))
@@ -152,7 +154,7 @@ def batches(task):
 def checkpoint(task):
     """How long `save` holds up the loop; `on_disk` is how long until everything is written."""
     run = run_of(task)
-    state = parallel.replicate(loop.fresh_state(run))
+    state = parallel.replicate(run_lib.fresh_state(run))
 
     def measure():
         with tempfile.TemporaryDirectory() as folder:
@@ -164,7 +166,7 @@ def checkpoint(task):
         return {"seconds": stalled, "count": 1, "on_disk": on_disk}
 
     first = measure()["on_disk"]
-    return {"parameters": state_lib.num_params(state.params), "on_disk": first}, measure
+    return {"parameters": trained_lib.num_params(state.params), "on_disk": first}, measure
 
 
 def logging(task):

@@ -28,7 +28,6 @@ from absl import flags
 from ml_collections import config_flags
 
 from benchmarks.record import clock, stages
-from ddpm_jax import config as config_lib
 from ddpm_jax.runtime import compilation_cache
 from ddpm_jax.runtime.interruption import Interrupted
 from ddpm_jax.training import loop
@@ -95,7 +94,7 @@ def training_row(config, workdir, record):
         "loss": mean("loss"),
         "loss_quartiles": [mean(f"loss_quartile_{i + 1}") for i in range(4)],
         "device": f"{jax.device_count()} {device.device_kind} ({device.platform})",
-        "versions": checkpoints.library_versions(), "config": json.loads(config_lib.dump(config)),
+        "versions": checkpoints.library_versions(), "config": json.loads(run_folder.dump(config)),
         "rows": rows,
     }
 

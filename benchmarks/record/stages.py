@@ -19,14 +19,15 @@ import safetensors.numpy
 from etils import epath
 
 from ddpm_jax import config as config_lib
+from ddpm_jax.data import pixels
 from ddpm_jax.evaluation import evaluate as evaluate_lib
-from ddpm_jax.evaluation import metrics as metrics_lib
+from ddpm_jax.evaluation import job as job_lib
 from ddpm_jax.inference import progressive
+from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.runtime import files
 from ddpm_jax.training import monitoring
-from ddpm_jax.training import state as state_lib
 from ddpm_jax.weights import pretrained, state_dicts
-from ddpm_jax.workdir import pictures
+from ddpm_jax.workdir import pictures, run_folder
 
 DDIM_STEPS = 50
 _SHOWN = 64  # Images of a grid: the first.
@@ -102,7 +103,7 @@ class Stage:
     """
 
     name: str
-    run: Callable[[metrics_lib.Job, Record, "Stage"], dict[str, Any]]
+    run: Callable[[job_lib.Job, Record, "Stage"], dict[str, Any]]
     num_images: int
     num_calls: int
 
@@ -115,15 +116,15 @@ class Stage:
         return starting + self.num_images * self.num_calls / (3 * images_per_second)
 
 
-def job_of(config: ml_collections.ConfigDict, workdir: Any, num_images: int = 0) -> metrics_lib.Job:
+def job_of(config: ml_collections.ConfigDict, workdir: Any, num_images: int = 0) -> job_lib.Job:
     """The newest checkpoint of a run, to be measured and sampled from."""
     config = config.copy_and_resolve_references()
     config.evaluate.metrics, config.evaluate.checkpoints = ("bpd",), "newest"
     config.evaluate.num_images = config.evaluate.num_samples = num_images
     config.evaluate.rounding = True
-    step, trained = pretrained.load_step(workdir, weights=config.sample.weights)
+    step, trained = run_folder.load_step(workdir, weights=config.sample.weights)
     folder = files.path(workdir) / "evaluations" / f"step_{step:08d}"
-    return metrics_lib.Job(config, step, trained, folder, False, None)
+    return job_lib.Job(config, step, trained, folder, False, None)
 
 
 def weights(job, record, stage) -> dict[str, Any]:
@@ -140,12 +141,12 @@ def weights(job, record, stage) -> dict[str, Any]:
         size += array.nbytes
     contents = (safetensors.numpy.save(piece, metadata={"format": "pt"}) for piece in pieces)
     return {
-        "parameters": state_lib.num_params(trained.params),
+        "parameters": trained_lib.num_params(trained.params),
         "files": record.write_parts("weights", contents, "safetensors"),
     }
 
 
-def read_weights(folder: Any) -> state_lib.Trained:
+def read_weights(folder: Any) -> trained_lib.Trained:
     """The model whose weights a record holds.
 
     Raises:
@@ -153,7 +154,7 @@ def read_weights(folder: Any) -> state_lib.Trained:
     """
     folder = files.path(folder)
     metrics = json.loads((folder / "metrics.json").read_text())
-    config = config_lib.parse(json.dumps(metrics["train"]["config"]))
+    config = run_folder.parse(json.dumps(metrics["train"]["config"]))
     shape = config_lib.image_shape(config)
     return pretrained.from_state_dict(
         [folder / name for name in metrics["weights"]["files"]],
@@ -175,7 +176,7 @@ def held_out(job, record, stage) -> dict[str, Any]:
 def bits(job, record, stage) -> dict[str, Any]:
     """Bits/dim with their terms, by `--mode=evaluate`; `each` is that of every image."""
     row, = evaluate_lib.evaluate(job.config, job.folder.parent.parent)
-    folder = job.folder / f"bpd-{metrics_lib.key(row['protocol'])}"
+    folder = job.folder / f"bpd-{job_lib.key(row['protocol'])}"
     with np.load(folder / "terms.npz") as terms:
         return row | {"each": terms["bits"].round(5).tolist()}
 
@@ -212,7 +213,7 @@ def process(job, record, stage) -> dict[str, Any]:
             clip=job.config.sample.clip,
         )
     written = pictures.save_process(
-        record.folder / stage.name, pictures.to_uint8(x_t), pictures.to_uint8(x_0)
+        record.folder / stage.name, pixels.to_uint8(x_t), pixels.to_uint8(x_0)
     )
     return {"files": [epath.Path(path).name for path in written]}
 

@@ -1,6 +1,7 @@
 """Data sets: from files and TFDS to batches of uint8 images."""
 
-from ddpm_jax.data.loading import batches, digits, is_there, load
+from ddpm_jax.data.batching import batches
+from ddpm_jax.data.loading import digits, is_there, load
 from ddpm_jax.data.source import Source, from_array
 
 __all__ = ["Source", "batches", "digits", "from_array", "is_there", "load"]

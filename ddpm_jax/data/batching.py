@@ -1,6 +1,8 @@
-"""Training batches on the devices: from images that live there, or sent step by step.
+"""Training batches: this process's share of deterministic batches, on the devices or sent to them.
 
-Images that live on an accelerator cost its host nothing but the numbers of each batch's images.
+Batch k is a function of (seed, k) alone: a run resumes at any batch without reading those before
+it, and any number of processes together see the same batches. Images that live on an
+accelerator cost its host nothing but the numbers of each batch's images.
 """
 
 import contextlib
@@ -10,15 +12,15 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from ddpm_jax.data import loading
+from ddpm_jax.data import image_folder
 from ddpm_jax.data.source import Source
-from ddpm_jax.runtime import parallel
-from ddpm_jax.training import memory_check
+from ddpm_jax.errors import UserError
+from ddpm_jax.runtime import memory, parallel
 
 _SHARE = 16  # The images may take one in so many bytes of a device: less than estimates are off by.
 
 
-def fits(source: Source) -> bool:
+def fits_on_device(source: Source) -> bool:
     """Whether these images are in this host's memory, and may live in that of each accelerator.
 
     A CPU's own memory is where they are already.
@@ -27,20 +29,20 @@ def fits(source: Source) -> bool:
     num_bytes = len(source) * math.prod((*source.image_shape[:2], channels))
     return (
         jax.default_backend() != "cpu" and source.in_memory
-        and _SHARE * num_bytes <= memory_check.on_each_device()
+        and _SHARE * num_bytes <= memory.on_each_device()
     )
 
 
-def batches(
+def device_batches(
     source: Source, *, seed: int, batch_size: int, on_device: bool, start: int = 0
 ) -> Iterator[dict[str, jax.Array | np.ndarray]]:
     """This process's share of batches `start`, `start + 1`, ..., split over its devices.
 
-    The images are those of `loading.batches`, wherever they live.
+    The images are those of `batching.batches`, wherever they live.
 
     Args:
         source: the images.
-        seed, batch_size, start: as of `loading.batches`.
+        seed, batch_size, start: as of `batching.batches`.
         on_device: copy all images to every device now, where they fit (see `fits`).
 
     Returns:
@@ -48,23 +50,71 @@ def batches(
         source has them "labels" and "condition".
 
     Raises:
-        ValueError: as `loading.batches`, with the first batch.
+        ValueError: as `batching.batches`, with the first batch.
     """
     order = dict(
         seed=seed, batch_size=batch_size, start=start,
         process_index=jax.process_index(), process_count=jax.process_count(),
     )
-    if on_device and fits(source):
+    if on_device and fits_on_device(source):
         examples = parallel.replicate(source.examples(np.arange(len(source))))
-        take = jax.pmap(
+        take = parallel.pmap(
             lambda examples, indices: jax.tree.map(lambda x: x[indices], examples),
-            axis_name=parallel.AXIS, in_axes=(None, 0),
+            in_axes=(None, 0),
         )
         numbers = Source(len(source), (), np.int32, in_memory=True)  # Each image is its number.
-        with contextlib.closing(loading.batches(numbers, **order)) as shares:
+        with contextlib.closing(batches(numbers, **order)) as shares:
             for share in shares:
                 yield take(examples, parallel.shard(share["images"]))
     else:
-        with contextlib.closing(loading.batches(source, **order)) as shares:
+        with contextlib.closing(batches(source, **order)) as shares:
             for share in shares:
                 yield parallel.shard(share)
+
+
+def batches(
+    source: Source,
+    *,
+    seed: int,
+    batch_size: int,
+    start: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[dict[str, np.ndarray]]:
+    """This process's share of batches `start`, `start + 1`, ... without end.
+
+    Every epoch visits each image once, in an order of its own; batches run across the
+    border of epochs. The shares of all processes, concatenated in order, are the batch
+    that a single process would see. A thread reads ahead until `.close()` is called.
+
+    Args:
+        source: the images.
+        seed: not negative; with the number of a batch it decides its images.
+        batch_size: images a batch over all processes; may exceed `len(source)`.
+        start: number of the first batch, from 0; earlier ones are not read.
+        process_index: 0..process_count-1.
+        process_count: divides `batch_size`.
+
+    Returns:
+        An iterator of `source.examples`: "images", uint8 [batch_size // process_count, h, w, c],
+        and where the source has them "labels" and "condition".
+
+    Raises:
+        ValueError: `seed` is negative or `batch_size` does not divide.
+    """
+    if seed < 0:
+        raise UserError(f"config.seed={seed}: must not be negative; try --config.seed=0.")
+    if batch_size < 1 or batch_size % process_count:
+        nearest = max(1, round(batch_size / process_count)) * process_count
+        raise UserError(
+            f"config.train.batch_size={batch_size}: must be a positive multiple of the "
+            f"{process_count} processes; try --config.train.batch_size={nearest}."
+        )
+    import grain  # Imports take longer than the rest of this module.
+
+    order = grain.MapDataset.range(len(source)).seed(int(seed)).shuffle().repeat()
+    # Batch first, then slice: a share is a run of consecutive images of the batch.
+    shares = order.batch(batch_size // process_count)[process_index::process_count]
+    threads = 1 if source.in_memory else image_folder.THREADS
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(4, threads))
+    return iter(shares[start:].map(source.examples).to_iter_dataset(options))

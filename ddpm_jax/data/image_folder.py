@@ -1,4 +1,4 @@
-"""Folders of pictures: found, decoded, and the unreadable ones named and left out."""
+"""Folders of pictures: found and decoded; unreadable files are named and left out."""
 
 import concurrent.futures
 import contextlib
@@ -6,11 +6,13 @@ import os
 import threading
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from absl import logging
 
+from ddpm_jax.data import decoding
 from ddpm_jax.data import source as source_lib
 from ddpm_jax.data.source import Source
+from ddpm_jax.errors import UserError
 from ddpm_jax.runtime import files
 
 MAX_UNREADABLE = 0.05  # share of a folder's files that may be skipped
@@ -33,13 +35,13 @@ def load(
             pictures outside of the folders of classes.
     """
     if not (data_dir and files.path(data_dir).is_dir()):
-        raise ValueError(
+        raise UserError(
             f"config.data.dir={data_dir!r}: not a folder; write --config.data.dir=PATH, "
             "the folder that holds the pictures."
         )
     names = picture_files(data_dir)
     if not names:
-        raise ValueError(
+        raise UserError(
             f"config.data.dir={data_dir!r}: no pictures there or below; write "
             "--config.data.dir=PATH, a folder with .png, .jpg or other picture files."
         )
@@ -60,7 +62,7 @@ def _classes(data_dir, files):
     """The first folders on the way to the files."""
     bare = [file for file in files if "/" not in file]
     if bare:
-        raise ValueError(
+        raise UserError(
             f"config.data.dir={data_dir!r}: {_shown(bare[0])} is in no folder of a class; put each "
             "class into a folder of its own, or write --config.data.labels=False."
         )
@@ -76,26 +78,6 @@ def _shown(name):
     return repr(name)[1:-1]
 
 
-def read(path: str, shape: tuple[int, int, int], *, setting: str) -> np.ndarray:
-    """One picture file as uint8 of `shape` (h, w, c), by the rules of `loading.load`.
-
-    Args:
-        path: of one of `source.FORMATS`.
-        shape: h and w of 0 keep its own size.
-        setting: what a message calls it, such as "config.sample.inputs".
-
-    Raises:
-        ValueError: there is no such file, or it cannot be read.
-    """
-    try:
-        return _decode(path, shape)
-    except FileNotFoundError:
-        problem = "which does not exist"
-    except source_lib.UNREADABLE as error:
-        problem = f"which cannot be read ({files.one_line(error)})"
-    raise ValueError(f"{setting} has {str(path)!r}, {problem}; name a .png, .jpg or other picture.")
-
-
 def picture_files(folder: str) -> list[str]:
     """Relative paths, sorted, of the files below a folder that are pictures by their extension.
 
@@ -106,7 +88,7 @@ def picture_files(folder: str) -> list[str]:
         ValueError: a folder cannot be listed.
     """
     Image.init()
-    known = {e for e, form in Image.registered_extensions().items() if form in source_lib.FORMATS}
+    known = {e for e, form in Image.registered_extensions().items() if form in decoding.FORMATS}
     names = _in_store(folder) if files.in_store(folder) else _on_disk(folder)
     return sorted(name for name in names if os.path.splitext(name)[1].lower() in known)
 
@@ -138,7 +120,7 @@ def _on_disk(folder):
                 elif linked or entry.is_file():  # A pipe would be waited for.
                     yield prefix + entry.name
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"config.data.dir={str(folder)!r}: {error.filename!r} cannot be listed "
             f"({error.strerror}); give yourself the right to read it, or name another folder."
         ) from None
@@ -161,8 +143,8 @@ class _Folder:
         if i in self.unreadable:
             return None
         try:
-            image = _decode(self.folder / self.files[i], self.want)
-        except source_lib.UNREADABLE as error:
+            image = decoding.decode(self.folder / self.files[i], self.want)
+        except decoding.UNREADABLE as error:
             self.note(i, error)
             return None
         if self.shape and image.shape != self.shape:
@@ -177,7 +159,7 @@ class _Folder:
             if (image := self.decode(j)) is not None:
                 return image
             self.check()
-        raise ValueError(
+        raise UserError(
             f"config.data.dir={self.path!r}: all pictures of {_shown(_class(self.files[i]))} are "
             "unreadable; mend them or remove that folder."
         )
@@ -201,7 +183,7 @@ class _Folder:
         with self.lock:
             bad, total = sorted(self.unreadable.values()), self.total
         if len(bad) > MAX_UNREADABLE * total or len(bad) == len(self.files):
-            raise ValueError(
+            raise UserError(
                 f"config.data.dir={self.path!r}: {len(bad)} of {total} files "
                 f"({len(bad) / total:.0%}) are unreadable, {MAX_UNREADABLE:.0%} may be; "
                 f"mend or remove {', '.join(bad[:3])}{', ...' * (len(bad) > 3)}."
@@ -211,8 +193,8 @@ class _Folder:
         """Refuses pictures of varying size by their headers, before any is streamed."""
         for i, file in enumerate(self.files):
             size = self.shape[:2]
-            with contextlib.suppress(*source_lib.UNREADABLE):
-                with (self.folder / file).open("rb") as opened, source_lib.open_picture(
+            with contextlib.suppress(*decoding.UNREADABLE):
+                with (self.folder / file).open("rb") as opened, decoding.open_picture(
                     opened
                 ) as image:
                     size = (image.height, image.width)
@@ -220,7 +202,7 @@ class _Folder:
                 self.refuse_size(i, *size)
 
     def refuse_size(self, i, height, width):
-        raise ValueError(
+        raise UserError(
             f"config.data.image_size=0: needs pictures of one size, but {_shown(self.files[i])} is "
             f"{height}x{width} and others are {self.shape[0]}x{self.shape[1]}; choose a "
             "size, such as --config.data.image_size=64."
@@ -247,12 +229,3 @@ class _Folder:
         """A source that decodes pictures as they are asked for."""
         read = lambda indices: np.stack([self.nearest(int(i)) for i in indices])
         return self.labelled(Source(len(self.files), self.shape, read))
-
-
-def _decode(path, shape):
-    """The first frame of a picture file, uint8 [h, w, c]; a 0 in shape: as the file is."""
-    with files.path(path).open("rb") as file, source_lib.open_picture(file) as image:
-        # A JPEG far too large is cheaper to decode at 1/2, 1/4 or 1/8 of its size.
-        if shape[0]:
-            image.draft(None, (2 * max(shape[:2]), 2 * max(shape[:2])))
-        return source_lib.pixels(ImageOps.exif_transpose(image), shape)

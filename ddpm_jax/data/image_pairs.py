@@ -9,6 +9,7 @@ import dataclasses
 import numpy as np
 
 from ddpm_jax.data.source import Source
+from ddpm_jax.errors import UserError
 
 NAMED = ("low_resolution", "noisy")
 _NOISES = 16  # Noises of each picture in an epoch, so that none is learned by heart.
@@ -31,7 +32,7 @@ def low_resolution(source: Source, factor: int) -> Source:
     height, width, channels = source.image_shape
     if factor < 2 or height % factor or width % factor:
         works = next((k for k in range(2, height + 1) if not height % k and not width % k), None)
-        raise ValueError(
+        raise UserError(
             f"config.data.factor={factor} must be at least 2 and divide the images, {height}x"
             f"{width}; " + (f"write --config.data.factor={works}." if works else
                             "give images of another config.data.image_size.")

@@ -1,22 +1,14 @@
-"""Data sets as deterministic batches of this process's share.
+"""Data sets by name: `load` opens one as a `Source` of uint8 images [h, w, c] of one size."""
 
-`load` opens a data set as a `Source` of uint8 images [h, w, c] of one size; `batches`
-shuffles it. Batch k is a function of (seed, k) alone: a run resumes at any batch without
-reading those before it, and any number of processes together see the same batches.
-"""
-
-import contextlib
 import importlib.resources
 import os
-import zipfile
-from collections.abc import Iterator
 
 import numpy as np
 
-from ddpm_jax.data import image_folder, image_pairs
-from ddpm_jax.data import source as source_lib
+from ddpm_jax.data import decoding, image_folder, image_pairs, npz
 from ddpm_jax.data import tfds as tfds_lib
-from ddpm_jax.data.source import Source, from_array
+from ddpm_jax.data.source import Source
+from ddpm_jax.errors import UserError
 from ddpm_jax.runtime import files, parallel
 
 
@@ -74,7 +66,7 @@ def load(
     _check_settings(split, image_size, image_width, channels, holdout)
     known = ("", *image_pairs.NAMED, *(("stored",) if name == "npz" else ()))
     if condition not in known:
-        raise ValueError(
+        raise UserError(
             f"config.data.condition={condition!r}: must be one of {', '.join(image_pairs.NAMED)}, "
             "'stored' with --config.data.name=npz, or '' for none."
         )
@@ -86,12 +78,12 @@ def load(
 
     if name == "digits":
         images, classes = digits(split)
-        source = _from_pixels(images, want)
+        source = decoding.from_pixels(images, want)
         source = source.with_labels(classes, 10) if labels else source
     elif name == "image_folder":
         source = image_folder.load(data_dir, part, want, labels)
     elif name == "npz":
-        source = _load_npz(data_dir, split, part, want, labels, condition == "stored")
+        source = npz.load(data_dir, split, part, want, labels, condition == "stored")
     else:
         with parallel.first_goes_ahead():  # What it downloads is there for the others.
             source = tfds_lib.load(name, data_dir, split, part, want, labels)
@@ -113,54 +105,6 @@ def is_there(name: str, data_dir: str) -> bool:
     return name == "digits" or tfds_lib.is_prepared(name, data_dir)
 
 
-def batches(
-    source: Source,
-    *,
-    seed: int,
-    batch_size: int,
-    start: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> Iterator[dict[str, np.ndarray]]:
-    """This process's share of batches `start`, `start + 1`, ... without end.
-
-    Every epoch visits each image once, in an order of its own; batches run across the
-    border of epochs. The shares of all processes, concatenated in order, are the batch
-    that a single process would see. A thread reads ahead until `.close()` is called.
-
-    Args:
-        source: the images.
-        seed: not negative; with the number of a batch it decides its images.
-        batch_size: images a batch over all processes; may exceed `len(source)`.
-        start: number of the first batch, from 0; earlier ones are not read.
-        process_index: 0..process_count-1.
-        process_count: divides `batch_size`.
-
-    Returns:
-        An iterator of `source.examples`: "images", uint8 [batch_size // process_count, h, w, c],
-        and where the source has them "labels" and "condition".
-
-    Raises:
-        ValueError: `seed` is negative or `batch_size` does not divide.
-    """
-    if seed < 0:
-        raise ValueError(f"config.seed={seed}: must not be negative; try --config.seed=0.")
-    if batch_size < 1 or batch_size % process_count:
-        nearest = max(1, round(batch_size / process_count)) * process_count
-        raise ValueError(
-            f"config.train.batch_size={batch_size}: must be a positive multiple of the "
-            f"{process_count} processes; try --config.train.batch_size={nearest}."
-        )
-    import grain  # Imports take longer than the rest of this module.
-
-    order = grain.MapDataset.range(len(source)).seed(int(seed)).shuffle().repeat()
-    # Batch first, then slice: a share is a run of consecutive images of the batch.
-    shares = order.batch(batch_size // process_count)[process_index::process_count]
-    threads = 1 if source.in_memory else image_folder.THREADS
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(4, threads))
-    return iter(shares[start:].map(source.examples).to_iter_dataset(options))
-
-
 def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     """scikit-learn's handwritten digits: uint8 images [n, 8, 8, 1] and int labels [n].
 
@@ -170,7 +114,7 @@ def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     Args:
         split: "train" or "test".
     """
-    path = importlib.resources.files("ddpm_jax") / "digits.npz"
+    path = importlib.resources.files("ddpm_jax.data") / "digits.npz"
     with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         values, labels, index = arrays["images"], arrays["labels"], arrays["test_index"]
     chosen = np.isin(np.arange(len(values)), index) == (split == "test")
@@ -180,21 +124,21 @@ def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _check_settings(split, image_size, image_width, channels, holdout):
     if split not in ("train", "test"):
-        raise ValueError(f"split={split!r}: must be 'train' or 'test'.")
+        raise UserError(f"split={split!r}: must be 'train' or 'test'.")
     sizes = {"image_size": image_size, "image_width": image_width, "holdout": holdout}
     for setting, value in sizes.items():
         if value < 0:
-            raise ValueError(
+            raise UserError(
                 f"config.data.{setting}={value}: must not be negative; the default is "
                 f"--config.data.{setting}=0."
             )
     if image_width and not image_size:
-        raise ValueError(
+        raise UserError(
             f"config.data.image_width={image_width}: needs a height too; add "
             f"--config.data.image_size={image_width}."
         )
-    if channels not in (0, *source_lib.MODES):
-        raise ValueError(
+    if channels not in (0, *decoding.MODES):
+        raise UserError(
             f"config.data.channels={channels}: must be 1 (grey), 3 (RGB), 4 (RGBA) or 0 "
             "(as the data are); try --config.data.channels=3."
         )
@@ -203,118 +147,10 @@ def _check_settings(split, image_size, image_width, channels, holdout):
 def _split_indices(n, split, holdout, seed):
     """Which of n images, without a test split of their own, are in `split`."""
     if holdout >= n:
-        raise ValueError(
+        raise UserError(
             f"config.data.holdout={holdout}: must leave some of the {n} images for "
             f"training; try --config.data.holdout={n // 10}."
         )
     # RandomState: its permutations are promised never to change.
     order = np.random.RandomState(seed).permutation(n)
     return np.sort(order[:holdout] if split == "test" else order[holdout:])
-
-
-def _from_pixels(images, want):
-    """A source of an array's images, converted if they are not as wanted."""
-    shape = source_lib.target(want, images.shape[1:])
-    if shape != images.shape[1:]:
-        if images.shape[-1] not in source_lib.MODES:
-            raise ValueError(
-                f"config.data.channels={want[-1]}: images {list(images.shape)} are neither grey, "
-                "RGB nor RGBA, and so only taken as they are; write --config.data.image_size=0 "
-                "--config.data.channels=0."
-            )
-
-        def read(indices):
-            return np.stack([source_lib.convert(image, shape) for image in images[indices]])
-
-        if not source_lib.fits(len(images), shape):
-            return Source(len(images), shape, read)
-        images = read(np.arange(len(images)))
-    return from_array(images)
-
-
-def _load_npz(data_dir, split, part, want, labels, condition):
-    with _open_npz(data_dir) as arrays:
-        beside = ("labels", "condition")
-        alone = [key for key in arrays.files if not key.endswith(beside)]
-        names = [key for key in ("train", "images", "arr_0") if key in arrays]
-        names = names or (alone if len(alone) == 1 else [])
-        if not names:
-            raise ValueError(
-                f"config.data.dir={data_dir!r}: holds {arrays.files}, none called 'train'; "
-                "write np.savez('images.npz', train=images)."
-            )
-        own_test = "test" in arrays and names[0] != "test"
-        key = "test" if own_test and split == "test" else names[0]
-        images = _entry(arrays, key, data_dir)
-        source_lib.in_memory(images, f"config.data.dir={data_dir!r} {key!r}")
-        told = {
-            name: _beside(arrays, key, len(images), name, data_dir)
-            for name, wanted in zip(beside, (labels, condition)) if wanted
-        }
-        classes = told.get("labels")
-        if labels and own_test and split == "test":  # Counted where they are trained on.
-            classes = _beside(arrays, names[0], None, "labels", data_dir)
-    if not own_test:
-        chosen = part(len(images))
-        images = images[chosen]
-        told = {name: array[chosen] for name, array in told.items()}
-    if not len(images):
-        return None
-    source = _from_pixels(images, want)
-    if labels:
-        name = f"config.data.dir={data_dir!r} {key}_labels"
-        source = source.with_labels(told["labels"], max(1, int(classes.max()) + 1), name)
-    if condition:
-        source_lib.in_memory(told["condition"], f"config.data.dir={data_dir!r} {key}_condition")
-        planes = [  # One by one, for there may be any number of channels.
-            _from_pixels(plane[..., None], (*source.image_shape[:2], 1))
-            for plane in np.moveaxis(told["condition"], -1, 0)
-        ]
-        source = source.with_condition(
-            lambda indices: np.concatenate([plane.read(indices) for plane in planes], axis=-1),
-            len(planes),
-        )
-    return source
-
-
-@contextlib.contextmanager
-def _open_npz(data_dir):
-    with contextlib.ExitStack() as stack:
-        try:
-            file = stack.enter_context(files.path(data_dir).open("rb"))
-            if not zipfile.is_zipfile(file):
-                raise zipfile.BadZipFile
-            file.seek(0)
-            arrays = stack.enter_context(np.load(file, allow_pickle=False))
-        except files.NPZ_DAMAGE:
-            raise ValueError(
-                f"config.data.dir={data_dir!r}: not an .npz file; make one with "
-                "np.savez('images.npz', train=images), and write --config.data.dir=images.npz."
-            ) from None
-        yield arrays
-
-
-def _entry(arrays, key, data_dir):
-    """An array of an .npz file."""
-    try:
-        return np.asarray(arrays[key])  # Bytes where the zip holds something else.
-    except files.NPZ_DAMAGE as error:
-        raise ValueError(
-            f"config.data.dir={data_dir!r}: {key!r} cannot be read ({files.one_line(error)}); "
-            f"make it again with np.savez('images.npz', {key}=array), of plain numbers."
-        ) from None
-
-
-def _beside(arrays, key, rows, name, data_dir):
-    """What an .npz file has for the images `key`, so many `rows` unless that is None."""
-    found = [k for k in (f"{key}_{name}", name) if k in arrays]
-    array = _entry(arrays, found[0], data_dir) if found else None
-    if array is None or not array.shape or rows not in (None, len(array)) or not len(array) or (
-        name == "labels" and not np.issubdtype(array.dtype, np.integer)
-    ):
-        kind = "uint8 [n, h, w, k]" if name == "condition" else "int [n]"
-        raise ValueError(
-            f"config.data.dir={data_dir!r}: has no {key}_{name}, {kind}, a row for each image; "
-            f"write np.savez('images.npz', {key}=images, {key}_{name}={name})."
-        )
-    return array

@@ -1,23 +1,14 @@
-"""Random-access sets of uint8 images of one size, and the rules by which pictures become them."""
+"""`Source`: a random-access set of uint8 images of one size, with labels or conditions."""
 
 import dataclasses
 import math
-import struct
-import zlib
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+
+from ddpm_jax.errors import UserError
 
 MEMORY_BUDGET = 2 * 2**30  # bytes of decoded images; a larger set is streamed
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels -> Pillow's name for them
-# Of Pillow's formats those of pictures; PostScript, for one, is a program that it would run.
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-UNREADABLE = (  # what Pillow raises on damaged files
-    OSError, RuntimeError, SyntaxError, EOFError, ValueError, TypeError, LookupError,
-    ArithmeticError, MemoryError, struct.error, zlib.error, Image.DecompressionBombError,
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -86,7 +77,7 @@ class Source:
         whole = np.issubdtype(labels.dtype, np.integer) and labels.shape == (self.size,)
         num_classes = num_classes or (int(labels.max()) + 1 if whole else 1)
         if not whole or labels.min() < 0 or labels.max() >= num_classes:
-            raise ValueError(
+            raise UserError(
                 f"{name}={labels.dtype} {list(labels.shape)}: must be whole numbers in "
                 f"0..{num_classes - 1}, one for each of the {self.size} images; write such as "
                 "np.int32([0, 1, ...])."
@@ -124,7 +115,7 @@ def from_array(
     if condition is not None:
         beside = in_memory(np.asarray(condition), "condition")
         if (len(beside), *beside.image_shape[:2]) != (len(source), *source.image_shape[:2]):
-            raise ValueError(
+            raise UserError(
                 f"condition={list(condition.shape)}: must go with images "
                 f"{list(images.shape)}, as many and of their size; resize it first."
             )
@@ -136,11 +127,11 @@ def in_memory(images: np.ndarray, name: str) -> Source:
     """As `from_array`; a message calls the images `name`."""
     got = f"{name}={images.dtype} {list(images.shape)}: must be uint8 [n, h, w, c]"
     if images.ndim == 3:
-        raise ValueError(f"{got}; write images[..., None] for grey images [n, h, w].")
+        raise UserError(f"{got}; write images[..., None] for grey images [n, h, w].")
     if images.ndim != 4 or not images.size:
-        raise ValueError(f"{got} and not empty; write np.stack(list_of_images).")
+        raise UserError(f"{got} and not empty; write np.stack(list_of_images).")
     if images.dtype != np.uint8:
-        raise ValueError(
+        raise UserError(
             f"{got}, 0..255; write np.uint8(np.round((x + 1) * 127.5)) for x in [-1, 1]."
         )
     return Source(len(images), images.shape[1:], lambda indices: images[indices], True)
@@ -149,45 +140,3 @@ def in_memory(images: np.ndarray, name: str) -> Source:
 def fits(size: int, shape: tuple[int, int, int]) -> bool:
     """Whether `size` images of a shape may be held in memory."""
     return size * math.prod(shape) <= MEMORY_BUDGET
-
-
-def target(want: tuple, shape: tuple) -> tuple:
-    """The wanted (height, width, channels), with 0 for "as the data are" filled in."""
-    return tuple(w or s for w, s in zip(want, shape))
-
-
-def convert(array: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """One decoded image [h, w, c], as uint8 of the given shape."""
-    if array.shape == shape and array.dtype == np.uint8:
-        return array
-    return pixels(Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array), shape)
-
-
-def open_picture(file: Any) -> Image.Image:
-    """A picture of one of `FORMATS`, told by its content, from a path or a binary file.
-
-    Raises:
-        UNREADABLE: it is damaged, none of them, or of more than 2 x `Image.MAX_IMAGE_PIXELS`
-            pixels by its header (Pillow's bound, 179 million).
-    """
-    Image.init()
-    return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
-
-
-def pixels(image: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:
-    """A Pillow image as uint8 [h, w, c], by the rules of `loading.load`; height 0: as it is."""
-    height, width, channels = shape
-    if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion to 8 bits clips.
-        values = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        if channels != 4:
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image).convert("RGB")
-    elif image.mode not in ("1", "L", "F"):
-        image = image.convert("RGB")  # CMYK and palettes have no way straight to grey.
-    image = image.convert(MODES[channels])
-    if height and image.size != (width, height):
-        image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
-    return np.asarray(image).reshape(image.height, image.width, channels)

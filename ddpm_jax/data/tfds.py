@@ -9,8 +9,10 @@ import re
 import numpy as np
 from etils import epath
 
+from ddpm_jax.data import decoding
 from ddpm_jax.data import source as source_lib
 from ddpm_jax.data.source import Source
+from ddpm_jax.errors import UserError
 from ddpm_jax.runtime import files
 
 _CHUNK = 1000  # images decoded at a time
@@ -35,7 +37,7 @@ def load(
     """
     root = _root(data_dir)
     if data_dir and not root.exists():
-        raise ValueError(
+        raise UserError(
             f"config.data.dir={data_dir!r}: does not exist; write --config.data.dir=PATH, "
             f"the TFDS directory that holds {name}."
         )
@@ -47,7 +49,7 @@ def load(
     own_test = next((key for key in ("test", "validation") if key in splits), None)
     stored = own_test if split == "test" and own_test else "train"
     if stored not in splits:
-        raise ValueError(
+        raise UserError(
             f"config.data.name={name!r}: has no split 'train', only {sorted(splits)}; "
             "write --config.data.name= with another data set."
         )
@@ -89,7 +91,7 @@ def _prepared(root, name):
     if found:
         parts = (os.fspath(path.relative_to(root)).rpartition("/") for path in found)
         names = sorted(f"{path}:{number}" for path, _, number in parts)
-        raise ValueError(
+        raise UserError(
             f"config.data.name={name!r}: not prepared in {root}, which has "
             f"{', '.join(names)}; write --config.data.name={names[-1]}."
         )
@@ -102,7 +104,7 @@ def _prepare(root, name):
         "or use your own pictures: --config.data.name=image_folder --config.data.dir=PATH."
     )
     if _tensorflow() is None:
-        raise ValueError(
+        raise UserError(
             f"config.data.name={name!r}: not prepared in {root}, and preparing it needs "
             f'TensorFlow once; pip install -e ".[tf]", {folder_instead}'
         )
@@ -111,13 +113,13 @@ def _prepare(root, name):
     try:
         builder = tfds.builder(name, data_dir=root, file_format="array_record")
     except tfds.core.registered.DatasetNotFoundError:
-        raise ValueError(
+        raise UserError(
             f"config.data.name={name!r}: not digits, image_folder, npz or a TFDS data set; "
             "write one of those, such as --config.data.name=cifar10."
         ) from None
     manual = root / "downloads" / "manual"
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not manual.exists():
-        raise ValueError(
+        raise UserError(
             f"config.data.name={name!r}: must be downloaded by hand into {manual} (see "
             f"tensorflow.org/datasets/catalog/{builder.name}), {folder_instead}"
         )
@@ -144,11 +146,11 @@ def _builder(name, folder):
     try:
         for feature in _feature_classes(json.loads((folder / "features.json").read_text())):
             if not feature.startswith("tensorflow_datasets."):  # TFDS would import its module.
-                raise ValueError(f"features.json names {feature}, which is not TFDS's own")
+                raise UserError(f"features.json names {feature}, which is not TFDS's own")
         return tfds.builder_from_directory(folder)
     except (json_format.ParseError, OSError, ValueError, LookupError, AttributeError,
             TypeError, RecursionError) as error:
-        raise ValueError(
+        raise UserError(
             f"config.data.name={name!r}: {folder} is damaged or foreign "
             f"({files.one_line(error)}); prepare the set again."
         ) from None
@@ -176,14 +178,14 @@ def _image_feature(name, features, want):
 
     keys = [key for key in features if isinstance(features[key], tfds.features.Image)]
     if not keys or features[keys[0]].np_dtype != np.uint8:
-        raise ValueError(
+        raise UserError(
             f"config.data.name={name!r}: has no uint8 image among {sorted(features)}; "
             "write --config.data.name= with a data set of images."
         )
     height, width, channels = features[keys[0]].shape
-    shape = source_lib.target(want, (height, width, channels or 3))
+    shape = decoding.target(want, (height, width, channels or 3))
     if None in shape:
-        raise ValueError(
+        raise UserError(
             f"config.data.image_size=0: the images of {name} vary in size; choose one, "
             "such as --config.data.image_size=64."
         )
@@ -196,7 +198,7 @@ def _label_feature(name, features):
 
     keys = [key for key in features if isinstance(features[key], tfds.features.ClassLabel)]
     if not keys:
-        raise ValueError(
+        raise UserError(
             f"config.data.labels=True: {name} has no label among {sorted(features)}; write "
             "--config.data.labels=False."
         )
@@ -209,7 +211,7 @@ def _read_array_record(name, builder, split, key, indices, shape, label):
     from google.protobuf import message
 
     def refuse(index, error):
-        raise ValueError(
+        raise UserError(
             f"config.data.name={name!r}: image {index} of split {split!r} in {builder.data_path} "
             f"cannot be read ({files.one_line(error)}); prepare the set again."
         ) from None
@@ -224,9 +226,9 @@ def _read_array_record(name, builder, split, key, indices, shape, label):
 
     def decoded(index, example):
         try:
-            with source_lib.open_picture(io.BytesIO(example[key])) as image:
-                return source_lib.pixels(image, shape)
-        except source_lib.UNREADABLE as error:
+            with decoding.open_picture(io.BytesIO(example[key])) as image:
+                return decoding.pixels(image, shape)
+        except decoding.UNREADABLE as error:
             refuse(index, error)
 
     def read(i):
@@ -251,12 +253,12 @@ def _read_array_record(name, builder, split, key, indices, shape, label):
 def _read_tfrecord(name, builder, split, key, indices, shape, label):
     """All images of a TFRecord directory, which only TensorFlow reads, in memory; labels."""
     if _tensorflow() is None:
-        raise ValueError(
+        raise UserError(
             f"config.data.name={name!r}: {builder.data_path} is in TFRecord format, which "
             'needs TensorFlow to read; pip install -e ".[tf]".'
         )
     if not source_lib.fits(len(indices), shape):
-        raise ValueError(
+        raise UserError(
             f"config.data.name={name!r}: too large to read from TFRecord; convert it with "
             "`pip install apache-beam mlcroissant; tfds convert_format "
             f"--dataset_version_dir={builder.data_path} "
@@ -272,5 +274,5 @@ def _read_tfrecord(name, builder, split, key, indices, shape, label):
     )
     chosen = set(indices.tolist())
     kept = [e for i, e in enumerate(tfds.as_numpy(examples)) if i in chosen]
-    images = source_lib.from_array(np.stack([source_lib.convert(e[key], shape) for e in kept]))
+    images = source_lib.from_array(np.stack([decoding.convert(e[key], shape) for e in kept]))
     return images, None if label is None else np.array([e[label] for e in kept], np.int32)

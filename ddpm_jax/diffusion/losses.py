@@ -14,14 +14,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ddpm_jax.diffusion.process import (
+    PIXEL_AXES,
     Images, LEARNED, Parameterization, Prediction, Timesteps, predict, q_posterior, q_sample,
     split_output, v_from_eps,
 )
 from ddpm_jax.diffusion.schedule import Schedule, at
+from ddpm_jax.errors import UserError
 
 LOSSES = ("simple", "vlb", "rescaled_vlb", "hybrid", "rescaled_hybrid")
 WEIGHTINGS = ("constant", "min_snr", "p2")
-_PIXELS = (1, 2, 3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,29 +56,29 @@ class Objective:
             ("loss", self.loss, LOSSES), ("weighting", self.weighting, WEIGHTINGS),
         ):
             if value not in known:
-                raise ValueError(
+                raise UserError(
                     f"diffusion.{setting}={value!r} is not known; use one of {', '.join(known)}."
                 )
         variance = parameterization.variance
         if self.loss == "simple" and variance in LEARNED:
-            raise ValueError(
+            raise UserError(
                 f"diffusion.loss='simple' cannot go with diffusion.variance={variance!r}: the "
                 "squared error does not train a variance; use --config.diffusion.loss=hybrid."
             )
         if self.loss.endswith("hybrid") and variance not in LEARNED:
-            raise ValueError(
+            raise UserError(
                 f"diffusion.loss={self.loss!r} cannot go with diffusion.variance={variance!r}: "
                 "its second term trains a variance, and this one is fixed; use "
                 "--config.diffusion.loss=simple or --config.diffusion.variance=learned_range."
             )
         if self.weighting != "constant" and self.loss.endswith("vlb"):
-            raise ValueError(
+            raise UserError(
                 f"diffusion.weighting={self.weighting!r} cannot go with diffusion.loss="
                 f"{self.loss!r}: the bound has its own weights; use "
                 "--config.diffusion.weighting=constant."
             )
         if self.weighting != "constant" and parameterization.mean == "x_prev":
-            raise ValueError(
+            raise UserError(
                 f"diffusion.weighting={self.weighting!r} cannot go with diffusion.mean='x_prev'"
                 ": it is stated for the errors of eps, x_0 and v; use "
                 "--config.diffusion.weighting=constant."
@@ -122,7 +123,7 @@ def training_loss(
         return num_timesteps * vlb(output)
     mean_output, variance_output = split_output(output, parameterization.variance)
     error = target(schedule, x_0, x_t, t, eps, mean) - mean_output
-    loss = jnp.mean(jnp.square(error), axis=_PIXELS) * weight(schedule, t, mean, objective)
+    loss = jnp.mean(jnp.square(error), axis=PIXEL_AXES) * weight(schedule, t, mean, objective)
     if objective.loss == "simple":
         return loss
     scale = num_timesteps / 1000 if objective.loss == "rescaled_hybrid" else 1.0
@@ -177,7 +178,7 @@ def vlb_term(
     nll = -discretized_gaussian_log_likelihood(
         x_0, prediction.mean, 0.5 * prediction.log_variance
     )
-    nats = jnp.where(t == 0, jnp.mean(nll, axis=_PIXELS), jnp.mean(kl, axis=_PIXELS))
+    nats = jnp.where(t == 0, jnp.mean(nll, axis=PIXEL_AXES), jnp.mean(kl, axis=PIXEL_AXES))
     return nats / math.log(2)
 
 

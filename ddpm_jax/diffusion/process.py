@@ -15,7 +15,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ddpm_jax.diffusion.schedule import Schedule, at
+from ddpm_jax.errors import UserError
 
+PIXEL_AXES = (1, 2, 3)
 Images = Float[Array | np.ndarray, "b h w c"]
 Timesteps = Int[Array | np.ndarray, " b"]
 MEANS = ("eps", "x_0", "x_prev", "v")
@@ -50,11 +52,11 @@ class Parameterization:
             ("mean", self.mean, MEANS), ("variance", self.variance, VARIANCES),
         ):
             if value not in known:
-                raise ValueError(
+                raise UserError(
                     f"diffusion.{setting}={value!r} is not known; use one of {', '.join(known)}."
                 )
         if self.mean == "eps" and np.asarray(schedule.beta)[-1] == 1:
-            raise ValueError(
+            raise UserError(
                 "diffusion.mean='eps' cannot go with a schedule whose last beta is 1: x_T "
                 "keeps nothing of x_0, so the noise does not tell x_0; use "
                 "--config.diffusion.mean=x_0 or another --config.diffusion.schedule."
@@ -281,3 +283,25 @@ def for_longer_steps(
     if variance_output is not None:
         output = jnp.concatenate([output, variance_output], axis=-1)
     return output, dict(mean=mean, variance=variance)
+
+
+def dynamic_threshold(x_0: Images, percentile: float = 0.995) -> Float[Array, "b h w c"]:
+    """Divides each image by its largest pixels instead of clipping them all to 1.
+
+    s is the `percentile` of |x_0| over the image, at least 1; x_0 is clipped to [-s, s] and
+    divided by s (Saharia et al. 2022, Imagen, Sec. 2.3). For `denoised_fn`.
+
+    Args:
+        x_0: predicted images.
+        percentile: in (0, 1], as a fraction.
+
+    Raises:
+        ValueError: percentile leaves (0, 1].
+    """
+    if not 0 < percentile <= 1:
+        raise UserError(
+            f"percentile={percentile} must lie in (0, 1]; write such as percentile=0.995."
+        )
+    s = jnp.quantile(jnp.abs(x_0), percentile, axis=(1, 2, 3), keepdims=True)
+    s = jnp.maximum(s, 1.0)
+    return jnp.clip(x_0, -s, s) / s

@@ -7,6 +7,9 @@ uninterrupted one would have drawn, and eight devices draw what one would.
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Key
+
+from ddpm_jax.errors import UserError
 
 IMPL = "threefry2x32"  # Others change an image's noise with its place in the batch.
 
@@ -25,13 +28,13 @@ def as_key(rng) -> jax.Array:
                 return rng
         elif rng.shape == (2,) and rng.dtype == np.uint32:
             return jax.random.wrap_key_data(jnp.asarray(rng), impl=IMPL)
-    raise ValueError(
+    raise UserError(
         f"rng={rng!r} is not one {IMPL} key; write jax.random.key(0), "
         "jax.random.PRNGKey(0) or an int."
     )
 
 
-def image_keys(rng: jax.Array, places: jax.Array) -> jax.Array:
+def image_keys(rng: jax.Array, places: jax.Array | np.ndarray) -> jax.Array:
     """One key an image, [b], from its place in the global batch (int32 [b])."""
     return jax.vmap(jax.random.fold_in, (None, 0))(rng, places)
 
@@ -39,3 +42,8 @@ def image_keys(rng: jax.Array, places: jax.Array) -> jax.Array:
 def fold_each(rngs: jax.Array, use: int | jax.Array) -> jax.Array:
     """The key of one use or step of each image, [b], from the images' keys [b]."""
     return jax.vmap(jax.random.fold_in, (0, None))(rngs, use)
+
+
+def standard_normal(rngs: Key[Array, " b"], shape: tuple[int, ...]) -> Array:
+    """Independent N(0, 1) draws [b, *shape], draw i from rngs[i] alone."""
+    return jax.vmap(lambda rng: jax.random.normal(rng, shape))(rngs)

@@ -12,6 +12,9 @@ import flax.struct
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+from numpy.typing import ArrayLike
+
+from ddpm_jax.errors import UserError
 
 
 @flax.struct.dataclass
@@ -72,13 +75,13 @@ def from_betas(beta: np.ndarray | Sequence[float]) -> Schedule:
     """
     beta = np.asarray(beta, np.float64)
     if beta.ndim != 1 or beta.size == 0:
-        raise ValueError(
+        raise UserError(
             f"beta has shape {beta.shape}; write a one-dimensional array of T >= 1 variances, "
             "such as np.linspace(1e-4, 0.02, 1000)."
         )
     bad = np.flatnonzero(~((0 < beta) & (beta <= 1)) | ((beta == 1) & _before_last(beta)))
     if bad.size:
-        raise ValueError(
+        raise UserError(
             f"beta[{bad[0]}]={beta[bad[0]]:g} is not allowed; every beta must lie in (0, 1), "
             "and only the last may be 1; write values such as np.linspace(1e-4, 0.02, T)."
         )
@@ -172,7 +175,7 @@ def _from_alpha_bar(alpha_bar, num_timesteps: int) -> Schedule:
 
 def _at_least_one(num_timesteps: int) -> int:
     if num_timesteps < 1:
-        raise ValueError(
+        raise UserError(
             f"num_timesteps={num_timesteps} is too few; a chain has at least 1 step, "
             "such as num_timesteps=1000."
         )
@@ -198,7 +201,7 @@ def named(name: str, num_timesteps: int, start: float, end: float) -> Schedule:
         ValueError: the name is unknown.
     """
     if name not in NAMED:
-        raise ValueError(f"schedule={name!r} is not known; use one of {', '.join(NAMED)}.")
+        raise UserError(f"schedule={name!r} is not known; use one of {', '.join(NAMED)}.")
     return NAMED[name](num_timesteps, start, end)
 
 
@@ -218,7 +221,7 @@ def respace(schedule: Schedule, timesteps: Sequence[int] | np.ndarray) -> Schedu
     timesteps = np.asarray(timesteps)
     inside = timesteps.size and 0 <= timesteps[0] and timesteps[-1] < schedule.num_timesteps
     if not inside or np.any(np.diff(timesteps) <= 0):
-        raise ValueError(
+        raise UserError(
             f"timesteps={timesteps.tolist()} must increase within 0..{schedule.num_timesteps - 1}"
             "; write such as [0, 500, 999]."
         )
@@ -233,10 +236,42 @@ def evenly_spaced(num_timesteps: int, num_steps: int) -> np.ndarray:
     One step alone is the last, T - 1, where the chain starts.
     """
     if not 1 <= num_steps <= num_timesteps:
-        raise ValueError(
+        raise UserError(
             f"num_steps={num_steps} must lie in 1..{num_timesteps}, the steps of the schedule; "
             f"write such as num_steps={min(50, num_timesteps)}."
         )
     if num_steps == 1:
         return np.array([num_timesteps - 1])
     return np.round(np.linspace(0, num_timesteps - 1, num_steps)).astype(np.int64)
+
+
+def half_log_snr(schedule: Schedule, t: ArrayLike) -> float | np.ndarray:
+    """lambda = log(signal / noise) = 0.5 log(alpha_bar / (1 - alpha_bar)) at fractional t.
+
+    lambda falls with t. Between two steps it is taken to be linear in t, as in
+    `ode_likelihood.ode_log_density`.
+
+    Args:
+        schedule: as host arrays.
+        t: in units of `schedule.timesteps`, between its first and last.
+
+    Raises:
+        ValueError: the last beta is 1, so that lambda has no end.
+    """
+    return np.interp(t, schedule.timesteps, half_log_snr_table(schedule))
+
+
+def at_half_log_snr(schedule: Schedule, half_log_snr: ArrayLike) -> float | np.ndarray:
+    """The fractional t of these lambda; the inverse of `half_log_snr`."""
+    return np.interp(-np.asarray(half_log_snr), -half_log_snr_table(schedule), schedule.timesteps)
+
+
+def half_log_snr_table(schedule: Schedule) -> np.ndarray:
+    alpha_bar = np.asarray(schedule.alpha_bar, np.float64)
+    if alpha_bar[-1] == 0:
+        raise UserError(
+            f"a schedule whose last beta is {schedule.beta[-1]:g} keeps nothing of x_0 at "
+            "its end, so that the solvers have no level to start from; use such as "
+            "schedule.linear(), or the ancestral chain."
+        )
+    return 0.5 * (np.log(alpha_bar) - np.log1p(-alpha_bar))

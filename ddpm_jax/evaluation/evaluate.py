@@ -18,12 +18,10 @@ import jax
 import ml_collections
 from etils import epath
 
-from ddpm_jax import config as config_lib
-from ddpm_jax import validation
-from ddpm_jax.evaluation import inception_features
+from ddpm_jax.evaluation import catalogue, inception_features
+from ddpm_jax.evaluation import job as job_lib
 from ddpm_jax.evaluation import metrics as metrics_lib
 from ddpm_jax.runtime import files, parallel
-from ddpm_jax.weights import pretrained
 from ddpm_jax.workdir import checkpoints, metrics_file, run_folder
 from ddpm_jax.workdir.logs import format_duration
 from ddpm_jax.workdir.tensorboard_writer import EventFiles
@@ -44,12 +42,12 @@ def evaluate(config: ml_collections.ConfigDict, workdir: Any) -> list[dict[str, 
     Raises:
         ValueError: a setting is wrong, or there is nothing to measure.
     """
-    validation.check_evaluation(config)
-    parallel.check_same(config=config_lib.dump(config))
+    catalogue.check_evaluation(config)
+    parallel.check_same(config=run_folder.dump(config))
     workdir = files.path(workdir)
     settings = config.evaluate
     network = None
-    if metrics_lib.needs_inception(config):
+    if job_lib.needs_inception(config):
         network = inception_features.Network(settings.inception or None)
     found = []
     with contextlib.ExitStack() as stack:
@@ -59,7 +57,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: Any) -> list[dict[str, 
             folder = epath.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for step in _steps(workdir, settings.checkpoints):
             try:
-                step, trained = parallel.from_first(lambda: pretrained.load_step(
+                step, trained = parallel.from_first(lambda: run_folder.load_step(
                     workdir, step=step, weights=config.sample.weights
                 ))
             except ValueError as error:
@@ -67,11 +65,11 @@ def evaluate(config: ml_collections.ConfigDict, workdir: Any) -> list[dict[str, 
                     raise
                 _print(f"skipped: {error}")  # It was deleted meanwhile.
                 continue
-            job = metrics_lib.Job(
+            job = job_lib.Job(
                 config, step, trained, folder / f"step_{step:08d}",
                 sys.stderr.isatty() and parallel.is_first(), network,
             )
-            for item in validation.measured(config):
+            for item in catalogue.measured(config):
                 row = _measured(job, workdir, *item)
                 found.append(row)
                 if _name(row) == settings.best and parallel.is_first():
@@ -87,7 +85,7 @@ def rows(workdir: Any) -> list[dict[str, Any]]:
 
 def _measured(job, workdir, metric, reference) -> dict[str, Any]:
     """The row of one metric, computed where it is not known."""
-    protocol = metrics_lib.protocol(job, metric, reference)
+    protocol = job_lib.protocol(job, metric, reference)
     known = parallel.from_first(lambda: [
         row for row in rows(workdir) if (row["metric"], row["protocol"]) == (metric, protocol)
     ])
@@ -95,7 +93,7 @@ def _measured(job, workdir, metric, reference) -> dict[str, Any]:
         _say(known[0], "known already")
         return known[0]
     began = time.perf_counter()
-    folder = job.folder / f"{metric}-{metrics_lib.key(protocol)}"
+    folder = job.folder / f"{metric}-{job_lib.key(protocol)}"
     arguments = (job, folder) if reference is None else (job, folder, reference)
     values = metrics_lib.METRICS[metric](*arguments)
     row = {
@@ -171,7 +169,7 @@ def _keep_best(workdir: epath.Path, row: dict[str, Any]) -> None:
     def way(row):
         return row["metric"], {k: v for k, v in row["protocol"].items() if k != "step"}
 
-    sign = -1 if row["metric"] in metrics_lib.HIGHER_IS_BETTER else 1
+    sign = -1 if row["metric"] in catalogue.HIGHER_IS_BETTER else 1
     alike = [other for other in rows(workdir) if way(other) == way(row)]
     step = min(alike, key=lambda other: sign * other["value"])["step"]
     source, target = workdir / "checkpoints" / str(step), workdir / "best"

@@ -1,10 +1,7 @@
-"""Samples against reference images: one pass of each through Inception, then every score.
+"""Images through Inception on every device, and the statistics of samples and references.
 
-    samples = inception_features.Samples.of(batches, network)
-    reference = inception_features.reference("train", ...)
-    inception_features.SCORES["fid"](samples, reference)
-
-Scores go by their names in `config.evaluate.metrics`.
+    samples = Samples.of(batches, network)
+    against = reference("train", network, ...)
 """
 
 import dataclasses
@@ -19,17 +16,17 @@ from etils import epath
 
 from ddpm_jax.data import loading
 from ddpm_jax.data.source import Source
-from ddpm_jax.evaluation import nearest as nearest_lib
-from ddpm_jax.evaluation import references, scores
+from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation import references
 from ddpm_jax.evaluation.references import POOL, Reference, SPATIAL
 from ddpm_jax.evaluation.scores import Moments
 from ddpm_jax.inference import batched_map
+from ddpm_jax.network import inception
 from ddpm_jax.runtime import files, parallel
 from ddpm_jax.weights import inception_weights
 
 KEPT = 10_000  # Pooled features of a reference that are kept, for KID, precision and recall.
 _BATCH = 64  # Images through Inception at a time on one device.
-MOST_PIXELS = 4096  # Of an image, channels counted, whose covariance is 128 MB.
 RESIZE = "tf1 bilinear to 299x299"
 
 
@@ -44,13 +41,13 @@ class Network:
     def __init__(self, path: Any = None, *, sha256: str | None = inception_weights.SHA256):
         self._params = parallel.replicate(inception_weights.load(path, sha256=sha256))
         self.checksum = sha256 or "unchecked"
-        apply = inception_weights.Inception().apply
-        self._run = jax.pmap(
+        apply = inception.Inception().apply
+        self._run = parallel.pmap(
             lambda params, images: apply({"params": params}, images),
-            axis_name=parallel.AXIS, in_axes=(None, 0),
+            in_axes=(None, 0),
         )
 
-    def features(self, images: np.ndarray) -> inception_weights.Features:
+    def features(self, images: np.ndarray) -> inception.Features:
         """Features of the images as NumPy arrays.
 
         Args:
@@ -60,11 +57,11 @@ class Network:
             ValueError: the images have neither 1 nor 3 channels, or are NaN or out of range.
         """
         chunks = self.stream(lambda places: images[places], len(images))
-        return inception_weights.Features(*(np.concatenate(part) for part in zip(*chunks)))
+        return inception.Features(*(np.concatenate(part) for part in zip(*chunks)))
 
     def stream(
         self, read: Callable[[np.ndarray], np.ndarray], n: int
-    ) -> Iterator[inception_weights.Features]:
+    ) -> Iterator[inception.Features]:
         """The features of images 0..n-1 in order; each process reads those of its own devices.
 
         Args:
@@ -84,18 +81,18 @@ class Network:
 
 def _rgb(images: np.ndarray) -> np.ndarray:
     if images.shape[-1] not in (1, 3):
-        raise ValueError(
+        raise UserError(
             f"images of {images.shape[-1]} channels cannot go through Inception, which takes "
             "3 (or 1, repeated); train with config.data.channels=3."
         )
     if images.dtype != np.uint8:
         if not np.isfinite(images).all():
-            raise ValueError(
+            raise UserError(
                 "images hold NaN or infinity, and a pixel must be a number in 0..255: look for "
                 "the step at which the model or sampler diverged."
             )
         if images.min() < 0 or images.max() > 255:
-            raise ValueError(
+            raise UserError(
                 f"images lie in {images.min():g}..{images.max():g} and must lie in 0..255; "
                 "write (x + 1) * 127.5 for x in [-1, 1]."
             )
@@ -185,7 +182,7 @@ def images_of(
     if name in ("train", "test"):
         source = loading.load(split=name, **data_settings)
         if source is None:
-            raise ValueError(
+            raise UserError(
                 f"evaluate.references has 'test', and config.data.name={data_settings['name']!r} "
                 "has no test split; use --config.evaluate.references=\"('train',)\"."
             )
@@ -206,7 +203,7 @@ def images_of(
 
 def _check_size(name, found, wanted):
     if tuple(found[:2]) != tuple(wanted[:2]):
-        raise ValueError(
+        raise UserError(
             f"reference {name} has images of {found[0]}x{found[1]}, and the samples are "
             f"{wanted[0]}x{wanted[1]}; FID compares images of one size: resize the "
             "reference first."
@@ -250,107 +247,3 @@ def batches(source: Source, *, progress: bool) -> Iterator[tuple[np.ndarray, np.
             places = np.arange(start, min(start + size, len(source)))
             yield places, source.read(places)
             bar.update(len(places))
-
-
-def fid(samples: Samples, against: Reference) -> dict[str, Any]:
-    """Frechet Inception distance (Heusel et al. 2017)."""
-    return {
-        "value": scores.frechet_distance(
-            samples.pool.mean, samples.pool.covariance, against.mu, against.sigma
-        ),
-        "remarks": references.remarks(samples.pool, against),
-    }
-
-
-def sfid(samples: Samples, against: Reference) -> dict[str, Any]:
-    """FID on spatial features (Nash et al. 2021)."""
-    if against.mu_s is None:
-        raise ValueError(
-            "sfid needs mu_s and sigma_s, which this reference has not: give images, or leave "
-            "'sfid' out of config.evaluate.metrics."
-        )
-    return {"value": scores.frechet_distance(
-        samples.spatial.mean, samples.spatial.covariance, against.mu_s, against.sigma_s
-    )}
-
-
-def kid(samples: Samples, against: Reference) -> dict[str, Any]:
-    """Kernel Inception distance (Binkowski et al. 2018): 100 subsets of at most 1,000."""
-    features = _features(against, "kid")
-    size = min(1000, len(samples.features), len(features))
-    found = scores.kernel_distance(samples.features, features, subset_size=size)
-    return {"value": found.mean, "std": found.std, "standard_error": found.standard_error,
-            "subset_size": size}
-
-
-def precision_recall(samples: Samples, against: Reference) -> dict[str, Any]:
-    """Improved precision and recall, k = 3 (Kynkaanniemi et al. 2019)."""
-    found = nearest_lib.precision_recall(samples.features, _features(against, "precision_recall"))
-    return {"value": found.precision, "recall": found.recall}
-
-
-def inception_score(samples: Samples, against: None = None) -> dict[str, Any]:
-    """Inception Score (Salimans et al. 2016), of the whole set and of ten parts."""
-    whole = scores.inception_score(samples.logits)
-    values = {"value": whole.mean}
-    if len(samples.logits) >= 10:
-        parts = scores.inception_score(samples.logits, splits=10)
-        values |= {"ten_splits": parts.mean, "std": parts.std,
-                   "standard_error": parts.standard_error}
-    return values
-
-
-def frechet_pixels(
-    samples: Iterable[np.ndarray], against: Iterable[np.ndarray]
-) -> dict[str, Any]:
-    """Frechet distance of raw pixels as features, in squares of [-1, 1].
-
-    The formula of FID without its network: it sees whether the mean image and the covariances
-    of pixels are the reference's, and nothing else, so that Gaussian noise with these moments
-    scores 0. It says little of how images look, and does not compare with FID. It is for small
-    images and samplers of one network, where Inception is out of place or not at hand.
-
-    Args:
-        samples: batches [b, h, w, c], in 0..255.
-        against: batches of the same shape.
-
-    Raises:
-        ValueError: the shapes differ, or an image has more than 4,096 pixels times channels.
-    """
-    ours, theirs = (_pixel_moments(batches) for batches in (samples, against))
-    return {"value": scores.frechet_distance(
-        ours.mean, ours.covariance, theirs.mean, theirs.covariance
-    ), "reference_n": theirs.count}
-
-
-def check_pixels(image_shape: tuple[int, int, int]) -> None:
-    """Raises ValueError where images are too large for `frechet_pixels`."""
-    if np.prod(image_shape) > MOST_PIXELS:
-        raise ValueError(
-            f"frechet_pixels has no room for the covariance of {np.prod(image_shape):,} pixels, "
-            f"more than {MOST_PIXELS:,}; use 'fid' instead."
-        )
-
-
-def _pixel_moments(batches):
-    found = None
-    for images in batches:
-        check_pixels(images.shape[1:])
-        rows = images.reshape(len(images), -1) / 127.5 - 1
-        found = (found or Moments.empty(rows.shape[1])).update(rows)
-    return found
-
-
-def _features(against, metric):
-    if against.features is None:
-        raise ValueError(
-            f"{metric} needs features of the reference, and a file of mu and sigma has none: "
-            f"give images, or leave {metric!r} out of config.evaluate.metrics."
-        )
-    return against.features
-
-
-SCORES: dict[str, Callable[..., dict[str, Any]]] = {
-    "fid": fid, "sfid": sfid, "kid": kid, "is": inception_score,
-    "precision_recall": precision_recall,
-}

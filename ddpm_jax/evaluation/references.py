@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
+from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.scores import Moments
 from ddpm_jax.runtime import files, parallel
 
@@ -87,7 +88,7 @@ def from_moments(
         ValueError: fewer than 2 images, another dimension, or different counts.
     """
     if spatial is not None and spatial.count != pool.count:
-        raise ValueError(
+        raise UserError(
             f"pool.count={pool.count} and spatial.count={spatial.count} differ; both must "
             "be of the same images."
         )
@@ -119,12 +120,12 @@ def remarks(pool: Moments, reference: Reference) -> list[str]:
     """
     d = reference.mu.size
     if pool.mean.size != d:
-        raise ValueError(
+        raise UserError(
             f"samples have {pool.mean.size} features and the reference {d}: use the same "
             "network for both."
         )
     if pool.count < 2:
-        raise ValueError(f"{pool.count} samples have no covariance; draw at least 2.")
+        raise UserError(f"{pool.count} samples have no covariance; draw at least 2.")
     found = []
     if pool.count <= d:
         found.append(_singular(f"{pool.count} samples", d))
@@ -155,14 +156,14 @@ def load(path: Any) -> Loaded:
     """
     path = files.path(path)
     if not path.exists():
-        raise ValueError(f"{path} does not exist; name an .npz of statistics or of images.")
+        raise UserError(f"{path} does not exist; name an .npz of statistics or of images.")
     try:
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
             header = _header(archive) if "arr_0" in names else None
         statistics = _read(path) if {"mu", "sigma"} <= set(names) else None
     except files.NPZ_DAMAGE as error:
-        raise ValueError(
+        raise UserError(
             f"{path} cannot be read as an .npz of plain arrays ({files.one_line(error)}): fetch or "
             "make it again."
         ) from None
@@ -171,7 +172,7 @@ def load(path: Any) -> Loaded:
     if header is not None:
         _check_images(header, path)
     if statistics is None and header is None:
-        raise ValueError(
+        raise UserError(
             f"{path} holds {', '.join(names) or 'nothing'}; it needs mu and sigma "
             "(statistics), or arr_0 (images uint8 [n, h, w, 3])."
         )
@@ -189,10 +190,10 @@ def image_batches(path: Any, batch_size: int) -> Iterator[np.ndarray]:
             on.
     """
     if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1; write such as 256.")
+        raise UserError(f"batch_size={batch_size} must be at least 1; write such as 256.")
     shape = load(path).images
     if shape is None:
-        raise ValueError(
+        raise UserError(
             f"{path} holds no arr_0, only statistics; name a file that holds images too."
         )
     file = files.path(path).open("rb")
@@ -203,7 +204,7 @@ def image_batches(path: Any, batch_size: int) -> Iterator[np.ndarray]:
             try:
                 batch = np.frombuffer(member.read(math.prod(size)), np.uint8).reshape(size)
             except files.NPZ_DAMAGE as error:
-                raise ValueError(
+                raise UserError(
                     f"{path} is damaged at or before image {start + size[0]} of "
                     f"{shape[0]} ({files.one_line(error)}): fetch or make it again."
                 ) from None
@@ -324,56 +325,56 @@ def _check(reference: Reference, where: Any) -> None:
     """Refuses what FID, sFID, KID or precision and recall cannot use."""
     _check_moments(reference.mu, reference.sigma, POOL, ("mu", "sigma"), where)
     if (reference.mu_s is None) != (reference.sigma_s is None):
-        raise ValueError(f"{where} holds one of mu_s and sigma_s: give both or neither.")
+        raise UserError(f"{where} holds one of mu_s and sigma_s: give both or neither.")
     if reference.mu_s is not None:
         _check_moments(
             reference.mu_s, reference.sigma_s, SPATIAL, ("mu_s", "sigma_s"), where
         )
     if reference.count is not None and reference.count < 2:
-        raise ValueError(
+        raise UserError(
             f"{where} has count={reference.count}; a covariance needs at least 2 images."
         )
     features = reference.features
     if features is None:
         return
     if features.dtype != np.float32 or features.ndim != 2 or features.shape[1] != POOL:
-        raise ValueError(
+        raise UserError(
             f"{where} has features {features.dtype} {list(features.shape)}; they must be "
             f"float32 [m, {POOL}], of the Inception pool layer."
         )
     if not np.isfinite(features).all():
-        raise ValueError(f"{where} has NaN or infinity in features: compute them again.")
+        raise UserError(f"{where} has NaN or infinity in features: compute them again.")
 
 
 def _check_moments(mu, sigma, d: int, names: tuple[str, str], where: Any) -> None:
     if mu.shape != (d,) or sigma.shape != (d, d):
-        raise ValueError(
+        raise UserError(
             f"{where} has {names[0]} {list(mu.shape)} and {names[1]} {list(sigma.shape)}; "
             f"they must be [{d}] and [{d}, {d}], of the Inception network of FID."
         )
     if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
-        raise ValueError(
+        raise UserError(
             f"{where} has NaN or infinity in {names[0]} or {names[1]}: make it again."
         )
     if np.abs(sigma - sigma.T).max() > 1e-5 * np.abs(sigma).max():  # float32 files: 1e-7
-        raise ValueError(
+        raise UserError(
             f"{where} has a {names[1]} that is not symmetric, so no covariance: make it "
             "again."
         )
     if sigma.diagonal().min() < 0:
-        raise ValueError(f"{where} has a negative variance in {names[1]}: make it again.")
+        raise UserError(f"{where} has a negative variance in {names[1]}: make it again.")
 
 
 def _check_images(header: tuple[tuple, bool, np.dtype], where: Any) -> None:
     shape, fortran_order, dtype = header
     if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or not math.prod(shape):
-        raise ValueError(
+        raise UserError(
             f"{where} has arr_0 {dtype} {list(shape)}; images must be uint8 [n, h, w, 3], "
-            "values 0..255, n >= 1: use pictures.to_uint8 on floats in [-1, 1], and repeat "
+            "values 0..255, n >= 1: use pixels.to_uint8 on floats in [-1, 1], and repeat "
             "grey three times."
         )
     if fortran_order:
-        raise ValueError(
+        raise UserError(
             f"{where} has arr_0 in Fortran order; write np.ascontiguousarray(images)."
         )
 
@@ -383,7 +384,7 @@ def _canonical(provenance: dict) -> str:
     try:
         return json.dumps(provenance, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"provenance={provenance!r} is not JSON ({error}); write strings, finite "
             "numbers, lists and dicts."
         ) from None

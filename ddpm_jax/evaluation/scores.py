@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ddpm_jax.errors import UserError
+
 ROWS = 2048  # in one block of logits
 
 
@@ -55,7 +57,7 @@ class Moments(NamedTuple):
         """
         features = checked_rows(features, "features", empty=True).astype(np.float64)
         if features.shape[1] != self.mean.size:
-            raise ValueError(
+            raise UserError(
                 f"features are {list(features.shape)}, and the moments are of rows of "
                 f"{self.mean.size}: start others with Moments.empty({features.shape[1]})."
             )
@@ -72,7 +74,7 @@ class Moments(NamedTuple):
             ValueError: they are of different dimensions.
         """
         if self.mean.size != other.mean.size:
-            raise ValueError(
+            raise UserError(
                 f"moments of {self.mean.size} and {other.mean.size} features cannot be "
                 "merged: use the same network for both."
             )
@@ -95,7 +97,7 @@ class Moments(NamedTuple):
             ValueError: fewer than two rows.
         """
         if self.count < 2:
-            raise ValueError(
+            raise UserError(
                 f"count={self.count}: a covariance needs at least 2 rows; add more images."
             )
         return self.scatter / (self.count - 1)
@@ -124,7 +126,7 @@ def frechet_distance(mean_1: Any, cov_1: Any, mean_2: Any, cov_2: Any) -> float:
     shapes = [list(x.shape) for x in (mean_1, cov_1, mean_2, cov_2)]
     d = mean_1.size
     if shapes != [[d], [d, d], [d], [d, d]]:
-        raise ValueError(
+        raise UserError(
             f"means and covariances are {shapes[0]}, {shapes[1]} and {shapes[2]}, "
             f"{shapes[3]}; both must be [d], [d, d]: use the same network for both."
         )
@@ -132,7 +134,7 @@ def frechet_distance(mean_1: Any, cov_1: Any, mean_2: Any, cov_2: Any) -> float:
     overlap = np.linalg.svd(root_1.T @ root_2, compute_uv=False).sum()
     difference = mean_1 - mean_2
     if not np.isfinite(difference).all():
-        raise ValueError("a mean holds NaN or infinity: compute the moments again.")
+        raise UserError("a mean holds NaN or infinity: compute the moments again.")
     traces = np.trace(cov_1) + np.trace(cov_2)
     return max(0.0, float(difference @ difference + traces - 2 * overlap))
 
@@ -141,12 +143,12 @@ def _root(cov: np.ndarray, name: str) -> np.ndarray:
     """A matrix r with r r^T = cov."""
     largest = np.abs(cov).max()
     if not np.isfinite(largest):
-        raise ValueError(f"{name} holds NaN or infinity: compute the moments again.")
+        raise UserError(f"{name} holds NaN or infinity: compute the moments again.")
     if np.abs(cov - cov.T).max() > 1e-5 * largest:
-        raise ValueError(f"{name} is not symmetric, as a covariance is: write np.cov(x.T).")
+        raise UserError(f"{name} is not symmetric, as a covariance is: write np.cov(x.T).")
     values, vectors = np.linalg.eigh(cov)
     if values[0] < -1e-4 * values[-1]:  # float32 files are off by less
-        raise ValueError(
+        raise UserError(
             f"{name} has the eigenvalue {values[0]:.3g}, and a covariance has none below "
             "0: write np.cov(x.T)."
         )
@@ -187,7 +189,7 @@ def kernel_distance(
     check_at_least("subset_size", subset_size, 2)
     fewest = min(len(features), len(reference))
     if subset_size > fewest:
-        raise ValueError(
+        raise UserError(
             f"subset_size={subset_size} is more than the {fewest} rows of the smaller set; "
             f"use more images, or write subset_size={fewest}."
         )
@@ -239,7 +241,7 @@ def inception_score(logits: Any, splits: int = 1) -> Estimate:
     """
     logits = checked_rows(logits, "logits")
     if not 1 <= splits <= len(logits):
-        raise ValueError(
+        raise UserError(
             f"splits={splits} must lie in 1..{len(logits)}, the number of images; write "
             "splits=1 for the whole set."
         )
@@ -266,12 +268,12 @@ def checked_rows(x: Any, name: str, *, empty: bool = False) -> np.ndarray:
     """`x` as an array [n, d] of finite numbers, n >= 1 unless `empty`."""
     x = np.asarray(x)
     if x.ndim != 2 or not x.shape[1] or not (len(x) or empty):
-        raise ValueError(
+        raise UserError(
             f"{name} are {list(x.shape)}; write an array [n, d], one row an image, n >= 1."
         )
     bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
     if bad.size:
-        raise ValueError(
+        raise UserError(
             f"{name}[{bad[0]}] holds NaN or infinity, as do {bad.size} of {len(x)} rows; a "
             "score needs finite numbers: look for images that are NaN."
         )
@@ -282,7 +284,7 @@ def checked_pair(a: Any, b: Any, name: str = "features") -> tuple[np.ndarray, np
     """Both as `checked_rows` gives them, with rows of one length."""
     a, b = checked_rows(a, name), checked_rows(b, "reference")
     if a.shape[1] != b.shape[1]:
-        raise ValueError(
+        raise UserError(
             f"{name} are {list(a.shape)} and reference {list(b.shape)}; rows must be of "
             "one length: use the same network for both."
         )
@@ -292,4 +294,4 @@ def checked_pair(a: Any, b: Any, name: str = "features") -> tuple[np.ndarray, np
 def check_at_least(name: str, value: int, least: int) -> None:
     """Raises ValueError where `value` is less than `least`."""
     if value < least:
-        raise ValueError(f"{name}={value} is too few; write {name}={least} or more.")
+        raise UserError(f"{name}={value} is too few; write {name}={least} or more.")

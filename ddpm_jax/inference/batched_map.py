@@ -6,8 +6,6 @@ one a core: the operations of a network, of a small one above all, cannot keep s
 
 import functools
 import os
-import pathlib
-import re
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from typing import Any
@@ -16,8 +14,8 @@ import jax
 import numpy as np
 import tqdm
 
-from ddpm_jax.runtime import parallel
-from ddpm_jax.training.state import Trained
+from ddpm_jax.network.trained import Trained
+from ddpm_jax.runtime import memory, parallel
 
 _REPORTS = 100  # Progress reports a chain.
 _FEW = 8  # Images a core from which on there is one to fill each part up, an eighth of it at most.
@@ -48,20 +46,7 @@ def _fits(trained: Trained) -> int:
     height, width, _ = trained.image_shape
     # The skip stack and the working set come to about 16 maps of the first level.
     per_image = 16 * 4 * height * width * getattr(trained.model, "channels", 128)
-    return max(1, int(device_memory() // 2 // per_image))
-
-
-def device_memory() -> int:
-    """Bytes of the first device, 4 GiB where it does not say."""
-    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 4 * 2**30)
-
-
-def host_memory() -> int:
-    """Bytes that this process may still take, where Linux tells; else those of the machine."""
-    meminfo = pathlib.Path("/proc/meminfo")
-    if meminfo.exists():
-        return int(re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, int(memory.device_memory() // 2 // per_image))
 
 
 def run(

@@ -3,17 +3,17 @@
 import functools
 from typing import Any
 
-import jax
 import numpy as np
 
+from ddpm_jax.data import pixels
 from ddpm_jax.data import source as source_lib
-from ddpm_jax.diffusion import process, randomness, variational_bound
+from ddpm_jax.diffusion import ode_likelihood, process, randomness, variational_bound
 from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.diffusion.variational_bound import Terms
+from ddpm_jax.errors import UserError
 from ddpm_jax.inference import batched_map, conditions
+from ddpm_jax.network.trained import Trained
 from ddpm_jax.runtime import parallel, partial_results
-from ddpm_jax.training.state import Trained
-from ddpm_jax.workdir import pictures
 
 _MOST = 64  # Images a round and device: a part file is lost work at most this long.
 
@@ -106,7 +106,7 @@ def ode_bits_per_dim(
     progress: bool = False,
     folder: Any = None,
 ) -> np.ndarray:
-    """Bits/dim of each image under the probability-flow ODE (`variational_bound.ode_bits_per_dim`).
+    """Bits/dim of each image under the probability-flow ODE (`ode_likelihood.ode_bits_per_dim`).
 
     Args:
         num_steps: Heun steps, two network calls each.
@@ -148,10 +148,10 @@ def _pmap_terms(model, diffusion, packed, clip, progress):
             mean=diffusion.mean, variance=diffusion.variance, clip=clip,
         )
         report = batched_map.on_step(schedule.num_timesteps, progress)
-        x_0 = pictures.to_float(uint8)
+        x_0 = pixels.to_float(uint8)
         return vars(variational_bound.vlb_terms(schedule, predict_fn, x_0, rngs, on_step=report))
 
-    return jax.pmap(chain, axis_name=parallel.AXIS, in_axes=(None, 0, 0, 0))
+    return parallel.pmap(chain, in_axes=(None, 0, 0, 0))
 
 
 @functools.lru_cache(maxsize=16)
@@ -159,13 +159,13 @@ def _pmap_ode(model, diffusion, packed, num_steps, num_probes, progress):
     schedule = _schedule(packed)
 
     def chain(params, uint8, rngs, told):
-        return {"bits": variational_bound.ode_bits_per_dim(
+        return {"bits": ode_likelihood.ode_bits_per_dim(
             schedule, _denoise_fn(model, params, told), uint8, rngs,
             mean=diffusion.mean, variance=diffusion.variance, num_steps=num_steps,
             num_probes=num_probes, on_step=batched_map.on_step(num_steps, progress),
         )}
 
-    return jax.pmap(chain, axis_name=parallel.AXIS, in_axes=(None, 0, 0, 0))
+    return parallel.pmap(chain, in_axes=(None, 0, 0, 0))
 
 
 def _denoise_fn(model, params, told):
@@ -178,7 +178,7 @@ def _each_image(
     trained, rng, source, told, chain, container, *, num_steps, batch_size, progress, folder
 ):
     if tuple(source.image_shape) != tuple(trained.image_shape):
-        raise ValueError(
+        raise UserError(
             f"images are {list(source.image_shape)}, and the model's {list(trained.image_shape)}"
             "; bits/dim need images of its own size: set config.data.image_size to it."
         )

@@ -5,16 +5,16 @@ arguments. Losses, samplers and likelihoods see none of it: they call a `denoise
 that is closed over them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax.data.pixels import to_float
 from ddpm_jax.data.source import Source
-from ddpm_jax.diffusion.process import split_output
-from ddpm_jax.workdir.pictures import to_float
+from ddpm_jax.errors import UserError
 
 
 def as_float(model_kwargs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
@@ -28,54 +28,6 @@ def split(batch: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The images of a batch of `Source.examples`, and the keyword arguments of a network."""
     told = {name: x for name, x in batch.items() if name != "images"}
     return batch["images"], as_float(told)
-
-
-def guided(
-    apply_fn: Callable[..., jax.Array],
-    model_kwargs: Mapping[str, jax.Array],
-    *,
-    null_label: int,
-    scale: float,
-    interval: tuple[float, ...] = (),
-    variance: str = "fixed_large",
-) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """Classifier-free guidance (Ho and Salimans 2022, Eq. 6): (x_t, t) -> output.
-
-    Away from what the network says without the label, towards what it says with it:
-    untold + scale (told - untold). In the paper's terms scale is 1 + w. Both answers come from
-    one call with twice the batch; a learned variance is that of the label's.
-
-    Args:
-        apply_fn: (x_t, t, **model_kwargs) -> the network's output.
-        model_kwargs: with `labels`, int32 [b].
-        null_label: the label that says nothing.
-        scale: 1 is no guidance, 0 none of the label.
-        interval: the first and the last step t to guide at, in steps of the full schedule, as
-            Kynkaanniemi et al. 2024 propose; () is every step.
-        variance: as of `process.predict`.
-    """
-    def twice(x):
-        return jnp.concatenate([x, x])
-
-    labels = model_kwargs["labels"]
-    both = {name: twice(x) for name, x in model_kwargs.items()} | {
-        "labels": jnp.concatenate([labels, jnp.full_like(labels, null_label)])
-    }
-
-    def denoise_fn(x_t, t):
-        told, untold = jnp.split(apply_fn(twice(x_t), twice(t), **both), 2)
-        mean, variance_output = split_output(told, variance)
-        without, _ = split_output(untold, variance)
-        here = scale
-        if interval:
-            inside = (interval[0] <= t) & (t <= interval[1])
-            here = jnp.where(inside, scale, 1.0).reshape(-1, 1, 1, 1)
-        mean = without + here * (mean - without)
-        if variance_output is None:
-            return mean
-        return jnp.concatenate([mean, variance_output], axis=-1)
-
-    return denoise_fn
 
 
 def checked(
@@ -105,14 +57,14 @@ def checked(
         told["labels"] = _labels(np.arange(n) % num_classes if labels is None else labels,
                                  n, num_classes)
     elif labels is not None:
-        raise ValueError(
+        raise UserError(
             f"labels={_shown(labels)}, but this model is unconditional; leave labels out, or "
             "train with --config.data.labels=True."
         )
     if channels:
         told["condition"] = _condition(condition, n, (*image_shape[:2], channels))
     elif condition is not None:
-        raise ValueError(
+        raise UserError(
             f"condition={list(np.shape(condition))}, but this model takes no condition; leave it "
             "out, or train with --config.data.condition."
         )
@@ -123,7 +75,7 @@ def _labels(labels, n, num_classes):
     labels = np.asarray(labels)
     whole = np.issubdtype(labels.dtype, np.integer) and labels.shape in ((), (n,))
     if not whole or labels.min() < 0 or labels.max() > num_classes:
-        raise ValueError(
+        raise UserError(
             f"labels={_shown(labels)} must be one whole number or {n} of them, in "
             f"0..{num_classes - 1}, or {num_classes} for no class; write such as labels="
             f"{num_classes - 1}."
@@ -134,7 +86,7 @@ def _labels(labels, n, num_classes):
 def _condition(condition, n, shape):
     found = np.shape(condition)
     if condition is None or found not in (shape, (n, *shape)):
-        raise ValueError(
+        raise UserError(
             f"condition={None if condition is None else list(found)}: this model needs an image "
             f"to go by, {list(shape)} for all or [{n}, ...] one for each; pass condition=."
         )
@@ -142,7 +94,7 @@ def _condition(condition, n, shape):
     if condition.dtype != np.uint8:
         condition = condition.astype(np.float32)
         if not np.abs(condition).max() <= 1.001:
-            raise ValueError(
+            raise UserError(
                 f"condition reaches {np.abs(condition).max():g}, and floats must lie in "
                 "[-1, 1]; write uint8 / 127.5 - 1, or pass uint8."
             )

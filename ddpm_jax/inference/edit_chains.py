@@ -15,13 +15,16 @@ import numpy as np
 
 from ddpm_jax.diffusion import process, randomness
 from ddpm_jax.diffusion.schedule import Schedule
+from ddpm_jax.errors import UserError
 from ddpm_jax.inference import batched_map
-from ddpm_jax.inference import sample as sample_lib
-from ddpm_jax.inference.sample import Settings, X_T, Z
+from ddpm_jax.inference.sample import X_T, Z
+from ddpm_jax.network import trained as trained_lib
+from ddpm_jax.network.trained import Trained
 from ddpm_jax.runtime import parallel
-from ddpm_jax.samplers import ddim as ddim_lib
 from ddpm_jax.samplers import inpainting, reverse_chain
-from ddpm_jax.training.state import Trained
+from ddpm_jax.samplers import ddim as ddim_lib
+from ddpm_jax.samplers import settings as settings_lib
+from ddpm_jax.samplers.settings import Settings
 
 _EPS = 2  # Address below an image's key, after those of `sampling`: the noise put on a picture.
 
@@ -47,7 +50,7 @@ class Reverse:
 
 def noised(schedule: Schedule, images: Any, rngs: jax.Array, start: Any) -> jax.Array:
     """Images after start[i] noising steps; the noise of image i is one whatever start is."""
-    eps = reverse_chain.standard_normal(randomness.fold_each(rngs, _EPS), images.shape[1:])
+    eps = randomness.standard_normal(randomness.fold_each(rngs, _EPS), images.shape[1:])
     x_t = process.q_sample(schedule, images, jnp.maximum(start - 1, 0), eps)
     return jnp.where((start > 0).reshape(-1, 1, 1, 1), x_t, images)
 
@@ -78,7 +81,7 @@ def hold(reverse: Reverse, rngs, images, mask=None) -> jax.Array:
     """x_0 held to the images where the mask is True; without a mask, to their grey."""
     rngs_x_T, rngs_z = (randomness.fold_each(rngs, use) for use in (X_T, Z))
     return inpainting.inpaint(
-        reverse.rows, reverse.predict_fn, reverse_chain.standard_normal(rngs_x_T, images.shape[1:]),
+        reverse.rows, reverse.predict_fn, randomness.standard_normal(rngs_x_T, images.shape[1:]),
         rngs_z, images, inpainting.grey if mask is None else inpainting.masked(mask),
         on_step=reverse.on_step,
     )
@@ -115,12 +118,12 @@ def run(
     schedule, full = steps(settings, trained.schedule)
     model = trained.model
     if getattr(model, "num_classes", 0) or getattr(model, "condition_channels", 0):
-        raise ValueError(
+        raise UserError(
             "this model goes by labels or a condition, and editing takes an unconditional one; "
             "train with --config.data.labels=False and no --config.data.condition."
         )
     trained.diffusion.check(trained.schedule)
-    sample_lib.check_params(trained)
+    trained_lib.check_params(trained)
     if num_calls is None:
         num_calls = rows.num_calls if rows else schedule.num_timesteps
     mapped = _pmapped(chain, model, trained.diffusion, settings, num_calls, progress)
@@ -135,7 +138,7 @@ def run(
 @functools.lru_cache(maxsize=64)
 def _pmapped(chain, model, diffusion, settings, num_calls, progress):
     def run(params, schedule, full, rows, rngs, arrays):
-        predict_fn = sample_lib.reverse(
+        predict_fn = settings_lib.reverse(
             settings, diffusion, schedule, full,
             functools.partial(model.apply, {"params": params}, train=False),
             settings.denoised_fn,
@@ -143,7 +146,7 @@ def _pmapped(chain, model, diffusion, settings, num_calls, progress):
         report = batched_map.on_step(num_calls, progress)
         return chain(Reverse(schedule, predict_fn, rows, num_calls, report), rngs, *arrays)
 
-    return jax.pmap(run, axis_name=parallel.AXIS, in_axes=(None, None, None, None, 0, 0))
+    return parallel.pmap(run, in_axes=(None, None, None, None, 0, 0))
 
 
 def steps(settings: Settings, schedule: Schedule) -> tuple[Schedule, Schedule | None]:
@@ -154,13 +157,13 @@ def steps(settings: Settings, schedule: Schedule) -> tuple[Schedule, Schedule | 
     """
     settings.check()
     if not settings.by_grid:
-        raise ValueError(
+        raise UserError(
             f"sampler={settings.sampler!r} cannot edit pictures, for its levels are not steps of "
             "the schedule; write sampler='ancestral' or 'ddim'."
         )
     if settings.guidance != 1:
-        raise ValueError(
+        raise UserError(
             f"guidance={settings.guidance} follows labels, and editing takes an unconditional "
             "model; write guidance=1."
         )
-    return sample_lib.chain_of(settings, schedule)[:2]
+    return settings_lib.chain_of(settings, schedule)[:2]

@@ -1,7 +1,7 @@
 """What an unconditional model can do with pictures: mix, invert, fill in, restyle, colour them.
 
 Images are float32 [n, h, w, c] in [-1, 1] everywhere, in and out, as `sample` returns them;
-`pictures.to_float` makes them of uint8. Image i depends on the model, the picture, the key and i
+`pixels.to_float` makes them of uint8. Image i depends on the model, the picture, the key and i
 alone. Everything runs in rounds on every local device. `settings` are those of `sample`: the
 ancestral chain or DDIM, on all steps or fewer.
 """
@@ -15,11 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.diffusion import randomness
+from ddpm_jax.errors import UserError
 from ddpm_jax.inference import edit_chains
-from ddpm_jax.inference.sample import Settings, X_T
+from ddpm_jax.inference.sample import X_T
+from ddpm_jax.network.trained import Trained
+from ddpm_jax.samplers import inpainting
 from ddpm_jax.samplers import ddim as ddim_lib
-from ddpm_jax.samplers import inpainting, reverse_chain
-from ddpm_jax.training.state import Trained
+from ddpm_jax.samplers.settings import Settings
 
 LAM = tuple(k / 10 for k in range(11))  # From one picture to the other (the paper's Fig. 8).
 
@@ -87,7 +89,7 @@ def interpolate(
     """
     a, b = _checked(trained, a, "a"), _checked(trained, b, "b")
     if len(a) != len(b):
-        raise ValueError(f"a has {len(a)} images and b {len(b)}; write as many of both, in pairs.")
+        raise UserError(f"a has {len(a)} images and b {len(b)}; write as many of both, in pairs.")
     chain, _ = edit_chains.steps(settings, trained.schedule)
     t = (trained.schedule.num_timesteps // 2,) if t is None else t
     starts = [_start(chain, noisings, trained.schedule) for noisings in t]
@@ -128,7 +130,7 @@ def img2img(
     """
     t = noising_steps(trained, strength)
     if t == 0:
-        raise ValueError(
+        raise UserError(
             f"strength={strength} must be at least 1 of {trained.schedule.num_timesteps} steps; "
             "write such as strength=0.5."
         )
@@ -146,13 +148,13 @@ def noising_steps(trained: Trained, strength: float) -> int:
         ValueError: it leaves 0..1.
     """
     if not 0 <= strength <= 1:
-        raise ValueError(f"strength={strength} must lie in 0..1; write such as strength=0.5.")
+        raise UserError(f"strength={strength} must lie in 0..1; write such as strength=0.5.")
     return round(strength * trained.schedule.num_timesteps)
 
 
 def prior(trained: Trained, rng: Any, n: int) -> np.ndarray:
     """The x_T [n, h, w, c] from which `sample(trained, rng, n)` starts."""
-    return np.asarray(reverse_chain.standard_normal(
+    return np.asarray(randomness.standard_normal(
         randomness.fold_each(_keys(rng, n), X_T), trained.image_shape
     ))
 
@@ -286,7 +288,7 @@ def inpaint(
     images, mask = _checked(trained, images), np.asarray(mask)
     height, width, _ = trained.image_shape
     if mask.dtype != bool or mask.shape not in ((height, width), (len(images), height, width)):
-        raise ValueError(
+        raise UserError(
             f"mask is {mask.dtype} {list(mask.shape)}, but must be bool [{height}, {width}], or "
             f"one an image, [{len(images)}, {height}, {width}]: True where the picture is known."
         )
@@ -319,7 +321,7 @@ def colourise(
         ValueError: the model is grey, or as `inpaint` does.
     """
     if trained.image_shape[-1] != 3:
-        raise ValueError(
+        raise UserError(
             f"colourise needs a model of 3 channels, and this one has {trained.image_shape[-1]}; "
             "use a model trained with config.data.channels=3."
         )
@@ -341,7 +343,7 @@ def _leaving_x_0(settings: Settings) -> Settings:
 
 def _check_deterministic(settings: Settings) -> None:
     if settings.sampler != "ddim" or settings.eta:
-        raise ValueError(
+        raise UserError(
             f"sampler={settings.sampler!r} with eta={settings.eta} is no way between x_0 "
             "and x_T that goes both ways; write sampler='ddim' and eta=0."
         )
@@ -351,7 +353,7 @@ def _start(chain, noisings: int, full=None) -> int:
     """How many steps of a chain lie among the first `noisings` steps of the full schedule."""
     num_timesteps = (full or chain).num_timesteps
     if not 0 <= noisings <= num_timesteps:
-        raise ValueError(
+        raise UserError(
             f"t={noisings} must lie in 0..{num_timesteps}, the noising steps; write such as "
             f"t={num_timesteps // 2}."
         )
@@ -367,10 +369,10 @@ def _checked(trained, images, name="images"):
     wanted = list(trained.image_shape)
     got = f"{name} are {images.dtype} {list(images.shape)}"
     if images.ndim != 4 or not len(images) or list(images.shape[1:]) != wanted:
-        raise ValueError(
+        raise UserError(
             f"{got}, and the model's are float [n, {', '.join(map(str, wanted))}]; write "
             f"{name}[None] for a single one, and resize those of another size."
         )
     if not np.issubdtype(images.dtype, np.floating):
-        raise ValueError(f"{got}: must be float in [-1, 1]; write pictures.to_float({name}).")
+        raise UserError(f"{got}: must be float in [-1, 1]; write pixels.to_float({name}).")
     return np.float32(images)

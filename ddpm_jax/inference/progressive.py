@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.diffusion import process, randomness
+from ddpm_jax.network.trained import Trained, denoise_fn
 from ddpm_jax.samplers import reverse_chain
-from ddpm_jax.training.state import Trained, denoise_fn
 
 _X_T, _SHARED, _OWN = range(3)  # Addresses below the key: prior draws, noises.
 
@@ -92,7 +92,7 @@ def complete(
 
 def _noise(rng, n, shape):
     keys = randomness.image_keys(jax.random.fold_in(rng, _X_T), jnp.arange(n))
-    return reverse_chain.standard_normal(keys, shape)
+    return randomness.standard_normal(keys, shape)
 
 
 def _predict_fn(trained, params, clip):

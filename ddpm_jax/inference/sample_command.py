@@ -14,13 +14,14 @@ import numpy as np
 from etils import epath
 
 from ddpm_jax import config as config_lib
-from ddpm_jax.data import image_folder
+from ddpm_jax.data import decoding, pixels
+from ddpm_jax.errors import UserError
 from ddpm_jax.inference import conditions, editing
 from ddpm_jax.inference import sample as sample_lib
+from ddpm_jax.network.trained import Trained
 from ddpm_jax.runtime import files, parallel
-from ddpm_jax.training.state import Trained
-from ddpm_jax.weights import pretrained
-from ddpm_jax.workdir import pictures
+from ddpm_jax.samplers import settings as settings_lib
+from ddpm_jax.workdir import pictures, run_folder
 
 _FRAMES = 20  # Moments in the pictures of the process, at most.
 
@@ -41,7 +42,7 @@ class Job:
 
     trained: Trained
     settings: ml_collections.ConfigDict
-    how: sample_lib.Settings
+    how: settings_lib.Settings
     inputs: np.ndarray
     mask: np.ndarray | None
     stem: str
@@ -81,7 +82,7 @@ def run(config: ml_collections.ConfigDict, workdir: Any) -> list[str]:
     if settings.task in _BY_DDIM and how.sampler == "ancestral":
         how = dataclasses.replace(how, sampler="ddim")
     step, trained = parallel.from_first(
-        lambda: pretrained.load_step(workdir, weights=settings.weights)
+        lambda: run_folder.load_step(workdir, weights=settings.weights)
     )
     name = "_".join([
         settings.task, *(epath.Path(path).stem for path in settings.inputs[:2]),
@@ -111,7 +112,7 @@ def check(settings: ml_collections.ConfigDict) -> None:
     """Raises ValueError where `config.sample` asks for no task, or leaves out what it needs."""
     task, n = settings.task, len(settings.inputs)
     if task not in TASKS:
-        raise ValueError(
+        raise UserError(
             f"config.sample.task={task!r} is not known; use one of {', '.join(TASKS)}, or leave "
             "task and inputs out for new images."
         )
@@ -119,12 +120,12 @@ def check(settings: ml_collections.ConfigDict) -> None:
     if n not in allowed if allowed else n == 0:
         needs = " or ".join(map(str, allowed)) if allowed else "1 or more"
         example = {(0,): "()", (2,): "('a.png', 'b.png')"}.get(allowed, "('a.png',)")
-        raise ValueError(
+        raise UserError(
             f"config.sample.inputs={tuple(settings.inputs)!r} has {n} pictures, and task={task} "
             f'takes {needs}; write --config.sample.inputs="{example}".'
         )
     if bool(settings.mask) != (task == "inpaint"):
-        raise ValueError(
+        raise UserError(
             "config.sample.mask='', and task=inpaint needs one; write --config.sample.mask="
             "mask.png, a picture of the images' size, white where they are known."
             if task == "inpaint" else
@@ -133,14 +134,14 @@ def check(settings: ml_collections.ConfigDict) -> None:
 
 
 def _inputs(paths, shape):
-    found = [image_folder.read(path, shape, setting="config.sample.inputs") for path in paths]
-    return pictures.to_float(np.stack(found)) if found else np.zeros((0, *shape), np.float32)
+    found = [decoding.read(path, shape, setting="config.sample.inputs") for path in paths]
+    return pixels.to_float(np.stack(found)) if found else np.zeros((0, *shape), np.float32)
 
 
 def _mask(path, shape):
-    found = image_folder.read(path, (0, 0, 1), setting="config.sample.mask")[..., 0]
+    found = decoding.read(path, (0, 0, 1), setting="config.sample.mask")[..., 0]
     if found.shape != shape[:2]:
-        raise ValueError(
+        raise UserError(
             f"config.sample.mask={path!r} is {found.shape[0]}x{found.shape[1]}, and the images "
             f"{shape[0]}x{shape[1]}; draw it in their size, white where they are known."
         )
@@ -152,7 +153,7 @@ def _interpolate(job):
     a, b = job.inputs[:1], job.inputs[1:]
     found = editing.interpolate(job.trained, job.settings.seed, a, b, t=t, **job.run)[0]
     left, right = (np.repeat(end[None], len(t), axis=0) for end in (a, b))
-    return {"arr_0": pictures.to_uint8(found)}, _side_by_side(left, found, right), (
+    return {"arr_0": pixels.to_uint8(found)}, _side_by_side(left, found, right), (
         f"From the first picture to the second, mixed after {_listed(t)} noising steps (a row "
         "each):"
     )
@@ -167,7 +168,7 @@ def _slerp(job):
     found = editing.slerp(job.trained, x_T[::2], x_T[1::2], **job.run)
     ends = (job.inputs[:1, None], job.inputs[1:, None])
     blocks = (ends[0], found, ends[1]) if len(job.inputs) else (found,)
-    return {"arr_0": pictures.to_uint8(found)}, _side_by_side(*blocks), (
+    return {"arr_0": pixels.to_uint8(found)}, _side_by_side(*blocks), (
         "From the first picture to the second, along the arc between their x_T:"
         if len(job.inputs) else f"{n} arcs between two prior draws (a row each):"
     )
@@ -176,7 +177,7 @@ def _slerp(job):
 def _reconstruct(job):
     found = editing.reconstruct(job.trained, job.inputs, **job.run)
     error = np.mean(np.square(np.float64(found - job.inputs) / 2), axis=(1, 2, 3))
-    return {"arr_0": pictures.to_uint8(found), "mean_squared_error": error}, _side_by_side(
+    return {"arr_0": pixels.to_uint8(found), "mean_squared_error": error}, _side_by_side(
         job.inputs[:, None], found[:, None]
     ), f"Each picture and its reconstruction, mean squared error {error.mean():.2g} in [0, 1]:"
 
@@ -187,7 +188,7 @@ def _img2img(job):
         job.variants(editing.img2img, strength=value) for value in strength
     ], axis=1)
     rows = found.reshape(-1, *found.shape[2:])
-    return {"arr_0": pictures.to_uint8(found)}, _side_by_side(
+    return {"arr_0": pixels.to_uint8(found)}, _side_by_side(
         np.repeat(job.inputs[:, None], len(strength), axis=0), rows
     ), f"Each picture, and its redrawings at strength {_listed(strength)} (a row each):"
 
@@ -195,7 +196,7 @@ def _img2img(job):
 def _inpaint(job):
     found = job.variants(functools.partial(editing.inpaint, mask=job.mask), **job.resampling())
     shown = np.where(job.mask[..., None], job.inputs, 0)
-    return {"arr_0": pictures.to_uint8(found)}, _side_by_side(
+    return {"arr_0": pixels.to_uint8(found)}, _side_by_side(
         np.stack([job.inputs, shown], axis=1), found
     ), "Each picture, what is known of it, and its completions:"
 
@@ -203,7 +204,7 @@ def _inpaint(job):
 def _colourise(job):
     found = job.variants(editing.colourise, **job.resampling())
     grey = np.broadcast_to(job.inputs.mean(-1, keepdims=True), job.inputs.shape)
-    return {"arr_0": pictures.to_uint8(found)}, _side_by_side(
+    return {"arr_0": pixels.to_uint8(found)}, _side_by_side(
         np.stack([job.inputs, grey], axis=1), found
     ), "Each picture, its grey, and its colourings:"
 
@@ -212,7 +213,7 @@ def _diffuse(job):
     last = job.trained.schedule.num_timesteps
     t = np.linspace(0, last, min(11, last + 1)).round().astype(int).tolist()
     found = editing.diffuse(job.trained, job.settings.seed, job.inputs, t)
-    return {"arr_0": pictures.to_uint8(found)}, _side_by_side(found), (
+    return {"arr_0": pixels.to_uint8(found)}, _side_by_side(found), (
         f"Each picture after {_listed(t)} noising steps:"
     )
 
@@ -230,8 +231,8 @@ def _strip(job):
     if not pictures.HAS_VIDEO:
         says += ' (for an MP4 as well: pip install -e ".[video]")'
     return {
-        "arr_0": pictures.to_uint8(found), "x_t": pictures.to_uint8(way.x_t),
-        "x_0": pictures.to_uint8(way.x_0),
+        "arr_0": pixels.to_uint8(found), "x_t": pixels.to_uint8(way.x_t),
+        "x_0": pixels.to_uint8(way.x_0),
     }, None, f"{says}:"
 
 
@@ -252,7 +253,7 @@ _BY_DDIM = ("slerp", "reconstruct")  # Where the default sampler gives way to DD
 def _side_by_side(*blocks):
     """One picture of blocks [rows, columns, h, w, c], their rows aligned."""
     return functools.reduce(pictures.beside, (
-        pictures.grid(pictures.to_uint8(block.reshape(-1, *block.shape[2:])), columns=block.shape[1])
+        pictures.grid(pixels.to_uint8(block.reshape(-1, *block.shape[2:])), columns=block.shape[1])
         for block in blocks
     ))
 

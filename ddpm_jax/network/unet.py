@@ -4,147 +4,17 @@
 b images, h and w pixels, c channels, d the width of the timestep embedding.
 """
 
-import math
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.network.convolution import conv_general_dilated
-from ddpm_jax.network.normalization import GroupNorm
-
-fan_avg = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
-zeros = nn.initializers.zeros
-
-
-def default_num_groups(channels: int) -> int:
-    """The paper's 32, or for narrow nets the largest divisor that leaves 4 channels a group.
-
-    With one channel a group the norm would remove the timestep's bias again.
-    """
-    return max(g for g in range(1, 33) if channels % g == 0 and (channels >= 4 * g or g == 1))
-
-
-def group_norm(module: nn.Module, channels: int, name: str) -> GroupNorm:
-    """GroupNorm as `module` asks for it."""
-    num_groups = module.num_groups or default_num_groups(channels)
-    return GroupNorm(num_groups, module.norm_eps, name=name)
-
-
-def conv3x3(channels: int, kernel_init: Any, dtype: Any, name: str) -> nn.Conv:
-    """A 3x3 convolution of the torso, which keeps the size."""
-    return nn.Conv(
-        channels, (3, 3), dtype=dtype, kernel_init=kernel_init, name=name,
-        conv_general_dilated=conv_general_dilated,
-    )
-
-
-def timestep_embedding(
-    t: jax.Array, dim: int, *, order: str = "sin_cos", freq_shift: int = 1
-) -> jax.Array:
-    """Sinusoids of t at `dim // 2` frequencies from 1 down to 1e-4, float32 [b, dim].
-
-    Args:
-        t: [b] int32 or float32 steps, as they are (0..T-1, not scaled).
-        dim: width; an odd one is padded with a zero.
-        order: "sin_cos" as in the paper's code, or "cos_sin" as in improved-diffusion.
-        freq_shift: frequencies are exp(-i ln(1e4) / (dim // 2 - freq_shift)); 1 in the
-            paper's code, 0 in improved-diffusion.
-    """
-    half = dim // 2
-    exponent = np.arange(half) / max(half - freq_shift, 1)
-    angles = jnp.float32(t)[:, None] * jnp.asarray(1e4**-exponent, jnp.float32)[None]
-    waves = {"sin": jnp.sin(angles), "cos": jnp.cos(angles)}
-    embedding = jnp.concatenate([waves[name] for name in order.split("_")], axis=-1)
-    return jnp.pad(embedding, ((0, 0), (0, dim % 2)))
-
-
-class Dropout(nn.Module):
-    """Dropout whose mask of each image is drawn from that image's place in the global batch.
-
-    So neither the number of devices nor the micro-batch changes it. A value takes 16 random bits:
-    its rate is rounded to whole 65536ths, and what stays is scaled by that.
-    """
-
-    rate: float
-
-    @nn.compact
-    def __call__(self, x, places, *, train: bool):  # x: [b, h, w, c]; places: int32 [b]
-        if not train or self.rate == 0:
-            return x
-        rng = self.make_rng("dropout")
-        size, dropped = math.prod(x.shape[1:]), min(round(self.rate * 2**16), 2**16 - 1)
-
-        def keep(place):  # Threefry is what a mask costs: both halves of each word are used.
-            words = jax.random.bits(jax.random.fold_in(rng, place), (-(-size // 2),), jnp.uint32)
-            halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(-1)[:size]
-            return halves.reshape(x.shape[1:]) >= np.uint16(dropped)
-
-        stays = 1 - dropped / 2**16
-        return jnp.where(jax.vmap(keep)(places), x / stays, jnp.zeros_like(x))
-
-
-class ResBlock(nn.Module):
-    """Two 3x3 convolutions around the timestep's bias, with a residual connection.
-
-    The last convolution starts at zero, so a fresh block is the identity (or a plain 1x1
-    projection where the channel count changes).
-    """
-
-    channels: int
-    dropout: float
-    scale_shift: bool
-    num_groups: int | None
-    norm_eps: float
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x, temb, places, *, train: bool):  # x: [b, h, w, c]; temb: [b, d]
-        h = nn.swish(group_norm(self, x.shape[-1], "norm1")(x))
-        h = conv3x3(self.channels, fan_avg, self.dtype, "conv1")(h)
-        width = self.channels * (2 if self.scale_shift else 1)
-        temb = nn.Dense(width, kernel_init=fan_avg, name="temb_proj")(nn.swish(temb))
-        temb = temb[:, None, None, :]
-        norm2 = group_norm(self, self.channels, "norm2")
-        if self.scale_shift:
-            scale, shift = jnp.split(temb, 2, axis=-1)
-            h = norm2(h) * (1 + scale) + shift
-        else:
-            h = norm2(h + temb)
-        h = Dropout(self.dropout)(nn.swish(h), places, train=train)
-        h = conv3x3(self.channels, zeros, self.dtype, "conv2")(h)
-        if x.shape[-1] != self.channels:
-            x = nn.Dense(
-                self.channels, dtype=self.dtype, kernel_init=fan_avg, name="nin_shortcut"
-            )(x)
-        return x + h
-
-
-class AttentionBlock(nn.Module):
-    """Self-attention over all pixels, softmax in float32, with a residual connection.
-
-    The output projection starts at zero, so a fresh block is the identity.
-    """
-
-    num_heads: int
-    num_groups: int | None
-    norm_eps: float
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x):  # [b, h, w, c]
-        b, height, width, c = x.shape
-        h = group_norm(self, c, "norm")(x)
-
-        def project(name):
-            heads = nn.Dense(c, dtype=self.dtype, kernel_init=fan_avg, name=name)(h)
-            return heads.reshape(b, height * width, self.num_heads, c // self.num_heads)
-
-        h = jax.nn.dot_product_attention(project("q"), project("k"), project("v"))
-        h = h.reshape(x.shape)
-        return x + nn.Dense(c, dtype=self.dtype, kernel_init=zeros, name="proj_out")(h)
+from ddpm_jax.errors import UserError
+from ddpm_jax.network.blocks import (
+    AttentionBlock, ResBlock, conv3x3, default_num_groups, fan_avg, group_norm, timestep_embedding,
+    zeros,
+)
 
 
 class UNet(nn.Module):
@@ -288,7 +158,7 @@ class UNet(nn.Module):
 
     def embed_labels(self, labels, b):  # [b] -> [b, d]
         if not self.num_classes:
-            raise ValueError(
+            raise UserError(
                 "labels were given to an unconditional network; train one with "
                 "--config.data.labels=True, or leave labels out."
             )
@@ -304,7 +174,7 @@ class UNet(nn.Module):
         wanted = (*x.shape[:3], self.condition_channels)
         if condition is None or condition.shape != wanted:
             found = None if condition is None else list(condition.shape)
-            raise ValueError(f"condition={found} must be [b, h, w, c] = {list(wanted)}.")
+            raise UserError(f"condition={found} must be [b, h, w, c] = {list(wanted)}.")
         return condition
 
     def downsample(self, h, name):  # [b, h, w, c] -> [b, h/2, w/2, c]
@@ -329,7 +199,7 @@ def check(model: UNet, height: int, width: int) -> None:
     for name, size in (("height", height), ("width", width)):
         if size % factor:
             nearest = max(1, round(size / factor)) * factor
-            raise ValueError(
+            raise UserError(
                 f"image {name}={size} does not divide by {factor}, as the {levels} levels of "
                 f"model.channel_multipliers={model.channel_multipliers} need; resize with "
                 f"--config.data.image_size={nearest}."
@@ -337,7 +207,7 @@ def check(model: UNet, height: int, width: int) -> None:
     heights = [height // 2**level for level in range(levels)]
     for resolution in model.attention_resolutions:
         if resolution not in heights:
-            raise ValueError(
+            raise UserError(
                 f"model.attention_resolutions={model.attention_resolutions}: {resolution} never "
                 f"occurs at image height {height}; the levels have "
                 f"{', '.join(map(str, heights))}; write "
@@ -349,7 +219,7 @@ def check(model: UNet, height: int, width: int) -> None:
         ("downsample_padding", ("asymmetric", "symmetric")),
     ):
         if getattr(model, setting) not in known:
-            raise ValueError(
+            raise UserError(
                 f"model.{setting}={getattr(model, setting)!r} is not known; use one of "
                 f"{', '.join(known)}."
             )
@@ -357,7 +227,7 @@ def check(model: UNet, height: int, width: int) -> None:
 
 def _check_channels(model: UNet) -> None:
     if model.channels < 2:
-        raise ValueError(
+        raise UserError(
             f"model.channels={model.channels} leaves no sinusoid that tells the timestep; write "
             "--config.model.channels=32."
         )
@@ -365,19 +235,19 @@ def _check_channels(model: UNet) -> None:
     if model.num_groups is not None:
         bad = [w for w in widths if model.num_groups < 1 or w % model.num_groups]
         if bad:
-            raise ValueError(
+            raise UserError(
                 f"model.num_groups={model.num_groups} does not divide {bad[0]} channels; write "
                 f"--config.model.num_groups={default_num_groups(int(np.gcd.reduce(widths)))}."
             )
         if not model.scale_shift and model.num_groups in widths[1:]:
-            raise ValueError(
+            raise UserError(
                 f"model.num_groups={model.num_groups} is one channel a group where a block has as "
                 "many channels: the norm would remove the timestep's bias; write "
                 f"--config.model.num_groups={default_num_groups(int(np.gcd.reduce(widths)))}."
             )
     for width in widths:
         if model.num_heads < 1 or width % model.num_heads:
-            raise ValueError(
+            raise UserError(
                 f"model.num_heads={model.num_heads} does not divide {width} channels; write "
                 "--config.model.num_heads=1."
             )

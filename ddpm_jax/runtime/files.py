@@ -17,6 +17,8 @@ import fsspec
 import numpy as np
 from etils import epath
 
+from ddpm_jax.errors import UserError
+
 # What zipfile and NumPy raise on an `.npz` that they cannot read.
 NPZ_DAMAGE = (
     OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, MemoryError,
@@ -43,9 +45,9 @@ def path(name: Any) -> epath.Path:
             fsspec.get_filesystem_class(scheme)
         except ImportError as error:
             how = 'pip install "ddpm_jax[gcs]"' if scheme == "gs" else str(error)
-            raise ValueError(f"{name} needs a package for {scheme}://; {how}.") from None
+            raise UserError(f"{name} needs a package for {scheme}://; {how}.") from None
         except KeyError:
-            raise ValueError(
+            raise UserError(
                 f"{name} is in no store that is known; write a local path, or gs://BUCKET/NAME."
             ) from None
     return epath.Path(name).expanduser()

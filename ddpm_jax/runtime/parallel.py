@@ -16,6 +16,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ddpm_jax.errors import UserError
+
 AXIS = "batch"
 _LOOPBACK = ("127.0.0.1", "localhost")
 _PATIENCE = 60  # Seconds that a process which ends waits for the others, before they are ended.
@@ -51,13 +53,13 @@ def initialize(
     given = dict(coordinator=coordinator, num_processes=num_processes, process_id=process_id)
     said = ", ".join(f"{name}={value}" for name, value in given.items())
     if None in given.values() and set(given.values()) != {None}:
-        raise ValueError(
+        raise UserError(
             f"{said}: these go together; write such as --coordinator=10.0.0.1:1234 "
             "--num_processes=2 --process_id=0, or --multihost where a cluster tells them."
         )
     host, _, port = (coordinator or "").rpartition(":")
     if coordinator and not (host and port.isdigit() and 0 <= process_id < num_processes):
-        raise ValueError(
+        raise UserError(
             f"{said}: must be host:port, a number of processes, and one of 0..num_processes-1; "
             "write such as --coordinator=10.0.0.1:1234 --num_processes=2 --process_id=0."
         )
@@ -69,7 +71,7 @@ def initialize(
             coordinator_bind_address=coordinator if host in _LOOPBACK else None,
         )
     except (ValueError, RuntimeError) as error:
-        raise ValueError(
+        raise UserError(
             f"{said}: no other processes were found ({str(error).splitlines()[0]}); write "
             "--coordinator=host:port --num_processes=N --process_id=I, or leave them out for one."
         ) from None
@@ -148,7 +150,7 @@ def check_same(**values: Any) -> None:
     wanted = from_first(lambda: said)
     if not everywhere(said == wanted):
         other = [name for name in said if said[name] != wanted[name]]
-        raise ValueError(
+        raise UserError(
             f"the processes disagree about {' and '.join(other)}; start each with the same flags, "
             "on the same data." if other else
             "another process of this job was started with other flags or data; see what it says."
@@ -165,6 +167,28 @@ def first_goes_ahead() -> Iterator[None]:
     finally:
         if is_first():
             barrier("ahead")
+
+
+def pmap(
+    function: Callable[..., Any],
+    *,
+    in_axes: tuple[int | None, ...],
+    out_axes: int | None = 0,
+    donate_argnums: tuple[int, ...] = (),
+) -> Callable[..., Any]:
+    """`function` on every device at once, along `AXIS`. Nothing else calls `jax.pmap`.
+
+    Args:
+        function: what one device does with its share.
+        in_axes: one entry per argument: 0 for arrays [local_devices, ...], one row per device;
+            None for what every device gets whole.
+        out_axes: 0 for a row from each device, None where all devices return the same.
+        donate_argnums: arguments whose memory the outputs may take.
+    """
+    return jax.pmap(
+        function, axis_name=AXIS, in_axes=in_axes, out_axes=out_axes,
+        donate_argnums=donate_argnums,
+    )
 
 
 def share(places: np.ndarray) -> np.ndarray:

@@ -1,16 +1,92 @@
-"""From an image to the x_T that DDIM turns into it, and the arcs between such x_T.
+"""DDIM (Song, Meng and Ermon 2021): few steps, from an image back to its x_T, arcs between them."""
 
-Song, Meng and Ermon 2021 (DDIM), Secs. 4.3, 5.3 and 5.4.
-"""
-
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from ddpm_jax.diffusion.process import Images, Prediction, q_sample
-from ddpm_jax.diffusion.schedule import Schedule
+from ddpm_jax.diffusion.schedule import Schedule, at
+from ddpm_jax.errors import UserError
+from ddpm_jax.samplers.reverse_chain import Trajectory, ancestral
+
+
+def ddim(
+    schedule: Schedule,
+    predict_fn: Callable[[Array, Array], Prediction],
+    x_T: Images,
+    rngs: Key[Array, " b"],
+    *,
+    eta: float = 0.0,
+    start: int | None = None,
+    stop: int = 0,
+    trajectory: Sequence[int] = (),
+    on_step: Callable[[Array], None] | None = None,
+) -> Images | tuple[Images, Trajectory]:
+    """Draws x_0 by DDIM (Song, Meng and Ermon 2021, Eqs. 12 and 16), one call a step.
+
+    With ' for the step before,
+
+        x' = sqrt(alpha_bar') x_0 + sqrt(1 - alpha_bar' - sigma^2) eps + sigma z,
+
+    where sigma^2 is eta^2 times the posterior variance. At t = 0 alpha_bar' is 1 and the
+    result x_0. eta = 0 adds no noise: x_T alone decides. eta = 1 is the ancestral chain
+    with the smaller variance, draw for draw. (The sigma-hat of that paper is the ancestral
+    chain with "fixed_large".)
+
+    eps is that of the `Prediction`, which follows x_0 when that is clipped, as in
+    improved-diffusion. Code that clips x_0 but keeps the network's eps gives other images:
+    that of `process.predict(..., rederive_eps=False)`.
+
+    Args:
+        schedule: of the chain, such as `schedule.respace(full, steps.uniform(1000, 50))`.
+        predict_fn: (x_t, t [b] int32) -> Prediction.
+        x_T: [b, h, w, c] standard normal; with `start` the images noised start times.
+        rngs: [b] keys; without effect if eta = 0.
+        eta: in 0..1.
+        start, stop, trajectory, on_step: as of `reverse_chain.ancestral`.
+
+    Returns:
+        As `reverse_chain.ancestral` does.
+
+    Raises:
+        ValueError: eta leaves 0..1, or as `reverse_chain.ancestral` does.
+    """
+    return ancestral(
+        schedule, ddim_fn(schedule, predict_fn, eta), x_T, rngs, start=start, stop=stop,
+        trajectory=trajectory, on_step=on_step,
+    )
+
+
+def ddim_fn(
+    schedule: Schedule, predict_fn: Callable[[Array, Array], Prediction], eta: float = 0.0
+) -> Callable[[Array, Array], Prediction]:
+    """`predict_fn` with the mean and variance of DDIM's step, as `ddim` describes it.
+
+    Raises:
+        ValueError: eta leaves 0..1.
+    """
+    if not 0 <= eta <= 1:
+        raise UserError(
+            f"eta={eta} must lie in 0..1; write eta=0 for no noise or eta=1 for that of "
+            "the ancestral chain."
+        )
+
+    def predict(x_t, t):
+        prediction = predict_fn(x_t, t)
+        noise = at(schedule.sqrt_one_minus_alpha_bar, t, x_t)
+        before = at(schedule.sqrt_one_minus_alpha_bar, jnp.maximum(t - 1, 0), x_t)
+        before = jnp.where((t > 0).reshape(noise.shape), before, 0.0)
+        # 1 - alpha_bar' - sigma^2, without the difference of two nearly equal numbers.
+        kept = jnp.square(at(schedule.posterior_coef_x_t, t, x_t) * noise)
+        along = jnp.sqrt((1 - eta**2) * jnp.square(before) + eta**2 * kept)
+        signal = jnp.sqrt(at(schedule.alpha_bar_prev, t, x_t))
+        spread = jnp.log(eta**2 * at(schedule.posterior_variance, t, x_t)) if eta else None
+        mean = signal * prediction.x_0 + along * prediction.eps
+        return prediction.replace(mean=mean, log_variance=spread)
+
+    return predict
 
 
 def invert(
@@ -20,7 +96,7 @@ def invert(
     *,
     on_step: Callable[[Array], None] | None = None,
 ) -> Images:
-    """The x_T from which `tableau.ddim` leads back to x_0: its update, run upwards.
+    """The x_T from which `ddim.ddim` leads back to x_0: its update, run upwards.
 
     Both are Euler steps of one ODE, so that the way there and back errs by O(1 / steps). The
     step up to t takes x_0 and eps from one step below, the first one eps from the clean image

@@ -1,55 +1,16 @@
-"""Solvers as tables: what each does at every network call, in float64 on the host.
+"""DPM-Solver and DPM-Solver++ (Lu et al. 2022, 2022b) as tables for `tableau.solve`."""
 
-The solvers work between noise levels of their own choice, at fractional t. In their terms
-x_t = signal x_0 + sigma eps, lambda = log(signal / sigma) is half the log-SNR, and every one
-of them only adds up what the network said, with weights known before the chain starts. So
-each is a function from a schedule to a `Plan`, which `tableau.solve` runs.
-"""
-
-import functools
-from typing import Any
-
-import flax.struct
 import numpy as np
 
+from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.diffusion.schedule import Schedule
-from ddpm_jax.samplers import steps as steps_lib
+from ddpm_jax.errors import UserError
+from ddpm_jax.samplers.tableau import (
+    Plan, call_row, half_log_snr_ends, half_log_snr_levels, plan_of_rows, sigma_at, signal_at,
+    x_0_row,
+)
 
 _FEW = 15  # Calls below which a multistep chain ends with steps of lower order.
-
-
-@flax.struct.dataclass
-class Plan:
-    """A solver on a schedule: what to do at each of its n network calls, in order.
-
-    A call is made at x, of the level (t, signal, sigma). Then x becomes keep * (the x that
-    the step started from) + the sum of `weights` * (what the last k calls said, latest
-    first) + spread * z.
-
-    Attributes:
-        t: [n] fractional step that the network is told.
-        signal: [n] scale of x_0 in x, sqrt(alpha_bar).
-        sigma: [n] scale of the noise in x, sqrt(1 - alpha_bar).
-        says_x_0: [n] bool; a call says x_0, or else eps.
-        keep: [n] weight of the x that the step started from.
-        weights: [n, k] of what the last k calls said.
-        commit: [n] bool; the new x is where the next step starts from.
-        spread: [n] standard deviation of fresh noise; None where no call has any.
-    """
-
-    t: Any
-    signal: Any
-    sigma: Any
-    says_x_0: Any
-    keep: Any
-    weights: Any
-    commit: Any
-    spread: Any
-
-    @property
-    def num_calls(self) -> int:
-        """How often the network is called, for each image."""
-        return self.t.shape[0]
 
 
 def dpm_solver(
@@ -71,15 +32,15 @@ def dpm_solver(
 
     Raises:
         ValueError: order is another, num_steps is too few, or the schedule has no levels
-            (see `steps.log_snr`).
+            (see `dpm_solver.log_snr`).
     """
-    _check(num_steps, order)
+    check_request(num_steps, order)
     orders = _split(num_steps - denoise, order)
-    levels = _half_log_snr(schedule, steps_lib.log_snr(schedule, len(orders) + 1))
+    levels = half_log_snr_levels(schedule, log_snr(schedule, len(orders) + 1))
     calls = []
     for s, t, order in zip(levels[:-1], levels[1:], orders, strict=True):
         calls += _SINGLESTEPS[order](s, t)
-    return _plan(schedule, calls + [_to_x_0(levels[-1])] * denoise)
+    return plan_of_rows(schedule, calls + [x_0_row(levels[-1])] * denoise)
 
 
 def dpm_solver_pp(
@@ -103,77 +64,24 @@ def dpm_solver_pp(
 
     Raises:
         ValueError: order is another, or 3 with `sde`; num_steps is too few, or the schedule
-            has no levels (see `steps.log_snr`).
+            has no levels (see `dpm_solver.log_snr`).
     """
-    _check(num_steps, order)
+    check_request(num_steps, order)
     if sde and order != 2:
-        raise ValueError(f"order={order} cannot go with sde=True; write order=2.")
-    levels = _half_log_snr(schedule, steps_lib.log_snr(schedule, num_steps))
+        raise UserError(f"order={order} cannot go with sde=True; write order=2.")
+    levels = half_log_snr_levels(schedule, log_snr(schedule, num_steps))
     calls = []
     for i in range(num_steps - 1):
         allowed = min(order, i + 1, num_steps - i if num_steps < _FEW else order)
         calls.append(_multistep(levels[i + 1 - allowed:i + 2], sde))
-    return _plan(schedule, calls + [_to_x_0(levels[-1])])
+    return plan_of_rows(schedule, calls + [x_0_row(levels[-1])])
 
 
-def heun(schedule: Schedule, num_steps: int, *, rho: float = 7.0) -> Plan:
-    """The second-order solver of Karras et al. 2022 (Algorithm 1, deterministic).
-
-    In y = x / signal, whose noise is sigma-hat = sigma / signal, a step is Heun's: along
-    eps, then again along the mean of eps at both ends. n levels even in sigma-hat^(1 / rho)
-    take 2 n - 1 calls, for the last step, to x_0, needs but one.
-
-    Args:
-        schedule: the one that the network was trained with, as host arrays.
-        num_steps: network calls, 2 n - 1 for some n >= 1.
-        rho: how strongly the levels crowd near the data; Karras et al. use 7.
-
-    Raises:
-        ValueError: num_steps is not odd or too few, or the schedule has no levels (see
-            `steps.karras`).
-    """
-    if num_steps < 1 or num_steps % 2 == 0:
-        raise ValueError(
-            f"num_steps={num_steps} must be odd and at least 1: n levels take 2 n - 1 "
-            f"network calls; write num_steps={max(num_steps - 1, 1)}."
-        )
-    levels = _half_log_snr(schedule, steps_lib.karras(schedule, num_steps // 2 + 1, rho))
-    calls = []
-    for s, t in zip(levels[:-1], levels[1:]):
-        keep, width = _signal(t) / _signal(s), np.exp(-t) - np.exp(-s)
-        along = _signal(t) * width
-        calls += [
-            _call(s, keep, [along], commit=False), _call(t, keep, [along / 2, along / 2]),
-        ]
-    return _plan(schedule, calls + [_to_x_0(levels[-1])])
-
-
-NAMED = {
-    "dpm_solver": dpm_solver,
-    "dpm_solver_2": functools.partial(dpm_solver, order=2),
-    "dpm_solver_pp": dpm_solver_pp,
-    "dpm_solver_pp_3": functools.partial(dpm_solver_pp, order=3),
-    "dpm_solver_pp_sde": functools.partial(dpm_solver_pp, sde=True),
-    "heun": heun,
-}
-
-
-def named(name: str, schedule: Schedule, num_steps: int) -> Plan:
-    """The plan of the solver called `name` (a key of `NAMED`) with `num_steps` calls.
-
-    Raises:
-        ValueError: the name is unknown, or as that solver does.
-    """
-    if name not in NAMED:
-        raise ValueError(f"solver={name!r} is not known; use one of {', '.join(NAMED)}.")
-    return NAMED[name](schedule, num_steps)
-
-
-def _check(num_steps: int, order: int) -> None:
+def check_request(num_steps: int, order: int) -> None:
     if order not in (2, 3):
-        raise ValueError(f"order={order} is not known; write order=2 or order=3.")
+        raise UserError(f"order={order} is not known; write order=2 or order=3.")
     if num_steps < 1:
-        raise ValueError(
+        raise UserError(
             f"num_steps={num_steps} is too few network calls; write such as num_steps=20."
         )
 
@@ -186,65 +94,20 @@ def _split(calls: int, order: int) -> list[int]:
     return [order] * full + [rest] * (rest > 0)
 
 
-def _half_log_snr(schedule: Schedule, t: np.ndarray) -> np.ndarray:
-    """lambda of levels given by t, from the noise to the data."""
-    return steps_lib.half_log_snr(schedule, t)[::-1]
-
-
-def _signal(half_log_snr: float | np.ndarray) -> float | np.ndarray:
-    return 1 / np.sqrt(1 + np.exp(-2 * half_log_snr))
-
-
-def _sigma(half_log_snr: float | np.ndarray) -> float | np.ndarray:
-    return 1 / np.sqrt(1 + np.exp(2 * half_log_snr))
-
-
-def _call(half_log_snr, keep, weights, *, commit=True, says_x_0=False, spread=0.0) -> dict:
-    """One row of a plan: a call at this lambda, and the x after it."""
-    return dict(
-        half_log_snr=half_log_snr, keep=keep, weights=weights, commit=commit,
-        says_x_0=says_x_0, spread=spread,
-    )
-
-
-def _to_x_0(half_log_snr: float) -> dict:
-    """The step to lambda = infinity, of order 1: x becomes x_0."""
-    return _call(half_log_snr, 0.0, [1.0], says_x_0=True)
-
-
-def _plan(schedule: Schedule, calls: list[dict]) -> Plan:
-    width = max(len(call["weights"]) for call in calls)
-    columns = {
-        name: np.array([call[name] for call in calls])
-        for name in calls[0] if name != "weights"
-    }
-    half_log_snr, spread = columns.pop("half_log_snr"), columns.pop("spread")
-    return Plan(
-        t=steps_lib.at_half_log_snr(schedule, half_log_snr),
-        signal=_signal(half_log_snr),
-        sigma=_sigma(half_log_snr),
-        weights=np.array([
-            call["weights"] + [0.0] * (width - len(call["weights"])) for call in calls
-        ]),
-        spread=spread if spread.any() else None,
-        **columns,
-    )
-
-
 def _singlestep_1(s: float, t: float) -> list[dict]:
     """From lambda s to t by DPM-Solver-1, which is DDIM (Lu et al. 2022, Eq. 3.7)."""
-    return [_call(s, _signal(t) / _signal(s), [-_sigma(t) * np.expm1(t - s)])]
+    return [call_row(s, signal_at(t) / signal_at(s), [-sigma_at(t) * np.expm1(t - s)])]
 
 
 def _singlestep_2(s: float, t: float) -> list[dict]:
     """DPM-Solver-2 (Algorithm 1): the step along eps of its middle."""
     middle, h = (s + t) / 2, t - s
     return [
-        _call(
-            s, _signal(middle) / _signal(s), [-_sigma(middle) * np.expm1(h / 2)],
+        call_row(
+            s, signal_at(middle) / signal_at(s), [-sigma_at(middle) * np.expm1(h / 2)],
             commit=False,
         ),
-        _call(middle, _signal(t) / _signal(s), [-_sigma(t) * np.expm1(h)]),
+        call_row(middle, signal_at(t) / signal_at(s), [-sigma_at(t) * np.expm1(h)]),
     ]
 
 
@@ -252,19 +115,19 @@ def _singlestep_3(s: float, t: float) -> list[dict]:
     """DPM-Solver-3 (Algorithm 2), with r1 = 1/3 and r2 = 2/3."""
     h = t - s
     first, second = s + h / 3, s + 2 * h / 3
-    bend_second = 2 * _sigma(second) * (np.expm1(2 * h / 3) / (2 * h / 3) - 1)
-    bend = 1.5 * _sigma(t) * (np.expm1(h) / h - 1)
+    bend_second = 2 * sigma_at(second) * (np.expm1(2 * h / 3) / (2 * h / 3) - 1)
+    bend = 1.5 * sigma_at(t) * (np.expm1(h) / h - 1)
     return [
-        _call(
-            s, _signal(first) / _signal(s), [-_sigma(first) * np.expm1(h / 3)], commit=False
+        call_row(
+            s, signal_at(first) / signal_at(s), [-sigma_at(first) * np.expm1(h / 3)], commit=False
         ),
-        _call(
-            first, _signal(second) / _signal(s),
-            [-bend_second, bend_second - _sigma(second) * np.expm1(2 * h / 3)],
+        call_row(
+            first, signal_at(second) / signal_at(s),
+            [-bend_second, bend_second - sigma_at(second) * np.expm1(2 * h / 3)],
             commit=False,
         ),
-        _call(
-            second, _signal(t) / _signal(s), [-bend, 0.0, bend - _sigma(t) * np.expm1(h)]
+        call_row(
+            second, signal_at(t) / signal_at(s), [-bend, 0.0, bend - sigma_at(t) * np.expm1(h)]
         ),
     ]
 
@@ -278,16 +141,16 @@ def _multistep(levels: np.ndarray, sde: bool) -> dict:
     h = t - s
     shrink = np.exp(-h) if sde else 1.0
     # What x_0 weighs: 1 - e^-h, or 1 - e^-2h where the SDE forgets x twice as fast.
-    gain = -_signal(t) * np.expm1(-2 * h if sde else -h)
+    gain = -signal_at(t) * np.expm1(-2 * h if sde else -h)
     weights = [gain]
     if len(before) == 1:
         slope = gain * h / (2 * (s - before[0]))
         weights = [gain + slope, -slope]
     elif len(before) == 2:
         weights = _third(before, s, t)
-    return _call(
-        s, _sigma(t) / _sigma(s) * shrink, weights, says_x_0=True,
-        spread=_sigma(t) * np.sqrt(-np.expm1(-2 * h)) if sde else 0.0,
+    return call_row(
+        s, sigma_at(t) / sigma_at(s) * shrink, weights, says_x_0=True,
+        spread=sigma_at(t) * np.sqrt(-np.expm1(-2 * h)) if sde else 0.0,
     )
 
 
@@ -302,4 +165,28 @@ def _third(before: list[float], s: float, t: float) -> list[float]:
     slope_far = np.array([0.0, 1.0, -1.0]) * h / far
     bend = h / (near + far) * (slope_near - slope_far)
     slope = slope_near + near / (near + far) * (slope_near - slope_far)
-    return list(_signal(t) * (phi_2 * slope - phi_1 * now - phi_3 * bend))
+    return list(signal_at(t) * (phi_2 * slope - phi_1 * now - phi_3 * bend))
+
+
+def log_snr(schedule: Schedule, num_levels: int) -> np.ndarray:
+    """Levels even in lambda, half the log-SNR (Lu et al. 2022, DPM-Solver).
+
+    They run from the first step to the last, but no further than lambda = -5.1, where the
+    image is down to 0.6 percent: that is beyond the last step of the paper's schedule
+    (-5.06) but well before that of the cosine (-9.92, where an error of the noise becomes
+    20000 times that of x_0; it stops at t = 995.1 of 999). One level alone is the one of
+    most noise, where the chain starts.
+
+    Args:
+        schedule: as host arrays.
+        num_levels: at least 1.
+
+    Returns:
+        [num_levels] fractional t, increasing, in units of `schedule.timesteps`.
+
+    Raises:
+        ValueError: num_levels is less than 1, or more than 1 where T = 1; or the last beta
+            is 1.
+    """
+    low, high = half_log_snr_ends(schedule, num_levels)
+    return schedule_lib.at_half_log_snr(schedule, np.linspace(low, high, num_levels))[::-1]

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Key
 from ddpm_jax.diffusion import randomness
 from ddpm_jax.diffusion.process import Images, Prediction
 from ddpm_jax.diffusion.schedule import Schedule
+from ddpm_jax.errors import UserError
 from ddpm_jax.samplers import reverse_chain
 
 _Z, _KNOWN, _UP = range(3)  # Addresses below the key of a row: the noises of its three parts.
@@ -59,7 +60,7 @@ def visits(num_timesteps: int, jump_length: int, resamplings: int) -> list[tuple
     """
     for name, value in (("resamplings", resamplings), ("jump_length", jump_length)):
         if value < 1:
-            raise ValueError(f"{name}={value} must be at least 1; write {name}=10 as RePaint.")
+            raise UserError(f"{name}={value} must be at least 1; write {name}=10 as RePaint.")
     left = dict.fromkeys(range(1, num_timesteps - jump_length + 1, jump_length), resamplings - 1)
     found, steps = [], num_timesteps
     while steps:
@@ -110,7 +111,7 @@ def inpaint(
     Args:
         rows: of `repaint`; the scan calls the network once in each.
         predict_fn: (x_t, t [b] int32) -> Prediction, on the schedule of the rows; its mean and
-            variance are those of the reverse step (`tableau.ddim_fn` for DDIM).
+            variance are those of the reverse step (`ddim.ddim_fn` for DDIM).
         x_T: [b, h, w, c] standard normal.
         rngs: [b] keys; the noises of row k are drawn from `fold_in(rngs[i], k)`.
         known: the given images; only their known part is read.
@@ -128,9 +129,9 @@ def inpaint(
         z, eps, up = (randomness.fold_each(rngs_row, use) for use in (_Z, _KNOWN, _UP))
         prediction = predict_fn(x_t, jnp.full(x_t.shape[:1], row.t))
         x = reverse_chain.reverse_step(prediction, row.t, z)
-        noised = row.signal * known + row.noise * reverse_chain.standard_normal(eps, x.shape[1:])
+        noised = row.signal * known + row.noise * randomness.standard_normal(eps, x.shape[1:])
         x = hold(noised, x)
-        return row.up_signal * x + row.up_noise * reverse_chain.standard_normal(up, x.shape[1:]), None
+        return row.up_signal * x + row.up_noise * randomness.standard_normal(up, x.shape[1:]), None
 
     rows = jax.tree.map(
         lambda x: jnp.asarray(x, jnp.int32 if x.dtype == np.int32 else jnp.float32), rows

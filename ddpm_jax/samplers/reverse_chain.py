@@ -14,13 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Key
 
+from ddpm_jax.diffusion import randomness
 from ddpm_jax.diffusion.process import Images, Prediction
 from ddpm_jax.diffusion.schedule import Schedule
-
-
-def standard_normal(rngs: Key[Array, " b"], shape: tuple[int, ...]) -> Array:
-    """Independent N(0, 1) draws [b, *shape], draw i from rngs[i] alone."""
-    return jax.vmap(lambda rng: jax.random.normal(rng, shape))(rngs)
+from ddpm_jax.errors import UserError
 
 
 def reverse_step(prediction: Prediction, t: Array, rngs: Key[Array, " b"]) -> Array:
@@ -30,7 +27,7 @@ def reverse_step(prediction: Prediction, t: Array, rngs: Key[Array, " b"]) -> Ar
     """
     if prediction.log_variance is None:
         return prediction.mean
-    z = standard_normal(rngs, prediction.mean.shape[1:])
+    z = randomness.standard_normal(rngs, prediction.mean.shape[1:])
     return prediction.mean + jnp.where(t > 0, jnp.exp(0.5 * prediction.log_variance), 0.0) * z
 
 
@@ -87,7 +84,7 @@ def asked_for(trajectory: Sequence[int], stop: int, start: int) -> np.ndarray:
     """
     trajectory = np.asarray(trajectory, np.int32)
     if trajectory.size and not (stop <= trajectory.min() and trajectory.max() < start):
-        raise ValueError(
+        raise UserError(
             f"trajectory={trajectory.tolist()} must lie in {stop}..{start - 1}, the steps run."
         )
     return trajectory
@@ -128,7 +125,7 @@ def ancestral(
     """
     start = schedule.num_timesteps if start is None else start
     if not 0 <= stop < start <= schedule.num_timesteps:
-        raise ValueError(
+        raise UserError(
             f"start={start} and stop={stop} must be 0 <= stop < start <= "
             f"{schedule.num_timesteps}, the steps of the schedule."
         )

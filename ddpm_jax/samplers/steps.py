@@ -1,19 +1,15 @@
-"""Which steps a short chain visits, and at which noise levels a solver calls the network.
+"""Which steps a short chain visits.
 
-Choices of steps are increasing arrays of different int64 indices into the full schedule,
-code index t in 0..T-1, for `schedule.respace`. Levels are increasing float64 arrays of
-fractional t, for solvers of the ODE, which may stop anywhere between two steps. All of it
-is NumPy on the host.
+Each choice is an increasing array of distinct int64 indices into the full schedule, code index
+t in 0..T-1, for `schedule.respace`; NumPy on the host.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from ddpm_jax.diffusion.schedule import Schedule, evenly_spaced
-
-LOWEST_HALF_LOG_SNR = -5.1
+from ddpm_jax.diffusion.schedule import evenly_spaced
+from ddpm_jax.errors import UserError
 
 
 def uniform(num_timesteps: int, num_steps: int) -> np.ndarray:
@@ -74,7 +70,7 @@ def sections(num_timesteps: int, counts: str | Sequence[int]) -> np.ndarray:
     except ValueError:
         numbers = []
     if not 1 <= len(numbers) <= num_timesteps:
-        raise ValueError(
+        raise UserError(
             f"sections={counts!r} must be 1 to {num_timesteps} whole numbers, the steps of "
             "each section; write such as '10,10,20' or 'ddim50'."
         )
@@ -82,7 +78,7 @@ def sections(num_timesteps: int, counts: str | Sequence[int]) -> np.ndarray:
     for i, count in enumerate(numbers):
         size = num_timesteps // len(numbers) + (i < num_timesteps % len(numbers))
         if not 1 <= count <= size:
-            raise ValueError(
+            raise UserError(
                 f"sections={counts!r} asks for {count} steps of section {i + 1}, which has "
                 f"{size}; write a count in 1..{size} there."
             )
@@ -100,7 +96,7 @@ def _strided(num_timesteps: int, name: str) -> np.ndarray:
         steps = np.arange(0, num_timesteps, stride)
         if str(steps.size) == wanted:
             return steps
-    raise ValueError(
+    raise UserError(
         f"sections={name!r} cannot be: no whole stride visits {wanted or 'so many'} of "
         f"{num_timesteps} steps; write the counts instead, such as '50'."
     )
@@ -115,7 +111,7 @@ def given(num_timesteps: int, steps: Sequence[int] | np.ndarray) -> np.ndarray:
     steps = np.asarray(steps)
     whole = steps.ndim == 1 and np.issubdtype(steps.dtype, np.integer)
     if not (whole and steps.size) or np.any(np.diff([-1, *steps, num_timesteps]) <= 0):
-        raise ValueError(
+        raise UserError(
             f"steps={steps.tolist()} must be one or more whole numbers that increase "
             f"within 0..{num_timesteps - 1}; write such as [{num_timesteps - 1}]."
         )
@@ -147,12 +143,12 @@ def named(
     elif name.startswith("ddim") or name[:1].isdigit():
         steps = sections(num_timesteps, name)
     else:
-        raise ValueError(
+        raise UserError(
             f"grid={name!r} is not known; use one of {', '.join(NAMED)}, section counts "
             "such as '10,10,20' or 'ddim50', or a list of steps."
         )
     if num_steps not in (None, steps.size):
-        raise ValueError(
+        raise UserError(
             f"grid={name!r} has {steps.size} steps, but num_steps={num_steps}; leave "
             "num_steps out."
         )
@@ -161,84 +157,7 @@ def named(
 
 def _check_count(num_timesteps: int, num_steps: int) -> None:
     if not 1 <= num_steps <= num_timesteps:
-        raise ValueError(
+        raise UserError(
             f"num_steps={num_steps} must lie in 1..{num_timesteps}, the steps of the "
             f"schedule; write such as num_steps={min(50, num_timesteps)}."
         )
-
-
-def half_log_snr(schedule: Schedule, t: ArrayLike) -> float | np.ndarray:
-    """lambda = log(signal / noise) = 0.5 log(alpha_bar / (1 - alpha_bar)) at fractional t.
-
-    lambda falls with t. Between two steps it is taken to be linear in t, as in
-    `variational_bound.ode_log_density`.
-
-    Args:
-        schedule: as host arrays.
-        t: in units of `schedule.timesteps`, between its first and last.
-
-    Raises:
-        ValueError: the last beta is 1, so that lambda has no end.
-    """
-    return np.interp(t, schedule.timesteps, _table(schedule))
-
-
-def at_half_log_snr(schedule: Schedule, half_log_snr: ArrayLike) -> float | np.ndarray:
-    """The fractional t of these lambda; the inverse of `half_log_snr`."""
-    return np.interp(-np.asarray(half_log_snr), -_table(schedule), schedule.timesteps)
-
-
-def log_snr(schedule: Schedule, num_levels: int) -> np.ndarray:
-    """Levels even in lambda, half the log-SNR (Lu et al. 2022, DPM-Solver).
-
-    They run from the first step to the last, but no further than lambda = -5.1, where the
-    image is down to 0.6 percent: that is beyond the last step of the paper's schedule
-    (-5.06) but well before that of the cosine (-9.92, where an error of the noise becomes
-    20000 times that of x_0; it stops at t = 995.1 of 999). One level alone is the one of
-    most noise, where the chain starts.
-
-    Args:
-        schedule: as host arrays.
-        num_levels: at least 1.
-
-    Returns:
-        [num_levels] fractional t, increasing, in units of `schedule.timesteps`.
-
-    Raises:
-        ValueError: num_levels is less than 1, or more than 1 where T = 1; or the last beta
-            is 1.
-    """
-    low, high = _ends(schedule, num_levels)
-    return at_half_log_snr(schedule, np.linspace(low, high, num_levels))[::-1]
-
-
-def karras(schedule: Schedule, num_levels: int, rho: float = 7.0) -> np.ndarray:
-    """Levels even in sigma^(1 / rho), sigma = noise / signal (Karras et al. 2022, Eq. 5).
-
-    Between the same ends as those of `log_snr`, with the same result and errors.
-    """
-    low, high = _ends(schedule, num_levels)
-    roots = np.linspace(np.exp(-low / rho), np.exp(-high / rho), num_levels)
-    return at_half_log_snr(schedule, -rho * np.log(roots))[::-1]
-
-
-def _ends(schedule: Schedule, num_levels: int) -> tuple[float, float]:
-    """(lambda of most noise, of least)."""
-    table = _table(schedule)
-    if num_levels < 1 or (num_levels > 1 and table.size == 1):
-        raise ValueError(
-            f"num_levels={num_levels} is not possible: a schedule of T={table.size} has "
-            f"{'one level' if table.size == 1 else 'at least one'}; write num_levels=1."
-        )
-    return min(max(table[-1], LOWEST_HALF_LOG_SNR), table[0]), table[0]
-
-
-def _table(schedule: Schedule) -> np.ndarray:
-    alpha_bar = np.asarray(schedule.alpha_bar, np.float64)
-    if alpha_bar[-1] == 0:
-        raise ValueError(
-            f"a schedule whose last beta is {schedule.beta[-1]:g} keeps nothing of x_0 at "
-            "its end, so that the solvers have no level to start from; use such as "
-            "schedule.linear(), or the ancestral chain."
-        )
-    return 0.5 * (np.log(alpha_bar) - np.log1p(-alpha_bar))

@@ -1,97 +1,63 @@
-"""Fast samplers: good images in 10 to 50 network calls.
+"""Solvers as tables: what each does at every network call, and the one scan that runs them.
 
-`ddim` runs on the steps of a respaced schedule. `solve` runs any of `plans`, which solve the
-probability-flow ODE (or its SDE) and tell the network fractional t. Each is one
-`jax.lax.scan` with one network call in it.
+A solver works between noise levels of its own choice, at fractional t. In its terms
+x_t = signal x_0 + sigma eps, lambda = log(signal / sigma) is half the log-SNR, and it only
+adds up the network's outputs, with weights known before the chain starts. So a solver is a
+function from a schedule to a `Plan`, in float64 on the host, and `solve` runs any plan.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+import numpy as np
+from jaxtyping import Array, Key
 
-from ddpm_jax.diffusion.process import Images, Prediction, split_output
-from ddpm_jax.diffusion.schedule import Schedule, at
-from ddpm_jax.samplers.dpm_solver import Plan
-from ddpm_jax.samplers.reverse_chain import Trajectory, ancestral, asked_for, standard_normal
+from ddpm_jax.diffusion import randomness
+from ddpm_jax.diffusion import schedule as schedule_lib
+from ddpm_jax.diffusion.process import Images, split_output
+from ddpm_jax.diffusion.schedule import Schedule
+from ddpm_jax.errors import UserError
+from ddpm_jax.samplers.reverse_chain import Trajectory, asked_for
 
 
-def ddim(
-    schedule: Schedule,
-    predict_fn: Callable[[Array, Array], Prediction],
-    x_T: Images,
-    rngs: Key[Array, " b"],
-    *,
-    eta: float = 0.0,
-    start: int | None = None,
-    stop: int = 0,
-    trajectory: Sequence[int] = (),
-    on_step: Callable[[Array], None] | None = None,
-) -> Images | tuple[Images, Trajectory]:
-    """Draws x_0 by DDIM (Song, Meng and Ermon 2021, Eqs. 12 and 16), one call a step.
+@flax.struct.dataclass
+class Plan:
+    """A solver on a schedule: what to do at each of its n network calls, in order.
 
-    With ' for the step before,
+    A call is made at x, of the level (t, signal, sigma). Then x becomes keep * (the x that
+    the step started from) + the sum of `weights` * (what the last k calls said, latest
+    first) + spread * z.
 
-        x' = sqrt(alpha_bar') x_0 + sqrt(1 - alpha_bar' - sigma^2) eps + sigma z,
-
-    where sigma^2 is eta^2 times the posterior variance. At t = 0 alpha_bar' is 1 and the
-    result x_0. eta = 0 adds no noise: x_T alone decides. eta = 1 is the ancestral chain
-    with the smaller variance, draw for draw. (The sigma-hat of that paper is the ancestral
-    chain with "fixed_large".)
-
-    eps is that of the `Prediction`, which follows x_0 when that is clipped, as in
-    improved-diffusion. Code that clips x_0 but keeps the network's eps gives other images:
-    that of `process.predict(..., rederive_eps=False)`.
-
-    Args:
-        schedule: of the chain, such as `schedule.respace(full, steps.uniform(1000, 50))`.
-        predict_fn: (x_t, t [b] int32) -> Prediction.
-        x_T: [b, h, w, c] standard normal; with `start` the images noised start times.
-        rngs: [b] keys; without effect if eta = 0.
-        eta: in 0..1.
-        start, stop, trajectory, on_step: as of `reverse_chain.ancestral`.
-
-    Returns:
-        As `reverse_chain.ancestral` does.
-
-    Raises:
-        ValueError: eta leaves 0..1, or as `reverse_chain.ancestral` does.
+    Attributes:
+        t: [n] fractional step that the network is told.
+        signal: [n] scale of x_0 in x, sqrt(alpha_bar).
+        sigma: [n] scale of the noise in x, sqrt(1 - alpha_bar).
+        says_x_0: [n] bool; a call says x_0, or else eps.
+        keep: [n] weight of the x that the step started from.
+        weights: [n, k] of what the last k calls said.
+        commit: [n] bool; the new x is where the next step starts from.
+        spread: [n] standard deviation of fresh noise; None where no call has any.
     """
-    return ancestral(
-        schedule, ddim_fn(schedule, predict_fn, eta), x_T, rngs, start=start, stop=stop,
-        trajectory=trajectory, on_step=on_step,
-    )
+
+    t: Any
+    signal: Any
+    sigma: Any
+    says_x_0: Any
+    keep: Any
+    weights: Any
+    commit: Any
+    spread: Any
+
+    @property
+    def num_calls(self) -> int:
+        """How often the network is called, for each image."""
+        return self.t.shape[0]
 
 
-def ddim_fn(
-    schedule: Schedule, predict_fn: Callable[[Array, Array], Prediction], eta: float = 0.0
-) -> Callable[[Array, Array], Prediction]:
-    """`predict_fn` with the mean and variance of DDIM's step, as `ddim` describes it.
-
-    Raises:
-        ValueError: eta leaves 0..1.
-    """
-    if not 0 <= eta <= 1:
-        raise ValueError(
-            f"eta={eta} must lie in 0..1; write eta=0 for no noise or eta=1 for that of "
-            "the ancestral chain."
-        )
-
-    def predict(x_t, t):
-        prediction = predict_fn(x_t, t)
-        noise = at(schedule.sqrt_one_minus_alpha_bar, t, x_t)
-        before = at(schedule.sqrt_one_minus_alpha_bar, jnp.maximum(t - 1, 0), x_t)
-        before = jnp.where((t > 0).reshape(noise.shape), before, 0.0)
-        # 1 - alpha_bar' - sigma^2, without the difference of two nearly equal numbers.
-        kept = jnp.square(at(schedule.posterior_coef_x_t, t, x_t) * noise)
-        along = jnp.sqrt((1 - eta**2) * jnp.square(before) + eta**2 * kept)
-        signal = jnp.sqrt(at(schedule.alpha_bar_prev, t, x_t))
-        spread = jnp.log(eta**2 * at(schedule.posterior_variance, t, x_t)) if eta else None
-        mean = signal * prediction.x_0 + along * prediction.eps
-        return prediction.replace(mean=mean, log_variance=spread)
-
-    return predict
+LOWEST_HALF_LOG_SNR = -5.1
 
 
 def solve(
@@ -135,7 +101,7 @@ def solve(
         ValueError: `mean` is another, or trajectory leaves the plan.
     """
     if mean not in ("eps", "x_0", "v"):
-        raise ValueError(
+        raise UserError(
             f"mean={mean!r} cannot go with a solver, which needs the noise between whole "
             "steps; use a network of mean 'eps', 'x_0' or 'v', or the ancestral chain."
         )
@@ -168,7 +134,7 @@ def solve(
         x = call.keep * start + sum(w * s for w, s in zip(call.weights, said, strict=True))
         if call.spread is not None:
             each = jax.vmap(jax.random.fold_in, (0, None))(rngs, i)
-            x = x + call.spread * standard_normal(each, x.shape[1:])
+            x = x + call.spread * randomness.standard_normal(each, x.shape[1:])
         return (x, jnp.where(call.commit, x, start), said[:-1], kept), None
 
     calls = jax.tree.map(
@@ -181,23 +147,57 @@ def solve(
     return x if kept is None else (x, kept)
 
 
-def dynamic_threshold(x_0: Images, percentile: float = 0.995) -> Float[Array, "b h w c"]:
-    """Divides each image by its largest pixels instead of clipping them all to 1.
-
-    s is the `percentile` of |x_0| over the image, at least 1; x_0 is clipped to [-s, s] and
-    divided by s (Saharia et al. 2022, Imagen, Sec. 2.3). For `denoised_fn`.
-
-    Args:
-        x_0: predicted images.
-        percentile: in (0, 1], as a fraction.
-
-    Raises:
-        ValueError: percentile leaves (0, 1].
-    """
-    if not 0 < percentile <= 1:
-        raise ValueError(
-            f"percentile={percentile} must lie in (0, 1]; write such as percentile=0.995."
+def half_log_snr_ends(schedule: Schedule, num_levels: int) -> tuple[float, float]:
+    """(lambda of most noise, of least)."""
+    table = schedule_lib.half_log_snr_table(schedule)
+    if num_levels < 1 or (num_levels > 1 and table.size == 1):
+        raise UserError(
+            f"num_levels={num_levels} is not possible: a schedule of T={table.size} has "
+            f"{'one level' if table.size == 1 else 'at least one'}; write num_levels=1."
         )
-    s = jnp.quantile(jnp.abs(x_0), percentile, axis=(1, 2, 3), keepdims=True)
-    s = jnp.maximum(s, 1.0)
-    return jnp.clip(x_0, -s, s) / s
+    return min(max(table[-1], LOWEST_HALF_LOG_SNR), table[0]), table[0]
+
+
+def half_log_snr_levels(schedule: Schedule, t: np.ndarray) -> np.ndarray:
+    """lambda of levels given by t, from the noise to the data."""
+    return schedule_lib.half_log_snr(schedule, t)[::-1]
+
+
+def signal_at(half_log_snr: float | np.ndarray) -> float | np.ndarray:
+    return 1 / np.sqrt(1 + np.exp(-2 * half_log_snr))
+
+
+def sigma_at(half_log_snr: float | np.ndarray) -> float | np.ndarray:
+    return 1 / np.sqrt(1 + np.exp(2 * half_log_snr))
+
+
+def call_row(half_log_snr, keep, weights, *, commit=True, says_x_0=False, spread=0.0) -> dict:
+    """One row of a plan: a call at this lambda, and the x after it."""
+    return dict(
+        half_log_snr=half_log_snr, keep=keep, weights=weights, commit=commit,
+        says_x_0=says_x_0, spread=spread,
+    )
+
+
+def x_0_row(half_log_snr: float) -> dict:
+    """The step to lambda = infinity, of order 1: x becomes x_0."""
+    return call_row(half_log_snr, 0.0, [1.0], says_x_0=True)
+
+
+def plan_of_rows(schedule: Schedule, calls: list[dict]) -> Plan:
+    width = max(len(call["weights"]) for call in calls)
+    columns = {
+        name: np.array([call[name] for call in calls])
+        for name in calls[0] if name != "weights"
+    }
+    half_log_snr, spread = columns.pop("half_log_snr"), columns.pop("spread")
+    return Plan(
+        t=schedule_lib.at_half_log_snr(schedule, half_log_snr),
+        signal=signal_at(half_log_snr),
+        sigma=sigma_at(half_log_snr),
+        weights=np.array([
+            call["weights"] + [0.0] * (width - len(call["weights"])) for call in calls
+        ]),
+        spread=spread if spread.any() else None,
+        **columns,
+    )

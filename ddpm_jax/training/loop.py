@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import dataclasses
 import functools
 import time
 from typing import Any
@@ -12,24 +11,21 @@ import ml_collections
 import numpy as np
 
 from ddpm_jax import config as config_lib
-from ddpm_jax import validation
-from ddpm_jax.data import batching, loading
-from ddpm_jax.data import source as source_lib
-from ddpm_jax.data.source import Source
-from ddpm_jax.diffusion import randomness
-from ddpm_jax.runtime import interruption, parallel
-from ddpm_jax.training import memory_check, monitoring, nan_search, timesteps, warm_start
+from ddpm_jax.data import batching
+from ddpm_jax.network.trained import Trained
+from ddpm_jax.runtime import interruption, memory, parallel, profiling
+from ddpm_jax.training import monitoring, nan_search
+from ddpm_jax.training import run as run_lib
 from ddpm_jax.training import state as state_lib
-from ddpm_jax.training.state import TrainState, Trained
-from ddpm_jax.training.step import pmap_train_step, step_settings
+from ddpm_jax.training.run import Run, step_settings
+from ddpm_jax.training.state import TrainState
+from ddpm_jax.training.step import pmap_train_step
 from ddpm_jax.workdir import lock, run_folder
 from ddpm_jax.workdir.checkpoints import Checkpoints, library_versions, steps
 from ddpm_jax.workdir.logs import Logs, Rate, Silence
 from ddpm_jax.workdir.pictures import save_png
 from ddpm_jax.workdir.wandb_writer import WandbWriter
 
-# Addresses below the seed: each use of randomness folds in its own.
-_INIT, STEP, _HELD_OUT, _GRID = range(4)
 IN_FLIGHT = 2  # Steps queued ahead; more can hang where CPU devices wait for one another.
 
 
@@ -57,7 +53,7 @@ def train(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -> 
         Interrupted: SIGINT, SIGTERM or a notice of preemption came; the step under way was
             finished and saved.
     """
-    run = prepare(config, workdir, data)
+    run = run_lib.prepare(config, workdir, data)
     config, num_steps = run.config, run.config.train.num_steps
     with contextlib.ExitStack() as stack:
         check_owner = stack.enter_context(lock.hold(run.workdir))
@@ -65,7 +61,7 @@ def train(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -> 
         checkpoints = stack.enter_context(Checkpoints(
             run.workdir, keep=config.train.keep, keep_every=config.train.keep_every
         ))
-        state = parallel.replicate(first_state(run, checkpoints))
+        state = parallel.replicate(run_lib.first_state(run, checkpoints))
         start = int(state.step)
         project = config.train.wandb
         logs = stack.enter_context(Logs(
@@ -76,21 +72,21 @@ def train(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -> 
             config, state, run.source, run.held_out, run.workdir
         ):
             logs.say(line)
-        logs.text("config", f"```json\n{config_lib.dump(config)}\n```")
+        logs.text("config", f"```json\n{run_folder.dump(config)}\n```")
         settings = step_settings(config)
         step_fn = pmap_train_step(
             schedule=run.schedule, learning_rate=config_lib.learning_rate(config),
             settings=settings,
         )
         observe = observer(run, logs, checkpoints, start)
-        batches = stack.enter_context(contextlib.closing(batching.batches(
+        batches = stack.enter_context(contextlib.closing(batching.device_batches(
             run.source, seed=config.seed, batch_size=config.train.batch_size,
             on_device=config.data.on_device, start=start,
         )))
         stack.enter_context(jax.default_matmul_precision(config.train.matmul_precision))
-        rng, in_flight = run.rng(STEP), collections.deque()
+        rng, in_flight = run.rng(run_lib.STEP), collections.deque()
         ahead = 0 if config.train.debug_nans else IN_FLIGHT
-        steps = stack.enter_context(contextlib.closing(monitoring.traced(
+        steps = stack.enter_context(contextlib.closing(profiling.traced(
             range(start + 1, num_steps + 1), config.train.profile if parallel.is_first() else (),
             logs.folder / "profile", in_flight,
         )))
@@ -113,7 +109,7 @@ def train(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -> 
             observe(step, state, metrics)
             if step == start + 1:
                 jax.block_until_ready(state)
-                logs.say(f"memory after the first step: {monitoring.memory()}")
+                logs.say(f"memory after the first step: {memory.peak()}")
             signal = asked_to_stop(step)
             if signal and step < num_steps:
                 save(run, logs, checkpoints, step, state)
@@ -131,76 +127,6 @@ def train(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -> 
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What a run is made of, once its settings are known to be sound.
-
-    Attributes:
-        config: with the shape of the images in it.
-        workdir: made and writable; None where nothing is to be kept.
-        source: images to train on.
-        held_out: images kept from training; None where there are none.
-        schedule: the noise schedule.
-        model: the network.
-    """
-
-    config: ml_collections.ConfigDict
-    workdir: Any
-    source: Any
-    held_out: Any
-    schedule: Any
-    model: Any
-
-    def rng(self, use: int) -> jax.Array:
-        """The key of one use of randomness."""
-        return jax.random.fold_in(randomness.as_key(self.config.seed), use)
-
-
-def prepare(config: ml_collections.ConfigDict, workdir: Any, data: Any) -> Run:
-    """Checks everything, makes the workdir and opens the data; compiles nothing.
-
-    Args:
-        config, data: as of `train`.
-        workdir: None writes nothing.
-
-    Raises:
-        ValueError: as `train` does.
-    """
-    validation.validate(config, num_devices=jax.device_count())
-    if shape := config_lib.image_shape(config):  # Known before there are data.
-        memory_check.check(config, shape)
-    workdir = workdir if workdir is None else run_folder.create(workdir)
-    source, held_out = open_data(config, data)
-    config = config_lib.resolved(config, source)
-    validation.check_images(config, source.image_shape)
-    memory_check.check(config, source.image_shape)
-    parallel.check_same(config=config_lib.dump(config), data=(len(source), source.image_shape))
-    model = config_lib.model(config, source.image_shape[-1])
-    return Run(config, workdir, source, held_out, config_lib.schedule(config), model)
-
-
-def fresh_state(run: Run) -> TrainState:
-    """The state at step 0."""
-    train = run.config.train
-    importance_sampled = train.t_sampling == "importance"
-    return state_lib.create(
-        run.model, config_lib.optimizer(run.config), run.rng(_INIT), run.source.image_shape,
-        extra_ema_decays=tuple(train.extra_ema_decays),
-        loss_history=(
-            timesteps.fresh(run.schedule.num_timesteps) if importance_sampled else {}
-        ),
-    )
-
-
-def first_state(run: Run, checkpoints: Checkpoints) -> TrainState:
-    """The state of the newest checkpoint; where there is none, a fresh one or a warm start."""
-    state = fresh_state(run)
-    restored = checkpoints.restore(state_lib.to_saved(state), added=state_lib.ADDED)
-    return state.replace(**restored[1]) if restored else warm_start.state(
-        state, run.config.train.warm_start, run.model, run.source.image_shape
-    )
-
-
 def save(
     run: Run, logs: Logs | Silence, checkpoints: Checkpoints, step: int, state: TrainState
 ) -> None:
@@ -213,10 +139,10 @@ def observer(run: Run, logs: Logs | Silence, checkpoints: Checkpoints, start: in
     """(step, state, metrics) -> None: logs, draws and saves what is due after a step."""
     config, train = run.config, run.config.train
     evaluate = monitoring.held_out_loss(
-        config, run.model, run.schedule, run.held_out, run.rng(_HELD_OUT)
+        config, run.model, run.schedule, run.held_out, run.rng(run_lib.HELD_OUT)
     )
     draw_grid = monitoring.grid(
-        config, run.model, run.schedule, run.held_out or run.source, run.rng(_GRID)
+        config, run.model, run.schedule, run.held_out or run.source, run.rng(run_lib.GRID)
     )
     rate = Rate(start_step=start, num_steps=train.num_steps, batch_size=train.batch_size)
 
@@ -241,22 +167,6 @@ def observer(run: Run, logs: Logs | Silence, checkpoints: Checkpoints, start: in
                 save(run, logs, checkpoints, step, state)
 
     return observe
-
-
-def open_data(config: ml_collections.ConfigDict, data: Any):
-    """The images to train on and those held out (None where there are none)."""
-    if data is not None:
-        source = data if isinstance(data, Source) else source_lib.from_array(data)
-        there = {"labels": source.num_classes, "condition": source.condition_channels}
-        for name in there:
-            if config.data[name] and not there[name]:
-                raise ValueError(
-                    f"config.data.{name}={config.data[name]!r}, but the array given has none; pass "
-                    f"data=ddpm_jax.data.from_array(images, {name}=...)."
-                )
-        return source, None
-    settings = config_lib.data_settings(config)
-    return tuple(loading.load(split=split, **settings) for split in ("train", "test"))
 
 
 def every(step: int, period: int, last: int) -> bool:
@@ -293,4 +203,4 @@ def finite_row(metrics: dict[str, jax.Array]) -> dict[str, float]:
 
 def metadata(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """What a checkpoint says of itself."""
-    return {"config": config_lib.dump(config), "versions": library_versions()}
+    return {"config": run_folder.dump(config), "versions": library_versions()}

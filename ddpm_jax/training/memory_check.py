@@ -1,9 +1,6 @@
 """What a training step must hold, estimated from shapes alone, against what there is."""
 
-import contextlib
 import functools
-import os
-import pathlib
 from typing import Any
 
 import jax
@@ -11,6 +8,8 @@ import jax.numpy as jnp
 import ml_collections
 
 from ddpm_jax import config as config_lib
+from ddpm_jax.errors import UserError
+from ddpm_jax.runtime import memory
 from ddpm_jax.training import state as state_lib
 
 # Shares of what `jax.vjp` keeps for the backward pass. A compiler makes most of it again where
@@ -40,7 +39,7 @@ def check(
     Raises:
         ValueError: naming what the estimate is made of, and the setting to change.
     """
-    available = on_each_device() if available is None else available
+    available = memory.on_each_device() if available is None else available
     state, images, share = _needed(config, image_shape)
     images = int(_SHARES[config.train.remat][0] * images)
     if state + images <= available:
@@ -60,7 +59,7 @@ def check(
     else:
         setting = f"data.image_size={image_shape[0]}"
         works = f"data.image_size={image_shape[0] // 2}"
-    raise ValueError(
+    raise UserError(
         f"config.{setting}: a training step needs at least {_gib(state + images)} on each device "
         f"({_gib(state)} for parameters, averages, optimizer and gradients, {_gib(images)} for "
         f"{share:,} images at a time), which has {_gib(available)}; try --config.{works}."
@@ -69,7 +68,7 @@ def check(
 
 def warnings(config: ml_collections.ConfigDict, image_shape: tuple[int, int, int]) -> list[str]:
     """A line where memory may not suffice, by how much the compiler makes again."""
-    available = on_each_device()
+    available = memory.on_each_device()
     state, images, share = _needed(config, image_shape)
     most = state + int(_SHARES[config.train.remat][1] * images)
     return [] if most <= available else [
@@ -131,18 +130,3 @@ def of_images(
     return sum(
         leaf.size * leaf.dtype.itemsize for leaf in leaves if leaf.shape[:1] == (batch_size,)
     )
-
-
-def on_each_device() -> int:
-    """Bytes that a device of this process may have; CPU devices share those of the host."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    return stats.get("bytes_limit") or of_host() // jax.local_device_count()
-
-
-def of_host() -> int:
-    """Bytes of memory of this machine, or of the container that this runs in."""
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for path in ("memory.max", "memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):  # Absent, or "max".
-            limits.append(int(pathlib.Path("/sys/fs/cgroup", path).read_text()))
-    return min(limits)

@@ -2,9 +2,7 @@
 
 import dataclasses
 import functools
-import os
-import resource
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,15 +10,18 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from ddpm_jax import config as config_lib
 from ddpm_jax import validation
+from ddpm_jax import config as config_lib
+from ddpm_jax.data import pixels
 from ddpm_jax.diffusion import losses, randomness
 from ddpm_jax.inference import conditions
 from ddpm_jax.inference import sample as sample_lib
+from ddpm_jax.network import trained as trained_lib
+from ddpm_jax.network.trained import Trained
 from ddpm_jax.runtime import parallel
 from ddpm_jax.training import memory_check
 from ddpm_jax.training import state as state_lib
-from ddpm_jax.training.state import TrainState, Trained
+from ddpm_jax.training.state import TrainState
 from ddpm_jax.workdir import pictures
 from ddpm_jax.workdir.logs import format_duration
 
@@ -42,15 +43,15 @@ def pmap_held_out_loss(model, *, schedule, parameterization, objective, num_imag
         denoise_fn = functools.partial(
             model.apply, {"params": params}, train=False, **model_kwargs
         )
-        x_0 = pictures.to_float(uint8)
+        x_0 = pixels.to_float(uint8)
         loss = losses.training_loss(
             schedule, denoise_fn, x_0, t, eps,
             parameterization=parameterization, objective=objective,
         )
         return jax.lax.psum(jnp.sum(loss * (places < num_images)), parallel.AXIS)
 
-    return jax.pmap(
-        summed_loss, axis_name=parallel.AXIS, in_axes=(None, 0, 0, None), out_axes=None
+    return parallel.pmap(
+        summed_loss, in_axes=(None, 0, 0, None), out_axes=None
     )
 
 
@@ -153,51 +154,12 @@ def opening_lines(
             *validation.warnings(config), *memory_check.warnings(config, source.image_shape)
         )),
         f"data: {len(source):,} images of {height}x{width}x{channels}{held}",
-        f"parameters: {state_lib.num_params(state.params):,}; state on each device "
+        f"parameters: {trained_lib.num_params(state.params):,}; state on each device "
         f"{size / 2**20:,.1f} MiB",
         f"devices: {jax.device_count()} {device.device_kind} ({device.platform}), batch "
         f"{config.train.batch_size}",
         f"{'resuming at' if step else 'starting at'} step {step:,} of {num_steps:,} in {workdir}",
     ]
-
-
-def traced(
-    steps: range, profile: tuple[int, ...], folder: Any, in_flight: Collection[jax.Array]
-) -> Iterator[int]:
-    """The steps one by one; what is done for each of `profile` is traced by `jax.profiler`.
-
-    Args:
-        steps: of a training loop.
-        profile: the first and the last step to trace; () is none.
-        folder: for the trace, somewhere below TensorBoard's.
-        in_flight: what was started and not waited for; waited for at both ends of the trace.
-    """
-    within = range(profile[0], profile[1] + 1) if profile else ()
-    tracing = False
-    try:
-        for step in steps:
-            if tracing != (step in within):
-                jax.block_until_ready(list(in_flight))
-                jax.profiler.stop_trace() if tracing else jax.profiler.start_trace(
-                    os.fspath(folder)
-                )
-                tracing = not tracing
-            with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                yield step
-    finally:
-        if tracing:
-            jax.block_until_ready(list(in_flight))
-            jax.profiler.stop_trace()
-
-
-def memory() -> str:
-    """Peak memory: of the first device where it is counted, else of the process."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    if "peak_bytes_in_use" in stats:
-        limit = stats.get("bytes_limit", 0) / 2**30
-        return f"{stats['peak_bytes_in_use'] / 2**30:.2f} of {limit:.2f} GiB on the first device"
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return f"{peak / 2**30:.2f} GiB in this process"
 
 
 def closing_line(start: int, num_steps: int, seconds: float, workdir: Any) -> str:

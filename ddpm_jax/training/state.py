@@ -1,11 +1,10 @@
 """What training carries from step to step, and what a trained model is afterwards."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -13,25 +12,6 @@ from flax.training import train_state
 
 # For what runs once: XLA for a CPU else takes far longer to compile than it takes to run.
 _QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
-
-@flax.struct.dataclass
-class Trained:
-    """Parameters with the static configuration that they need; a pytree.
-
-    Attributes:
-        params: the network's parameters, as a rule their running average.
-        model: the Linen module (static).
-        schedule: the noise schedule, host arrays.
-        diffusion: `process.Parameterization` (static).
-        image_shape: (h, w, c) of one image (static).
-    """
-
-    params: Any
-    model: nn.Module = flax.struct.field(pytree_node=False)
-    schedule: Any
-    diffusion: Any = flax.struct.field(pytree_node=False)
-    image_shape: tuple[int, int, int] = flax.struct.field(pytree_node=False)
 
 
 class TrainState(train_state.TrainState):
@@ -119,13 +99,3 @@ def to_saved(state: TrainState) -> dict[str, Any]:
 
 # Parts of a state that checkpoints of older versions lack; they stay as in a fresh one.
 ADDED = ("skipped",)
-
-
-def num_params(params: Any) -> int:
-    """How many numbers a parameter tree holds."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
-
-
-def denoise_fn(trained: Trained) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """(x_t [b, h, w, c], t [b]) -> the network's raw output, for work of your own; jit-able."""
-    return functools.partial(trained.model.apply, {"params": trained.params}, train=False)

@@ -5,16 +5,14 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 
-from ddpm_jax import config as config_lib
+from ddpm_jax.data.pixels import to_float
 from ddpm_jax.diffusion import losses, randomness
 from ddpm_jax.diffusion.process import Parameterization
 from ddpm_jax.runtime import parallel
 from ddpm_jax.training import timesteps
 from ddpm_jax.training.state import TrainState
-from ddpm_jax.workdir.pictures import to_float
 
 _LABEL = 3  # Address below an image's key; 0, 1 and 2 are t, eps and the mirror.
 
@@ -176,28 +174,11 @@ def draw(
     x_0, eps, model_kwargs = jax.vmap(draw_one)(
         randomness.image_keys(rng, places), batch["images"], model_kwargs
     )
-    t, weight = draw_t(
+    t, weight = timesteps.draw_t(
         rng, places, num_timesteps=num_timesteps, t_sampling=t_sampling,
         loss_history=loss_history,
     )
     return x_0, t, weight, eps, model_kwargs
-
-
-def draw_t(rng, places, *, num_timesteps, t_sampling, loss_history):
-    """t of each image, int32 [b] in 0..T-1, and the weight of its loss, float32 [b].
-
-    "uniform"; "antithetic", where the images at places 2k and 2k + 1 have t and T - 1 - t; or
-    "importance", from the losses seen so far (see `importance`).
-    """
-    odd = places % 2
-    rngs = randomness.image_keys(rng, places - odd if t_sampling == "antithetic" else places)
-    rngs = jax.vmap(lambda rng: jax.random.split(rng, 3)[0])(rngs)
-    if t_sampling == "importance":
-        return timesteps.draw(loss_history, jax.vmap(jax.random.uniform)(rngs))
-    t = jax.vmap(lambda rng: jax.random.randint(rng, (), 0, num_timesteps))(rngs)
-    if t_sampling == "antithetic":
-        t = jnp.where(odd == 1, num_timesteps - 1 - t, t)
-    return t, jnp.ones(t.shape)
 
 
 def tally_by_quartile(loss, t, weight, num_timesteps):
@@ -242,27 +223,7 @@ def ema_decay_at(decay, *, step, warmup):
 
 def pmap_train_step(**settings):
     """Compiles `train_step` for all devices; the state stays replicated, and is donated."""
-    return jax.pmap(
+    return parallel.pmap(
         functools.partial(train_step, **settings),
-        axis_name=parallel.AXIS,
-        in_axes=(None, 0, None),
-        out_axes=None,
-        donate_argnums=(0,),
-    )
-
-
-def step_settings(config: ml_collections.ConfigDict) -> StepSettings:
-    """The settings of `train_step` from a config."""
-    return StepSettings(
-        parameterization=config_lib.parameterization(config),
-        objective=config_lib.objective(config),
-        t_sampling=config.train.t_sampling,
-        random_flip=config.data.random_flip,
-        label_dropout=config.train.label_dropout,
-        null_label=config.data.num_classes,
-        accumulate=config.train.accumulate,
-        remat=config.train.remat,
-        ema_decay=config.train.ema_decay,
-        ema_warmup=config.train.ema_warmup,
-        log_every=config.train.log_every,
+        in_axes=(None, 0, None), out_axes=None, donate_argnums=(0,),
     )

@@ -1,12 +1,16 @@
-"""Importance sampling of t by the size of its losses (Nichol and Dhariwal 2021, Sec. 3.3).
+"""Which t each image of a batch trains: uniform, antithetic, or by importance.
 
-The terms of the bound differ by orders of magnitude between steps. Steps are drawn with
-probability proportional to the root mean square of their last ten losses, and each loss is
-divided by that probability, so that its mean stays the bound.
+Importance sampling is by the size of t's losses (Nichol and Dhariwal 2021, Sec. 3.3): the terms
+of the bound differ by orders of magnitude between steps, so steps are drawn with probability
+proportional to the root mean square of their last ten losses, and each loss is divided by that
+probability, so that its mean stays the bound.
 """
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from ddpm_jax.diffusion import randomness
 
 _KEPT = 10  # Losses remembered a step; until every step has them t is uniform.
 _UNIFORM = 0.001  # Share of the probability that is spread evenly.
@@ -63,3 +67,20 @@ def record(history: History, t: Int[Array, " n"], loss: Float[Array, " n"]) -> H
         "loss": history["loss"].at[t, slot].set(loss, mode="drop"),
         "count": history["count"].at[t].add(1),
     }
+
+
+def draw_t(rng, places, *, num_timesteps, t_sampling, loss_history):
+    """t of each image, int32 [b] in 0..T-1, and the weight of its loss, float32 [b].
+
+    "uniform"; "antithetic", where the images at places 2k and 2k + 1 have t and T - 1 - t; or
+    "importance", from the losses seen so far (see `importance`).
+    """
+    odd = places % 2
+    rngs = randomness.image_keys(rng, places - odd if t_sampling == "antithetic" else places)
+    rngs = jax.vmap(lambda rng: jax.random.split(rng, 3)[0])(rngs)
+    if t_sampling == "importance":
+        return draw(loss_history, jax.vmap(jax.random.uniform)(rngs))
+    t = jax.vmap(lambda rng: jax.random.randint(rng, (), 0, num_timesteps))(rngs)
+    if t_sampling == "antithetic":
+        t = jnp.where(odd == 1, num_timesteps - 1 - t, t)
+    return t, jnp.ones(t.shape)

@@ -6,9 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.network import unet
+from ddpm_jax.errors import UserError
+from ddpm_jax.network import blocks, unet
+from ddpm_jax.network import trained as trained_lib
+from ddpm_jax.network.trained import Trained
+from ddpm_jax.runtime import files
 from ddpm_jax.training.state import TrainState
-from ddpm_jax.weights import pretrained, state_dicts
+from ddpm_jax.weights import pretrained
+from ddpm_jax.workdir import run_folder
 
 # Settings of the network by which the same weights, of the same shapes, mean something else.
 _SAME_NETWORK = (
@@ -44,39 +49,50 @@ def params(source: str, model: unet.UNet, image_shape: tuple[int, int, int]) -> 
     """The parameters that `source` names, for `model`; compiles nothing.
 
     Args:
-        source: `config.train.warm_start`, anything that `pretrained.find` knows.
+        source: `config.train.warm_start`, anything that `warm_start.find` knows.
         model: to be trained.
         image_shape: (h, w, c).
 
     Raises:
         ValueError: there are no such weights, or they are of another network.
     """
-    found = pretrained.find(source)
+    found = find(source)
     for setting in _SAME_NETWORK:
         ours, theirs = (getattr(m, setting) for m in (model, found.model))
         if ours != theirs:
-            raise ValueError(
+            raise UserError(
                 f"config.model.{setting}={ours!r}, but config.train.warm_start={source!r} has "
                 f"{theirs!r}; write --config.model.{setting}={theirs}."
             )
-    ours = state_dicts.shapes(model, image_shape)
-    theirs = {path: np.shape(leaf) for path, leaf in state_dicts.leaves(found.params)}
+    ours = trained_lib.shapes(model, image_shape)
+    theirs = {path: np.shape(leaf) for path, leaf in trained_lib.leaves(found.params)}
     for path in [*ours, *theirs]:
         if ours.get(path) != theirs.get(path):
-            raise ValueError(
+            raise UserError(
                 f"config.train.warm_start={source!r} does not fit at {'/'.join(path)}: the network "
                 f"of config.model has {ours.get(path, 'nothing')}, it "
                 f"{theirs.get(path, 'nothing')}; describe its network, or name other weights."
             )
     norms = {shape[0] for path, shape in ours.items() if path[-1] == "scale"}
     groups, wanted = (
-        {width: m.num_groups or unet.default_num_groups(width) for width in norms}
+        {width: m.num_groups or blocks.default_num_groups(width) for width in norms}
         for m in (model, found.model)
     )
     if groups != wanted:
-        raise ValueError(
+        raise UserError(
             f"config.model.num_groups={model.num_groups or 0}, but config.train.warm_start="
             f"{source!r} has other groups; write --config.model.num_groups="
             f"{found.model.num_groups or 0}."
         )
     return found.params
+
+
+def find(source: Any) -> Trained:
+    """The model of a workdir (its running average), a folder of diffusers or the hub.
+
+    Raises:
+        ValueError: it is none of them, or cannot be read.
+    """
+    return run_folder.load(source) if (files.path(source) / "checkpoints").is_dir() else (
+        pretrained.from_pretrained(source)
+    )

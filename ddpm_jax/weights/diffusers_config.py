@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax.diffusion import process
 from ddpm_jax.diffusion import schedule as schedule_lib
-from ddpm_jax.network import unet
+from ddpm_jax.diffusion.process import Parameterization
+from ddpm_jax.errors import UserError
+from ddpm_jax.network import blocks
+from ddpm_jax.network import trained as trained_lib
+from ddpm_jax.network.trained import Trained
 from ddpm_jax.network.unet import UNet
-from ddpm_jax.training.state import Trained
-from ddpm_jax.weights import state_dicts
 
 VERSION = "0.30.0"  # Of diffusers, whose names of settings these are.
 NULL_LABEL = "_null_label"  # Ours: diffusers keeps names with "_" and makes nothing of them.
@@ -142,7 +143,7 @@ def _num_heads(get, attends) -> int:
 
 def process(
     settings: Mapping[str, Any]
-) -> tuple[schedule_lib.Schedule, process.Parameterization]:
+) -> tuple[schedule_lib.Schedule, Parameterization]:
     """The noise schedule and what the output means, from a `scheduler_config.json`.
 
     Raises:
@@ -167,7 +168,7 @@ def process(
             get["num_train_timesteps"], get["beta_start"], get["beta_end"]
         )
     )
-    return schedule, process.Parameterization(
+    return schedule, Parameterization(
         MEANS[get["prediction_type"]], VARIANCES[get["variance_type"]]
     )
 
@@ -195,11 +196,11 @@ def network_settings(trained: Trained) -> dict[str, Any]:
     """
     model, (height, width, channels) = trained.model, trained.image_shape
     if not isinstance(model, UNet):
-        raise ValueError(
+        raise UserError(
             f"model={type(model).__name__} cannot be expressed in diffusers; only a UNet can."
         )
     if model.timestep_scale != 1:
-        raise ValueError(
+        raise UserError(
             f"model.timestep_scale={model.timestep_scale} cannot be expressed in diffusers; only "
             "1 can."
         )
@@ -229,7 +230,7 @@ def network_settings(trained: Trained) -> dict[str, Any]:
 def _head_dim(model, widths, attends) -> int | None:
     attending = {w for w, attend in zip(widths, attends) if attend} | {widths[-1]}
     if model.num_heads > 1 and len(attending) > 1:
-        raise ValueError(
+        raise UserError(
             f"model.num_heads={model.num_heads} at {sorted(attending)} channels cannot be "
             "expressed in diffusers, where attention_head_dim is one number; only 1 head can."
         )
@@ -239,11 +240,11 @@ def _head_dim(model, widths, attends) -> int | None:
 def _num_groups(trained) -> int:
     """The one number of groups that every norm has."""
     model, norms = trained.model, {
-        leaf.shape[0] for path, leaf in state_dicts.leaves(trained.params) if path[-1] == "scale"
+        leaf.shape[0] for path, leaf in trained_lib.leaves(trained.params) if path[-1] == "scale"
     }
-    groups = {model.num_groups or unet.default_num_groups(width) for width in norms}
+    groups = {model.num_groups or blocks.default_num_groups(width) for width in norms}
     if len(groups) > 1:
-        raise ValueError(
+        raise UserError(
             f"model.num_groups={model.num_groups} is {sorted(groups)} groups by width, and "
             "diffusers has one norm_num_groups; train with such as "
             f"--config.model.num_groups={min(groups)}."
@@ -268,13 +269,13 @@ def process_settings(trained: Trained, clip: bool) -> dict[str, Any]:
         value = getattr(trained.diffusion, ours)
         found[theirs] = next((name for name in table if table[name] == value), None)
         if found[theirs] is None:
-            raise ValueError(
+            raise UserError(
                 f"diffusion.{ours}={value!r} cannot be expressed in diffusers; only "
                 f"{', '.join(dict.fromkeys(table.values()))} can."
             )
     beta, steps = np.asarray(trained.schedule.beta), trained.schedule.num_timesteps
     if not np.array_equal(trained.schedule.timesteps, np.arange(steps)):
-        raise ValueError(
+        raise UserError(
             "schedule.timesteps are those of a respaced chain, which cannot be expressed in "
             "diffusers; save the model with its full schedule."
         )
@@ -317,7 +318,7 @@ def _right_kinds(get) -> dict[str, bool]:
 
 def _refuse(wrong, settings, name, instead):
     if wrong:
-        raise ValueError(f"{name}={json.dumps(settings[name])} cannot be taken over; {instead}.")
+        raise UserError(f"{name}={json.dumps(settings[name])} cannot be taken over; {instead}.")
 
 
 def _refuse_unknown(settings, name, known):

@@ -1,86 +1,25 @@
-"""Trained models from files: of our workdirs, of diffusers, of PyTorch."""
+"""Trained models from the files of diffusers and of PyTorch, and back."""
 
-import hashlib
 import json
 import os
-import re
 import warnings
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import safetensors.numpy
-from etils import epath
 
-from ddpm_jax import config as config_lib
 from ddpm_jax.diffusion import process
 from ddpm_jax.diffusion import schedule as schedule_lib
+from ddpm_jax.errors import UserError
 from ddpm_jax.network import unet
+from ddpm_jax.network.trained import Trained
 from ddpm_jax.runtime import files
-from ddpm_jax.training.state import Trained
-from ddpm_jax.weights import diffusers_config, state_dicts, torch_file
-from ddpm_jax.workdir import run_folder
-from ddpm_jax.workdir.checkpoints import restore_part
+from ddpm_jax.weights import diffusers_config, hub, state_dicts, torch_file
 
-CONFIGS = ("unet/config.json", "config.json")
 _DTYPES = {  # Of safetensors; its own reader for NumPy lacks the first.
     "BF16": ml_dtypes.bfloat16, "F16": np.float16, "F32": np.float32, "F64": np.float64,
 }
-PROCESSES = ("scheduler/scheduler_config.json", "scheduler_config.json")
-WEIGHTS = tuple(
-    f"{folder}diffusion_pytorch_model.{kind}"
-    for folder in ("unet/", "") for kind in ("safetensors", "bin")
-)
-
-
-def load(workdir: Any, *, step: int | None = None, weights: str = "ema") -> Trained:
-    """The model that was trained in `workdir`, from its newest checkpoint.
-
-    Args:
-        workdir: as given to `train`.
-        step: which checkpoint; the newest by default.
-        weights: "ema", the running average; "raw", the parameters themselves; or one of
-            `config.train.extra_ema_decays`, such as "0.999".
-
-    Raises:
-        ValueError: there is no run, no checkpoint or no such weights.
-    """
-    return load_step(workdir, step=step, weights=weights)[1]
-
-
-def load_step(
-    workdir: Any, *, step: int | None = None, weights: str = "ema"
-) -> tuple[int, Trained]:
-    """As `load`, with the number of updates that the parameters have seen before it."""
-    stored = run_folder.stored_config(workdir)
-    extra = [str(decay) for decay in stored.train.extra_ema_decays]
-    if weights not in ("ema", "raw", *extra):
-        raise ValueError(
-            f"weights={weights!r} are not in {workdir}; use one of "
-            f"{', '.join(('ema', 'raw', *extra))}."
-        )
-    part = {"ema": "ema_params", "raw": "params"}.get(weights, "extra_ema_params")
-    step, params, metadata = restore_part(workdir, part, step)
-    config = config_lib.parse(metadata["config"])
-    shape = config_lib.image_shape(config)
-    return step, Trained(
-        params=params[weights] if weights in extra else params,
-        model=config_lib.model(config, shape[-1]),
-        schedule=config_lib.schedule(config),
-        diffusion=config_lib.parameterization(config),
-        image_shape=shape,
-    )
-
-
-def find(source: Any) -> Trained:
-    """The model of a workdir (its running average), a folder of diffusers or the hub.
-
-    Raises:
-        ValueError: it is none of them, or cannot be read.
-    """
-    return load(source) if (files.path(source) / "checkpoints").is_dir() else (
-        from_pretrained(source)
-    )
 
 
 def from_pretrained(source: Any, *, null_label: bool | None = None) -> Trained:
@@ -103,9 +42,11 @@ def from_pretrained(source: Any, *, null_label: bool | None = None) -> Trained:
         ValueError: there is no such model, a file is damaged, or the network or the process is
             one that we do not have; the setting is named.
     """
-    folder = _folder(source)
-    settings, process = (_read_json(_first(folder, names)) for names in (CONFIGS, PROCESSES))
-    path = _first(folder, WEIGHTS)
+    folder = hub.folder_of(source)
+    settings, process = (
+        _read_json(hub.first_of(folder, names)) for names in (hub.CONFIGS, hub.PROCESSES)
+    )
+    path = hub.first_of(folder, hub.WEIGHTS)
     try:
         model, image_shape = diffusers_config.network(settings, process, null_label)
         schedule, diffusion = diffusers_config.process(process)
@@ -113,7 +54,7 @@ def from_pretrained(source: Any, *, null_label: bool | None = None) -> Trained:
         unet.check(model, *image_shape[:2])
         params = state_dicts.to_params(_read_weights(path), model, image_shape)
     except ValueError as error:
-        raise ValueError(f"{source}: {str(error).removeprefix(f'{path}: ')}") from None
+        raise UserError(f"{source}: {str(error).removeprefix(f'{path}: ')}") from None
     for line in diffusers_config.sampling_hints(process):
         warnings.warn(f"{source}: its scheduler has {line}.", stacklevel=2)
     return Trained(params, model, schedule, diffusion, image_shape)
@@ -156,7 +97,7 @@ def from_state_dict(
             weights |= _read_weights(files.path(part))
         params = state_dicts.to_params(weights, model, image_shape)
     except ValueError as error:
-        raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
+        raise UserError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
     return Trained(params, model, schedule, diffusion, image_shape)
 
 
@@ -176,87 +117,30 @@ def save_pretrained(trained: Trained, folder: Any, *, clip: bool = True) -> None
     """
     folder = files.path(folder)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ValueError(f"folder={folder} holds something already; name one that does not exist.")
+        raise UserError(f"folder={folder} holds something already; name one that does not exist.")
     index = {
         "_class_name": "DDPMPipeline", "_diffusers_version": diffusers_config.VERSION,
         "scheduler": ["diffusers", "DDPMScheduler"], "unet": ["diffusers", "UNet2DModel"],
     }
     texts = {
         "model_index.json": index,
-        CONFIGS[0]: diffusers_config.network_settings(trained),
-        PROCESSES[0]: diffusers_config.process_settings(trained, clip),
+        hub.CONFIGS[0]: diffusers_config.network_settings(trained),
+        hub.PROCESSES[0]: diffusers_config.process_settings(trained, clip),
     }
     weights = state_dicts.from_params(trained.params, trained.model, trained.image_shape[0])
     files.write_folder(folder, {
         **{name: (json.dumps(text, indent=2) + "\n").encode() for name, text in texts.items()},
-        WEIGHTS[0]: safetensors.numpy.save(weights, metadata={"format": "pt"}),
+        hub.WEIGHTS[0]: safetensors.numpy.save(weights, metadata={"format": "pt"}),
     })
-
-
-def _folder(source) -> epath.Path:
-    """The folder itself, or that in the hub's cache."""
-    folder = files.path(source)
-    if folder.is_dir():
-        return folder
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)):
-        raise ValueError(
-            f"{source} is no folder, and no repository of the hub; write such as "
-            "\"google/ddpm-ema-cifar10-32\"."
-        )
-    try:
-        import huggingface_hub.errors
-    except ImportError:
-        raise ValueError(
-            f"{source} is no folder, and fetching it from the hub needs huggingface_hub; install "
-            "it with: pip install \"ddpm_jax[hub]\"."
-        ) from None
-    try:  # What is there already is not looked for again, so that no network is needed.
-        cached = epath.Path(huggingface_hub.snapshot_download(source, local_files_only=True))
-        if all(any((cached / name).exists() for name in names)
-               for names in (CONFIGS, PROCESSES, WEIGHTS)):
-            return cached
-    except huggingface_hub.errors.LocalEntryNotFoundError:
-        pass
-    try:
-        info = huggingface_hub.HfApi().model_info(source, files_metadata=True)
-        there = {file.rfilename: file.lfs for file in info.siblings}
-        wanted = [name for names in (CONFIGS, PROCESSES, WEIGHTS)
-                  for name in [n for n in names if n in there][:1]]
-        folder = epath.Path(huggingface_hub.snapshot_download(source, allow_patterns=wanted))
-        for name in wanted:
-            if there[name]:  # The large files, whose SHA-256 the hub tells.
-                _check_sum(folder / name, there[name].sha256)
-        return folder
-    except Exception as error:  # Its client's, its own and the system's have nothing in common.
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"{source} is no folder, not in the hub's cache, and could not be fetched "
-            f"({type(error).__name__}: {reason}); go online, or write the path of a folder."
-        ) from None
-
-
-def _check_sum(path, sha256):
-    """Removes what came over the network as something else, so that it is not used later."""
-    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
-        path.resolve().unlink()  # The cache links to it.
-        raise OSError(f"{path.name} arrived with another SHA-256 than {sha256}")
-
-
-def _first(folder, names) -> epath.Path:
-    """The first of these files that there is."""
-    found = [folder / name for name in names if (folder / name).exists()]
-    if not found:
-        raise ValueError(f"{folder} has no {' and no '.join(names)}; write a folder of diffusers.")
-    return found[0]
 
 
 def _read_json(path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read as JSON ({error}); download it again.") from None
+        raise UserError(f"{path} cannot be read as JSON ({error}); download it again.") from None
     if not isinstance(found, dict):
-        raise ValueError(f"{path} holds no settings by name; download it again.")
+        raise UserError(f"{path} holds no settings by name; download it again.")
     return {
         name: tuple(value) if isinstance(value, list) else value for name, value in found.items()
     }
@@ -271,7 +155,7 @@ def _read_weights(path) -> dict[str, np.ndarray]:
             for name, found in safetensors.deserialize(path.read_bytes())
         }
     except (safetensors.SafetensorError, OSError, KeyError) as error:  # KeyError: its dtype.
-        raise ValueError(
+        raise UserError(
             f"{path.name} is damaged, or its weights are of a type that is no float ({error}); "
             "download it again, or save it in float32."
         ) from None

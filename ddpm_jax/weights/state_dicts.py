@@ -9,10 +9,10 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax.errors import UserError
+from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.network.unet import UNet
 
 
@@ -99,21 +99,6 @@ LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": 
 RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
-def shapes(model: UNet, image_shape: tuple[int, int, int]) -> dict[tuple[str, ...], tuple]:
-    """The shape of every leaf of the network's parameters, by its path; compiles nothing."""
-    def init():
-        x, t = jnp.zeros((1, *image_shape)), jnp.zeros((1,), jnp.int32)
-        return model.init(jax.random.key(0), x, t, train=False)["params"]
-
-    return {path: leaf.shape for path, leaf in leaves(jax.eval_shape(init))}
-
-
-def leaves(params: Any) -> list[tuple[tuple[str, ...], Any]]:
-    """(path, leaf) of a tree of parameters, such as (("conv_in", "kernel"), ...)."""
-    flat = jax.tree_util.tree_flatten_with_path(params)[0]
-    return [(tuple(key.key for key in path), leaf) for path, leaf in flat]
-
-
 def to_params(
     state: Mapping[str, np.ndarray], model: UNet, image_shape: tuple[int, int, int]
 ) -> dict[str, Any]:
@@ -135,7 +120,7 @@ def to_params(
     state = {name.removeprefix("module."): array for name, array in state.items()}
     found = next((KNOWN_BY[name] for name in KNOWN_BY if name in state), None)
     if found is None:
-        raise ValueError(
+        raise UserError(
             f"the names of the weights are of no known format (such as {_some(state)}); "
             f"{', '.join(FORMATS)} are."
         )
@@ -143,16 +128,16 @@ def to_params(
     if found == "improved_diffusion":
         state = _split_qkv(state, model.num_heads)
     params: dict[str, Any] = {}
-    for path, shape in shapes(model, image_shape).items():
+    for path, shape in trained_lib.shapes(model, image_shape).items():
         key = name_of(path, FORMATS[found], model, image_shape[0])
         if key not in state:
-            raise ValueError(
+            raise UserError(
                 f"{key} is missing: the network has {'/'.join(path)} of shape {shape} there; use "
                 "the network that the weights were trained with."
             )
         leaf = _from_torch(state.pop(key), shape, path[-1])
         if leaf.shape != shape:
-            raise ValueError(
+            raise UserError(
                 f"{key} is {leaf.shape} and the network's {'/'.join(path)} {shape} (in our "
                 "order); use the network that the weights were trained with."
             )
@@ -161,7 +146,7 @@ def to_params(
             node = node.setdefault(part, {})
         node[path[-1]] = leaf
     if state:
-        raise ValueError(
+        raise UserError(
             f"{_some(state)} has no place in the network; use the one that the weights were "
             "trained with."
         )
@@ -172,7 +157,7 @@ def from_params(params: Any, model: UNet, height: int) -> dict[str, np.ndarray]:
     """The state dict of diffusers' `UNet2DModel`, the inverse of `to_params`; float32."""
     return {
         name_of(path, FORMATS["diffusers"], model, height): _to_torch(leaf, path)
-        for path, leaf in leaves(params)
+        for path, leaf in trained_lib.leaves(params)
     }
 
 
@@ -184,7 +169,7 @@ def name_of(path: tuple[str, ...], names: Format, model: UNet, height: int) -> s
             values = _counted(path[0], match.groupdict(), model, height)
             parts = [names.parts.get(part, part) for part in path[1:-1]]
             return ".".join([there.format(name=path[0], **values), *parts, LEAVES[path[-1]]])
-    raise ValueError(f"{'/'.join(path)} of the network has no counterpart in this format.")
+    raise UserError(f"{'/'.join(path)} of the network has no counterpart in this format.")
 
 
 def _counted(name, values, model, height):
@@ -219,7 +204,7 @@ def _split_qkv(state, num_heads):
         try:
             heads = array.reshape(num_heads, 3, -1, *array.shape[1:])
         except ValueError:
-            raise ValueError(
+            raise UserError(
                 f"{name} {array.shape} does not divide into {num_heads} heads; use the "
                 "num_heads that the weights were trained with."
             ) from None

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from ddpm_jax.errors import UserError
 from ddpm_jax.runtime import files
 
 DTYPES = {
@@ -78,13 +79,13 @@ def read(path: Any) -> dict[str, np.ndarray]:
             tree, storages = _read_zip(file) if _is_zip(file) else _read_legacy(file)
             return _arrays(tree, storages)
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"{path}: cannot be read ({error.strerror or error}); write the path of a "
             "checkpoint made by torch.save."
         ) from error
     except DAMAGE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(
+        raise UserError(
             f"{path}: not a whole PyTorch file of tensors in dicts ({reason}); download it "
             "again, or make one by torch.save(model.state_dict(), path)."
         ) from error

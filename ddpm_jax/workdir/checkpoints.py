@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
+from ddpm_jax.errors import UserError
 from ddpm_jax.runtime import files, parallel
 
 DAMAGE = (ValueError, KeyError, OSError)  # what Orbax raises on files it cannot read
@@ -139,7 +140,7 @@ class Checkpoints:
             if not parallel.everywhere(damage is None):
                 self._set_aside(step, damage or OSError("another process could not read it"))
             elif difference:
-                raise ValueError(
+                raise UserError(
                     f"{path} was made with another model or optimizer{_by_other(written)}: "
                     f"{difference}. Go on with the settings in its config.json, or use another "
                     "--workdir."
@@ -216,7 +217,7 @@ def restore_part(workdir, name: str, step: int | None = None) -> tuple:
     folder = _folder(workdir)
     steps = _steps(folder)
     if step is not None and step not in steps:
-        raise ValueError(f"no checkpoint of step {step} in {folder}: there are {steps}.")
+        raise UserError(f"no checkpoint of step {step} in {folder}: there are {steps}.")
     for candidate in steps if step is None else [step]:
         path = folder / str(candidate)
         try:
@@ -227,8 +228,8 @@ def restore_part(workdir, name: str, step: int | None = None) -> tuple:
         except DAMAGE as error:
             logging.warning("%s is damaged (%s).", path, _one_line(error))
         else:
-            raise ValueError(f"{path} holds no {name!r}: there are {sorted(stored)}.")
-    raise ValueError(
+            raise UserError(f"{path} holds no {name!r}: there are {sorted(stored)}.")
+    raise UserError(
         f"no checkpoint in {folder} that can be read: train first with --mode=train "
         f"--workdir={folder.parent}."
     )

@@ -19,6 +19,7 @@ from typing import Any
 
 from etils import epath
 
+from ddpm_jax.errors import UserError
 from ddpm_jax.runtime import files, parallel
 from ddpm_jax.workdir import metrics_file
 
@@ -66,7 +67,7 @@ def _locked(path: epath.Path) -> Any:
     except OSError as error:
         file.close()
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            raise ValueError(_refusal(path, "stop it")) from None
+            raise UserError(_refusal(path, "stop it")) from None
         return None
     file.truncate(0)
     file.write(_said())
@@ -81,14 +82,14 @@ class _Heart:
         self._path, self._token, self._taken = path, uuid.uuid4().hex, None
         silent = time.time() - _owner(path).get("time", 0)
         if silent < STALE:
-            raise ValueError(_refusal(path, (
+            raise UserError(_refusal(path, (
                 f"it was alive {silent:.0f} s ago: stop it, or try again in "
                 f"{STALE - silent:.0f} s if it is dead"
             )))
         self._write()
         time.sleep(_SETTLE)
         if _owner(path).get("token") != self._token:
-            raise ValueError(_refusal(path, "it started at the same time: stop it"))
+            raise UserError(_refusal(path, "it started at the same time: stop it"))
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self._thread.start()
@@ -108,7 +109,7 @@ class _Heart:
     def check(self) -> None:
         """Raises ValueError where another has taken over."""
         if self._taken:
-            raise ValueError(self._taken)
+            raise UserError(self._taken)
 
     def stop(self) -> None:
         """Gives the workdir up."""

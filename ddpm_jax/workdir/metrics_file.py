@@ -14,6 +14,7 @@ from typing import Any
 
 from etils import epath
 
+from ddpm_jax.errors import UserError
 from ddpm_jax.runtime import files
 
 _PERIOD = 10.0  # Seconds between two writes of a part.
@@ -81,7 +82,7 @@ def read_metrics(workdir: Any) -> list[dict[str, Any]]:
     """
     workdir = files.path(workdir)
     if not workdir.exists():
-        raise ValueError(f"workdir={workdir} does not exist; name the folder of a run.")
+        raise UserError(f"workdir={workdir} does not exist; name the folder of a run.")
     return _merged(_parts(workdir))
 
 

@@ -1,7 +1,4 @@
-"""Pixels: between uint8 files and float32 in [-1, 1], and pictures of many images at once.
-
-One rule everywhere: uint8 v is v / 127.5 - 1; back it is round((x + 1) * 127.5), clipped.
-"""
+"""Pictures of many images at once, as PNG, GIF and MP4 files."""
 
 import functools
 import importlib.util
@@ -12,36 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from ddpm_jax.errors import UserError
 from ddpm_jax.runtime import files
 
 GREY = 128  # of borders and gaps: stands out from black, white and most pictures
-
-
-def to_float(uint8):
-    """float32 v / 127.5 - 1 in [-1, 1], same shape; NumPy or JAX array in, the same out.
-
-    Inside jit the last bit may differ, so that 255 becomes 1.0000001: XLA multiplies by the
-    reciprocal.
-    """
-    return uint8.astype("float32") / 127.5 - 1
-
-
-def to_uint8(images) -> np.ndarray:
-    """uint8 round((x + 1) * 127.5), halves to even, clipped; the inverse of `to_float`.
-
-    Args:
-        images: float [..., h, w, c], nominally in [-1, 1]; NumPy or JAX.
-
-    Raises:
-        ValueError: a value is NaN, which has no colour.
-    """
-    images = np.asarray(images, np.float32)
-    if np.isnan(images).any():
-        raise ValueError(
-            f"images of shape {images.shape} hold NaN, and a pixel must be a number: "
-            "look for the step at which the model or sampler diverged."
-        )
-    return np.round((images.clip(-1, 1) + 1) * 127.5).astype(np.uint8)
 
 
 def grid(
@@ -65,14 +36,14 @@ def grid(
     """
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
-        raise ValueError(
+        raise UserError(
             f"images are {images.dtype} {list(images.shape)}; a grid needs uint8 "
-            "[n, h, w, c] with n >= 1: use pictures.to_uint8 on floats in [-1, 1]."
+            "[n, h, w, c] with n >= 1: use pixels.to_uint8 on floats in [-1, 1]."
         )
     if columns is None:
         columns = math.ceil(math.sqrt(len(images)))
     if columns < 1:
-        raise ValueError(f"columns={columns} must be at least 1; None chooses a square.")
+        raise UserError(f"columns={columns} must be at least 1; None chooses a square.")
     n, h, w, c = images.shape
     if c not in (1, 3, 4):
         images = images.transpose(0, 3, 1, 2).reshape(n * c, h, w, 1)
@@ -110,7 +81,7 @@ def beside(left: np.ndarray, right: np.ndarray, gap: int = 16) -> np.ndarray:
     if {left.shape[2], right.shape[2]} == {1, 3}:
         left, right = (np.broadcast_to(x, (*x.shape[:2], 3)) for x in (left, right))
     if left.shape[2] != right.shape[2]:
-        raise ValueError(
+        raise UserError(
             f"pictures of {left.shape[2]} and {right.shape[2]} channels cannot stand in "
             "one: give both the same number of channels."
         )
@@ -138,9 +109,9 @@ def save_png(path, image: np.ndarray) -> None:
     """
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3, 4):
-        raise ValueError(
+        raise UserError(
             f"the image is {image.dtype} {list(image.shape)}; a PNG needs uint8 [h, w, c] "
-            "with c of 1, 3 or 4: use pictures.grid on a batch, pictures.to_uint8 on floats."
+            "with c of 1, 3 or 4: use pictures.grid on a batch, pixels.to_uint8 on floats."
         )
     files.write(path, lambda file: _pillow(image).save(file, "PNG"))
 

@@ -1,5 +1,6 @@
 """A run's folder: made, found writable, and tied to the config that it was started with."""
 
+import json
 import uuid
 from typing import Any
 
@@ -7,7 +8,11 @@ import ml_collections
 from etils import epath
 
 from ddpm_jax import config as config_lib
+from ddpm_jax.configs import cifar10
+from ddpm_jax.errors import UserError
+from ddpm_jax.network.trained import Trained
 from ddpm_jax.runtime import files, parallel
+from ddpm_jax.workdir.checkpoints import restore_part
 
 
 def create(workdir: Any) -> epath.Path:
@@ -23,7 +28,7 @@ def create(workdir: Any) -> epath.Path:
         probe.write_text("")
         probe.unlink()
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"workdir={workdir} cannot be written to ({error.strerror or error}); name a folder "
             "that can, such as --workdir=runs/first."
         ) from None
@@ -38,9 +43,9 @@ def store_config(config: ml_collections.ConfigDict, workdir: epath.Path) -> None
     """
     path = workdir / "config.json"
     if path.exists():
-        config_lib.check_same_run(config, config_lib.parse(path.read_text()), workdir)
+        check_same_run(config, parse(path.read_text()), workdir)
     if parallel.is_first():
-        files.write(path, (config_lib.dump(config) + "\n").encode())
+        files.write(path, (dump(config) + "\n").encode())
 
 
 def stored_config(workdir: Any) -> ml_collections.ConfigDict:
@@ -51,11 +56,11 @@ def stored_config(workdir: Any) -> ml_collections.ConfigDict:
     """
     path = files.path(workdir) / "config.json"
     if not path.exists():
-        raise ValueError(
+        raise UserError(
             f"workdir={workdir} holds no config.json: nothing was trained there; train first with "
             f"--mode=train --workdir={workdir}, or name another --workdir."
         )
-    return config_lib.parse(path.read_text())
+    return parse(path.read_text())
 
 
 def config_for(
@@ -67,4 +72,110 @@ def config_for(
         ValueError: there is no run, or `config` describes another model than its.
     """
     stored = stored_config(workdir)
-    return stored if config is None else config_lib.as_stored(config, stored, workdir)
+    return stored if config is None else as_stored(config, stored, workdir)
+
+
+def dump(config: ml_collections.ConfigDict) -> str:
+    """The config as JSON text."""
+    return config.to_json(indent=2)
+
+
+def parse(text: str) -> ml_collections.ConfigDict:
+    """The config that `dump` wrote, locked, lists as tuples again.
+
+    Settings that it does not have, being older than they are, get the value of
+    `configs/cifar10.py`, which is what they were before they could be set.
+
+    Raises:
+        ValueError: it is no JSON, or has other settings than those of `configs/cifar10.py`.
+    """
+    def frozen(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: frozen(item) for key, item in value.items()}
+        return tuple(value) if isinstance(value, list) else value
+
+    config = cifar10.get_config()
+    try:
+        config.update(ml_collections.ConfigDict(frozen(json.loads(text))))
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise UserError(
+            f"the stored config cannot be read ({files.one_line(error)[:200]}); it is damaged, or "
+            "of another version of this package: put back the file, or name another --workdir."
+        ) from None
+    return config
+
+
+# What a workdir's parameters and optimizer state depend on; the rest may change on resume.
+_FIXED = ("model", "diffusion", "data.image_size", "data.image_width", "data.channels",
+          "data.labels", "data.num_classes", "data.condition", "data.condition_channels",
+          "data.factor", "train.extra_ema_decays", "train.t_sampling")
+_FREE = ("model.dropout", "model.dtype")
+
+
+def check_same_run(
+    config: ml_collections.ConfigDict, stored: ml_collections.ConfigDict, workdir: Any
+) -> None:
+    """Raises ValueError naming the first setting in which `workdir` holds another model."""
+    now, before = (dict(config_lib.leaves(c)) for c in (config, stored))
+    for name, value in now.items():
+        fixed = name.startswith(tuple(f"{group}." for group in _FIXED)) or name in _FIXED
+        if fixed and name not in _FREE and value != before.get(name):
+            raise UserError(
+                f"config.{name}={value!r}, but {workdir} was made with {before.get(name)!r}; "
+                f"write --config.{name}={before.get(name)!r}, or name another --workdir."
+            )
+
+
+def as_stored(
+    config: ml_collections.ConfigDict, stored: ml_collections.ConfigDict, workdir: Any
+) -> ml_collections.ConfigDict:
+    """`config` for use with a finished run: how to sample is its own, the model the run's.
+
+    Raises:
+        ValueError: it describes another model than the run's.
+    """
+    config = config.copy_and_resolve_references()
+    for name in ("image_size", "image_width", "channels", "num_classes", "condition_channels"):
+        config.data[name] = config.data[name] or stored.data[name]
+    config.train = stored.train
+    check_same_run(config, stored, workdir)
+    return config
+
+
+def load(workdir: Any, *, step: int | None = None, weights: str = "ema") -> Trained:
+    """The model that was trained in `workdir`, from its newest checkpoint.
+
+    Args:
+        workdir: as given to `train`.
+        step: which checkpoint; the newest by default.
+        weights: "ema", the running average; "raw", the parameters themselves; or one of
+            `config.train.extra_ema_decays`, such as "0.999".
+
+    Raises:
+        ValueError: there is no run, no checkpoint or no such weights.
+    """
+    return load_step(workdir, step=step, weights=weights)[1]
+
+
+def load_step(
+    workdir: Any, *, step: int | None = None, weights: str = "ema"
+) -> tuple[int, Trained]:
+    """As `load`, with the number of updates that the parameters have seen before it."""
+    stored = stored_config(workdir)
+    extra = [str(decay) for decay in stored.train.extra_ema_decays]
+    if weights not in ("ema", "raw", *extra):
+        raise UserError(
+            f"weights={weights!r} are not in {workdir}; use one of "
+            f"{', '.join(('ema', 'raw', *extra))}."
+        )
+    part = {"ema": "ema_params", "raw": "params"}.get(weights, "extra_ema_params")
+    step, params, metadata = restore_part(workdir, part, step)
+    config = parse(metadata["config"])
+    shape = config_lib.image_shape(config)
+    return step, Trained(
+        params=params[weights] if weights in extra else params,
+        model=config_lib.model(config, shape[-1]),
+        schedule=config_lib.schedule(config),
+        diffusion=config_lib.parameterization(config),
+        image_shape=shape,
+    )

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ddpm_jax.errors import UserError
 from ddpm_jax.runtime import files
 
 
@@ -17,7 +18,7 @@ def check(project: str) -> None:
     try:
         import wandb  # noqa: F401
     except ImportError:
-        raise ValueError(
+        raise UserError(
             f"config.train.wandb={project!r} needs the package wandb; pip install -e "
             '".[wandb]", or write --config.train.wandb="" for none.'
         ) from None

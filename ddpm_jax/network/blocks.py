@@ -1,0 +1,146 @@
+"""Building blocks of the U-Net (Ho, Jain and Abbeel 2020, Appendix B).
+
+Shapes in comments: b images, h and w pixels, c channels, d the width of the timestep embedding.
+"""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.network.convolution import conv_general_dilated
+from ddpm_jax.network.normalization import GroupNorm
+
+fan_avg = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+zeros = nn.initializers.zeros
+
+
+def default_num_groups(channels: int) -> int:
+    """The paper's 32, or for narrow nets the largest divisor that leaves 4 channels a group.
+
+    With one channel a group the norm would remove the timestep's bias again.
+    """
+    return max(g for g in range(1, 33) if channels % g == 0 and (channels >= 4 * g or g == 1))
+
+
+def group_norm(module: nn.Module, channels: int, name: str) -> GroupNorm:
+    """GroupNorm as `module` asks for it."""
+    num_groups = module.num_groups or default_num_groups(channels)
+    return GroupNorm(num_groups, module.norm_eps, name=name)
+
+
+def conv3x3(channels: int, kernel_init: Any, dtype: Any, name: str) -> nn.Conv:
+    """A 3x3 convolution of the torso, which keeps the size."""
+    return nn.Conv(
+        channels, (3, 3), dtype=dtype, kernel_init=kernel_init, name=name,
+        conv_general_dilated=conv_general_dilated,
+    )
+
+
+def timestep_embedding(
+    t: jax.Array, dim: int, *, order: str = "sin_cos", freq_shift: int = 1
+) -> jax.Array:
+    """Sinusoids of t at `dim // 2` frequencies from 1 down to 1e-4, float32 [b, dim].
+
+    Args:
+        t: [b] int32 or float32 steps, as they are (0..T-1, not scaled).
+        dim: width; an odd one is padded with a zero.
+        order: "sin_cos" as in the paper's code, or "cos_sin" as in improved-diffusion.
+        freq_shift: frequencies are exp(-i ln(1e4) / (dim // 2 - freq_shift)); 1 in the
+            paper's code, 0 in improved-diffusion.
+    """
+    half = dim // 2
+    exponent = np.arange(half) / max(half - freq_shift, 1)
+    angles = jnp.float32(t)[:, None] * jnp.asarray(1e4**-exponent, jnp.float32)[None]
+    waves = {"sin": jnp.sin(angles), "cos": jnp.cos(angles)}
+    embedding = jnp.concatenate([waves[name] for name in order.split("_")], axis=-1)
+    return jnp.pad(embedding, ((0, 0), (0, dim % 2)))
+
+
+class Dropout(nn.Module):
+    """Dropout whose mask of each image is drawn from that image's place in the global batch.
+
+    So neither the number of devices nor the micro-batch changes it. A value takes 16 random bits:
+    its rate is rounded to whole 65536ths, and what stays is scaled by that.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x, places, *, train: bool):  # x: [b, h, w, c]; places: int32 [b]
+        if not train or self.rate == 0:
+            return x
+        rng = self.make_rng("dropout")
+        size, dropped = math.prod(x.shape[1:]), min(round(self.rate * 2**16), 2**16 - 1)
+
+        def keep(place):  # Threefry is what a mask costs: both halves of each word are used.
+            words = jax.random.bits(jax.random.fold_in(rng, place), (-(-size // 2),), jnp.uint32)
+            halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(-1)[:size]
+            return halves.reshape(x.shape[1:]) >= np.uint16(dropped)
+
+        stays = 1 - dropped / 2**16
+        return jnp.where(jax.vmap(keep)(places), x / stays, jnp.zeros_like(x))
+
+
+class ResBlock(nn.Module):
+    """Two 3x3 convolutions around the timestep's bias, with a residual connection.
+
+    The last convolution starts at zero, so a fresh block is the identity (or a plain 1x1
+    projection where the channel count changes).
+    """
+
+    channels: int
+    dropout: float
+    scale_shift: bool
+    num_groups: int | None
+    norm_eps: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x, temb, places, *, train: bool):  # x: [b, h, w, c]; temb: [b, d]
+        h = nn.swish(group_norm(self, x.shape[-1], "norm1")(x))
+        h = conv3x3(self.channels, fan_avg, self.dtype, "conv1")(h)
+        width = self.channels * (2 if self.scale_shift else 1)
+        temb = nn.Dense(width, kernel_init=fan_avg, name="temb_proj")(nn.swish(temb))
+        temb = temb[:, None, None, :]
+        norm2 = group_norm(self, self.channels, "norm2")
+        if self.scale_shift:
+            scale, shift = jnp.split(temb, 2, axis=-1)
+            h = norm2(h) * (1 + scale) + shift
+        else:
+            h = norm2(h + temb)
+        h = Dropout(self.dropout)(nn.swish(h), places, train=train)
+        h = conv3x3(self.channels, zeros, self.dtype, "conv2")(h)
+        if x.shape[-1] != self.channels:
+            x = nn.Dense(
+                self.channels, dtype=self.dtype, kernel_init=fan_avg, name="nin_shortcut"
+            )(x)
+        return x + h
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over all pixels, softmax in float32, with a residual connection.
+
+    The output projection starts at zero, so a fresh block is the identity.
+    """
+
+    num_heads: int
+    num_groups: int | None
+    norm_eps: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x):  # [b, h, w, c]
+        b, height, width, c = x.shape
+        h = group_norm(self, c, "norm")(x)
+
+        def project(name):
+            heads = nn.Dense(c, dtype=self.dtype, kernel_init=fan_avg, name=name)(h)
+            return heads.reshape(b, height * width, self.num_heads, c // self.num_heads)
+
+        h = jax.nn.dot_product_attention(project("q"), project("k"), project("v"))
+        h = h.reshape(x.shape)
+        return x + nn.Dense(c, dtype=self.dtype, kernel_init=zeros, name="proj_out")(h)
