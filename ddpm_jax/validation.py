@@ -8,7 +8,6 @@ from ddpm_jax import config as config_lib
 from ddpm_jax.configs import cifar10
 from ddpm_jax.errors import UserError
 from ddpm_jax.network import unet
-from ddpm_jax.workdir import wandb_writer
 
 PRECISIONS = ("default", "high", "highest")
 _KINDS = {  # Of a setting's type: what it may be, in words.
@@ -39,7 +38,6 @@ def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
     _check_batch(config.train.batch_size, config.train.accumulate, num_devices)
     check_precision("train", config.train.matmul_precision)
     _check_profile(config.train)
-    wandb_writer.check(config.train.wandb)
     shape = config_lib.image_shape(config)
     if shape:
         check_images(config, shape)

@@ -245,7 +245,7 @@ def evenly_spaced(num_timesteps: int, num_steps: int) -> np.ndarray:
     return np.round(np.linspace(0, num_timesteps - 1, num_steps)).astype(np.int64)
 
 
-def half_log_snr(schedule: Schedule, t: ArrayLike) -> float | np.ndarray:
+def half_log_snr(schedule: Schedule, t: float | ArrayLike) -> float | np.ndarray:
     """lambda = log(signal / noise) = 0.5 log(alpha_bar / (1 - alpha_bar)) at fractional t.
 
     lambda falls with t. Between two steps it is taken to be linear in t, as in
@@ -261,7 +261,7 @@ def half_log_snr(schedule: Schedule, t: ArrayLike) -> float | np.ndarray:
     return np.interp(t, schedule.timesteps, half_log_snr_table(schedule))
 
 
-def at_half_log_snr(schedule: Schedule, half_log_snr: ArrayLike) -> float | np.ndarray:
+def at_half_log_snr(schedule: Schedule, half_log_snr: float | ArrayLike) -> float | np.ndarray:
     """The fractional t of these lambda; the inverse of `half_log_snr`."""
     return np.interp(-np.asarray(half_log_snr), -half_log_snr_table(schedule), schedule.timesteps)
 

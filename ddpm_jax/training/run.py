@@ -18,7 +18,7 @@ from ddpm_jax.training import memory_check, timesteps, warm_start
 from ddpm_jax.training import state as state_lib
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.training.step import StepSettings
-from ddpm_jax.workdir import run_folder
+from ddpm_jax.workdir import run_folder, wandb_writer
 from ddpm_jax.workdir.checkpoints import Checkpoints
 
 # Addresses below the seed: each use of randomness folds in its own.
@@ -61,6 +61,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: Any, data: Any) -> Run:
         ValueError: as `train` does.
     """
     validation.validate(config, num_devices=jax.device_count())
+    wandb_writer.check(config.train.wandb)
     if shape := config_lib.image_shape(config):  # Known before there are data.
         memory_check.check(config, shape)
     workdir = workdir if workdir is None else run_folder.create(workdir)

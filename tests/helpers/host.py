@@ -1,6 +1,6 @@
 """One process of a job, for `test_hosts.py`: trains, samples and measures a tiny model.
 
-    python tests/host.py FOLDER LAYOUT [COORDINATOR NUM_PROCESSES PROCESS_ID]
+    python tests/helpers/host.py FOLDER LAYOUT [COORDINATOR NUM_PROCESSES PROCESS_ID]
 
 Results of process I go to FOLDER/LAYOUT/I.pkl; the workdirs of all layouts stand in FOLDER.
 """

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 SMALL = {
     "model.channels": 8, "model.channel_multipliers": "(1,)", "model.dropout": 0.2,
     "model.attention_resolutions": "()", "diffusion.num_timesteps": 20,

@@ -19,9 +19,9 @@ from ddpm_jax.training import state as state_lib
 from ddpm_jax.training.run import step_settings
 from ddpm_jax.workdir import checkpoints, run_folder
 from ddpm_jax.workdir.checkpoints import Checkpoints, restore_part
-from test_profile import tiny, tiny_config  # noqa: F401
+from test_profiling import tiny, tiny_config  # noqa: F401
 from test_runs import rows
-from test_training import BATCH, small_config, state_of, step_of
+from test_loop import BATCH, small_config, state_of, step_of
 
 RNG = jax.random.key(1)
 

@@ -11,7 +11,7 @@ import pytest
 
 from ddpm_jax.weights import torch_file
 
-FIXTURES = pathlib.Path(__file__).parent / "fixtures"
+FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
 LAYOUTS = ["tensors.pth", "tensors_legacy.pth"]
 
 

@@ -28,7 +28,7 @@ from ddpm_jax.inference import sample_command
 from ddpm_jax.samplers import settings as settings_lib
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # absl's
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(
     r"(?:<!-- no-run: (?P<reason>[^>]+) -->\n+)?```(?P<language>\w*)\n(?P<code>.*?)```", re.DOTALL

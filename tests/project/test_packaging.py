@@ -9,7 +9,7 @@ import zipfile
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def run(installed, folder, *arguments):
 def test_the_wheel_has_what_is_needed_and_no_more(installed):
     with zipfile.ZipFile(next(installed.glob("*.whl"))) as archive:
         names = archive.namelist()
-    assert {"ddpm_jax/py.typed", "ddpm_jax/digits.npz"} <= set(names)
+    assert {"ddpm_jax/py.typed", "ddpm_jax/data/digits.npz"} <= set(names)
     configs = {path.name for path in (ROOT / "configs").glob("*.py")}
     assert {name.rpartition("/")[2] for name in names if "/configs/" in name} == configs
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"ddpm_jax"}

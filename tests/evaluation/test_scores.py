@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ddpm_jax.evaluation import scores
 from ddpm_jax.evaluation import nearest as nearest_lib
 
-FIXTURES = pathlib.Path(__file__).parent / "fixtures"
+FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
 sys.path.insert(0, str(FIXTURES))
 
 import make_metrics  # noqa: E402

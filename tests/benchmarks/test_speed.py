@@ -22,7 +22,7 @@ from ddpm_jax import validation
 from ddpm_jax import config as config_lib
 from ddpm_jax.workdir.logs import Logs
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 # Says its turns in a file; `dies` is when it ends early, `seconds` what each turn takes.
 FAKE = """
 import itertools, pathlib, sys

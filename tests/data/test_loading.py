@@ -141,7 +141,7 @@ def test_digits_split_is_fixed_and_stratified():
 
 
 def test_digits_file_is_what_its_script_makes():
-    script = pathlib.Path(__file__).parent / "fixtures" / "make_digits.py"
+    script = pathlib.Path(__file__).parents[1] / "fixtures" / "make_digits.py"
     made = runpy.run_path(str(script))["arrays"]()
     with np.load(pathlib.Path(loading.__file__).with_name("digits.npz")) as stored:
         assert set(stored.files) == set(made)

@@ -11,7 +11,7 @@ from ddpm_jax.data import batching, image_pairs, loading
 from ddpm_jax.data import source as source_lib
 from ddpm_jax.runtime import memory, parallel
 from ddpm_jax.training import loop
-from test_profile import tiny, tiny_config  # noqa: F401
+from test_profiling import tiny, tiny_config  # noqa: F401
 from test_runs import lasting, rows, saved
 
 RNG = np.random.default_rng(0)

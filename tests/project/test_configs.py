@@ -15,7 +15,7 @@ from ddpm_jax import validation
 from ddpm_jax import config as config_lib
 from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.training import monitoring
-from test_data import TFDS, needs, write_tfds
+from test_loading import TFDS, needs, write_tfds
 
 PARAMETERS = {
     "cifar10": 35_746_307, "celebahq256": 113_673_219, "lsun_bedroom256": 113_673_219,
@@ -32,7 +32,7 @@ def get_config(name):
 
 
 def test_every_config_is_here():
-    files = pathlib.Path(__file__).parent.parent.glob("configs/[a-z]*.py")
+    files = pathlib.Path(__file__).parents[2].glob("configs/[a-z]*.py")
     assert {path.stem for path in files} == set(NAMES)
 
 

@@ -18,7 +18,7 @@ from ddpm_jax.runtime import files, parallel
 from ddpm_jax.workdir import lock
 from object_store import Store, objects
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 HOST = socket.gethostname()
 HOLDER = """
 import sys, time

@@ -15,7 +15,7 @@ from ddpm_jax.runtime.interruption import Interrupted
 from ddpm_jax.training import loop
 from ddpm_jax.workdir import checkpoints, logs
 from test_hosts import free_port
-from test_profile import tiny, tiny_config  # noqa: F401
+from test_profiling import tiny, tiny_config  # noqa: F401
 from test_runs import ROOT, command, lasting, on, rows, saved
 
 CTRL_C, TERM = signal.SIGINT, signal.SIGTERM

@@ -21,9 +21,9 @@ from ddpm_jax.evaluation import references
 from ddpm_jax.weights import torch_file
 from ddpm_jax.workdir import run_folder
 from ddpm_jax.workdir.checkpoints import Checkpoints, restore_part
-from test_data import everything, numbered, ramp, write_pictures, write_tfds
+from test_loading import everything, numbered, ramp, write_pictures, write_tfds
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 SOURCES = [path for pattern in ("main.py", "ddpm_jax/*.py", "configs/*.py")
            for path in sorted(ROOT.glob(pattern))]
 # What runs, unpacks or fetches: builtins, then the last parts of names, with the files that may.
@@ -146,7 +146,7 @@ def test_loading_runs_nothing(tmp_path, watched):
     (tmp_path / "pictures").mkdir()
     everything(loading.load("image_folder", data_dir=write_pictures(tmp_path / "pictures", 3)))
     everything(loading.load("tiny", data_dir=write_tfds(tmp_path, ramp(3))))
-    fixtures = pathlib.Path(__file__).parent / "fixtures"
+    fixtures = pathlib.Path(__file__).parents[1] / "fixtures"
     for name in ("tensors.pth", "tensors_legacy.pth"):
         torch_file.read(fixtures / name)
     assert watched == []

@@ -34,7 +34,7 @@ from gaussian import jit
 from nonzero import TinyNet, nonzero_params, tiny_unet
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # absl's
-CONFIG = str(pathlib.Path(__file__).parent.parent / "configs/digits.py")
+CONFIG = str(pathlib.Path(__file__).parents[2] / "configs/digits.py")
 STAGES = ["weights", "held_out", "bits", "ddim", "chain", "process"]
 
 

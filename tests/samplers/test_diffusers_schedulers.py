@@ -20,7 +20,7 @@ from ddpm_jax.samplers import ddim as ddim_lib
 from ddpm_jax.samplers import heun as heun_lib
 from gaussian import jit
 
-FIXTURES = pathlib.Path(__file__).parent / "fixtures"
+FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
 SCRIPT = runpy.run_path(str(FIXTURES / "make_schedulers.py"))
 CASES = SCRIPT["cases"]()
 with np.load(FIXTURES / "schedulers.npz") as stored:

@@ -17,7 +17,7 @@ from ddpm_jax.training import state as state_lib
 from ddpm_jax.workdir import checkpoints, run_folder
 from ddpm_jax.workdir.checkpoints import Checkpoints
 from test_checkpoints import METADATA, TX
-from test_profile import tiny, tiny_config  # noqa: F401
+from test_profiling import tiny, tiny_config  # noqa: F401
 from test_runs import ROOT, command, lasting, on, rows, run
 
 FIRST = {"train.num_steps": 20, "train.t_sampling": "uniform", "train.eval_images": 0,

@@ -15,7 +15,7 @@ from ddpm_jax.network.inception import Inception, resize
 from ddpm_jax.weights import inception_weights, torch_file
 from ddpm_jax.weights.inception_weights import params_from_torch
 
-FIXTURES = pathlib.Path(__file__).parent / "fixtures"
+FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
 SCRIPT = runpy.run_path(str(FIXTURES / "make_inception.py"))
 SHAPES = json.loads((FIXTURES / "inception_entries.json").read_text())
 

@@ -27,7 +27,7 @@ from ddpm_jax.weights import pretrained, state_dicts
 from gaussian import jit
 from nonzero import TinyNet, nonzero_params, tiny_unet
 
-FIXTURES = pathlib.Path(__file__).parent / "fixtures"
+FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
 FOLDER = FIXTURES / "diffusers"
 SCRIPT = runpy.run_path(str(FIXTURES / "make_diffusers.py"))
 with np.load(FOLDER / "outputs.npz") as stored:

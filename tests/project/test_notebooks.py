@@ -23,7 +23,7 @@ nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
 pytest.importorskip("ipykernel")
 
-FOLDER = pathlib.Path(__file__).parent.parent / "notebooks"
+FOLDER = pathlib.Path(__file__).parents[2] / "notebooks"
 NAMES = ("train", "sample")  # In this order: the second loads what the first has trained.
 
 

@@ -1,0 +1,88 @@
+"""Who may import whom, what the pure rooms may import, and where jax.pmap is called."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+PACKAGE = ROOT / "ddpm_jax"
+FILES = sorted(path for path in PACKAGE.rglob("*.py"))
+# The table of the rooms: what each may import besides itself and `errors`.
+_WORLD = {"config", "data", "diffusion", "network", "runtime", "samplers", "validation", "workdir"}
+_WORK = _WORLD | {"inference", "weights"}
+ROOMS = {
+    "errors": set(),
+    "diffusion": set(),
+    "network": set(),
+    "runtime": set(),
+    "samplers": {"diffusion"},
+    "data": {"runtime"},
+    "config": {"data", "diffusion", "network", "runtime", "samplers"},
+    "validation": {"config", "network"},
+    "weights": {"diffusion", "network", "runtime"},
+    "workdir": {"config", "data", "diffusion", "network", "runtime"},
+    "inference": _WORLD,
+    "training": _WORK,
+    "evaluation": _WORK,
+    "planning": _WORK | {"evaluation", "training"},
+    "schedule": {"diffusion"},  # Names under which outsiders import them.
+    "losses": {"diffusion"},
+    "unet": {"network"},
+}
+PURE = ("diffusion", "network", "samplers")
+PURE_IMPORTS = {"collections", "contextlib", "ddpm_jax", "dataclasses", "flax", "functools", "jax",
+                "jaxtyping", "math", "numpy", "typing"}
+HEAVY = {"ddpm_jax", "flax", "jax", "numpy", "optax"}
+
+
+def room(path):
+    """The room of a file: its folder, or its own name above the folders."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def name(path):
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def imported(path, *, everywhere=True):
+    """Full names of what a file imports; only at its top level unless `everywhere`."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree) if everywhere else tree.body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_imports_follow_the_table(path):
+    if room(path) in ("__init__", "cli"):  # They may import all of it, inside their functions.
+        return
+    allowed = ROOMS[room(path)] | {room(path), "errors", "configs"}
+    for target in imported(path):
+        if target.startswith("ddpm_jax."):
+            assert target.split(".")[1] in allowed, f"{name(path)} imports {target}"
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if room(path) in PURE or name(path) == "errors.py"], ids=name
+)
+def test_the_pure_rooms_need_jax_alone(path):
+    assert {target.split(".")[0] for target in imported(path)} <= PURE_IMPORTS
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_one_function_calls_pmap(path):
+    calls = sum(
+        isinstance(node, ast.Attribute) and node.attr == "pmap"
+        and isinstance(node.value, ast.Name) and node.value.id == "jax"
+        for node in ast.walk(ast.parse(path.read_text()))
+    )
+    assert calls == (name(path) == "runtime/parallel.py")
+
+
+def test_the_command_line_reads_flags_without_jax():
+    for file in ("cli.py", "__init__.py"):
+        top = {target.split(".")[0] for target in imported(PACKAGE / file, everywhere=False)}
+        assert not top & HEAVY
