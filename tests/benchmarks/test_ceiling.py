@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import ceiling, flops
-from benchmarks.contestants import ours
+from benchmarks.speed import ceiling, flops
+from benchmarks.speed.contestants import ours
 from ddpm_jax import validation
 from ddpm_jax import config as config_lib
 from ddpm_jax.network import convolution

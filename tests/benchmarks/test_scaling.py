@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import scaling
+from benchmarks.speed import scaling
 from ddpm_jax.data import loading
 from ddpm_jax.runtime import parallel
 from nonzero import TinyNet
@@ -60,7 +60,7 @@ def test_the_page_has_the_predictions():
     tpu, h200 = (scaling.all_reduce_seconds(4 * 35_746_307, m.devices, m.bytes_per_second)
                  for m in scaling.MACHINES)
     np.testing.assert_allclose([tpu, h200], [2.681e-3, 5.561e-4], rtol=1e-3)  # by hand
-    page = (scaling.RESULTS.parent.parent / "docs/scaling.md").read_text()
+    page = (scaling.RESULTS.parents[1] / "docs/scaling.md").read_text()
     assert scaling.predicted_table() in page
 
 

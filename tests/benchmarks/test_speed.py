@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from nonzero import TinyNet, tiny_unet
 
-from benchmarks import contest, flops, speed, speed_tables
-from benchmarks.contestants import ours
+from benchmarks.speed import compare, contest, flops, tables
+from benchmarks.speed.contestants import ours
 from ddpm_jax import validation
 from ddpm_jax import config as config_lib
 from ddpm_jax.workdir.logs import Logs
@@ -26,7 +26,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 # Says its turns in a file; `dies` is when it ends early, `seconds` what each turn takes.
 FAKE = """
 import itertools, pathlib, sys
-from benchmarks import contest
+from benchmarks.speed import contest
 
 numbers = itertools.count()
 
@@ -188,9 +188,11 @@ def test_flops_of_a_network_are_those_xla_counts():
     ("cifar10", 12_443_713_536), ("digits", 32_366_592),
 ])
 def test_flops_of_a_network_are_those_pytorch_counts(network, counted):
-    """`torch.utils.flop_counter` (torch 2.13.0) on `UNet2DModel` (diffusers 0.42.1), one image:
-    what `benchmarks/contestants/pytorch.py` tells. In ours the mean and the variance of a norm's
-    groups are products with [c, c] besides."""
+    """`torch.utils.flop_counter` (torch 2.13.0) on `UNet2DModel` (diffusers 0.42.1), one image.
+
+    `benchmarks/speed/contestants/pytorch.py` reports these. Ours has more: the mean and variance
+    of a norm's groups are products with a [c, c] matrix.
+    """
     config = importlib.import_module(f"configs.{network}").get_config()
     shape = config_lib.image_shape(config)
     model = config_lib.model(config, shape[-1])
@@ -209,7 +211,7 @@ def test_flops_of_a_network_are_those_pytorch_counts(network, counted):
 
 @pytest.mark.parametrize("network, parameters", [("cifar10", 35_746_307), ("digits", 701_345)])
 def test_peers_are_told_of_the_same_network(network, parameters):
-    facts = speed.network_facts(network, dropout=0.25, dtype="bfloat16")
+    facts = compare.network_facts(network, dropout=0.25, dtype="bfloat16")
     json.dumps(facts)  # It goes through a pipe.
     assert facts["parameters"] == parameters
     assert facts["unet"]["dropout"] == facts["settings"]["model.dropout"] == 0.25
@@ -218,16 +220,17 @@ def test_peers_are_told_of_the_same_network(network, parameters):
     assert (config.train.batch_size, config.model.dropout) == (24, 0.25)
     groups = config.model.num_groups or 32  # Of every norm of the large network.
     assert facts["unet"]["norm_num_groups"] == groups
-    assert speed.network_facts("cifar10", None, "float32")["unet"]["dropout"] == 0.1  # The paper's.
+    facts = compare.network_facts("cifar10", None, "float32")
+    assert facts["unet"]["dropout"] == 0.1  # The paper's.
 
 
 def test_the_small_suite_and_what_is_asked_of_the_full_one():
-    def chosen(suite, tasks=speed.TASKS, networks=speed.NETWORKS, batch_sizes=(8, 32)):
-        return list(speed.cases(types.SimpleNamespace(
+    def chosen(suite, tasks=compare.TASKS, networks=compare.NETWORKS, batch_sizes=(8, 32)):
+        return list(compare.cases(types.SimpleNamespace(
             suite=suite, tasks=tasks, networks=networks, batch_sizes=batch_sizes
         )))
 
-    assert sorted(case[:2] for case in chosen("small", batch_sizes=(8,))) == sorted(speed.SMALL)
+    assert sorted(case[:2] for case in chosen("small", batch_sizes=(8,))) == sorted(compare.SMALL)
     assert len(chosen("full")) == 2 * (5 * 2 + 3)  # A checkpoint, a row and a start have no batch.
     digits = [("train", "digits", 8), ("train", "digits", 32)]
     assert chosen("full", ["train"], ["digits"]) == digits
@@ -263,18 +266,18 @@ def rows(table):
 
 
 def test_ratios_are_to_the_fastest_other():
-    best, times = speed_tables.fastest_other(match())
+    best, times = tables.fastest_other(match())
     assert (best["mode"], times) == ("compiled", 2.0)
-    assert speed_tables.ratio_row(match()) == (
+    assert tables.ratio_row(match()) == (
         "| train | cifar10 | 8 | 2.00 | diffusers, compiled |"
     )
     alone = match(entries=match()["entries"][:1])
-    assert speed_tables.fastest_other(alone) == (None, None)
-    assert len(rows(speed_tables.ratio_row(alone))[0]) == 5
+    assert tables.fastest_other(alone) == (None, None)
+    assert len(rows(tables.ratio_row(alone))[0]) == 5
 
 
 def test_a_row_tells_rate_share_of_peak_memory_and_first_call():
-    table = rows(speed_tables.match_table(match(), ABOUT, "float32"))
+    table = rows(tables.match_table(match(), ABOUT, "float32"))
     # 2 images/s of 3 x 10 FLOP, of the larger peak, 200 FLOP/s.
     assert table[2] == [
         "ddpm_jax", "2", "1 to 4", "1.00", "6e-08", "30%", "1.50", "9.5", "1,234"
@@ -286,14 +289,14 @@ def test_a_row_tells_rate_share_of_peak_memory_and_first_call():
 
 def test_flops_of_samples_are_those_of_their_calls():
     sampled = match("ddim", calls=50)
-    table = rows(speed_tables.match_table(sampled, ABOUT, "float32"))
+    table = rows(tables.match_table(sampled, ABOUT, "float32"))
     assert table[2][4:6] == ["1e-06", "500%"]  # 2 images/s of 50 x 10 FLOP
 
 
 def test_starts_and_saves_are_told_in_seconds():
     saved = match("checkpoint")
     saved["entries"][0]["facts"]["on_disk"] = 7.25
-    table = speed_tables.match_table(saved, ABOUT, "float32")
+    table = tables.match_table(saved, ABOUT, "float32")
     assert rows(table)[0][1] == "seconds"
     assert rows(table)[2][1:4] == ["0.5", "0.25 to 1", "1.00"]
     assert "Until all is on disk: ddpm_jax 7.25 s." in table
@@ -302,16 +305,16 @@ def test_starts_and_saves_are_told_in_seconds():
 def fake_program(monkeypatch, tmp_path, **changed):
     """Every contestant is `FAKE`, by module with what is changed."""
     (tmp_path / "fake.py").write_text(FAKE)
-    real = speed.started
+    real = compare.started
 
     def started(module, peers, task, caches):
         told = {"name": module, "seconds": [2.0 if module == "ours" else 4.0],
                 "log": str(tmp_path / "log")} | changed.get(module, {})
         return real(module, peers, task | told, caches)
 
-    monkeypatch.setattr(speed, "started", started)
+    monkeypatch.setattr(compare, "started", started)
     monkeypatch.setattr(
-        speed, "command", lambda module, peers: [sys.executable, str(tmp_path / "fake.py")]
+        compare, "command", lambda module, peers: [sys.executable, str(tmp_path / "fake.py")]
     )
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setattr(jax.config, "update", lambda name, value: None)  # Of the driver's process.
@@ -319,7 +322,7 @@ def fake_program(monkeypatch, tmp_path, **changed):
 
 def run(monkeypatch, tmp_path, *flags):
     monkeypatch.setattr(sys, "argv", ["speed", f"--results={tmp_path / 'results'}", *flags])
-    speed.main()
+    compare.main()
     stem = tmp_path / "results" / "speed_cpu"
     return json.loads(stem.with_suffix(".json").read_text()), stem.with_suffix(".md").read_text()
 
@@ -390,9 +393,11 @@ def test_caches_are_cold_and_then_warm(monkeypatch, tmp_path):
 
     monkeypatch.setenv("HOME", "/home")
     monkeypatch.setattr(contest, "Contestant", Contestant)
-    found = speed.starts({}, [("ours", ""), ("diffusers_", "eager")], "python", rounds=2)
-    modules = ["benchmarks.contestants.ours"] * 2 + ["benchmarks.contestants.diffusers_"] * 2
-    assert [module for module, _ in seen] == modules * 2
+    found = compare.starts({}, [("ours", ""), ("diffusers_", "eager")], "python", rounds=2)
+    modules = ["ours"] * 2 + ["diffusers_"] * 2
+    assert [module for module, _ in seen] == [
+        f"benchmarks.speed.contestants.{name}" for name in modules * 2
+    ]
     folders = [tuple(caches) for _, caches in seen]
     assert folders[::2] == folders[1::2] and len(set(folders)) == 4
     assert all(len(entry["seconds"]) == 2 for cache in found.values() for entry in cache.values())

@@ -143,15 +143,23 @@ def check(words, said):
     elif program == "pip":
         for extra in ",".join(re.findall(r"^\.\[(.+)\]$", rest[-1])).split(","):
             assert f"\n{extra} =\n" in (ROOT / "setup.cfg").read_text() or not extra, said
-    elif words[:2] == ["python", "-m"] or program == "python" and "benchmarks/" in rest[0]:
-        path = ROOT / rest[1].replace(".", "/") if rest[0] == "-m" else ROOT / rest[0][:-3]
-        source = path.with_suffix(".py").read_text()
+    elif words[:2] == ["python", "-m"]:
+        source = source_of(rest[1])
         for flag in re.findall(r" (--\w+)", f" {' '.join(rest)}"):
             assert f'add_argument("{flag}"' in source, said
     elif program == "ddpm-jax" or rest[:1] == ["main.py"]:
         check_run(rest[program == "python":], said)
     else:
         assert program != "python" or rest[0] == "-c" or (ROOT / rest[0]).exists(), said
+
+
+def source_of(module):
+    """The text of the file whose `main` runs on `python -m MODULE`."""
+    path = ROOT / module.replace(".", "/")
+    path = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+    source = path.read_text()
+    elsewhere = re.search(r"^from (benchmarks\.\S+) import main$", source, re.MULTILINE)
+    return source_of(elsewhere[1]) if elsewhere else source
 
 
 def check_run(arguments, said):

@@ -1,9 +1,9 @@
 """Do fast samplers draw digits as good as those of the whole chain?
 
-    python -m benchmarks.samplers --workdir=runs/digits
+    python -m benchmarks.quality.samplers --workdir=runs/digits
 
 Prints a Markdown row a sampler: network calls, and the mean top probability that the calibrated
-classifier of `benchmarks/digits.py` gives its samples, with standard error. DDIM with 20 calls
+classifier of `digits.py` gives its samples, with standard error. DDIM with 20 calls
 and DPM-Solver++ with 10 should come within 0.03 of the whole chain. All samplers start from the
 same prior draws.
 """
@@ -13,7 +13,7 @@ import argparse
 import jax
 
 import ddpm_jax
-from benchmarks import digits
+from benchmarks.quality import digits
 
 CHAINS = [  # sampler, network calls; None is the whole chain
     ("ancestral", None),

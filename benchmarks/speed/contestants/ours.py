@@ -1,4 +1,4 @@
-"""This package as a contestant: `python -m benchmarks.contestants.ours`, see `contest.py`.
+"""This package as a contestant: `python -m benchmarks.speed.contestants.ours`, see `contest.py`.
 
 Training is `pmap_train_step` in a loop like that of `train`; sampling and bits/dim are what users
 call.
@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import ddpm_jax
-from benchmarks import flops
-from benchmarks.contest import product_size, resident_peak, serve, stretch, timed
+from benchmarks.speed import flops
+from benchmarks.speed.contest import product_size, resident_peak, serve, stretch, timed
 from ddpm_jax import config as config_lib
 from ddpm_jax.data import batching, pixels
 from ddpm_jax.data import source as source_lib

@@ -1,6 +1,6 @@
 """How a training step scales over devices: what is exchanged, timed on a CPU, and predicted.
 
-    python -m benchmarks.scaling
+    python -m benchmarks.speed.scaling
 
 Counts the collectives in the compiled training step of a small network on 1, 2, 4 and 8 forced CPU
 devices, a process each, and times it: weak scaling at 8 images a device, strong scaling at 64 in
@@ -24,7 +24,7 @@ import time
 
 DEVICES = (1, 2, 4, 8)
 WEAK, STRONG = 8, 64  # Images a device, and in all.
-RESULTS = pathlib.Path(__file__).parent / "results"
+RESULTS = pathlib.Path(__file__).parents[1] / "results"
 _BYTES = {"f32": 4, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "pred": 1, "f64": 8, "s64": 8}
 _COLLECTIVE = re.compile(
     r" = (?P<shapes>.+?) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all"
@@ -188,7 +188,7 @@ def measure(batch_size: int, num_steps: int) -> dict:
 def in_process(devices: int, batch_size: int, num_steps: int) -> dict:
     """`measure` in a process that has so many CPU devices."""
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.scaling", f"--batch_size={batch_size}",
+        [sys.executable, "-m", "benchmarks.speed.scaling", f"--batch_size={batch_size}",
          f"--num_steps={num_steps}"],
         env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)},
         stdout=subprocess.PIPE, text=True, check=True,
@@ -242,7 +242,7 @@ def main():
     if args.batch_size:
         print(json.dumps(measure(args.batch_size, args.num_steps)))
         return
-    from benchmarks import speed  # It imports JAX, which a child does when it is set up.
+    from benchmarks.speed import compare  # It imports JAX, which a child does when it is set up.
     from ddpm_jax.workdir.checkpoints import library_versions
 
     weak = [in_process(n, n * WEAK, args.num_steps) for n in DEVICES]
@@ -255,8 +255,8 @@ def main():
     text = "\n\n".join(f"## {title}\n\n{table}" for title, table in tables.items())
     print(text)
     RESULTS.mkdir(exist_ok=True)
-    about = {"command": shlex.join(["python", "-m", "benchmarks.scaling", *sys.argv[1:]]),
-             "date": datetime.date.today().isoformat(), "machine": speed.machine(),
+    about = {"command": shlex.join(["python", "-m", "benchmarks.speed.scaling", *sys.argv[1:]]),
+             "date": datetime.date.today().isoformat(), "machine": compare.machine(),
              "versions": library_versions()}
     (RESULTS / "scaling.md").write_text(
         f"# Scaling\n\n`{about['command']}`, {about['date']}; "

@@ -1,6 +1,6 @@
 """Every objective on the digits: does it learn, and what does it reach in bits/dim?
 
-    python -m benchmarks.objectives --workdir=runs/objectives [--only=3,5] [--num_steps=600]
+    python -m benchmarks.quality.objectives --workdir=runs/objectives [--only=3,5] [--num_steps=600]
 
 Trains `configs/digits.py` with each objective for the same number of steps and prints a
 Markdown row: the held-out loss at its first evaluation and at the end (of its own objective,

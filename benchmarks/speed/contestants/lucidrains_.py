@@ -1,6 +1,6 @@
 """denoising_diffusion_pytorch (lucidrains) as a contestant, see `contest.py`.
 
-`python -m benchmarks.contestants.lucidrains_`. Its `Unet` is another network (7x7 input
+`python -m benchmarks.speed.contestants.lucidrains_`. Its `Unet` is another network (7x7 input
 convolution, linear attention at every level but the last): the width, a multiple of 8, is the one
 whose parameters come nearest. The loop is that of its `Trainer`.
 """
@@ -9,7 +9,7 @@ import torch
 from denoising_diffusion_pytorch import GaussianDiffusion, Unet
 from ema_pytorch import EMA
 
-from benchmarks.contestants.pytorch import DEVICE, Peer
+from benchmarks.speed.contestants.pytorch import DEVICE, Peer
 
 
 def network(task):

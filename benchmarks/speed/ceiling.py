@@ -26,8 +26,8 @@ import jax
 import numpy as np
 from jax.profiler import ProfileData
 
-from benchmarks import contest, flops, speed
-from benchmarks.contestants import ours
+from benchmarks.speed import compare, contest, flops
+from benchmarks.speed.contestants import ours
 from ddpm_jax.runtime import huge_pages
 from ddpm_jax.workdir.checkpoints import library_versions
 
@@ -228,7 +228,7 @@ def main():
     parser.add_argument("--network", default="cifar10", help="a config's name")
     parser.add_argument("--batch_size", type=int, help="8 on a CPU, else 128")
     parser.add_argument("--dtype", help="of the torso; float32 on a CPU, else bfloat16")
-    parser.add_argument("--results", type=pathlib.Path, default=speed.RESULTS)
+    parser.add_argument("--results", type=pathlib.Path, default=compare.RESULTS)
     arguments = parser.parse_args()
     on_cpu = jax.default_backend() == "cpu"
     task = {
@@ -239,7 +239,8 @@ def main():
     rate = max(found["count"] / found["seconds"] for found in (peak() for _ in range(3)))
     device = jax.devices()[0].device_kind
     results = task | measured(task | {"settings": {"model.dtype": task["dtype"]}}) | {
-        "peak": rate, "device": device, "machine": speed.machine(), "versions": library_versions(),
+        "peak": rate, "device": device, "machine": compare.machine(),
+        "versions": library_versions(),
         "command": shlex.join(["python", "-m", "benchmarks.ceiling", *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
     }

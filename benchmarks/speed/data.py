@@ -1,6 +1,6 @@
 """Images a second that reach a training loop, by kind of source.
 
-    python benchmarks/data.py [--data_dir=PATH]
+    python -m benchmarks.speed.data [--data_dir=PATH]
 
 `data_dir` is a TFDS directory with CIFAR-10 (default: $TFDS_DATA_DIR or
 ~/tensorflow_datasets). Each number is the median of five repeats, with their range.

@@ -1,13 +1,13 @@
 """Do conditional digits do as they are told? Guidance, super-resolution and segmentation.
 
     python main.py --config=configs/digits_conditional.py --workdir=runs/digits_conditional
-    python -m benchmarks.conditional --task=guidance --workdir=runs/digits_conditional
+    python -m benchmarks.quality.conditional --task=guidance --workdir=runs/digits_conditional
     python main.py --config=configs/digits_superres.py --workdir=runs/digits_superres
-    python -m benchmarks.conditional --task=superres --workdir=runs/digits_superres
+    python -m benchmarks.quality.conditional --task=superres --workdir=runs/digits_superres
     python main.py --config=configs/digits_segment.py --workdir=runs/digits_segment
-    python -m benchmarks.conditional --task=segment --workdir=runs/digits_segment
+    python -m benchmarks.quality.conditional --task=segment --workdir=runs/digits_segment
 
-Guidance: the share of samples that the classifier of `benchmarks/digits.py` takes for their
+Guidance: the share of samples that the classifier of `digits.py` takes for their
 label, by scale. Super-resolution: of the 300 held-out digits, the error of the mean of 16 draws
 beside that of bicubic interpolation and of ridge regression, and how far a draw, shrunk again,
 is from its input. Segmentation: Dice of the mean of 16 draws on the held-out digits, beside that
@@ -22,7 +22,7 @@ from PIL import Image
 from sklearn.linear_model import RidgeCV
 
 import ddpm_jax
-from benchmarks.digits import fitted_classifier, scaled
+from benchmarks.quality.digits import fitted_classifier, scaled
 from ddpm_jax.data import image_pairs, loading
 from ddpm_jax.evaluation import conditional_draws
 

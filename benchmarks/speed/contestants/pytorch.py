@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.contest import product_size, resident_peak, serve, stretch, timed
+from benchmarks.speed.contest import product_size, resident_peak, serve, stretch, timed
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 NUM_IMAGES = 50_000  # Of the data task: CIFAR-10's.

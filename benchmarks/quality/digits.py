@@ -1,6 +1,6 @@
 """Are sampled digits digits, and new ones? Judged by a classifier and by nearest neighbours.
 
-    python benchmarks/digits.py --workdir=runs/digits
+    python -m benchmarks.quality.digits --workdir=runs/digits
 
 A calibrated support-vector classifier, fitted on the 1,497 training digits, says how sure it is
 of each sample and of each of the 300 held-out digits; the mean top probabilities should agree to

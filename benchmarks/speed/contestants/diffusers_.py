@@ -1,4 +1,4 @@
-"""diffusers as a contestant: `python -m benchmarks.contestants.diffusers_`, see `contest.py`.
+"""diffusers as a contestant: `python -m benchmarks.speed.contestants.diffusers_`, see `contest.py`.
 
 `UNet2DModel` with the loop of its example `train_unconditional.py`, Adam in place of AdamW, and
 the loops of `DDPMPipeline` and `DDIMPipeline`.
@@ -8,7 +8,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
 
-from benchmarks.contestants.pytorch import DEVICE, Peer
+from benchmarks.speed.contestants.pytorch import DEVICE, Peer
 
 
 def loss(task, network):

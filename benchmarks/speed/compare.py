@@ -23,13 +23,13 @@ import tempfile
 import jax
 import jax.numpy as jnp
 
-from benchmarks import contest, speed_tables
+from benchmarks.speed import contest, tables
 from ddpm_jax import config as config_lib
 from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.runtime import huge_pages
 from ddpm_jax.weights import diffusers_config
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 NETWORKS = ("cifar10", "digits")
 # diffusers has one number of groups for all norms, so digits gets one.
@@ -93,7 +93,7 @@ def network_facts(network, dropout, dtype):
 
 def command(module, peers):
     python = sys.executable if module == "ours" else peers
-    return [python, "-m", f"benchmarks.contestants.{module}"]
+    return [python, "-m", f"benchmarks.speed.contestants.{module}"]
 
 
 def started(module, peers, task, caches):
@@ -174,7 +174,9 @@ def read_arguments():
             return chosen
         return read
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.speed", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--suite", choices=SUITES, default="small")
     parser.add_argument("--peers", default=sys.executable, help="python of their environment")
     parser.add_argument("--tasks", type=names(TASKS), default=TASKS)
@@ -215,7 +217,7 @@ def main():
                 "entries": [{"who": who, "mode": mode} | entry
                             for (who, mode), entry in entries.items()],
             })
-            print(speed_tables.match_table(matches[-1], about, dtype), flush=True)
+            print(tables.match_table(matches[-1], about, dtype), flush=True)
             write(arguments, kind, {  # After each: a suite takes hours, and may be stopped.
                 "command": shlex.join(["python", "-m", "benchmarks.speed", *sys.argv[1:]]),
                 "date": datetime.date.today().isoformat(), "machine": machine(), "dtype": dtype,
@@ -232,7 +234,7 @@ def write(arguments, kind, results):
     stem = stem.with_name(stem.name.lower().replace(" ", "_"))
     arguments.results.mkdir(exist_ok=True)
     stem.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
-    stem.with_suffix(".md").write_text(speed_tables.page(results))
+    stem.with_suffix(".md").write_text(tables.page(results))
 
 
 def machine():

@@ -1,6 +1,6 @@
 """How much of a picture survives DDIM's way to x_T and back, by the number of steps.
 
-    python -m benchmarks.inversion --workdir=runs/digits
+    python -m benchmarks.quality.inversion --workdir=runs/digits
 
 Prints the mean squared error of a pixel, in [0, 1], over the 300 held-out digits, for as many
 steps each way as in Table 2 of Song, Meng and Ermon 2021 (DDIM), whose figures on the CIFAR-10

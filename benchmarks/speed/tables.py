@@ -1,7 +1,7 @@
-"""The results of `speed.py` as Markdown."""
+"""The results of `compare.py` as Markdown."""
 
-from benchmarks.contest import summary
-from benchmarks.flops import TRAINING
+from benchmarks.speed.contest import summary
+from benchmarks.speed.flops import TRAINING
 
 NAMES = {
     "ours": "ddpm_jax", "diffusers_": "diffusers", "lucidrains_": "denoising_diffusion_pytorch",

@@ -23,7 +23,7 @@ import psutil
 from ddpm_jax.workdir.checkpoints import library_versions
 from ddpm_jax.workdir.metrics_file import read_metrics
 
-RESULTS = pathlib.Path(__file__).parent / "results"
+RESULTS = pathlib.Path(__file__).parents[1] / "results"
 
 
 def watched(workdir, num_steps):
@@ -95,7 +95,9 @@ def judged(seen, rows):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.soak", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--workdir", type=pathlib.Path, required=True)
     parser.add_argument("--num_steps", type=int, default=20_000)
     arguments = parser.parse_args()
