@@ -76,3 +76,24 @@ def draw_given(monkeypatch):
 
     with jax.debug_key_reuse(False):  # The same key for every image, on purpose.
         yield install
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """A run's network is a TinyNet, whatever its config says."""
+    from ddpm_jax import config, validation
+    from nonzero import TinyNet
+
+    monkeypatch.setattr(config, "model", lambda config, channels: TinyNet())
+    monkeypatch.setattr(validation, "check_images", lambda config, shape: None)
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that were saved."""
+    from ddpm_jax.workdir import plots
+
+    saved, save = [], plots._save
+    monkeypatch.setattr(
+        plots, "_save", lambda figure, path: (saved.append(figure), save(figure, path)))
+    return saved

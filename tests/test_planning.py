@@ -16,8 +16,8 @@ from ddpm_jax.runtime import memory, parallel
 from ddpm_jax.training import loop, memory_check
 from ddpm_jax.training import run as run_lib
 from nonzero import TinyNet
-from test_configs import NAMES, get_config
-from test_runs import ROOT, SMALL, run
+from program import ROOT, SMALL, run
+from shipped_configs import NAMES, get_config
 
 BATCH = 16
 CONV = 2 * 4 * (3 * 8 - 2) ** 2  # FLOPs of TinyNet's 3x3 convolutions, 1 to 4 channels and back

@@ -8,7 +8,7 @@ from benchmarks.speed import scaling
 from ddpm_jax.data import loading
 from ddpm_jax.runtime import parallel
 from nonzero import TinyNet
-from test_loop import BATCH, small_config, state_of, step_of
+from training_step import BATCH, small_config, state_of, step_of
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

@@ -11,8 +11,8 @@ from ddpm_jax.data import batching, image_pairs, loading
 from ddpm_jax.data import source as source_lib
 from ddpm_jax.runtime import memory, parallel
 from ddpm_jax.training import loop
-from test_profiling import tiny, tiny_config  # noqa: F401
-from test_runs import lasting, rows, saved
+from records import lasting, rows, saved
+from tiny_run import tiny_config
 
 RNG = np.random.default_rng(0)
 
@@ -106,7 +106,7 @@ def test_a_cpu_has_them_already():
     assert not batching.fits_on_device(pictures())
 
 
-def test_a_run_and_its_resumption_are_the_hosts(accelerator, tiny, tmp_path):  # noqa: F811
+def test_a_run_and_its_resumption_are_the_hosts(accelerator, tiny, tmp_path):
     settings = {"data.random_flip": True, "train.checkpoint_every": 3}
     loop.train(tiny_config(**settings, **{"data.on_device": False}), tmp_path / "host")
     for num_steps in (3, 6):

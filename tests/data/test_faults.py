@@ -18,7 +18,7 @@ from ddpm_jax.data import loading
 from ddpm_jax.data import source as source_lib
 from ddpm_jax.training import run as run_lib
 from ddpm_jax.workdir import run_folder
-from test_loading import everything, folder, numbered, ramp, take, write_pictures, write_tfds
+from data_sets import everything, folder, numbered, ramp, take, write_pictures, write_tfds
 
 
 def refused(call, *words):

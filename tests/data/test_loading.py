@@ -1,9 +1,5 @@
 """Data sets and their batches, against files written here and the real sets."""
 
-import io
-import itertools
-import json
-import os
 import pathlib
 import runpy
 import sys
@@ -16,33 +12,11 @@ from sklearn import datasets
 
 from ddpm_jax.data import batching, image_folder, loading
 from ddpm_jax.data import source as source_lib
+from data_sets import (
+    TFDS, everything, folder, needs, numbered, ramp, take, write_pictures, write_tfds,
+)
 
-TFDS = os.environ.get("TFDS_DATA_DIR", "")
 SPLITS = ("train", "test")
-
-
-def needs(name):
-    there = TFDS and os.path.isdir(os.path.join(TFDS, name))
-    return pytest.mark.skipif(not there, reason=f"no {name} below $TFDS_DATA_DIR")
-
-
-def numbered(n, shape=(2, 3, 1)):
-    """Images [n, h, w, c] whose first pixel tells which one it is."""
-    images = np.random.default_rng(0).integers(0, 256, (n, *shape)).astype(np.uint8)
-    images[:, 0, 0, 0] = np.arange(n)
-    return images
-
-
-def take(source, count, **kwargs):
-    """The images of the first `count` batches, and the reading thread ended."""
-    iterator = batching.batches(source, **{"seed": 0, "batch_size": 4, **kwargs})
-    found = [batch["images"] for batch in itertools.islice(iterator, count)]
-    iterator.close()
-    return np.stack(found)
-
-
-def everything(source):
-    return source.read(np.arange(len(source)))
 
 
 # Batches.
@@ -243,17 +217,6 @@ def test_holdout_must_leave_something(tmp_path):
 
 
 # Folders.
-
-
-def write_pictures(folder, n, suffix="png", size=(6, 4)):
-    """n pictures, 0.png and on, each of one grey of its own."""
-    for i in range(n):
-        Image.new("RGB", size, (i, i, i)).save(folder / f"{i:03}.{suffix}")
-    return str(folder)
-
-
-def folder(path, **settings):
-    return loading.load("image_folder", data_dir=str(path), **settings)
 
 
 def only(path, **settings):
@@ -494,45 +457,6 @@ def test_fashion_mnist_is_streamed_and_resized(monkeypatch):
     coloured = loading.load("fashion_mnist", channels=3).read(np.array([0]))[0]
     np.testing.assert_array_equal(coloured, np.repeat(image, 3, axis=-1))
     assert loading.load("fashion_mnist", image_size=32).image_shape == (32, 32, 1)
-
-
-def write_tfds(root, images, file_format="array_record", version="1.0.0", labels=None):
-    """A TFDS directory "tiny", one train split, made by hand without TensorFlow.
-
-    With labels it has five classes.
-    """
-    import tensorflow_datasets as tfds
-    from array_record.python import array_record_module
-
-    path = root / "tiny" / version
-    path.mkdir(parents=True)
-    one = len({image.shape for image in images}) == 1
-    shape = images[0].shape if one else (None, None, images[0].shape[-1])
-    kinds = {"photo": tfds.features.Image(shape=shape)}
-    if labels is not None:
-        kinds["kind"] = tfds.features.ClassLabel(num_classes=5)
-    features = tfds.features.FeaturesDict(kinds)
-    features.save_config(path)
-    record = str(path / f"tiny-train.{file_format}-00000-of-00001")
-    writer = array_record_module.ArrayRecordWriter(record, "group_size:1")
-    for i, image in enumerate(images):
-        png = io.BytesIO()
-        Image.fromarray(image).save(png, "png")
-        png.seek(0)
-        label = {} if labels is None else {"kind": int(labels[i])}
-        writer.write(features.serialize_example({"photo": png, **label}))
-    writer.close()
-    split = {
-        "name": "train", "numBytes": "1", "shardLengths": [str(len(images))],
-        "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
-    }  # fmt: skip
-    info = {"name": "tiny", "version": version, "fileFormat": file_format}
-    (path / "dataset_info.json").write_text(json.dumps({**info, "splits": [split]}))
-    return str(root)
-
-
-def ramp(n, sizes=(4,)):
-    return [np.full((sizes[i % len(sizes)], 5, 3), 10 * i, np.uint8) for i in range(n)]
 
 
 @pytest.mark.parametrize("budget", [10, source_lib.MEMORY_BUDGET])

@@ -11,7 +11,7 @@ from PIL import Image
 from scipy import linalg, special
 from sklearn import metrics as sklearn_metrics
 
-import test_inception
+import torch_inception
 from ddpm_jax.data import loading
 from ddpm_jax.data import source as source_lib
 from ddpm_jax.evaluation import inception_features, references, scores
@@ -69,12 +69,8 @@ def fails(message, function, *arguments, **settings):
 
 @pytest.fixture(scope="module")
 def network():
-    """Inception with the weights of test_inception.py."""
-    entries = {
-        name: test_inception.SCRIPT["weights"](name, shape)
-        for name, shape in test_inception.SHAPES.items()
-    }
-    params = inception_weights.params_from_torch(entries)
+    """Inception with the weights of torch_inception.py."""
+    params = inception_weights.params_from_torch(torch_inception.entries())
     asked = []
 
     def load(path, *, sha256):
@@ -96,8 +92,7 @@ NAMES = ("pool", "spatial", "logits")
 
 def test_features_on_every_device_are_inceptions(network):
     """Three images on eight devices, against what torch-fidelity makes of them alone."""
-    with np.load(test_inception.FIXTURES / "inception_features.npz") as stored:
-        expected = dict(stored)
+    expected = torch_inception.features()
     found = network.features(expected["images"][:3])
     floats = network.features(np.float32(expected["images"][:3]))
     for name in NAMES:

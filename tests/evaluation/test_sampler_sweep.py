@@ -3,7 +3,7 @@
 import pytest
 
 from ddpm_jax.evaluation import sampler_sweep
-from test_plots import assert_png, figures  # noqa: F401
+from curves import assert_png
 
 STEPS = (10, 50, 20)
 VALUES = {"ddim": [13.36, 4.67, 6.84], "heun": [40.5, 3.123456789, 8.0]}
@@ -34,7 +34,7 @@ def test_every_cell_is_measured_once_even_when_interrupted(tmp_path):
     assert {s: [cell["value"] for cell in row] for s, row in cells.items()} == VALUES
 
 
-def test_the_table_has_rows_of_samplers_and_columns_of_calls(tmp_path, figures):  # noqa: F811
+def test_the_table_has_rows_of_samplers_and_columns_of_calls(tmp_path, figures):
     cells = sampler_sweep.measure(tmp_path / "parts", VALUES, STEPS, score)
     cells["heun"][0]["standard_error"] = 1.25
     sampler_sweep.save(tmp_path, "fid/train", STEPS, cells)
@@ -60,7 +60,7 @@ def test_the_table_has_rows_of_samplers_and_columns_of_calls(tmp_path, figures):
     assert_png(tmp_path / "sweep.png", 1)
 
 
-def test_scores_of_zero_and_below_are_drawn(tmp_path, figures):  # noqa: F811
+def test_scores_of_zero_and_below_are_drawn(tmp_path, figures):
     cells = {"ddim": [{"value": -0.001}, {"value": 0.0}]}
     sampler_sweep.save(tmp_path, "kid/train", (10, 20), cells)
     assert figures[0].axes[0].get_yscale() == "linear"

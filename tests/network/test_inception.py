@@ -1,29 +1,25 @@
 """The Inception network against torch-fidelity's, with the same weights and real images."""
 
 import hashlib
-import json
 import pathlib
-import runpy
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import torch_inception
 import tracing
 from ddpm_jax.network.inception import Inception, resize
 from ddpm_jax.weights import inception_weights, torch_file
 from ddpm_jax.weights.inception_weights import params_from_torch
-
-FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
-SCRIPT = runpy.run_path(str(FIXTURES / "make_inception.py"))
-SHAPES = json.loads((FIXTURES / "inception_entries.json").read_text())
+from torch_inception import SHAPES
 
 
 @pytest.fixture(scope="module")
 def entries():
     """Every entry of the PyTorch file, with the values that its own network was given."""
-    return {name: SCRIPT["weights"](name, shape) for name, shape in SHAPES.items()}
+    return torch_inception.entries()
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +29,7 @@ def params(entries):
 
 @pytest.fixture(scope="module")
 def expected():
-    with np.load(FIXTURES / "inception_features.npz") as stored:
-        return dict(stored)
+    return torch_inception.features()
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Every config at full size by shape, and two shrunken steps of it on pictures of its kind."""
 
-import importlib
 import os
 import pathlib
 
@@ -15,20 +14,8 @@ from ddpm_jax import validation
 from ddpm_jax import config as config_lib
 from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.training import monitoring
-from test_loading import TFDS, needs, write_tfds
-
-PARAMETERS = {
-    "cifar10": 35_746_307, "celebahq256": 113_673_219, "lsun_bedroom256": 113_673_219,
-    "lsun_cat256": 113_673_219, "lsun_church256": 113_673_219, "digits": 701_345,
-    "fashion_mnist": 25_833_985, "image_folder": 78_700_803, "improved_cifar10": 52_546_438,
-    "cifar10_conditional": 35_746_307 + 11 * 512, "digits_conditional": 701_345 + 11 * 128,
-    "digits_superres": 701_345 + 9 * 32, "digits_segment": 701_345 + 9 * 32,
-}
-NAMES = sorted(PARAMETERS)
-
-
-def get_config(name):
-    return importlib.import_module(f"ddpm_jax.configs.{name}").get_config()
+from data_sets import TFDS, needs, write_tfds
+from shipped_configs import NAMES, PARAMETERS, get_config
 
 
 def test_every_config_is_here():

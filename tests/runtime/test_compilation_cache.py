@@ -12,7 +12,7 @@ import jax
 import pytest
 
 from ddpm_jax.runtime import compilation_cache
-from test_runs import ROOT
+from program import ROOT
 
 PROGRAM = """
 import collections, json, resource, sys, jax

@@ -14,9 +14,9 @@ from ddpm_jax.runtime import interruption
 from ddpm_jax.runtime.interruption import Interrupted
 from ddpm_jax.training import loop
 from ddpm_jax.workdir import checkpoints, logs
-from test_hosts import free_port
-from test_profiling import tiny, tiny_config  # noqa: F401
-from test_runs import ROOT, command, lasting, on, rows, saved
+from program import ROOT, command, free_port, on
+from records import lasting, rows, saved
+from tiny_run import tiny_config
 
 CTRL_C, TERM = signal.SIGINT, signal.SIGTERM
 
@@ -115,7 +115,7 @@ def signals(monkeypatch):
 
 
 def test_a_run_saves_the_step_and_continues_bit_for_bit(
-    tiny, tmp_path, capsys, signals  # noqa: F811
+    tiny, tmp_path, capsys, signals
 ):
     loop.train(tiny_config(), tmp_path / "whole")
     for step, number in ((2, CTRL_C), (3, TERM), (5, CTRL_C)):
@@ -132,7 +132,7 @@ def test_a_run_saves_the_step_and_continues_bit_for_bit(
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_signal_in_the_last_step_changes_nothing(tiny, tmp_path, capsys, signals):  # noqa: F811
+def test_a_signal_in_the_last_step_changes_nothing(tiny, tmp_path, capsys, signals):
     signals[6] = TERM
     loop.train(tiny_config(), tmp_path)
     assert "done: 6 steps" in capsys.readouterr().out

@@ -8,25 +8,10 @@ import pytest
 from jax.profiler import ProfileData
 
 from ddpm_jax import validation
-from ddpm_jax import config as config_lib
-from ddpm_jax.configs import digits
 from ddpm_jax.runtime import profiling
 from ddpm_jax.training import loop
-from nonzero import TinyNet
-from test_runs import lasting, rows, saved
-
-
-def tiny_config(**settings):
-    config = digits.get_config()
-    config.diffusion.num_timesteps = 20
-    config.diffusion.beta_end = 0.4
-    config.train.batch_size = 16
-    config.train.num_steps = 6
-    config.train.log_every = 1
-    config.train.eval_images = 16
-    config.train.sample_images = 8
-    config.update_from_flattened_dict(settings)
-    return config
+from records import lasting, rows, saved
+from tiny_run import tiny_config
 
 
 def traced_steps(workdir):
@@ -41,12 +26,6 @@ def traced_steps(workdir):
             found.append({dict(e.stats)["step_num"] for e in events if e.name == "train"})
         assert any("PjitFunction" in e.name or "pmap" in e.name.lower() for e in events)
     return found
-
-
-@pytest.fixture
-def tiny(monkeypatch):
-    monkeypatch.setattr(config_lib, "model", lambda config, channels: TinyNet())
-    monkeypatch.setattr(validation, "check_images", lambda config, shape: None)
 
 
 def test_a_trace_is_left_and_the_numbers_stay_bit_for_bit(tiny, tmp_path):

@@ -13,7 +13,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ddpm_jax.workdir import checkpoints
-from test_runs import ROOT, command, lasting, on, rows, run, saved
+from program import ROOT, command, on, run
+from records import lasting, rows, saved
 
 SAVE_EVERY, SAMPLE_EVERY = 20, 40
 PERIODS = {"train.checkpoint_every": SAVE_EVERY, "train.sample_every": SAMPLE_EVERY,

@@ -31,7 +31,7 @@ from ddpm_jax.training import state as state_lib
 from ddpm_jax.training.run import step_settings
 from ddpm_jax.training.step import pmap_train_step
 from nonzero import TinyNet
-from test_profiling import tiny_config
+from tiny_run import tiny_config
 
 LONG = int(os.environ.get("DDPM_JAX_FUZZ", 0))
 

@@ -8,7 +8,6 @@ import os
 import pathlib
 import pickle
 import re
-import socket
 import subprocess
 import sys
 
@@ -19,21 +18,16 @@ import host
 from ddpm_jax.data import loading
 from ddpm_jax.runtime import parallel
 from ddpm_jax.workdir import checkpoints, pictures
+from program import ROOT, free_port
 
-TESTS = pathlib.Path(__file__).parent
+HELPERS = pathlib.Path(host.__file__).parent
 LAYOUTS = {"1x4": (1, 4), "2x2": (2, 2), "1x1": (1, 1)}  # Processes, devices of each.
 
 
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
 def start(arguments, devices):
-    path = os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(HELPERS), str(ROOT), os.environ.get("PYTHONPATH", "")])
     env = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": path}
-    return subprocess.Popen([sys.executable, *map(str, arguments)], env=env, cwd=TESTS.parent,
+    return subprocess.Popen([sys.executable, *map(str, arguments)], env=env, cwd=ROOT,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -75,7 +69,7 @@ def done(tmp_path_factory):
             patch.setattr(host.config_lib, "model", lambda config, channels: host.Net())
             host.store(folder / f"measured_{layout}")
         out, err = one_job(
-            [TESTS / "host.py", folder, layout], layout, lambda *address: map(str, address)
+            [HELPERS / "host.py", folder, layout], layout, lambda *address: map(str, address)
         )
         results = [pickle.loads((folder / layout / f"{i}.pkl").read_bytes()) for i in range(count)]
         found[layout] = [r | {"out": o, "err": e} for r, o, e in zip(results, out, err)]

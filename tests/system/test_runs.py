@@ -1,8 +1,6 @@
 """The program as its users start it: `main.py` in processes of its own."""
 
 import json
-import os
-import pathlib
 import signal
 import subprocess
 import sys
@@ -12,53 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-ROOT = pathlib.Path(__file__).parents[2]
-SMALL = {
-    "model.channels": 8, "model.channel_multipliers": "(1,)", "model.dropout": 0.2,
-    "model.attention_resolutions": "()", "diffusion.num_timesteps": 20,
-    "diffusion.beta_end": 0.4, "train.batch_size": 16, "train.log_every": 5,
-    "train.warmup_steps": 10, "train.eval_every": 60, "train.eval_images": 20,
-    "train.sample_every": 60, "train.sample_images": 8, "train.checkpoint_every": 20,
-    "train.t_sampling": "importance",  # its history is pooled over devices and resumed
-}
-
-
-def command(workdir, mode="train", config="digits", **settings):
-    flags = [f"--config.{k}={v}" for k, v in (SMALL | settings).items()]
-    return [sys.executable, str(ROOT / "main.py"), f"--config={ROOT}/configs/{config}.py",
-            f"--workdir={workdir}", f"--mode={mode}", *flags]
-
-
-def on(devices):
-    return os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
-
-
-def run(arguments, *, devices=2, fails=False):
-    """What the program says; its exit status tells whether the work was done."""
-    done = subprocess.run(arguments, env=on(devices), capture_output=True, text=True, cwd=ROOT)
-    assert (done.returncode != 0) == fails, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
-def rows(workdir):
-    path = pathlib.Path(workdir) / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines]
-
-
-def lasting(row):
-    """A row without what the clock says."""
-    return {k: v for k, v in row.items() if not k.endswith("_per_second") and k != "eta"}
-
-
-def saved(workdir, step):
-    """Every array of a checkpoint."""
-    import jax
-
-    from ddpm_jax.workdir.checkpoints import restore_part
-
-    names = ("params", "ema_params", "opt_state", "tally", "loss_history", "step")
-    return jax.tree.leaves([restore_part(workdir, name, step)[1] for name in names])
+from program import ROOT, command, on, run
+from records import lasting, rows, saved
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from ddpm_jax.evaluation import references
 from ddpm_jax.weights import torch_file
 from ddpm_jax.workdir import run_folder
 from ddpm_jax.workdir.checkpoints import Checkpoints, restore_part
-from test_loading import everything, numbered, ramp, write_pictures, write_tfds
+from data_sets import everything, numbered, ramp, write_pictures, write_tfds
 
 ROOT = pathlib.Path(__file__).parents[2]
 SOURCES = [path for pattern in ("main.py", "ddpm_jax/*.py", "configs/*.py")

@@ -16,9 +16,10 @@ from ddpm_jax.training import run as run_lib
 from ddpm_jax.training import state as state_lib
 from ddpm_jax.workdir import checkpoints, run_folder
 from ddpm_jax.workdir.checkpoints import Checkpoints
-from test_checkpoints import METADATA, TX
-from test_profiling import tiny, tiny_config  # noqa: F401
-from test_runs import ROOT, command, lasting, on, rows, run
+from program import ROOT, command, on, run
+from records import lasting, rows
+from saved_state import METADATA, TX
+from tiny_run import tiny_config
 
 FIRST = {"train.num_steps": 20, "train.t_sampling": "uniform", "train.eval_images": 0,
          "train.sample_images": 1}
@@ -117,7 +118,7 @@ def test_a_full_device_is_an_error_of_the_device(monkeypatch, capsys):
     assert "No space left on device" in capsys.readouterr().err
 
 
-def test_a_newest_checkpoint_that_is_gone_is_one_less(tiny, tmp_path, capsys):  # noqa: F811
+def test_a_newest_checkpoint_that_is_gone_is_one_less(tiny, tmp_path, capsys):
     config = tiny_config(**{"train.checkpoint_every": 2, "train.num_steps": 6})
     loop.train(config, tmp_path)
     before = list(map(lasting, rows(tmp_path)))

@@ -19,8 +19,7 @@ from ddpm_jax.workdir import (
 )
 from nonzero import TinyNet
 from object_store import local_copy, objects
-from test_logs import events
-from test_runs import lasting
+from records import events, lasting
 
 
 class Net(TinyNet):

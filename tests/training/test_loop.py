@@ -16,50 +16,14 @@ from ddpm_jax.diffusion import losses, randomness
 from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.runtime import parallel
 from ddpm_jax.training import loop, monitoring, timesteps
-from ddpm_jax.training import run as run_lib
 from ddpm_jax.training import state as state_lib
 from ddpm_jax.training import step as step_lib
 from nonzero import SHAPE, TinyNet, nonzero_params
+from training_step import BATCH, small_config, state_of, step_of
 
-BATCH = 16
 CLIP = 0.05  # below the gradient's norm, so that clipping is seen
 # Eight shares are summed in another order than one batch: float32 roundings, relative.
 SAME = dict(rtol=2e-5, atol=1e-7)
-
-
-def small_config(**train):
-    config = digits.get_config()
-    config.model.channels = 8
-    config.model.dropout = 0.0
-    config.diffusion.num_timesteps = 20
-    config.diffusion.beta_end = 0.4
-    config.train.batch_size = BATCH
-    config.train.ema_warmup = False
-    config.train.warmup_steps = 0
-    for name, value in train.items():
-        config.train[name] = value
-    return config
-
-
-def state_of(config, model):
-    state = state_lib.create(
-        model, config_lib.optimizer(config), jax.random.key(0), SHAPE,
-        extra_ema_decays=tuple(config.train.extra_ema_decays),
-        loss_history=timesteps.fresh(config.diffusion.num_timesteps)
-        if config.train.t_sampling == "importance" else None,
-    )
-    params = jax.tree.map(jnp.asarray, nonzero_params(model))
-    # Another average than the parameters, so that a mix of the two is seen.
-    ema = jax.tree.map(lambda x: 2 * x, params)
-    return state.replace(params=params, ema_params=ema)
-
-
-def step_of(config):
-    return step_lib.pmap_train_step(
-        schedule=config_lib.schedule(config),
-        learning_rate=config_lib.learning_rate(config),
-        settings=run_lib.step_settings(config),
-    )
 
 
 def run(config, model, num_steps=1):

@@ -19,9 +19,9 @@ from ddpm_jax.training import state as state_lib
 from ddpm_jax.training.run import step_settings
 from ddpm_jax.workdir import checkpoints, run_folder
 from ddpm_jax.workdir.checkpoints import Checkpoints, restore_part
-from test_profiling import tiny, tiny_config  # noqa: F401
-from test_runs import rows
-from test_loop import BATCH, small_config, state_of, step_of
+from records import rows
+from tiny_run import tiny_config
+from training_step import BATCH, small_config, state_of, step_of
 
 RNG = jax.random.key(1)
 
@@ -163,7 +163,7 @@ DIVERGES = {"train.learning_rate": 1e30, "train.warmup_steps": 0, "train.num_ste
             "train.checkpoint_every": 1, "train.keep": 100, "train.max_skipped": 4}
 
 
-def test_a_run_that_is_stuck_stops_and_says_where_it_was_good(tiny, tmp_path, capsys):  # noqa: F811
+def test_a_run_that_is_stuck_stops_and_says_where_it_was_good(tiny, tmp_path, capsys):
     with pytest.raises(FloatingPointError) as error:
         loop.train(tiny_config(**DIVERGES, **{"train.debug_nans": True}), tmp_path)
     message = str(error.value)
@@ -192,13 +192,13 @@ def test_a_run_that_is_stuck_stops_and_says_where_it_was_good(tiny, tmp_path, ca
     assert "resuming at step 3" in capsys.readouterr().out
 
 
-def test_a_run_that_is_stuck_at_its_end_is_not_done(tiny, tmp_path):  # noqa: F811
+def test_a_run_that_is_stuck_at_its_end_is_not_done(tiny, tmp_path):
     with pytest.raises(FloatingPointError, match="up to step 5 .*good checkpoint is none"):
         loop.train(tiny_config(**DIVERGES | {
             "train.num_steps": 5, "train.checkpoint_every": 100}), tmp_path)
 
 
-def test_a_checkpoint_of_before_the_count_is_continued(tiny, tmp_path):  # noqa: F811
+def test_a_checkpoint_of_before_the_count_is_continued(tiny, tmp_path):
     run = run_lib.prepare(tiny_config(**{"train.num_steps": 2}), tmp_path, None)
     old = state_lib.to_saved(run_lib.fresh_state(run)) | {"step": jnp.int32(1)}
     del old["skipped"]

@@ -1,25 +1,15 @@
 """Logs: each step once in both records, whatever was written before the stop."""
 
 import io
-import json
 import math
 
 import numpy as np
 import pytest
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ddpm_jax.workdir.logs import Logs, Rate, format_duration
-
-
-def rows(workdir):
-    text = (workdir / "metrics.jsonl").read_text()
-    return [json.loads(line) for line in text.splitlines()]
-
-
-def events(workdir):
-    sizes = {"scalars": 0, "images": 0, "tensors": 0}
-    return EventAccumulator(str(workdir / "tensorboard"), size_guidance=sizes).Reload()
+from clock import Clock
+from records import TORN_LINES, events, rows
 
 
 def run(workdir, start, stop, value=0.5):
@@ -59,10 +49,7 @@ def test_starting_over_without_a_checkpoint_drops_all(tmp_path):
     assert [(s.step, s.value) for s in events(tmp_path).Scalars("loss")] == [(1, 2), (2, 2)]
 
 
-TORN = ['{"step": 2, "lo', '{"step": 2, "loss": 0.5}', '{"step": 2, \n', "\n", "\0\0\n"]
-
-
-@pytest.mark.parametrize("torn", TORN)
+@pytest.mark.parametrize("torn", TORN_LINES)
 def test_a_torn_last_line_is_dropped(tmp_path, torn):
     run(tmp_path, 0, 2)
     with open(tmp_path / "metrics.jsonl", "a") as file:
@@ -125,13 +112,6 @@ def test_bar_by_default_on_a_terminal_only(tmp_path, monkeypatch, terminal):
     with Logs(tmp_path, start_step=0, num_steps=2):
         pass
     assert bool(stderr.getvalue()) == terminal
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self):
-        return self.now
 
 
 def test_rate_leaves_pauses_out_of_the_speed_but_not_of_the_eta():

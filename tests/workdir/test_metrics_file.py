@@ -9,8 +9,9 @@ import ddpm_jax
 from ddpm_jax.evaluation import evaluate as evaluate_lib
 from ddpm_jax.runtime import files
 from ddpm_jax.workdir import logs, metrics_file, tensorboard_writer
+from clock import Clock
 from object_store import Store, local_copy, objects
-from test_logs import TORN, Clock, events
+from records import TORN_LINES, events
 
 
 def start(workdir, start, stop, value, clock=None):
@@ -97,7 +98,7 @@ def test_a_store_is_written_every_ten_seconds_and_at_flushes(bucket):
     assert [row["step"] for row in ddpm_jax.read_metrics(bucket)] == list(range(1, 11))
 
 
-@pytest.mark.parametrize("torn", [*TORN, "3\n", '{"loss": 1.0}\n'])
+@pytest.mark.parametrize("torn", [*TORN_LINES, "3\n", '{"loss": 1.0}\n'])
 def test_what_is_no_row_is_left_out(tmp_path, torn):
     start(tmp_path, 0, 2, 1)
     with open(tmp_path / "metrics.jsonl", "a") as file:

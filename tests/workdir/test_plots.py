@@ -9,19 +9,11 @@ from PIL import Image
 
 from ddpm_jax.diffusion import variational_bound
 from ddpm_jax.workdir import plots
+from curves import assert_png
 
 VLB = np.float64([1.5, 0.4, 0.1, 0.03, 0.001])
 MSE_EPS = np.float64([0.5, 0.3, 0.2, 0.05, 0.01])
 CURVE = variational_bound.rate_distortion(VLB, 0.002, MSE_EPS / 10)
-
-
-@pytest.fixture
-def figures(monkeypatch):
-    """The figures that were saved."""
-    saved, save = [], plots._save
-    monkeypatch.setattr(
-        plots, "_save", lambda figure, path: (saved.append(figure), save(figure, path)))
-    return saved
 
 
 def assert_lines(figure, expected):
@@ -32,19 +24,6 @@ def assert_lines(figure, expected):
         np.testing.assert_array_equal(line.get_ydata(), y)
         for label, word in zip((axes.get_xlabel(), axes.get_ylabel()), words):
             assert word in label
-
-
-def assert_png(path, panels):
-    """A picture with a curve in the colour of curves in each of its panels."""
-    with Image.open(path) as image:
-        assert image.format == "PNG"
-        assert 350 * panels < image.width < 800 * panels and 300 < image.height < 800
-        pixels = np.asarray(image.convert("RGB")).astype(int)
-    blue = pixels[..., 2] - pixels[..., 0] > 100
-    columns = [panel.sum() for panel in np.array_split(blue, panels, axis=1)]
-    assert min(columns) > 100
-    dark, light = pixels.max(axis=2) < 100, pixels.min(axis=2) > 200
-    assert dark.sum() > 500 and light.mean() > 0.5  # Axes and words, on paper.
 
 
 def test_the_bound_is_drawn_by_the_papers_steps(tmp_path, figures):

@@ -12,8 +12,7 @@ from ddpm_jax.configs import digits
 from ddpm_jax.training import loop
 from ddpm_jax.workdir import logs, wandb_writer
 from nonzero import TinyNet
-from test_logs import events
-from test_runs import lasting, rows
+from records import events, lasting, rows
 
 GRID = np.arange(6 * 9 * 4, dtype=np.uint8).reshape(6, 9, 4)
 

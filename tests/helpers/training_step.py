@@ -1,0 +1,49 @@
+"""A small training step, with a state whose every leaf is non-zero."""
+
+import jax
+import jax.numpy as jnp
+
+from ddpm_jax import config as config_lib
+from ddpm_jax.configs import digits
+from ddpm_jax.training import run as run_lib
+from ddpm_jax.training import state as state_lib
+from ddpm_jax.training import step as step_lib
+from ddpm_jax.training import timesteps
+from nonzero import SHAPE, nonzero_params
+
+BATCH = 16
+
+
+def small_config(**train):
+    config = digits.get_config()
+    config.model.channels = 8
+    config.model.dropout = 0.0
+    config.diffusion.num_timesteps = 20
+    config.diffusion.beta_end = 0.4
+    config.train.batch_size = BATCH
+    config.train.ema_warmup = False
+    config.train.warmup_steps = 0
+    for name, value in train.items():
+        config.train[name] = value
+    return config
+
+
+def state_of(config, model):
+    state = state_lib.create(
+        model, config_lib.optimizer(config), jax.random.key(0), SHAPE,
+        extra_ema_decays=tuple(config.train.extra_ema_decays),
+        loss_history=timesteps.fresh(config.diffusion.num_timesteps)
+        if config.train.t_sampling == "importance" else None,
+    )
+    params = jax.tree.map(jnp.asarray, nonzero_params(model))
+    # Another average than the parameters, so that a mix of the two is seen.
+    ema = jax.tree.map(lambda x: 2 * x, params)
+    return state.replace(params=params, ema_params=ema)
+
+
+def step_of(config):
+    return step_lib.pmap_train_step(
+        schedule=config_lib.schedule(config),
+        learning_rate=config_lib.learning_rate(config),
+        settings=run_lib.step_settings(config),
+    )
