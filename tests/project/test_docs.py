@@ -29,7 +29,8 @@ from ddpm_jax.samplers import settings as settings_lib
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # absl's
 ROOT = pathlib.Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks/README.md",
+         *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(
     r"(?:<!-- no-run: (?P<reason>[^>]+) -->\n+)?```(?P<language>\w*)\n(?P<code>.*?)```", re.DOTALL
 )
@@ -194,6 +195,14 @@ def test_the_command_stands_under_every_picture():
     sizes = {path.name: path.stat().st_size for path in (ROOT / "docs/images").iterdir()}
     assert all(f"images/{name})" in shown for name in sizes)
     assert max(sizes.values()) < 200 * 1024 and sum(sizes.values()) < 1024**2
+
+
+def test_the_table_of_benchmarks_has_every_program():
+    page = (ROOT / "benchmarks/README.md").read_text()
+    listed = {source_of(module) for module in re.findall(r"python -m (benchmarks\.[\w.]+)", page)}
+    programs = [path for path in (ROOT / "benchmarks").rglob("*.py")
+                if "\ndef main(" in path.read_text()]
+    assert listed == {path.read_text() for path in programs}
 
 
 def test_every_module_stands_in_the_table_of_files():
