@@ -221,7 +221,7 @@ def test_a_plan_is_a_table(measured):
     for name in NAMES
 ])
 def test_random_pixels_stand_in_for_the_data_of_every_config(name, monkeypatch):
-    monkeypatch.setattr(memory, "on_each_device", lambda: 2**40)
+    monkeypatch.setattr(memory, "device_total", lambda: 2**40)
     config = get_config(name)
     config.train.batch_size = 8 * BATCH
     found = run_lib.prepare(config, None, planning.stand_in(config))

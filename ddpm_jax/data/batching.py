@@ -29,7 +29,7 @@ def fits_on_device(source: Source) -> bool:
     num_bytes = len(source) * math.prod((*source.image_shape[:2], channels))
     return (
         jax.default_backend() != "cpu" and source.in_memory
-        and _SHARE * num_bytes <= memory.on_each_device()
+        and _SHARE * num_bytes <= memory.device_total()
     )
 
 

@@ -46,7 +46,7 @@ def _fits(trained: Trained) -> int:
     height, width, _ = trained.image_shape
     # The skip stack and the working set come to about 16 maps of the first level.
     per_image = 16 * 4 * height * width * getattr(trained.model, "channels", 128)
-    return max(1, int(memory.device_memory() // 2 // per_image))
+    return max(1, int(memory.device_budget() // per_image))
 
 
 def run(

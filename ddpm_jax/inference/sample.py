@@ -191,9 +191,8 @@ def _check_room(num_kept, image_shape, n, batch_size):
     image = 2 * 4 * num_kept * int(np.prod(image_shape))  # Bytes: both are float32.
     share = batch_size // jax.device_count()
     for where, images, room, less in (
-        ("on the host", n, memory.host_memory(), "fewer images"),
-        # Half of a device is for the network.
-        ("on each device", share, memory.device_memory() // 2, "a smaller batch_size"),
+        ("on the host", n, memory.host_free(), "fewer images"),
+        ("on each device", share, memory.device_budget(), "a smaller batch_size"),
     ):
         if images * image > room:
             raise UserError(

@@ -34,12 +34,12 @@ def check(
     Args:
         config: valid in all else.
         image_shape: (h, w, c).
-        available: bytes for each device; by default `on_each_device`.
+        available: bytes for each device; by default `memory.device_total()`.
 
     Raises:
         ValueError: naming what the estimate is made of, and the setting to change.
     """
-    available = memory.on_each_device() if available is None else available
+    available = memory.device_total() if available is None else available
     state, images, share = _needed(config, image_shape)
     images = int(_SHARES[config.train.remat][0] * images)
     if state + images <= available:
@@ -68,7 +68,7 @@ def check(
 
 def warnings(config: ml_collections.ConfigDict, image_shape: tuple[int, int, int]) -> list[str]:
     """A line where memory may not suffice, by how much the compiler makes again."""
-    available = memory.on_each_device()
+    available = memory.device_total()
     state, images, share = _needed(config, image_shape)
     most = state + int(_SHARES[config.train.remat][1] * images)
     return [] if most <= available else [

@@ -93,11 +93,11 @@ def test_the_images_are_sent_once(accelerator):
 
 def test_they_live_on_accelerators_that_have_the_room(accelerator, monkeypatch):
     source = pictures(n=8, size=2)  # 8 x 4 pixels of 3 and 2 channels are 160 bytes.
-    monkeypatch.setattr(memory, "on_each_device", lambda: 16 * 160)
+    monkeypatch.setattr(memory, "device_total", lambda: 16 * 160)
     assert batching.fits_on_device(source)
     streamed = source_lib.Source(len(source), source.image_shape, source.read)
     assert not batching.fits_on_device(streamed)
-    monkeypatch.setattr(memory, "on_each_device", lambda: 16 * 160 - 1)
+    monkeypatch.setattr(memory, "device_total", lambda: 16 * 160 - 1)
     assert not batching.fits_on_device(source)
     assert isinstance(some(source, count=1)[0]["images"], np.ndarray)
 

@@ -77,7 +77,7 @@ def overrides(draw):
 @pytest.fixture(autouse=True)
 def small(monkeypatch, tmp_path):
     """2 GiB for eight devices, no data sets, and a network that is traced at once."""
-    monkeypatch.setattr(memory, "of_host", lambda: 2 * 2**30)
+    monkeypatch.setattr(memory, "host_total", lambda: 2 * 2**30)
     monkeypatch.setattr(source_lib, "MEMORY_BUDGET", 2**20)  # Larger sets are streamed.
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "none"))
     monkeypatch.setitem(sys.modules, "tensorflow", None)

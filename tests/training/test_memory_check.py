@@ -130,7 +130,7 @@ def test_the_papers_network_passes_where_it_was_trained(single):
 def test_what_may_not_suffice_is_warned_about(single, monkeypatch):
     config = digits.get_config()
     assert memory_check.warnings(config, (8, 8, 1)) == []
-    monkeypatch.setattr(memory, "on_each_device", lambda: 60 * 2**20)
+    monkeypatch.setattr(memory, "device_total", lambda: 60 * 2**20)
     memory_check.check(config, (8, 8, 1))
     (line,) = memory_check.warnings(config, (8, 8, 1))
     assert "which has 0.06 GiB" in line and "--config.train.accumulate=2" in line
@@ -150,16 +150,9 @@ def test_a_run_begins_with_the_warning(monkeypatch):
 def test_a_run_is_refused_before_its_data_are_opened(single, monkeypatch):
     config = digits.get_config()
     config.data.name = "not_there"
-    monkeypatch.setattr(memory, "on_each_device", lambda: 2**20)
+    monkeypatch.setattr(memory, "device_total", lambda: 2**20)
     with pytest.raises(ValueError, match="a training step needs at least"):
         run_lib.prepare(config, None, None)
     config.data.name, config.data.image_size = "digits", 0  # The data tell it.
     with pytest.raises(ValueError, match="a training step needs at least"):
         run_lib.prepare(config, None, None)
-
-
-def test_devices_of_a_cpu_share_the_host():
-    assert memory.on_each_device() == memory.of_host() // jax.local_device_count()
-    with open("/proc/meminfo") as file:
-        total = int(re.search(r"MemTotal: +(\d+) kB", file.read())[1]) * 1024
-    assert 2**28 < memory.of_host() <= total
