@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from ddpm_jax.data import source as source_lib
 from ddpm_jax.data.source import Source, from_array
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, one_line
 from ddpm_jax.runtime import files
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels -> Pillow's name for them
@@ -79,7 +79,7 @@ def read(path: str, shape: tuple[int, int, int], *, setting: str) -> np.ndarray:
     except FileNotFoundError:
         problem = "which does not exist"
     except UNREADABLE as error:
-        problem = f"which cannot be read ({files.one_line(error)})"
+        problem = f"which cannot be read ({one_line(error)})"
     raise UserError(f"{setting} has {str(path)!r}, {problem}; name a .png, .jpg or other picture.")
 
 

@@ -12,7 +12,7 @@ from absl import logging
 from ddpm_jax.data import decoding
 from ddpm_jax.data import source as source_lib
 from ddpm_jax.data.source import Source
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, one_line
 from ddpm_jax.runtime import files
 
 MAX_UNREADABLE = 0.05  # share of a folder's files that may be skipped
@@ -175,7 +175,7 @@ class _Folder:
     def note(self, i, error):
         with self.lock:
             if i not in self.unreadable and len(self.unreadable) < 10:
-                logging.warning("Skipping %s: %s", _shown(self.files[i]), files.one_line(error))
+                logging.warning("Skipping %s: %s", _shown(self.files[i]), one_line(error))
             self.unreadable[i] = _shown(self.files[i])
 
     def check(self):

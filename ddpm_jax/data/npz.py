@@ -7,7 +7,7 @@ import numpy as np
 
 from ddpm_jax.data import decoding
 from ddpm_jax.data import source as source_lib
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, one_line
 from ddpm_jax.runtime import files
 
 
@@ -79,7 +79,7 @@ def _entry(arrays, key, data_dir):
         return np.asarray(arrays[key])  # Bytes where the zip holds something else.
     except files.NPZ_DAMAGE as error:
         raise UserError(
-            f"config.data.dir={data_dir!r}: {key!r} cannot be read ({files.one_line(error)}); "
+            f"config.data.dir={data_dir!r}: {key!r} cannot be read ({one_line(error)}); "
             f"make it again with np.savez('images.npz', {key}=array), of plain numbers."
         ) from None
 

@@ -12,7 +12,7 @@ from etils import epath
 from ddpm_jax.data import decoding
 from ddpm_jax.data import source as source_lib
 from ddpm_jax.data.source import Source
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, one_line
 from ddpm_jax.runtime import files
 
 _CHUNK = 1000  # images decoded at a time
@@ -152,7 +152,7 @@ def _builder(name, folder):
             TypeError, RecursionError) as error:
         raise UserError(
             f"config.data.name={name!r}: {folder} is damaged or foreign "
-            f"({files.one_line(error)}); prepare the set again."
+            f"({one_line(error)}); prepare the set again."
         ) from None
 
 
@@ -213,7 +213,7 @@ def _read_array_record(name, builder, split, key, indices, shape, label):
     def refuse(index, error):
         raise UserError(
             f"config.data.name={name!r}: image {index} of split {split!r} in {builder.data_path} "
-            f"cannot be read ({files.one_line(error)}); prepare the set again."
+            f"cannot be read ({one_line(error)}); prepare the set again."
         ) from None
 
     def fetch(chosen):

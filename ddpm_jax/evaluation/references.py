@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, one_line
 from ddpm_jax.evaluation.scores import Moments
 from ddpm_jax.runtime import files, parallel
 
@@ -164,7 +164,7 @@ def load(path: Any) -> Loaded:
         statistics = _read(path) if {"mu", "sigma"} <= set(names) else None
     except files.NPZ_DAMAGE as error:
         raise UserError(
-            f"{path} cannot be read as an .npz of plain arrays ({files.one_line(error)}): fetch or "
+            f"{path} cannot be read as an .npz of plain arrays ({one_line(error)}): fetch or "
             "make it again."
         ) from None
     if statistics is not None:
@@ -206,7 +206,7 @@ def image_batches(path: Any, batch_size: int) -> Iterator[np.ndarray]:
             except files.NPZ_DAMAGE as error:
                 raise UserError(
                     f"{path} is damaged at or before image {start + size[0]} of "
-                    f"{shape[0]} ({files.one_line(error)}): fetch or make it again."
+                    f"{shape[0]} ({one_line(error)}): fetch or make it again."
                 ) from None
             yield batch
 
@@ -283,7 +283,7 @@ def _keep(reference: Reference, path: epath.Path) -> None:
         save(reference, path)
     except OSError as error:
         warnings.warn(
-            f"{path} cannot be written ({files.one_line(error)}): it is computed again next time.",
+            f"{path} cannot be written ({one_line(error)}): it is computed again next time.",
             stacklevel=2,
         )
 

@@ -58,11 +58,6 @@ def in_store(path: Any) -> bool:
     return "://" in os.fspath(path)
 
 
-def one_line(error: Exception) -> str:
-    """What an error says, for use within a line."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def write(path: Any, fill: bytes | Callable[[Any], None]) -> None:
     """Writes a file, making its folder and replacing what is there.
 

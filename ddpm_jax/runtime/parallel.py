@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, one_line
 
 AXIS = "batch"
 _LOOPBACK = ("127.0.0.1", "localhost")
@@ -72,7 +72,7 @@ def initialize(
         )
     except (ValueError, RuntimeError) as error:
         raise UserError(
-            f"{said}: no other processes were found ({str(error).splitlines()[0]}); write "
+            f"{said}: no other processes were found ({one_line(error)[:200]}); write "
             "--coordinator=host:port --num_processes=N --process_id=I, or leave them out for one."
         ) from None
 

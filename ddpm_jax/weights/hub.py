@@ -5,7 +5,7 @@ import re
 
 from etils import epath
 
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, one_line
 from ddpm_jax.runtime import files
 
 CONFIGS = ("unet/config.json", "config.json")
@@ -51,7 +51,7 @@ def folder_of(source) -> epath.Path:
                 _check_sum(folder / name, there[name].sha256)
         return folder
     except Exception as error:  # Its client's, its own and the system's have nothing in common.
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise UserError(
             f"{source} is no folder, not in the hub's cache, and could not be fetched "
             f"({type(error).__name__}: {reason}); go online, or write the path of a folder."

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, one_line
 from ddpm_jax.runtime import files
 
 DTYPES = {
@@ -84,10 +84,9 @@ def read(path: Any) -> dict[str, np.ndarray]:
             "checkpoint made by torch.save."
         ) from error
     except DAMAGE as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"{path}: not a whole PyTorch file of tensors in dicts ({reason}); download it "
-            "again, or make one by torch.save(model.state_dict(), path)."
+            f"{path}: not a whole PyTorch file of tensors in dicts ({one_line(error)}); "
+            "download it again, or make one by torch.save(model.state_dict(), path)."
         ) from error
 
 

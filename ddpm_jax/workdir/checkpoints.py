@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, one_line
 from ddpm_jax.runtime import files, parallel
 
 DAMAGE = (ValueError, KeyError, OSError)  # what Orbax raises on files it cannot read
@@ -155,10 +155,8 @@ class Checkpoints:
         while corrupt.exists():
             corrupt, number = self._folder / f"{step}.corrupt{number}", number + 1
         logging.warning(
-            "%s is damaged (%s); it is renamed %s and the checkpoint before it is tried.",
-            path,
-            _one_line(error),
-            corrupt.name,
+            "%s is damaged (%s: %s); it is renamed %s and the checkpoint before it is tried.",
+            path, type(error).__name__, one_line(error)[:200], corrupt.name,
         )
         parallel.barrier(f"checkpoints.read {step}")
         self._manager.close()
@@ -226,7 +224,9 @@ def restore_part(workdir, name: str, step: int | None = None) -> tuple:
                 tree = _read(path, {name: stored[name]})[name]
                 return candidate, tree, _metadata(path)
         except DAMAGE as error:
-            logging.warning("%s is damaged (%s).", path, _one_line(error))
+            logging.warning(
+                "%s is damaged (%s: %s).", path, type(error).__name__, one_line(error)[:200]
+            )
         else:
             raise UserError(f"{path} holds no {name!r}: there are {sorted(stored)}.")
     raise UserError(
@@ -302,7 +302,3 @@ def _by_other(metadata: dict) -> str:
         metadata.get("versions", {}), library_versions()
     ))
     return "" if theirs == ours else f", or by version {theirs} of this program (this is {ours})"
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]

@@ -9,7 +9,7 @@ from etils import epath
 
 from ddpm_jax import config as config_lib
 from ddpm_jax.configs import cifar10
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, one_line
 from ddpm_jax.network.trained import Trained
 from ddpm_jax.runtime import files, parallel
 from ddpm_jax.workdir.checkpoints import restore_part
@@ -99,7 +99,7 @@ def parse(text: str) -> ml_collections.ConfigDict:
         config.update(ml_collections.ConfigDict(frozen(json.loads(text))))
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise UserError(
-            f"the stored config cannot be read ({files.one_line(error)[:200]}); it is damaged, or "
+            f"the stored config cannot be read ({one_line(error)[:200]}); it is damaged, or "
             "of another version of this package: put back the file, or name another --workdir."
         ) from None
     return config
