@@ -4,6 +4,7 @@ A path is local, a mounted drive's too, or an object of a store, such as gs://bu
 files are written aside and renamed into place; an object appears whole, when all of it is there.
 """
 
+import hashlib
 import importlib.util
 import io
 import os
@@ -111,6 +112,12 @@ def write_folder(path: Any, contents: Mapping[str, bytes]) -> None:
         if temporary.exists():
             temporary.rmtree()
         raise
+
+
+def sha256(path: Any) -> str:
+    """The SHA-256 of a file, 64 hexadecimal digits."""
+    with epath.Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def cache_folder() -> pathlib.Path:

@@ -1,6 +1,5 @@
 """Folders of diffusers: on disk, or fetched from the Hugging Face hub."""
 
-import hashlib
 import re
 
 from etils import epath
@@ -60,7 +59,7 @@ def folder_of(source) -> epath.Path:
 
 def _check_sum(path, sha256):
     """Removes what came over the network as something else, so that it is not used later."""
-    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+    if files.sha256(path) != sha256:
         path.resolve().unlink()  # The cache links to it.
         raise OSError(f"{path.name} arrived with another SHA-256 than {sha256}")
 

@@ -3,7 +3,6 @@
 The file is the one that pytorch-fid and torch-fidelity share; layers have their names there.
 """
 
-import hashlib
 import http.client
 import pathlib
 import shutil
@@ -144,7 +143,7 @@ def _download(path):
 
 def _check_sum(path, sha256, source):
     try:
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        found = files.sha256(path)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror or error}); download {URL} and write "

@@ -29,6 +29,11 @@ def test_a_write_that_fails_leaves_the_old_file_alone(tmp_path):
     assert path.read_bytes() == b"first" and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_sum_is_that_of_the_content(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")  # FIPS 180-4 has its sum.
+    assert files.sha256(tmp_path / "a").startswith("ba7816bf8f01cfea414140de5dae2223")
+
+
 def test_the_cache_is_where_the_environment_says(monkeypatch):
     monkeypatch.setenv("DDPM_JAX_CACHE", "/somewhere/else")
     assert files.cache_folder() == pathlib.Path("/somewhere/else")
