@@ -137,6 +137,18 @@ def in_memory(images: np.ndarray, name: str) -> Source:
     return Source(len(images), images.shape[1:], lambda indices: images[indices], True)
 
 
+def spread(first: int, last: int, num: int, *, truncate: bool = False) -> np.ndarray:
+    """At most `num` whole numbers from `first` to `last`, evenly spaced, int64 and all different.
+
+    Args:
+        first, last: the ends; both are among the numbers if `num` is 2 or more.
+        num: at least 1; fewer numbers come back where there are not so many.
+        truncate: drop fractions instead of rounding them to the nearest.
+    """
+    exact = np.linspace(first, last, min(num, abs(last - first) + 1))
+    return (exact if truncate else exact.round()).astype(np.int64)
+
+
 def fits(size: int, shape: tuple[int, int, int]) -> bool:
     """Whether `size` images of a shape may be held in memory."""
     return size * math.prod(shape) <= MEMORY_BUDGET

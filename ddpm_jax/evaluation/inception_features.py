@@ -15,7 +15,7 @@ import tqdm
 from etils import epath
 
 from ddpm_jax.data import loading
-from ddpm_jax.data.source import Source
+from ddpm_jax.data.source import Source, spread
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import references
 from ddpm_jax.evaluation.references import POOL, Reference, SPATIAL
@@ -217,7 +217,7 @@ def _npz_source(path, shape) -> Source:
 
 def fingerprint(source: Source) -> str:
     """A short hash of the number of images and of 64 of them, spread over the set."""
-    chosen = np.unique(np.linspace(0, len(source) - 1, 64).astype(np.int64))
+    chosen = spread(0, len(source) - 1, 64, truncate=True)  # Caches on disk are named by these.
     digest = hashlib.sha256(str((len(source), tuple(source.image_shape))).encode())
     digest.update(np.ascontiguousarray(source.read(chosen)))
     return digest.hexdigest()[:16]
@@ -226,7 +226,7 @@ def fingerprint(source: Source) -> str:
 def _compute(source, network, provenance, progress) -> Reference:
     pool, spatial, kept = Moments.empty(POOL), Moments.empty(SPATIAL), []
     n, done = len(source), 0
-    keep = np.linspace(0, n - 1, provenance["kept"]).round().astype(np.int64)
+    keep = spread(0, n - 1, provenance["kept"])
     with tqdm.tqdm(total=n, unit="image", disable=not progress) as bar:
         for found in network.stream(source.read, n):
             pool, spatial = pool.update(found.pool), spatial.update(found.spatial)

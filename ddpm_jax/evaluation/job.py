@@ -63,8 +63,7 @@ class Job:
             )
         if not num_images or num_images >= len(source):
             return source
-        chosen = np.linspace(0, len(source) - 1, num_images).round().astype(np.int64)
-        return source.select(chosen)
+        return source.select(source_lib.spread(0, len(source) - 1, num_images))
 
     def told(self, n: int) -> dict[str, Any]:
         """What n samples are told, by `conditions.in_turn`; conditions are of `split`."""

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax.data.source import spread
 from ddpm_jax.diffusion import process, randomness
 from ddpm_jax.network.trained import Trained, denoise_fn
 from ddpm_jax.samplers import reverse_chain
@@ -31,8 +32,7 @@ def generate(
         x_t and x_0, float32 [frames, n, h, w, c], from T - 1 to 0. The last x_0 is the sample,
         where the network predicts eps, x_0 or v.
     """
-    frames = min(num_frames, trained.schedule.num_timesteps)
-    at = np.linspace(trained.schedule.num_timesteps - 1, 0, frames).round().astype(int)
+    at = spread(trained.schedule.num_timesteps - 1, 0, num_frames)
     rng = randomness.as_key(rng)
 
     @jax.jit

@@ -15,6 +15,7 @@ from etils import epath
 
 from ddpm_jax import config as config_lib
 from ddpm_jax.data import decoding, pixels
+from ddpm_jax.data.source import spread
 from ddpm_jax.errors import UserError
 from ddpm_jax.inference import conditions, editing
 from ddpm_jax.inference import sample as sample_lib
@@ -211,7 +212,7 @@ def _colourise(job):
 
 def _diffuse(job):
     last = job.trained.schedule.num_timesteps
-    t = np.linspace(0, last, min(11, last + 1)).round().astype(int).tolist()
+    t = spread(0, last, 11).tolist()
     found = editing.diffuse(job.trained, job.settings.seed, job.inputs, t)
     return {"arr_0": pixels.to_uint8(found)}, _side_by_side(found), (
         f"Each picture after {_listed(t)} noising steps:"
@@ -220,7 +221,7 @@ def _diffuse(job):
 
 def _strip(job):
     calls = job.how.num_calls(job.trained.schedule)
-    at = np.linspace(calls - 1, 0, min(_FRAMES, calls)).round().astype(int).tolist()
+    at = spread(calls - 1, 0, _FRAMES).tolist()
     n = job.settings.variants
     found, way = sample_lib.sample(
         job.trained, job.settings.seed, n, **dataclasses.asdict(job.how),

@@ -13,6 +13,7 @@ import numpy as np
 from ddpm_jax import validation
 from ddpm_jax import config as config_lib
 from ddpm_jax.data import pixels
+from ddpm_jax.data.source import spread
 from ddpm_jax.diffusion import losses, randomness
 from ddpm_jax.inference import conditions
 from ddpm_jax.inference import sample as sample_lib
@@ -66,7 +67,7 @@ def held_out_loss(
     if source is None or not config.train.eval_images:
         return None
     num_images = min(config.train.eval_images, len(source))
-    chosen = np.linspace(0, len(source) - 1, num_images).round().astype(np.int64)
+    chosen = spread(0, len(source) - 1, num_images)
     batch_size = config.train.batch_size
     share = batch_size // jax.process_count()
     loss_fn = pmap_held_out_loss(
