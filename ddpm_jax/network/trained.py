@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.network.unet import UNet
 
 
 @flax.struct.dataclass
@@ -44,44 +43,49 @@ def denoise_fn(trained: Trained) -> Callable[[jax.Array, jax.Array], jax.Array]:
 
 
 def check_params(trained: Trained) -> None:
-    """Raises ValueError naming the first leaf that does not fit the model."""
-    wanted = _shapes_of(trained.model, tuple(trained.image_shape))
-    found = _shapes(trained.params)
-    for name in [*wanted, *found]:
-        if wanted.get(name) != found.get(name):
-            raise UserError(
-                f"params do not fit the model at {name}: the model has "
-                f"{wanted.get(name, 'nothing')}, params {found.get(name, 'nothing')}; pass the "
-                "model that they were trained with, such as model=UNet(channels=...)."
-            )
+    """Raises UserError naming the first leaf that does not fit the model."""
+    misfit = first_misfit(trained.params, trained.model, trained.image_shape)
+    if misfit:
+        name, wanted, found = misfit
+        raise UserError(
+            f"params do not fit the model at {name}: the model has {wanted}, params {found}; pass "
+            "the model that they were trained with, for example model=UNet(channels=...)."
+        )
 
 
-@functools.lru_cache(maxsize=8)  # To trace a network takes as long as many a chain of a small one.
-def _shapes_of(model, image_shape):
+def first_misfit(
+    params: Any, model: nn.Module, image_shape: tuple[int, int, int]
+) -> tuple[str, tuple | str, tuple | str] | None:
+    """(name, the network's shape, the shape in `params`) where they differ first, else None.
+
+    A shape is "nothing" where one of the two has no such parameter.
+    """
+    wanted = _known_shapes(model, tuple(image_shape))
+    found = {path: np.shape(leaf) for path, leaf in leaves(params).items()}
+    for path in [*wanted, *found]:
+        if wanted.get(path) != found.get(path):
+            return "/".join(path), wanted.get(path, "nothing"), found.get(path, "nothing")
+    return None
+
+
+def shapes(
+    model: nn.Module, image_shape: tuple[int, int, int]
+) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """The shape of each of the network's parameters, by its path; compiles nothing."""
     def init():
         x, t = jnp.zeros((1, *image_shape)), jnp.zeros((1,), jnp.int32)
         return model.init(jax.random.key(0), x, t, train=False).get("params", {})
 
-    return _shapes(jax.eval_shape(init))
+    return {path: leaf.shape for path, leaf in leaves(jax.eval_shape(init)).items()}
 
 
-def _shapes(tree):
-    """Of each leaf by its path."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.shape(leaf)
-            for path, leaf in leaves}
+# Every call of `sample` checks its parameters, and tracing may take as long as a small chain.
+_known_shapes = functools.lru_cache(maxsize=8)(shapes)
 
 
-def shapes(model: UNet, image_shape: tuple[int, int, int]) -> dict[tuple[str, ...], tuple]:
-    """The shape of every leaf of the network's parameters, by its path; compiles nothing."""
-    def init():
-        x, t = jnp.zeros((1, *image_shape)), jnp.zeros((1,), jnp.int32)
-        return model.init(jax.random.key(0), x, t, train=False)["params"]
-
-    return {path: leaf.shape for path, leaf in leaves(jax.eval_shape(init))}
-
-
-def leaves(params: Any) -> list[tuple[tuple[str, ...], Any]]:
-    """(path, leaf) of a tree of parameters, such as (("conv_in", "kernel"), ...)."""
-    flat = jax.tree_util.tree_flatten_with_path(params)[0]
-    return [(tuple(key.key for key in path), leaf) for path, leaf in flat]
+def leaves(tree: Any) -> dict[tuple[str, ...], Any]:
+    """The leaves of a tree of parameters by their paths, for example ("conv_in", "kernel")."""
+    return {
+        tuple(jax.tree_util.keystr((key,), simple=True) for key in path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }

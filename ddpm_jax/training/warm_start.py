@@ -4,7 +4,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.network import blocks, unet
@@ -64,16 +63,15 @@ def params(source: str, model: unet.UNet, image_shape: tuple[int, int, int]) -> 
                 f"config.model.{setting}={ours!r}, but config.train.warm_start={source!r} has "
                 f"{theirs!r}; write --config.model.{setting}={theirs}."
             )
-    ours = trained_lib.shapes(model, image_shape)
-    theirs = {path: np.shape(leaf) for path, leaf in trained_lib.leaves(found.params)}
-    for path in [*ours, *theirs]:
-        if ours.get(path) != theirs.get(path):
-            raise UserError(
-                f"config.train.warm_start={source!r} does not fit at {'/'.join(path)}: the network "
-                f"of config.model has {ours.get(path, 'nothing')}, it "
-                f"{theirs.get(path, 'nothing')}; describe its network, or name other weights."
-            )
-    norms = {shape[0] for path, shape in ours.items() if path[-1] == "scale"}
+    misfit = trained_lib.first_misfit(found.params, model, image_shape)
+    if misfit:
+        name, ours, theirs = misfit
+        raise UserError(
+            f"config.train.warm_start={source!r} does not fit at {name}: the network of "
+            f"config.model has {ours}, it {theirs}; describe its network, or name other weights."
+        )
+    shapes = trained_lib.shapes(model, image_shape)
+    norms = {shape[0] for path, shape in shapes.items() if path[-1] == "scale"}
     groups, wanted = (
         {width: m.num_groups or blocks.default_num_groups(width) for width in norms}
         for m in (model, found.model)

@@ -239,8 +239,9 @@ def _head_dim(model, widths, attends) -> int | None:
 
 def _num_groups(trained) -> int:
     """The one number of groups that every norm has."""
-    model, norms = trained.model, {
-        leaf.shape[0] for path, leaf in trained_lib.leaves(trained.params) if path[-1] == "scale"
+    model, leaves = trained.model, trained_lib.leaves(trained.params)
+    norms = {
+        leaf.shape[0] for path, leaf in leaves.items() if path[-1] == "scale"
     }
     groups = {model.num_groups or blocks.default_num_groups(width) for width in norms}
     if len(groups) > 1:

@@ -157,7 +157,7 @@ def from_params(params: Any, model: UNet, height: int) -> dict[str, np.ndarray]:
     """The state dict of diffusers' `UNet2DModel`, the inverse of `to_params`; float32."""
     return {
         name_of(path, FORMATS["diffusers"], model, height): _to_torch(leaf, path)
-        for path, leaf in trained_lib.leaves(params)
+        for path, leaf in trained_lib.leaves(params).items()
     }
 
 

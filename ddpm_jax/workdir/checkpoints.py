@@ -19,6 +19,7 @@ from absl import logging
 from etils import epath
 
 from ddpm_jax.errors import UserError, one_line
+from ddpm_jax.network.trained import leaves
 from ddpm_jax.runtime import files, parallel
 
 DAMAGE = (ValueError, KeyError, OSError)  # what Orbax raises on files it cannot read
@@ -289,11 +290,7 @@ def _difference(stored, wanted) -> str:
 
 
 def _shapes(tree) -> dict[str, list[int]]:
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): list(np.shape(leaf))
-        for path, leaf in leaves
-    }
+    return {"/".join(path): list(np.shape(leaf)) for path, leaf in leaves(tree).items()}
 
 
 def _by_other(metadata: dict) -> str:

@@ -106,7 +106,7 @@ def small(monkeypatch):
     monkeypatch.setattr(validation, "check_images", lambda config, shape: None)
 
     def named(params, model, height):
-        return {"/".join(path): x for path, x in trained_lib.leaves(params)}
+        return {"/".join(path): x for path, x in trained_lib.leaves(params).items()}
 
     monkeypatch.setattr(state_dicts, "from_params", named)
     monkeypatch.setattr(stages, "_HEADER", 2**20 - 40 * 64)  # 40 images a file.

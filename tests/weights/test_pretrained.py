@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from etils import epath
 from numpy.testing import assert_allclose, assert_array_equal
 
 import ddpm_jax
@@ -23,7 +24,7 @@ from ddpm_jax.diffusion.process import Parameterization
 from ddpm_jax.network.trained import Trained
 from ddpm_jax.samplers import reverse_chain
 from ddpm_jax.samplers.settings import Settings, reverse
-from ddpm_jax.weights import pretrained, state_dicts
+from ddpm_jax.weights import state_dicts
 from gaussian import jit
 from nonzero import TinyNet, nonzero_params, tiny_unet
 
@@ -219,7 +220,7 @@ def test_a_folder_is_written_whole_or_not_at_all(plain, tmp_path, monkeypatch):
         if path.suffix == ".safetensors":
             raise OSError("disk full")
 
-    monkeypatch.setattr(type(pretrained.epath.Path(tmp_path)), "write_bytes", breaks)
+    monkeypatch.setattr(type(epath.Path(tmp_path)), "write_bytes", breaks)
     with pytest.raises(OSError, match="disk full"):
         ddpm_jax.save_pretrained(plain, tmp_path / "broken")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "full"]

@@ -91,7 +91,7 @@ def torch_weights(model, names, parts):
 
 
 def assert_ours(params, ours):
-    found = dict(trained_lib.leaves(params))
+    found = trained_lib.leaves(params)
     assert found.keys() == ours.keys()
     for path, array in ours.items():
         if path[-1] == "kernel" and path[-2] in ONE_BY_ONE:

@@ -1,0 +1,42 @@
+"""Trees of parameters: their leaves by path, and the first that does not fit a network."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.network import trained as trained_lib
+from nonzero import TinyNet
+
+SHAPE = (8, 8, 1)
+
+
+def params():
+    shapes = trained_lib.shapes(TinyNet(), SHAPE)
+    tree = {}
+    for path, shape in shapes.items():
+        node = tree
+        for part in path[:-1]:
+            node = node.setdefault(part, {})
+        node[path[-1]] = np.zeros(shape)
+    return tree
+
+
+def test_leaves_stand_by_their_paths():
+    found = trained_lib.leaves({"b": [1, {"c": 2}], "a": 3})
+    assert found == {("a",): 3, ("b", "0"): 1, ("b", "1", "c"): 2}
+
+
+def test_what_fits_has_no_misfit():
+    assert trained_lib.first_misfit(params(), TinyNet(), SHAPE) is None
+
+
+def test_the_first_misfit_is_named_with_both_shapes():
+    tree = params()
+    paths = list(trained_lib.leaves(tree))
+    (first, second), shapes = paths[:2], trained_lib.shapes(TinyNet(), SHAPE)
+    tree[second[0]][second[1]] = jnp.zeros((1, 2))
+    named = trained_lib.first_misfit(tree, TinyNet(), SHAPE)
+    assert named == ("/".join(second), shapes[second], (1, 2))
+    del tree[first[0]][first[1]]
+    assert trained_lib.first_misfit(tree, TinyNet(), SHAPE)[0] == "/".join(first)
+    more = params() | {"more": np.zeros(3)}
+    assert trained_lib.first_misfit(more, TinyNet(), SHAPE) == ("more", "nothing", (3,))
