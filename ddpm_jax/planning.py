@@ -19,6 +19,7 @@ import numpy as np
 from ddpm_jax import config as config_lib
 from ddpm_jax.data import batching, image_pairs, loading, pixels
 from ddpm_jax.data import source as source_lib
+from ddpm_jax.diffusion import randomness
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import catalogue
 from ddpm_jax.inference import conditions
@@ -194,7 +195,7 @@ def time_steps(run: run_lib.Run, state: TrainState) -> tuple[TrainState, Speed]:
             schedule=run.schedule, learning_rate=config_lib.learning_rate(config),
             settings=settings,
         )
-        return step_fn.lower(state, batch, run.rng(run_lib.STEP))
+        return step_fn.lower(state, batch, run.rng(randomness.STEP))
 
     with contextlib.closing(batching.device_batches(
         run.source, seed=config.seed, batch_size=config.train.batch_size,
@@ -206,7 +207,7 @@ def time_steps(run: run_lib.Run, state: TrainState) -> tuple[TrainState, Speed]:
 
         def step():
             nonlocal state
-            state, metrics = compiled(state, next(batches), run.rng(run_lib.STEP))
+            state, metrics = compiled(state, next(batches), run.rng(randomness.STEP))
             return metrics["loss"]
 
         measured = speed(step, counted, compiled)

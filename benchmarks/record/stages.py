@@ -20,6 +20,7 @@ from etils import epath
 
 from ddpm_jax import config as config_lib
 from ddpm_jax.data import pixels
+from ddpm_jax.diffusion import randomness
 from ddpm_jax.evaluation import evaluate as evaluate_lib
 from ddpm_jax.evaluation import job as job_lib
 from ddpm_jax.inference import progressive
@@ -32,7 +33,6 @@ from ddpm_jax.workdir import pictures, run_folder
 DDIM_STEPS = 50
 _SHOWN = 64  # Images of a grid: the first.
 _ON_THEIR_WAY, _FRAMES = 16, 20  # Images and moments of the pictures of the process.
-_HELD_OUT = 4  # Address below the seed of an evaluation; 0..3 are those of `measures`.
 _HEADER = 65536  # Bytes that names and shapes take in a file, at most.
 
 
@@ -168,7 +168,7 @@ def held_out(job, record, stage) -> dict[str, Any]:
     source, config = job.source("test"), job.config.copy_and_resolve_references()
     config.train.eval_images = len(source)
     loss = monitoring.held_out_loss(
-        config, job.trained.model, job.trained.schedule, source, job.rng(_HELD_OUT)
+        config, job.trained.model, job.trained.schedule, source, job.rng(randomness.HELD_OUT_LOSS)
     )
     return {"value": loss(job.trained.params)}
 

@@ -15,8 +15,6 @@ from ddpm_jax.diffusion.process import PIXEL_AXES, Images, split_output
 from ddpm_jax.diffusion.schedule import Schedule
 from ddpm_jax.errors import UserError
 
-_DEQUANTISATION, _PROBES = 0, 1  # What an image's key is folded with.
-
 
 def ode_bits_per_dim(
     schedule: Schedule,
@@ -53,12 +51,12 @@ def ode_bits_per_dim(
             "pixels.to_uint8 on floats in [-1, 1]."
         )
     u = jax.vmap(lambda rng: jax.random.uniform(rng, images.shape[1:]))(
-        randomness.fold_each(rngs, _DEQUANTISATION)
+        randomness.fold_each(rngs, randomness.DEQUANTISATION)
     )
     z = (jnp.asarray(images, jnp.float32) + u) / 128 - 1
     nats = ode_log_density(
-        schedule, denoise_fn, z, randomness.fold_each(rngs, _PROBES), mean=mean, variance=variance,
-        num_steps=num_steps, num_probes=num_probes, on_step=on_step,
+        schedule, denoise_fn, z, randomness.fold_each(rngs, randomness.PROBES), mean=mean,
+        variance=variance, num_steps=num_steps, num_probes=num_probes, on_step=on_step,
     )
     return 7 - nats / math.log(2)
 

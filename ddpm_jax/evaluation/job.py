@@ -24,8 +24,6 @@ from ddpm_jax.inference import sample as sample_lib
 from ddpm_jax.network.trained import Trained
 from ddpm_jax.runtime import partial_results
 
-BITS, ODE, SAMPLES, PICTURES = range(4)  # Addresses below the seed of an evaluation.
-
 
 @dataclasses.dataclass(frozen=True)
 class Job:
@@ -49,8 +47,8 @@ class Job:
     network: inception_features.Network | None
 
     def rng(self, use: int) -> jax.Array:
-        """The key of one use."""
-        return jax.random.fold_in(randomness.as_key(self.config.evaluate.seed), use)
+        """The key of one use of randomness, of those below the seed of an evaluation."""
+        return randomness.below(self.config.evaluate.seed, use)
 
     def source(self, split: str, num_images: int = 0) -> source_lib.Source:
         """A split of the run's data: `num_images` of it spread evenly, 0 for all."""
@@ -84,7 +82,7 @@ class Job:
             yield part["arr_0"]
         if done >= n:
             return
-        rngs = randomness.image_keys(self.rng(SAMPLES), jnp.arange(n))
+        rngs = randomness.image_keys(self.rng(randomness.SAMPLES), jnp.arange(n))
         for batch in sample_lib.stream(
             self.trained, rngs, config_lib.sampling_settings(self.config), **self.told(n),
             batch_size=self.config.sample.batch_size, progress=self.progress, done=done,

@@ -20,7 +20,6 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import (
     conditional_draws, inception_features, references, sampler_sweep, scores,
 )
-from ddpm_jax.evaluation import job as job_lib
 from ddpm_jax.evaluation import nearest as nearest_lib
 from ddpm_jax.evaluation.inception_features import Samples
 from ddpm_jax.evaluation.job import Job
@@ -40,7 +39,7 @@ def bpd(job: Job, folder: epath.Path) -> dict[str, Any]:
     settings = job.config.evaluate
     source = job.source(settings.split, settings.num_images)
     terms = bits_lib.terms(
-        job.trained, job.rng(job_lib.BITS), source, clip=job.config.sample.clip,
+        job.trained, job.rng(randomness.BITS), source, clip=job.config.sample.clip,
         batch_size=settings.batch_size, progress=job.progress, folder=folder / "parts",
     )
     total = variational_bound.total_bits(terms)
@@ -72,7 +71,7 @@ def ode_bpd(job: Job, folder: epath.Path) -> dict[str, Any]:
     """Bits/dim under the probability-flow ODE, uniformly dequantised (Song et al. 2021)."""
     settings = job.config.evaluate
     found = bits_lib.ode_bits_per_dim(
-        job.trained, job.rng(job_lib.ODE), job.source(settings.split, settings.num_images),
+        job.trained, job.rng(randomness.ODE), job.source(settings.split, settings.num_images),
         num_steps=settings.ode_steps, num_probes=settings.ode_probes,
         batch_size=settings.batch_size, progress=job.progress, folder=folder / "parts",
     )
@@ -94,12 +93,12 @@ def draw_progressive(job: Job, folder: epath.Path) -> dict[str, Any]:
     """Pictures of progressive generation and of completions (Ho et al. 2020, Figs. 6 and 7)."""
     num_timesteps, clip = job.trained.schedule.num_timesteps, job.config.sample.clip
     x_t, x_0 = progressive.generate(
-        job.trained, job.rng(job_lib.PICTURES), _DRAWN, num_frames=20, clip=clip
+        job.trained, job.rng(randomness.PICTURES), _DRAWN, num_frames=20, clip=clip
     )
     pictures.save_process(folder / "generation", pixels.to_uint8(x_t), pixels.to_uint8(x_0))
     shared = sorted({max(1, num_timesteps * k // 4) for k in (1, 2, 3, 4)}, reverse=True)
     x_t, completions = progressive.complete(
-        job.trained, job.rng(job_lib.PICTURES), 8, shared=shared, clip=clip
+        job.trained, job.rng(randomness.PICTURES), 8, shared=shared, clip=clip
     )
     rows = pixels.to_uint8(np.concatenate([x_t[:, None], completions], axis=1))
     pictures.save_png(folder / "completions.png", pictures.grid(
@@ -122,7 +121,7 @@ def answer(job: Job, folder: epath.Path) -> dict[str, Any]:
         name: np.repeat(x, each, axis=0) for name, x in source.model_kwargs(np.arange(n)).items()
     }
     found = np.concatenate([pixels.to_uint8(batch) for batch in sample_lib.stream(
-        job.trained, randomness.image_keys(job.rng(job_lib.SAMPLES), jnp.arange(n * each)),
+        job.trained, randomness.image_keys(job.rng(randomness.SAMPLES), jnp.arange(n * each)),
         config_lib.sampling_settings(job.config), **told,
         batch_size=job.config.sample.batch_size, progress=job.progress,
     )])

@@ -17,7 +17,6 @@ from ddpm_jax.diffusion import process, randomness
 from ddpm_jax.diffusion.schedule import Schedule
 from ddpm_jax.errors import UserError
 from ddpm_jax.inference import batched_map
-from ddpm_jax.inference.sample import X_T, Z
 from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.network.trained import Trained
 from ddpm_jax.runtime import parallel
@@ -25,8 +24,6 @@ from ddpm_jax.samplers import inpainting, reverse_chain
 from ddpm_jax.samplers import ddim as ddim_lib
 from ddpm_jax.samplers import settings as settings_lib
 from ddpm_jax.samplers.settings import Settings
-
-_EPS = 2  # Address below an image's key, after those of `sampling`: the noise put on a picture.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +47,8 @@ class Reverse:
 
 def noised(schedule: Schedule, images: Any, rngs: jax.Array, start: Any) -> jax.Array:
     """Images after start[i] noising steps; the noise of image i is one whatever start is."""
-    eps = randomness.standard_normal(randomness.fold_each(rngs, _EPS), images.shape[1:])
+    rngs = randomness.fold_each(rngs, randomness.FORWARD)
+    eps = randomness.standard_normal(rngs, images.shape[1:])
     x_t = process.q_sample(schedule, images, jnp.maximum(start - 1, 0), eps)
     return jnp.where((start > 0).reshape(-1, 1, 1, 1), x_t, images)
 
@@ -61,7 +59,7 @@ def mixture(reverse: Reverse, rngs, a, b, start, lam) -> jax.Array:
     lam = lam.reshape(-1, 1, 1, 1)
     return reverse_chain.ancestral(
         reverse.schedule, reverse_chain.waiting(reverse.predict_fn, start), (1 - lam) * a + lam * b,
-        randomness.fold_each(rngs, Z), start=reverse.num_calls, on_step=reverse.on_step,
+        randomness.fold_each(rngs, randomness.Z), start=reverse.num_calls, on_step=reverse.on_step,
     )
 
 
@@ -79,11 +77,11 @@ def decode(reverse: Reverse, rngs, x_T) -> jax.Array:
 
 def hold(reverse: Reverse, rngs, images, mask=None) -> jax.Array:
     """x_0 held to the images where the mask is True; without a mask, to their grey."""
-    rngs_x_T, rngs_z = (randomness.fold_each(rngs, use) for use in (X_T, Z))
+    rngs_x_T = randomness.fold_each(rngs, randomness.X_T)
     return inpainting.inpaint(
         reverse.rows, reverse.predict_fn, randomness.standard_normal(rngs_x_T, images.shape[1:]),
-        rngs_z, images, inpainting.grey if mask is None else inpainting.masked(mask),
-        on_step=reverse.on_step,
+        randomness.fold_each(rngs, randomness.Z), images,
+        inpainting.grey if mask is None else inpainting.masked(mask), on_step=reverse.on_step,
     )
 
 

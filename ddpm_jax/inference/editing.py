@@ -17,7 +17,6 @@ import numpy as np
 from ddpm_jax.diffusion import randomness
 from ddpm_jax.errors import UserError
 from ddpm_jax.inference import edit_chains
-from ddpm_jax.inference.sample import X_T
 from ddpm_jax.network.trained import Trained
 from ddpm_jax.samplers import inpainting
 from ddpm_jax.samplers import ddim as ddim_lib
@@ -155,7 +154,7 @@ def noising_steps(trained: Trained, strength: float) -> int:
 def prior(trained: Trained, rng: Any, n: int) -> np.ndarray:
     """The x_T [n, h, w, c] from which `sample(trained, rng, n)` starts."""
     return np.asarray(randomness.standard_normal(
-        randomness.fold_each(_keys(rng, n), X_T), trained.image_shape
+        randomness.fold_each(_keys(rng, n), randomness.X_T), trained.image_shape
     ))
 
 

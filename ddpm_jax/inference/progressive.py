@@ -12,8 +12,6 @@ from ddpm_jax.diffusion import process, randomness
 from ddpm_jax.network.trained import Trained, denoise_fn
 from ddpm_jax.samplers import reverse_chain
 
-_X_T, _SHARED, _OWN = range(3)  # Addresses below the key: prior draws, noises.
-
 
 def generate(
     trained: Trained, rng: Any, n: int, *, num_frames: int = 10, clip: bool = True
@@ -38,7 +36,7 @@ def generate(
     @jax.jit
     def chain(params):
         x_T = _noise(rng, n, trained.image_shape)
-        rngs = randomness.image_keys(jax.random.fold_in(rng, _OWN), jnp.arange(n))
+        rngs = randomness.image_keys(randomness.below(rng, randomness.OWN), jnp.arange(n))
         return reverse_chain.ancestral(
             trained.schedule, _predict_fn(trained, params, clip), x_T, rngs,
             trajectory=at.tolist(),
@@ -69,8 +67,8 @@ def complete(
     """
     num_timesteps = trained.schedule.num_timesteps
     rng = randomness.as_key(rng)
-    rngs_shared = randomness.image_keys(jax.random.fold_in(rng, _SHARED), jnp.arange(1))
-    rngs_own = randomness.image_keys(jax.random.fold_in(rng, _OWN), jnp.arange(n))
+    rngs_shared = randomness.image_keys(randomness.below(rng, randomness.SHARED), jnp.arange(1))
+    rngs_own = randomness.image_keys(randomness.below(rng, randomness.OWN), jnp.arange(n))
 
     def chains(params, start):
         predict_fn = _predict_fn(trained, params, clip)
@@ -91,7 +89,7 @@ def complete(
 
 
 def _noise(rng, n, shape):
-    keys = randomness.image_keys(jax.random.fold_in(rng, _X_T), jnp.arange(n))
+    keys = randomness.image_keys(randomness.below(rng, randomness.PRIOR), jnp.arange(n))
     return randomness.standard_normal(keys, shape)
 
 

@@ -22,8 +22,6 @@ from ddpm_jax.samplers import guidance as guidance_lib
 from ddpm_jax.samplers import settings as settings_lib
 from ddpm_jax.samplers.settings import Settings
 
-X_T, Z = range(2)  # Addresses below an image's key: the prior draw, the noise of the steps.
-
 
 def sample(
     params: Any,
@@ -231,8 +229,8 @@ def _pmap_chain(model, diffusion, image_shape, settings, trajectory, denoised_fn
     denoised_fn = denoised_fn or settings.denoised_fn
 
     def chain(params, plan, full, rngs, told):
-        rngs_x_T, rngs_z = (randomness.fold_each(rngs, use) for use in (X_T, Z))
-        x_T = randomness.standard_normal(rngs_x_T, image_shape)
+        rngs_z = randomness.fold_each(rngs, randomness.Z)
+        x_T = randomness.standard_normal(randomness.fold_each(rngs, randomness.X_T), image_shape)
         told = conditions.as_float(told)
         apply_fn = functools.partial(model.apply, {"params": params}, train=False)
         denoise_fn = functools.partial(apply_fn, **told)

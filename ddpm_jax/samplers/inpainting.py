@@ -21,8 +21,6 @@ from ddpm_jax.diffusion.schedule import Schedule
 from ddpm_jax.errors import UserError
 from ddpm_jax.samplers import reverse_chain
 
-_Z, _KNOWN, _UP = range(3)  # Addresses below the key of a row: the noises of its three parts.
-
 
 @flax.struct.dataclass
 class Rows:
@@ -126,7 +124,10 @@ def inpaint(
         if on_step is not None:
             on_step(k)
         rngs_row = randomness.fold_each(rngs, k)
-        z, eps, up = (randomness.fold_each(rngs_row, use) for use in (_Z, _KNOWN, _UP))
+        z, eps, up = (
+            randomness.fold_each(rngs_row, use)
+            for use in (randomness.REVERSE, randomness.KNOWN, randomness.UP)
+        )
         prediction = predict_fn(x_t, jnp.full(x_t.shape[:1], row.t))
         x = reverse_chain.reverse_step(prediction, row.t, z)
         noised = row.signal * known + row.noise * randomness.standard_normal(eps, x.shape[1:])

@@ -138,7 +138,7 @@ def ancestral(
         prediction = predict_fn(x_t, jnp.full(x_t.shape[:1], t))
         if kept is not None:
             kept = kept.keep(trajectory == t, x_t, prediction.x_0)
-        rngs_z = jax.vmap(jax.random.fold_in, (0, None))(rngs, t)
+        rngs_z = randomness.fold_each(rngs, t)
         return (reverse_step(prediction, t, rngs_z), kept), None
 
     kept = Trajectory.empty(trajectory.size, x_T) if trajectory.size else None

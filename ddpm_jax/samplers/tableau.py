@@ -133,8 +133,8 @@ def solve(
         said = (jnp.where(call.says_x_0, x_0, eps), *said)
         x = call.keep * start + sum(w * s for w, s in zip(call.weights, said, strict=True))
         if call.spread is not None:
-            each = jax.vmap(jax.random.fold_in, (0, None))(rngs, i)
-            x = x + call.spread * randomness.standard_normal(each, x.shape[1:])
+            rngs_z = randomness.fold_each(rngs, i)
+            x = x + call.spread * randomness.standard_normal(rngs_z, x.shape[1:])
         return (x, jnp.where(call.commit, x, start), said[:-1], kept), None
 
     calls = jax.tree.map(

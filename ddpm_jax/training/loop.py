@@ -12,6 +12,7 @@ import numpy as np
 
 from ddpm_jax import config as config_lib
 from ddpm_jax.data import batching
+from ddpm_jax.diffusion import randomness
 from ddpm_jax.network.trained import Trained
 from ddpm_jax.runtime import interruption, memory, parallel, profiling
 from ddpm_jax.training import monitoring, nan_search
@@ -84,7 +85,7 @@ def train(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -> 
             on_device=config.data.on_device, start=start,
         )))
         stack.enter_context(jax.default_matmul_precision(config.train.matmul_precision))
-        rng, in_flight = run.rng(run_lib.STEP), collections.deque()
+        rng, in_flight = run.rng(randomness.STEP), collections.deque()
         ahead = 0 if config.train.debug_nans else IN_FLIGHT
         steps = stack.enter_context(contextlib.closing(profiling.traced(
             range(start + 1, num_steps + 1), config.train.profile if parallel.is_first() else (),
@@ -139,10 +140,10 @@ def observer(run: Run, logs: Logs | Silence, checkpoints: Checkpoints, start: in
     """(step, state, metrics) -> None: logs, draws and saves what is due after a step."""
     config, train = run.config, run.config.train
     evaluate = monitoring.held_out_loss(
-        config, run.model, run.schedule, run.held_out, run.rng(run_lib.HELD_OUT)
+        config, run.model, run.schedule, run.held_out, run.rng(randomness.HELD_OUT)
     )
     draw_grid = monitoring.grid(
-        config, run.model, run.schedule, run.held_out or run.source, run.rng(run_lib.GRID)
+        config, run.model, run.schedule, run.held_out or run.source, run.rng(randomness.GRID)
     )
     rate = Rate(start_step=start, num_steps=train.num_steps, batch_size=train.batch_size)
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from ddpm_jax import config as config_lib
+from ddpm_jax.diffusion import randomness
 from ddpm_jax.errors import UserError
 from ddpm_jax.runtime import memory
 from ddpm_jax.training import state as state_lib
@@ -113,13 +114,13 @@ def of_images(
 ) -> int:
     """Bytes that `jax.vjp` of the network keeps of a batch for its backward pass."""
     def kept(rng, x, t):
-        rng_init, rng_dropout = jax.random.split(rng)
+        rng_init = randomness.below(rng, randomness.INIT)
         shape = (*x.shape[:-1], model.condition_channels)
         told = {"condition": jnp.zeros(shape)} if model.condition_channels else {}
         params = model.init(rng_init, x[:1], t[:1], train=False)["params"]
 
         def network(params):
-            rngs = {"dropout": rng_dropout}
+            rngs = {"dropout": randomness.below(rng, randomness.STEP)}
             return model.apply({"params": params}, x, t, train=True, remat=remat, rngs=rngs, **told)
 
         return jax.tree.leaves(jax.vjp(network, params)[1])

@@ -21,9 +21,6 @@ from ddpm_jax.training.step import StepSettings
 from ddpm_jax.workdir import run_folder, wandb_writer
 from ddpm_jax.workdir.checkpoints import Checkpoints
 
-# Addresses below the seed: each use of randomness folds in its own.
-INIT, STEP, HELD_OUT, GRID = range(4)
-
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -46,8 +43,8 @@ class Run:
     model: Any
 
     def rng(self, use: int) -> jax.Array:
-        """The key of one use of randomness."""
-        return jax.random.fold_in(randomness.as_key(self.config.seed), use)
+        """The key of one use of randomness, of those below the seed of a run."""
+        return randomness.below(self.config.seed, use)
 
 
 def prepare(config: ml_collections.ConfigDict, workdir: Any, data: Any) -> Run:
@@ -79,8 +76,8 @@ def fresh_state(run: Run) -> TrainState:
     train = run.config.train
     importance_sampled = train.t_sampling == "importance"
     return state_lib.create(
-        run.model, config_lib.optimizer(run.config), run.rng(INIT), run.source.image_shape,
-        extra_ema_decays=tuple(train.extra_ema_decays),
+        run.model, config_lib.optimizer(run.config), run.rng(randomness.INIT),
+        run.source.image_shape, extra_ema_decays=tuple(train.extra_ema_decays),
         loss_history=(
             timesteps.fresh(run.schedule.num_timesteps) if importance_sampled else {}
         ),

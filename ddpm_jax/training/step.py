@@ -14,8 +14,6 @@ from ddpm_jax.runtime import parallel
 from ddpm_jax.training import timesteps
 from ddpm_jax.training.state import TrainState
 
-_LABEL = 3  # Address below an image's key; 0, 1 and 2 are t, eps and the mirror.
-
 
 @dataclasses.dataclass(frozen=True)
 class StepSettings:
@@ -99,9 +97,9 @@ def loss_and_parts(state, rng, params, batch, places, *, schedule, settings):
     Returns:
         The mean of loss times weight, and (loss, t, weight), each [b].
     """
-    rng_draw, rng_dropout = jax.random.split(jax.random.fold_in(rng, state.step))
+    rng_images, rng_dropout = randomness.step_keys(rng, state.step)
     x_0, t, weight, eps, model_kwargs = draw(
-        batch, rng=rng_draw, places=places, num_timesteps=schedule.num_timesteps,
+        batch, rng=rng_images, places=places, num_timesteps=schedule.num_timesteps,
         t_sampling=settings.t_sampling, loss_history=state.loss_history,
         random_flip=settings.random_flip, label_dropout=settings.label_dropout,
         null_label=settings.null_label,
@@ -155,8 +153,8 @@ def draw(
         null_label: the network's.
     """
     def draw_one(rng, image, model_kwargs):
-        _, rng_eps, rng_flip = jax.random.split(rng, 3)
-        flips = jax.random.bernoulli(rng_flip) if random_flip else False
+        rngs = randomness.image_draws(rng)
+        flips = jax.random.bernoulli(rngs[randomness.MIRROR]) if random_flip else False
 
         def turned(uint8):
             x = to_float(uint8)
@@ -166,9 +164,10 @@ def draw(
         if "condition" in model_kwargs:
             told["condition"] = turned(model_kwargs["condition"])
         if "labels" in model_kwargs:
-            hides = jax.random.bernoulli(jax.random.fold_in(rng, _LABEL), label_dropout)
+            rng_label = randomness.below(rng, randomness.LABEL)
+            hides = jax.random.bernoulli(rng_label, label_dropout)
             told["labels"] = jnp.where(hides, null_label, model_kwargs["labels"])
-        return turned(image), jax.random.normal(rng_eps, image.shape), told
+        return turned(image), jax.random.normal(rngs[randomness.EPS], image.shape), told
 
     model_kwargs = {name: x for name, x in batch.items() if name != "images"}
     x_0, eps, model_kwargs = jax.vmap(draw_one)(

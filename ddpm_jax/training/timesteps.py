@@ -77,7 +77,7 @@ def draw_t(rng, places, *, num_timesteps, t_sampling, loss_history):
     """
     odd = places % 2
     rngs = randomness.image_keys(rng, places - odd if t_sampling == "antithetic" else places)
-    rngs = jax.vmap(lambda rng: jax.random.split(rng, 3)[0])(rngs)
+    rngs = jax.vmap(randomness.image_draws)(rngs)[:, randomness.T]
     if t_sampling == "importance":
         return draw(loss_history, jax.vmap(jax.random.uniform)(rngs))
     t = jax.vmap(lambda rng: jax.random.randint(rng, (), 0, num_timesteps))(rngs)

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
+from ddpm_jax.diffusion import randomness
 from ddpm_jax.diffusion.randomness import IMPL, as_key, image_keys
+
+ADDRESSES = (  # By the key below which they lie.
+    "INIT STEP HELD_OUT GRID", "BITS ODE SAMPLES PICTURES HELD_OUT_LOSS", "T EPS MIRROR LABEL",
+    "X_T Z FORWARD", "REVERSE KNOWN UP", "PRIOR SHARED OWN", "DEQUANTISATION PROBES",
+)
 
 
 @pytest.mark.parametrize(
@@ -58,3 +64,30 @@ def test_image_keys_differ_between_keys_and_stay_threefry():
     a, b = image_keys(as_key(0), places), image_keys(as_key(1), places)
     assert str(jax.random.key_impl(a)) == IMPL
     assert np.all(np.any(jax.random.key_data(a) != jax.random.key_data(b), axis=-1))
+
+
+@pytest.mark.parametrize("names", ADDRESSES)
+def test_addresses_are_what_they_were(names):
+    """Else a resumed run would draw other numbers, and kept samples would not be those drawn."""
+    found = [getattr(randomness, name) for name in names.split()]
+    assert found == list(range(len(found)))
+
+
+def test_every_address_stands_in_the_table():
+    names = [name for name, value in vars(randomness).items() if type(value) is int]
+    assert sorted(names) == sorted(" ".join(ADDRESSES).split())
+    for name in names:
+        assert name in randomness.__doc__
+
+
+def test_keys_of_a_step_and_of_its_images_are_addresses():
+    def words(rng):
+        return np.asarray(jax.random.key_data(rng))
+
+    rngs_step = randomness.step_keys(as_key(5), 3)
+    pair = jax.random.split(jax.random.fold_in(as_key(5), 3))
+    assert_array_equal(words(jnp.stack(rngs_step)), words(pair))
+    draws = words(randomness.image_draws(as_key(5)))
+    assert_array_equal(draws, words(jax.random.split(as_key(5), 3)))
+    label = words(randomness.below(5, randomness.LABEL))
+    assert len(np.unique([*draws, label], axis=0)) == 4

@@ -11,6 +11,7 @@ from PIL import Image
 import ddpm_jax
 from ddpm_jax import config as config_lib
 from ddpm_jax.configs import digits
+from ddpm_jax.diffusion import randomness
 from ddpm_jax.evaluation import catalogue, inception_features, references
 from ddpm_jax.evaluation import evaluate as evaluate_lib
 from ddpm_jax.evaluation import job as job_lib
@@ -155,7 +156,7 @@ def test_samples_are_those_of_sample_and_their_number_is_exact(workdir):
     parts = [np.load(path)["arr_0"] for path in sorted(folder.iterdir())]
     images = np.concatenate(parts)
     assert len(parts) == 3 and images.shape == (21, 8, 8, 1) and images.dtype == np.uint8
-    rng = job_lib.Job(config, 6, None, None, False, None).rng(job_lib.SAMPLES)
+    rng = job_lib.Job(config, 6, None, None, False, None).rng(randomness.SAMPLES)
     expected = ddpm_jax.sample(ddpm_jax.load(workdir), rng, 21, output="uint8")
     # Other batches sum in another order: at most one grey level of rounding.
     assert np.abs(images.astype(int) - expected).max() <= 1

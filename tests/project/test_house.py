@@ -1,4 +1,4 @@
-"""Who may import whom, what the pure rooms may import, and where jax.pmap is called."""
+"""Who may import whom, what the pure rooms may import, where jax.pmap is called and keys made."""
 
 import ast
 import pathlib
@@ -80,6 +80,16 @@ def test_one_function_calls_pmap(path):
         for node in ast.walk(ast.parse(path.read_text()))
     )
     assert calls == (name(path) == "runtime/parallel.py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_keys_are_made_where_the_table_of_addresses_is(path):
+    """The network, which may not import the table, has its own addresses."""
+    if name(path) in ("diffusion/randomness.py", "network/blocks.py"):
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and node.attr in ("fold_in", "split"):
+            assert ast.unparse(node.value) != "jax.random", f"{name(path)}:{node.lineno}"
 
 
 def test_the_command_line_reads_flags_without_jax():

@@ -23,6 +23,7 @@ from ddpm_jax import config as config_lib
 from ddpm_jax.configs import cifar10
 from ddpm_jax.data import decoding, loading
 from ddpm_jax.data import source as source_lib
+from ddpm_jax.diffusion import randomness
 from ddpm_jax.evaluation import catalogue
 from ddpm_jax.runtime import memory, parallel
 from ddpm_jax.training import loop
@@ -110,7 +111,7 @@ def begin(config, folder):
     )
     share = run.config.train.batch_size
     batch = parallel.shard(run.source.examples(np.arange(share) % len(run.source)))
-    step.lower(state, batch, run.rng(run_lib.STEP))
+    step.lower(state, batch, run.rng(randomness.STEP))
 
 
 def one_line(error):

@@ -19,6 +19,7 @@ from benchmarks.speed.contest import product_size, resident_peak, serve, stretch
 from ddpm_jax import config as config_lib
 from ddpm_jax.data import batching, pixels
 from ddpm_jax.data import source as source_lib
+from ddpm_jax.diffusion import randomness
 from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.runtime import parallel
 from ddpm_jax.training import loop
@@ -77,7 +78,7 @@ def program(task):
     )
     batch = parallel.shard(run.source.examples(np.arange(task["batch_size"])))
     state = parallel.replicate(run_lib.fresh_state(run))
-    return run, step_fn, state, batch, run.rng(run_lib.STEP)
+    return run, step_fn, state, batch, run.rng(randomness.STEP)
 
 
 def steps(task):
