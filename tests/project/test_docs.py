@@ -20,6 +20,7 @@ from absl import flags
 from ml_collections import config_flags
 
 import ddpm_jax
+import test_house
 from ddpm_jax import cli, validation
 from ddpm_jax import config as config_lib
 from ddpm_jax.configs import cifar10
@@ -29,6 +30,7 @@ from ddpm_jax.samplers import settings as settings_lib
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # absl's
 ROOT = pathlib.Path(__file__).parents[2]
+PACKAGE = ROOT / "ddpm_jax"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks/README.md",
          *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(
@@ -37,8 +39,13 @@ BLOCK = re.compile(
 PROGRAMS = ("main.py", "ddpm-jax", "python", "pip", "pytest", "flake8", "mkdocs", "tox",
             "gcloud", "srun")
 FOLDERS = "tests|configs|benchmarks|docs|ddpm_jax|notebooks"
-ENDINGS = ("py", "json", "jsonl", "npz", "png", "csv", "md")
-SETTINGS = set(cli._leaves(cifar10.get_config()))
+ENDINGS = ("py", "gif", "json", "jsonl", "npz", "png", "csv", "md")
+MODULES = {}  # By the last part of their names.
+for _file in PACKAGE.rglob("*.py"):
+    _parts = _file.relative_to(ROOT).with_suffix("").parts
+    _parts = _parts[:-1] if _parts[-1] == "__init__" else _parts
+    MODULES.setdefault(_parts[-1], []).append(".".join(_parts))
+SETTINGS = {name for name, _ in config_lib.leaves(cifar10.get_config())}
 FLAGS = {flag.name for flag in flags.FLAGS.flags_by_module_dict()["ddpm_jax.cli"]} | {"help"}
 CODE = "".join(
     path.read_text() for folder in ("ddpm_jax", "configs", "benchmarks", "tests")
@@ -90,19 +97,32 @@ def test_settings_files_and_names_exist(page):
     for path in re.findall(rf"`((?:{FOLDERS})/[\w./]+)`", text):
         assert (ROOT / path).exists(), f"{page_id(page)}: {path} does not exist"
     for name in re.findall(r"`(\w+\.py)`", text):
-        assert any((ROOT / folder / name).exists() for folder in ("", "ddpm_jax")), (
+        assert (ROOT / name).exists() or any(PACKAGE.rglob(name)), (
             f"{page_id(page)}: {name} does not exist")
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
         assert (page.parent / target).exists(), f"{page_id(page)}: {target} does not exist"
     for module, name in re.findall(r"`([a-z_]+)\.([a-zA-Z_]\w*)(?:\([^`]*)?`", text):
-        if module in ddpm_jax._MODULES and name not in ENDINGS:
-            home = importlib.import_module(f"ddpm_jax.{module}")
+        if module in MODULES and name not in ENDINGS:
             group = module == "config" and name in cifar10.get_config()
-            assert group or hasattr(home, name) or f"{module}.{name}" in SETTINGS, (
-                f"{page_id(page)}: {module}.{name} does not exist")
-    for name in re.findall(r"ddpm_jax\.(\w+)", text):
-        assert name in ddpm_jax.__all__ or name == "configs", (
-            f"{page_id(page)}: ddpm_jax.{name} does not exist")
+            homes = map(importlib.import_module, MODULES[module])
+            assert group or f"{module}.{name}" in SETTINGS or any(
+                hasattr(home, name) for home in homes
+            ), f"{page_id(page)}: {module}.{name} does not exist"
+    for path in re.findall(r"\bddpm_jax((?:\.[A-Za-z_]\w*)+)", text):
+        assert resolves(path), f"{page_id(page)}: ddpm_jax{path} does not exist"
+
+
+def resolves(path):
+    """Whether `ddpm_jax` + path, such as ".data.digits", is a module or a name in one."""
+    found, *names = ddpm_jax, *path.split(".")[1:]
+    for i, name in enumerate(names):
+        try:
+            found = importlib.import_module(".".join(["ddpm_jax", *names[: i + 1]]))
+        except ModuleNotFoundError:
+            if not hasattr(found, name):
+                return False
+            found = getattr(found, name)
+    return True
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
@@ -205,9 +225,43 @@ def test_the_table_of_benchmarks_has_every_program():
     assert listed == {path.read_text() for path in programs}
 
 
-def test_every_module_stands_in_the_table_of_files():
-    rows = re.findall(r"^\| (`\w+\.py`.*?) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert sorted(re.findall(r"`(\w+)\.py`", " ".join(rows))) == sorted(ddpm_jax._MODULES)
+def readme_rooms():
+    """What each room of the README's table may import, in the order of the table."""
+    page = (ROOT / "README.md").read_text().split("## The code")[1]
+    rows = re.findall(r"^\| `(\w+)` \| .* \| (.*) \|$", page, re.MULTILINE)
+    rooms = {}
+    for room, text in rows:
+        named = set(re.findall(r"`(\w+)`", text))
+        rooms[room] = set(rooms) - named if text.startswith("all above") else named
+    return rooms
+
+
+def test_the_table_of_rooms_is_the_one_that_is_held():
+    rooms = readme_rooms()
+    assert rooms.pop("cli") == set(rooms)
+    aliases = {"schedule", "losses", "unet"}
+    assert rooms == {
+        room: allowed | ({"errors"} - {room})
+        for room, allowed in test_house.ROOMS.items() if room not in aliases
+    }
+
+
+def test_rooms_stand_above_what_they_import():
+    picture, = re.findall(r"```text\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = enumerate(picture.splitlines())
+    floors = {room: -number for number, line in lines for room in line.split()}
+    rooms = readme_rooms()
+    assert set(floors) == set(rooms)
+    for room, imported in rooms.items():
+        assert all(floors[other] < floors[room] for other in imported), room
+
+
+@pytest.mark.parametrize("room", sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py")))
+def test_every_module_has_a_place_in_the_reference(room):
+    page = (ROOT / f"docs/api/{room}.md").read_text()
+    listed = re.findall(rf"^::: ddpm_jax\.{room}\.(\w+)$", page, re.MULTILINE)
+    there = [path.stem for path in (PACKAGE / room).glob("*.py") if path.stem != "__init__"]
+    assert sorted(listed) == sorted(there)
 
 
 MODELS = """
@@ -269,4 +323,4 @@ def test_the_site_builds(tmp_path):
         cwd=ROOT, capture_output=True, text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Looks up <code>coef</code>" in (tmp_path / "site/api/core/index.html").read_text()
+    assert "sqrt_one_minus_alpha_bar" in (tmp_path / "site/api/diffusion/index.html").read_text()
