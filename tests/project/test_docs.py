@@ -40,6 +40,7 @@ PROGRAMS = ("main.py", "ddpm-jax", "python", "pip", "pytest", "flake8", "mkdocs"
             "gcloud", "srun")
 FOLDERS = "tests|configs|benchmarks|docs|ddpm_jax|notebooks"
 ENDINGS = ("py", "gif", "json", "jsonl", "npz", "png", "csv", "md")
+ROOMS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
 MODULES = {}  # By the last part of their names.
 for _file in PACKAGE.rglob("*.py"):
     _parts = _file.relative_to(ROOT).with_suffix("").parts
@@ -256,12 +257,25 @@ def test_rooms_stand_above_what_they_import():
         assert all(floors[other] < floors[room] for other in imported), room
 
 
-@pytest.mark.parametrize("room", sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py")))
+@pytest.mark.parametrize("room", ROOMS)
 def test_every_module_has_a_place_in_the_reference(room):
     page = (ROOT / f"docs/api/{room}.md").read_text()
     listed = re.findall(rf"^::: ddpm_jax\.{room}\.(\w+)$", page, re.MULTILINE)
     there = [path.stem for path in (PACKAGE / room).glob("*.py") if path.stem != "__init__"]
     assert sorted(listed) == sorted(there)
+
+
+def test_moved_modules_are_where_the_changelog_says():
+    page = (ROOT / "CHANGELOG.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", page, re.MULTILINE)
+    assert len(rows) == 69 and [old for old, _ in rows] == sorted({old for old, _ in rows})
+    for old, text in rows:
+        assert resolves(f".{old}") == ("as it was" in text or old in ROOMS), old
+        for module in re.findall(r"`(\w+\.\w+)`", text):
+            assert resolves(f".{module}"), module
+        for names, module in re.findall(r"((?:`\w+`(?:, | and )?)+)[\w ]* in `([\w.]+)`", text):
+            for name in re.findall(r"\w+", names.replace(" and ", " ")):
+                assert resolves(f".{module}.{name}"), f"{module}.{name}"
 
 
 MODELS = """
