@@ -288,3 +288,40 @@ def test_every_row_of_table_2_is_allowed():
 
 def test_objectives_are_hashable():
     assert hash(Objective()) == hash(dataclasses.replace(Objective("vlb"), loss="simple"))
+
+
+@pytest.mark.parametrize(
+    "pixel, mean, log_scale, nats",
+    [
+        (128, 128, None, -0.9050181142),
+        (0, 0, None, -0.3534412087),
+        (255, 255, None, -0.3534412087),
+        (128, 130, None, -2.9585112272),
+        (128, 255, None, -27.6310211),
+        (128, 127.5, 0.0, -5.7670652010),
+        (128, 127.5, -1.0, -4.7671310264),
+        (128, 127.5, -3.0, -2.7712044062),
+    ],
+)
+def test_decoder_as_published(pixel, mean, log_scale, nats):
+    log_scale = -9.8167251353 / 2 if log_scale is None else log_scale
+    x, mean = (jnp.full((1, 1, 1, 1), v / 127.5 - 1, jnp.float32) for v in (pixel, mean))
+    scale = jnp.full((1, 1, 1, 1), log_scale, jnp.float32)
+    actual = jax.jit(losses.discretized_gaussian_log_likelihood)(x, mean, scale)
+    # Pixels are rounded by 6e-8 and divided by scales down to 0.007; the slope there is 2.
+    assert_allclose(actual.item(), nats, rtol=1e-5)
+
+
+@pytest.mark.parametrize("log_scale", [-9.8167251353 / 2, -3.0, -1.0, 0.0, 1.0])
+def test_decoder_is_a_distribution_over_the_256_values(log_scale):
+    means = jnp.asarray([-1.2, -1.0, -0.7, 0.0, 0.5019, 1.0, 1.3], jnp.float32)
+    x = jnp.asarray(np.arange(256) / 127.5 - 1, jnp.float32).reshape(1, 256, 1, 1)
+    mean = means.reshape(-1, 1, 1, 1)
+    scale = jnp.full((7, 1, 1, 1), log_scale, jnp.float32)
+    log_p = jax.jit(losses.discretized_gaussian_log_likelihood)(
+        jnp.broadcast_to(x, (7, 256, 1, 1)), jnp.broadcast_to(mean, (7, 256, 1, 1)), scale
+    )
+    total = np.exp(np.float64(log_p)).sum(axis=1)
+    # Neighbours' edges, rounded apart by 1e-7 and divided by 0.007, leave 1e-5 between
+    # them; the floor adds 256e-12.
+    assert_allclose(total, np.ones((7, 1, 1)), rtol=0, atol=1e-5)

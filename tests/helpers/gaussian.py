@@ -4,6 +4,8 @@ The best prediction is then affine in x at each level, every sampler an affine r
 the probability-flow ODE keeps every quantile: a line, in closed form.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +25,16 @@ def keys(n, seed=0):
     return jax.random.split(jax.random.key(seed), n)
 
 
+def grid_pixels(n, shape=SHAPE, seed=0):
+    """Pixels of this world rounded to the 256 values, as whole numbers [n, *shape]."""
+    x = np.random.default_rng(seed).normal(M, S, (n, *shape))
+    return np.clip(np.round((x + 1) * 127.5), 0, 255)
+
+
+def normal_cdf(z):
+    return 0.5 * (1 + np.vectorize(math.erf)(z / np.sqrt(2)))
+
+
 def levels_of(schedule):
     """(signal, sigma) at every step, one noising after another."""
     each, scale, variance = [], 1.0, 0.0
@@ -38,16 +50,21 @@ def best_eps(signal, sigma, x):
     return sigma * (x - signal * M) / (signal**2 * S**2 + sigma**2)
 
 
-def optimal(schedule, mean="eps"):
-    """(x_t, t) -> the best output; between steps log(sigma / signal) is linear."""
+def log_ratio_at(schedule):
+    """t -> log(sigma / signal); linear between two steps."""
     signal, sigma = levels_of(schedule)
     steps = jnp.arange(len(signal), dtype=jnp.float32)
     table = jnp.asarray(np.log(sigma / signal), jnp.float32)
+    return lambda t: jnp.interp(t.astype(jnp.float32), steps, table)
+
+
+def optimal(schedule, mean="eps"):
+    """(x_t, t) -> the best output of a network; t may lie between two steps."""
+    log_ratio = log_ratio_at(schedule)
 
     def denoise(x_t, t):
-        log_ratio = jnp.interp(t.astype(jnp.float32), steps, table)
         signal, sigma = (
-            jnp.sqrt(jax.nn.sigmoid(sign * 2 * log_ratio)).reshape(-1, 1, 1, 1)
+            jnp.sqrt(jax.nn.sigmoid(sign * 2 * log_ratio(t))).reshape(-1, 1, 1, 1)
             for sign in (-1, 1)
         )
         eps = best_eps(signal, sigma, x_t)
