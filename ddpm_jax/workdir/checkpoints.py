@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written by Orbax in the background, read back newest first.
+"""Checkpoints of a run: written by Orbax in the background, restored from the newest on.
 
 `workdir/checkpoints/<step>` holds `state`, a tree of arrays, and `metadata`, JSON; step is
 the number of updates done. A damaged checkpoint costs the steps since the one before it.
@@ -9,7 +9,7 @@ import json
 import logging as python_logging
 import sys
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from importlib import metadata as packages
 
 import jax
@@ -22,50 +22,26 @@ from ddpm_jax.errors import UserError, one_line
 from ddpm_jax.network.trained import leaves
 from ddpm_jax.runtime import files, parallel
 
-DAMAGE = (ValueError, KeyError, OSError)  # what Orbax raises on files it cannot read
+DAMAGE = (ValueError, KeyError, OSError)  # What Orbax raises on files that it cannot read.
 TEMPORARY = ".orbax-checkpoint-tmp"
-# Orbax reports every file it touches, and prints errors that it raises as well: a run's own
-# lines would drown.
-logging.get_absl_logger().addFilter(
-    lambda record: "orbax" not in record.pathname
-    or record.levelno > python_logging.INFO and not record.exc_info
-)
-
-
-def _report_unraisable(unraisable, otherwise=sys.unraisablehook) -> None:
-    # When one array cannot be read, Orbax closes its event loop under the reads of the
-    # others, each of which then prints a traceback: noise around the one line that matters.
-    if str(unraisable.exc_value) != "Event loop is closed":
-        otherwise(unraisable)
-
-
-sys.unraisablehook = _report_unraisable
-
-
-def _report_in_thread(failure, otherwise=threading.excepthook) -> None:
-    # An error in one of Orbax's threads is raised by the next save, or by the closing.
-    if not type(failure.thread).__module__.startswith("orbax."):
-        otherwise(failure)
-
-
-threading.excepthook = _report_in_thread
 
 
 class Checkpoints:
     """The checkpoints of a run that writes them; also a context manager.
 
     Opening it removes what a killed run left half written. In a run of several processes
-    each opens it and calls every method.
+    each opens it and calls every method. What Orbax would print is hidden until it is closed
+    (see `quiet_orbax`).
 
     Args:
-        workdir: str or path, gs:// too; checkpoints stand in its folder `checkpoints`.
+        workdir: str or path, gs:// too; the checkpoints are in its folder `checkpoints`.
         keep: how many of the newest stay.
-        keep_every: those at multiples of so many steps stay as well; 0 for none.
+        keep_every: those at multiples of this many steps stay as well; 0 for none.
     """
 
     def __init__(self, workdir, *, keep: int = 2, keep_every: int = 0):
-        self._folder = _folder(workdir)
-        # Made in the background, a folder that cannot be made would leave threads behind
+        self._folder = checkpoints_folder(workdir)
+        # If Orbax made the folder in the background and failed, it would leave threads behind
         # that keep the process from ending.
         background = ocp.AsyncOptions(create_directories_asynchronously=False)
         self._options = ocp.CheckpointManagerOptions(
@@ -75,24 +51,27 @@ class Checkpoints:
             for leftover in self._folder.glob(f"*{TEMPORARY}*"):
                 leftover.rmtree()
         parallel.barrier("checkpoints.clean")
-        self._open()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(quiet_orbax())
+            self._open()
+            self._quiet = stack.pop_all()
 
     def _open(self) -> None:
         self._manager = ocp.CheckpointManager(self._folder, options=self._options)
 
     def save(self, step: int, tree: dict, metadata: dict) -> None:
-        """Starts writing `tree` as the checkpoint of `step`; nothing if it exists already.
+        """Starts writing `tree` as the checkpoint of `step`; does nothing if that exists.
 
         Copies the arrays to the host first, so the caller may donate them at once. Waits
-        for the save before.
+        for the previous save.
 
         Args:
             step: updates done; later than every step saved before.
             tree: pytree of arrays, the same on every process.
-            metadata: JSON, such as the configuration and `library_versions()`.
+            metadata: JSON, for example the configuration and `library_versions()`.
 
         Raises:
-            OSError: this save or the one before failed, such as on a full disk; older
+            OSError: this save or the previous one failed, for example on a full disk; older
                 checkpoints stay.
         """
         if step in self._manager.all_steps():
@@ -101,50 +80,41 @@ class Checkpoints:
         args = ocp.args.Composite(
             state=ocp.args.PyTreeSave(arrays), metadata=ocp.args.JsonSave(metadata)
         )
-        with self._failures_told():
+        with self._write_errors():
             self._manager.save(step, args=args, force=True)
 
     def restore(self, abstract_tree: dict, *, added: Collection[str] = ()) -> tuple | None:
         """The newest checkpoint that can be read, as (step, tree); None if there is none.
 
-        One that cannot be read is reported and renamed `<step>.corrupt`, and the one before
-        it is tried; its step can be saved again.
+        One that cannot be read is reported and renamed `<step>.corrupt`, and the previous one
+        is tried; its step can be saved again.
 
         Args:
             abstract_tree: what was saved, with arrays or `jax.ShapeDtypeStruct` as leaves.
-            added: keys that may be missing, where an older version saved without them; the tree
+            added: keys that may be missing, because older versions saved without them; the tree
                 returned lacks them too.
 
         Returns:
             The step, and NumPy arrays in the containers of `abstract_tree`.
 
         Raises:
-            ValueError: the checkpoint is sound, and its leaves or shapes are not those of
+            UserError: the checkpoint is sound, but its leaves or shapes are not those of
                 `abstract_tree`.
         """
         self._manager.wait_until_finished()
-        for step in parallel.from_first(lambda: _steps(self._folder)):
+        for step in parallel.from_first(lambda: _newest_first(self._folder)):
             path = self._folder / str(step)
-            difference, tree, damage, written = "", None, None, {}
+            difference, tree, damage = "", None, None
             try:
-                stored = _stored(path)
-                wanted = {
-                    key: part for key, part in abstract_tree.items()
-                    if key in stored or key not in added
-                }
-                difference = _difference(stored, wanted)
-                written = _metadata(path)  # without it, it could not be sampled from
-                if not difference:
-                    tree = _read(path, wanted)
+                difference, tree = _read_like(path, abstract_tree, added)
             except DAMAGE as error:
                 damage = error
             if not parallel.everywhere(damage is None):
                 self._set_aside(step, damage or OSError("another process could not read it"))
             elif difference:
                 raise UserError(
-                    f"{path} was made with another model or optimizer{_by_other(written)}: "
-                    f"{difference}. Go on with the settings in its config.json, or use another "
-                    "--workdir."
+                    f"{path} was made with {difference}. Go on with the settings in its "
+                    "config.json, or use another --workdir."
                 )
             else:
                 return step, tree
@@ -156,31 +126,32 @@ class Checkpoints:
         while corrupt.exists():
             corrupt, number = self._folder / f"{step}.corrupt{number}", number + 1
         logging.warning(
-            "%s is damaged (%s: %s); it is renamed %s and the checkpoint before it is tried.",
-            path, type(error).__name__, one_line(error)[:200], corrupt.name,
+            "%s is damaged (%s); it is renamed %s and the checkpoint before it is tried.",
+            path, _described(error), corrupt.name,
         )
         parallel.barrier(f"checkpoints.read {step}")
         self._manager.close()
         if parallel.is_first():
             path.rename(corrupt)
         parallel.barrier(f"checkpoints.rename {step}")
-        self._open()  # the open one would refuse to save up to the step that is gone
+        self._open()  # The old one would refuse to save up to the step that is gone.
 
     def close(self) -> None:
         """Waits until everything is on disk; raises OSError if a save failed."""
-        with self._failures_told():
+        with self._quiet, self._write_errors():
             try:
                 self._manager.wait_until_finished()
             finally:
                 self._manager.close()
 
     @contextlib.contextmanager
-    def _failures_told(self):
+    def _write_errors(self) -> Iterator[None]:
+        """Raises what Orbax says of a failed write as an OSError that says what remains."""
         try:
             yield
         except DAMAGE as error:
             reason = getattr(error, "strerror", None) or str(error).split(": ")[-1]
-            newest = next(iter(_steps(self._folder)), None)
+            newest = next(iter(_newest_first(self._folder)), None)
             kept = f"that of step {newest} is whole" if newest is not None else "there is none yet"
             raise OSError(
                 f"a checkpoint could not be written to {self._folder} ({reason}); {kept}. Make "
@@ -191,12 +162,14 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind, *_):
-        if kind is not KeyboardInterrupt:  # Ctrl-C waits for no save: its leftovers are harmless.
+        if kind is KeyboardInterrupt:  # Ctrl-C waits for no save: its leftovers are harmless.
+            self._quiet.close()
+        else:
             self.close()
 
 
 def restore_part(workdir, name: str, step: int | None = None) -> tuple:
-    """One part of a checkpoint, such as "ema_params", for which no model need be known.
+    """One part of a checkpoint, for example "ema_params"; no model need be known for it.
 
     Changes nothing in the workdir, and may run beside the run that writes it.
 
@@ -211,23 +184,22 @@ def restore_part(workdir, name: str, step: int | None = None) -> tuple:
         that was saved with it.
 
     Raises:
-        ValueError: no checkpoint that can be read, no such step, or no part of this name.
+        UserError: no checkpoint that can be read, no such step, or no part of this name.
     """
-    folder = _folder(workdir)
-    steps = _steps(folder)
-    if step is not None and step not in steps:
-        raise UserError(f"no checkpoint of step {step} in {folder}: there are {steps}.")
-    for candidate in steps if step is None else [step]:
+    folder = checkpoints_folder(workdir)
+    there = _newest_first(folder)
+    if step is not None and step not in there:
+        raise UserError(f"no checkpoint of step {step} in {folder}: there are {there}.")
+    for candidate in there if step is None else [step]:
         path = folder / str(candidate)
         try:
-            stored = _stored(path)
-            if name in stored:
-                tree = _read(path, {name: stored[name]})[name]
-                return candidate, tree, _metadata(path)
+            with quiet_orbax():
+                stored = _stored(path)
+                if name in stored:
+                    tree = _read(path, {name: stored[name]})[name]
+                    return candidate, tree, _metadata(path)
         except DAMAGE as error:
-            logging.warning(
-                "%s is damaged (%s: %s).", path, type(error).__name__, one_line(error)[:200]
-            )
+            logging.warning("%s is damaged (%s).", path, _described(error))
         else:
             raise UserError(f"{path} holds no {name!r}: there are {sorted(stored)}.")
     raise UserError(
@@ -238,7 +210,13 @@ def restore_part(workdir, name: str, step: int | None = None) -> tuple:
 
 def steps(workdir) -> list[int]:
     """The steps of which a run has checkpoints, in order."""
-    return sorted(_steps(_folder(workdir)))
+    return _newest_first(checkpoints_folder(workdir))[::-1]
+
+
+def checkpoints_folder(workdir) -> epath.Path:
+    """The folder of a run's checkpoints, as the absolute path that Orbax asks for."""
+    folder = files.path(workdir) / "checkpoints"
+    return folder if files.in_store(folder) else folder.resolve()
 
 
 def library_versions() -> dict[str, str]:
@@ -247,15 +225,53 @@ def library_versions() -> dict[str, str]:
     return {name: packages.version(name) for name in names}
 
 
-def _folder(workdir) -> epath.Path:
-    folder = files.path(workdir) / "checkpoints"
-    return folder if files.in_store(folder) else folder.resolve()
+@contextlib.contextmanager
+def quiet_orbax() -> Iterator[None]:
+    """Hides what Orbax prints beside the errors that it raises; undone at the end.
+
+    It logs each file that it touches, and a run's own lines would drown. Errors in its threads
+    are printed, and then raised by the next save or by closing. Where one array cannot be
+    read, it closes its event loop under the reads of the others, which print a traceback each.
+    """
+    def is_news(record):
+        orbax = "orbax" in record.pathname
+        return not orbax or record.levelno > python_logging.INFO and not record.exc_info
+
+    def report_unraisable(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":
+            unraisable_hook(unraisable)
+
+    def report_in_thread(failure):
+        if not type(failure.thread).__module__.startswith("orbax."):
+            thread_hook(failure)
+
+    unraisable_hook, thread_hook = sys.unraisablehook, threading.excepthook
+    sys.unraisablehook, threading.excepthook = report_unraisable, report_in_thread
+    logging.get_absl_logger().addFilter(is_news)
+    try:
+        yield
+    finally:
+        sys.unraisablehook, threading.excepthook = unraisable_hook, thread_hook
+        logging.get_absl_logger().removeFilter(is_news)
 
 
-def _steps(folder) -> list[int]:
+def _newest_first(folder) -> list[int]:
     if not folder.exists():
         return []
     return sorted((int(p.name) for p in folder.iterdir() if p.name.isdigit()), reverse=True)
+
+
+def _read_like(path, abstract_tree, added) -> tuple[str, dict | None]:
+    """("", the arrays of `abstract_tree` at `path`), or (in what the two differ, None)."""
+    stored = _stored(path)
+    wanted = {
+        key: part for key, part in abstract_tree.items() if key in stored or key not in added
+    }
+    difference = _difference(stored, wanted)
+    metadata = _metadata(path)  # Without it, nobody could sample from the checkpoint.
+    if difference:
+        return f"another model or optimizer{_other_version(metadata)}: {difference}", None
+    return "", _read(path, wanted)
 
 
 def _stored(path) -> dict:
@@ -293,9 +309,14 @@ def _shapes(tree) -> dict[str, list[int]]:
     return {"/".join(path): list(np.shape(leaf)) for path, leaf in leaves(tree).items()}
 
 
-def _by_other(metadata: dict) -> str:
-    """Says which version of this package wrote a checkpoint, where it was another than this."""
-    theirs, ours = (found.get("ddpm_jax", "?") for found in (
-        metadata.get("versions", {}), library_versions()
-    ))
+def _other_version(metadata: dict) -> str:
+    """Says which version of this package wrote a checkpoint, if it was another than this."""
+    theirs, ours = (
+        versions.get("ddpm_jax", "?")
+        for versions in (metadata.get("versions", {}), library_versions())
+    )
     return "" if theirs == ours else f", or by version {theirs} of this program (this is {ours})"
+
+
+def _described(error: Exception) -> str:
+    return f"{type(error).__name__}: {one_line(error)[:200]}"

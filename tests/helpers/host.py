@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 
 import ddpm_jax
 from ddpm_jax import validation
@@ -201,16 +202,16 @@ def agree(folder, layout):
 
 def damage(folder, layout):
     """A run goes on where one process cannot read the newest checkpoint."""
-    original = checkpoints._read
+    original = ocp.PyTreeCheckpointHandler.restore
 
-    def read(path, tree):
-        if path.name == "20" and jax.process_index() == 1:
+    def restore(handler, path, **settings):
+        if path.parent.name == "20" and jax.process_index() == 1:
             raise OSError("a bad disk")
-        return original(path, tree)
+        return original(handler, path, **settings)
 
-    checkpoints._read = read
+    ocp.PyTreeCheckpointHandler.restore = restore
     ddpm_jax.train(config(), folder / f"run_{layout}")
-    checkpoints._read = original
+    ocp.PyTreeCheckpointHandler.restore = original
     return {}
 
 

@@ -52,7 +52,7 @@ def run(bucket, tmp_path, monkeypatch):
     monkeypatch.setenv("DDPM_JAX_CACHE", str(tmp_path / "cache"))
     # Orbax hands arrays to tensorstore, which goes to Google's servers by itself and knows no
     # store of Python's: the checkpoints alone stand on the disk.
-    monkeypatch.setattr(checkpoints, "_folder", lambda workdir: (
+    monkeypatch.setattr(checkpoints, "checkpoints_folder", lambda workdir: (
         files.path(tmp_path) / "checkpoints" / files.path(workdir).name))
 
     def train(name="run", **settings):

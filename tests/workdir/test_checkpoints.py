@@ -1,14 +1,20 @@
 """Checkpoints: what is saved comes back; damage costs one checkpoint, never the run."""
 
 import json
+import logging as python_logging
 import resource
 import shutil
+import sys
+import threading
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from absl import logging
+from etils import epath
 
 from ddpm_jax.workdir import checkpoints
 from ddpm_jax.workdir.checkpoints import Checkpoints, restore_part
@@ -219,7 +225,7 @@ def test_a_limit_on_files_is_raised_and_costs_one_save(tmp_path, at):
     big = {"noise": np.random.default_rng(0).normal(size=100_000)}  # 800 kB, incompressible
     run = Checkpoints(tmp_path)
     run.save(1, big, METADATA)
-    run._manager.wait_until_finished()
+    assert run.restore(big)[0] == 1  # It waits until the checkpoint is there.
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
     try:
         with pytest.raises(OSError, match="File too large.*that of step 1 is whole"):
@@ -247,11 +253,13 @@ def test_a_folder_that_cannot_be_written_is_raised(tmp_path):
 def test_a_part_is_read_alone_and_nothing_is_written(tmp_path, monkeypatch):
     save_all(tmp_path, [4, 6])
     # The data of the other parts are never asked for.
-    read = []
-    inner = checkpoints._read
-    monkeypatch.setattr(
-        checkpoints, "_read", lambda path, tree: read.append(set(tree)) or inner(path, tree)
-    )
+    read, restore = [], ocp.PyTreeCheckpointHandler.restore
+
+    def noted(handler, path, *, args):
+        read.append(set(args.item))
+        return restore(handler, path, args=args)
+
+    monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", noted)
     for folder in tmp_path.rglob("*"):
         folder.chmod(0o555 if folder.is_dir() else 0o444)
     try:
@@ -288,10 +296,59 @@ def test_what_cannot_be_read_says_what_to_do(tmp_path):
 
 def test_the_folder_is_absolute_and_a_bucket_stays_one(tmp_path, monkeypatch, bucket):
     monkeypatch.chdir(tmp_path)
-    assert str(checkpoints._folder("a")) == str(tmp_path / "a" / "checkpoints")
-    assert str(checkpoints._folder("gs://bucket/a")) == "gs://bucket/a/checkpoints"
+    assert str(checkpoints.checkpoints_folder("a")) == str(tmp_path / "a" / "checkpoints")
+    assert str(checkpoints.checkpoints_folder("gs://bucket/a")) == "gs://bucket/a/checkpoints"
     save_all("a", [1])
-    assert restore_part(checkpoints.epath.Path("a"), "params")[0] == 1
+    assert restore_part(epath.Path("a"), "params")[0] == 1
+
+
+def hooks():
+    return sys.unraisablehook, threading.excepthook, list(logging.get_absl_logger().filters)
+
+
+def test_what_orbax_prints_is_hidden_only_while_it_is_used(tmp_path, warnings):
+    before = hooks()
+    run = Checkpoints(tmp_path)
+    during = hooks()
+    assert all(now != then for now, then in zip(during, before))
+    run.save(1, tree_of(1), METADATA)
+    assert run.restore(tree_of(0))[0] == restore_part(tmp_path, "params")[0] == 1
+    assert hooks() == during
+    run.close()
+    assert hooks() == before
+    with pytest.raises(KeyboardInterrupt), Checkpoints(tmp_path):
+        raise KeyboardInterrupt
+    assert hooks() == before
+    DAMAGE["data truncated"](tmp_path / "checkpoints" / "1")
+    with pytest.raises(ValueError, match="no checkpoint"):
+        restore_part(tmp_path, "params")
+    assert hooks() == before
+
+
+def test_what_others_print_is_not_hidden(monkeypatch):
+    printed = []
+    monkeypatch.setattr(sys, "unraisablehook", printed.append)
+    monkeypatch.setattr(threading, "excepthook", printed.append)
+    mine, orbax = threading.Thread(), type("Saver", (), {"__module__": "orbax.checkpoint"})()
+    failed = (ValueError, ValueError("x"), None)
+    with checkpoints.quiet_orbax():
+        for message in ("Event loop is closed", "mine"):
+            sys.unraisablehook(types.SimpleNamespace(exc_value=RuntimeError(message)))
+        for thread in (orbax, mine):
+            threading.excepthook(types.SimpleNamespace(thread=thread))
+        passed = [
+            (path, level) for path in ("orbax/a.py", "ours.py")
+            for level, error in ((python_logging.INFO, None), (python_logging.WARNING, None),
+                                 (python_logging.ERROR, failed))
+            if logging.get_absl_logger().filter(
+                python_logging.LogRecord("absl", level, path, 1, "", (), error))
+        ]
+    assert [str(p.exc_value) for p in printed[:1]] == ["mine"] and printed[1].thread is mine
+    assert len(printed) == 2
+    assert passed == [
+        ("orbax/a.py", python_logging.WARNING), ("ours.py", python_logging.INFO),
+        ("ours.py", python_logging.WARNING), ("ours.py", python_logging.ERROR),
+    ]
 
 
 def test_library_versions_are_json_and_complete():
