@@ -186,7 +186,7 @@ class _Folder:
             raise UserError(
                 f"config.data.dir={self.path!r}: {len(bad)} of {total} files "
                 f"({len(bad) / total:.0%}) are unreadable, {MAX_UNREADABLE:.0%} may be; "
-                f"mend or remove {', '.join(bad[:3])}{', ...' * (len(bad) > 3)}."
+                f"mend or remove {', '.join([*bad[:3], *(['...'] if bad[3:] else [])])}."
             )
 
     def check_sizes(self):

@@ -15,7 +15,7 @@ import jax
 import jaxlib
 
 MAX_BYTES = 2 * 2**30  # Of all kinds of CPU and releases together.
-_CPUINFO = pathlib.Path("/proc/cpuinfo")  # Where there is none, the platform's words must do.
+CPUINFO = pathlib.Path("/proc/cpuinfo")  # Where there is none, the platform's words must do.
 _OF_KIND = (  # Its lines that are the same on every machine of a kind, for x86 and for Arm.
     "vendor_id", "cpu family", "model", "model name", "flags",
     "CPU implementer", "CPU architecture", "CPU variant", "CPU part", "Features",
@@ -58,8 +58,8 @@ def folder() -> pathlib.Path:
 def cpu_type() -> str:
     """Eight hexadecimal digits for the model of this CPU and the instructions it has."""
     lines = [platform.machine(), platform.processor()]
-    if _CPUINFO.exists():
-        first = _CPUINFO.read_text().partition("\n\n")[0]
+    if CPUINFO.exists():
+        first = CPUINFO.read_text().partition("\n\n")[0]
         lines += [
             line for line in first.splitlines() if line.partition(":")[0].strip() in _OF_KIND
         ]

@@ -74,7 +74,10 @@ def write(path: Any, fill: bytes | Callable[[Any], None]) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            fill(file) if callable(fill) else file.write(fill)
+            if callable(fill):
+                fill(file)
+            else:
+                file.write(fill)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from ddpm_jax.errors import UserError, one_line
 
 AXIS = "batch"
 _LOOPBACK = ("127.0.0.1", "localhost")
-_PATIENCE = 60  # Seconds that a process which ends waits for the others, before they are ended.
+PATIENCE = 60  # Seconds that a process which ends waits for the others, before they are ended.
 _CHUNK = 2**20  # Bytes sent at a time, so that one size is compiled.
 
 
@@ -66,7 +66,7 @@ def initialize(
     jax.config.update("jax_enable_preemption_service", preemptible)
     try:
         jax.distributed.initialize(
-            coordinator, num_processes, process_id, shutdown_timeout_seconds=_PATIENCE,
+            coordinator, num_processes, process_id, shutdown_timeout_seconds=PATIENCE,
             # Elsewhere the address may be one that only the others see.
             coordinator_bind_address=coordinator if host in _LOOPBACK else None,
         )

@@ -24,7 +24,7 @@ from ddpm_jax.runtime import files, parallel
 from ddpm_jax.workdir import metrics_file
 
 HEARTBEAT, STALE = 60.0, 300.0  # Seconds.
-_SETTLE = 2.0  # Seconds in which two that start at once see each other.
+SETTLE = 2.0  # Seconds after which two trainers that start at once have seen each other.
 
 
 @contextlib.contextmanager
@@ -87,7 +87,7 @@ class _Heart:
                 f"{STALE - silent:.0f} s if it is dead"
             )))
         self._write()
-        time.sleep(_SETTLE)
+        time.sleep(SETTLE)
         if _owner(path).get("token") != self._token:
             raise UserError(_refusal(path, "it started at the same time: stop it"))
         self._stopping = threading.Event()

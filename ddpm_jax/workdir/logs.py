@@ -1,8 +1,8 @@
-"""What a run says: metrics.jsonl, TensorBoard event files, a progress bar or plain lines.
+"""The logs of a run: metrics.jsonl, TensorBoard event files, a progress bar or plain lines.
 
-A step here is the number of updates done. After a stop, what was written past the step that
-the run resumes from is dropped, so every step stands once in both records. In a run of
-several processes one of them logs.
+A step here is the number of updates done. On resuming, what was logged after the step of the
+checkpoint is dropped, so each step stands once in both records. In a run of several processes
+one of them logs.
 """
 
 import contextlib
@@ -22,13 +22,13 @@ from ddpm_jax.workdir.wandb_writer import WandbWriter
 
 
 class Rate:
-    """Speed and time to go, by the wall clock.
+    """Speed and remaining time, by the wall clock.
 
     Args:
         start_step: updates done when this start began.
         num_steps: updates when the run is complete.
-        batch_size: images a step, over all devices.
-        clock: seconds from any origin.
+        batch_size: images per step, over all devices.
+        clock: gives seconds from any origin.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Rate:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leaves the time inside out of the speed: `with rate.paused(): sample()`."""
+        """Does not count the time inside: `with rate.paused(): sample()`."""
         began = self._clock()
         try:
             yield
@@ -55,12 +55,12 @@ class Rate:
             self._paused += self._clock() - began
 
     def read(self, step: int) -> dict[str, float]:
-        """The speed since the last reading, and the time to go.
+        """The speed since the last reading, and the remaining time.
 
         Returns:
-            images_per_second and steps_per_second, without paused time, and eta, seconds,
-            with it (it comes again) by the average over this start; NaN where no step or
-            no time has passed.
+            images_per_second and steps_per_second, without paused time; and eta in seconds, by
+            the average over this start with paused time, since pauses recur. NaN where no step
+            or no time has passed.
         """
         now = self._clock()
         working = now - self._last_time - self._paused
@@ -79,7 +79,7 @@ def _ratio(numerator: float, denominator: float) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds for people: "12 s", "1 min 04 s" or "2 h 05 min"; "unknown" if not finite."""
+    """Seconds in words: "12 s", "1 min 04 s" or "2 h 05 min"; "unknown" if not finite."""
     if not math.isfinite(seconds):
         return "unknown"
     minutes, rest = divmod(round(seconds), 60)
@@ -89,18 +89,18 @@ def format_duration(seconds: float) -> str:
 
 
 class Logs:
-    """The records of one start of a run; also a context manager.
+    """The logs of one start of a run; also a context manager.
 
     Args:
-        workdir: gets `metrics.jsonl` and the event files in `tensorboard/`.
+        workdir: gets `metrics.jsonl`, and the event files in `tensorboard/`.
         start_step: updates done; rows and events of later steps are dropped.
         num_steps: updates when the run is complete, the length of the bar.
         progress: True shows a bar on stderr, False prints lines on stdout instead; None
             shows the bar if stderr is a terminal.
-        also: a `WandbWriter`, which gets the scalars and pictures too; None is none.
+        also: a `WandbWriter` that gets the scalars and pictures too, or None.
 
     Attributes:
-        folder: local, for anything else that TensorBoard is to show.
+        folder: local, for anything else that TensorBoard should show.
     """
 
     def __init__(
@@ -119,11 +119,11 @@ class Logs:
         self._bar = tqdm.tqdm(**bar) if show else None
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """One row {"step": ..., **metrics} in metrics.jsonl, and TensorBoard scalars.
+        """Adds a row {"step": ..., **metrics} to metrics.jsonl, and scalars to TensorBoard.
 
-        JSON knows no NaN or infinity: they stand as null in the row, as they are in
-        TensorBoard. Without a bar a line on stdout tells the step and, where they are among
-        the metrics, loss, images_per_second and eta; with one the loss stands at its end.
+        JSON has no NaN or infinity: the row has null there, TensorBoard the value itself.
+        Without a bar a line on stdout shows the step and, if they are among the metrics, loss,
+        images_per_second and eta; a bar shows the loss at its end.
         """
         metrics = {name: float(value) for name, value in metrics.items()}
         row = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
@@ -143,13 +143,13 @@ class Logs:
             self._bar.update(step - self._bar.n)
 
     def images(self, name: str, uint8_grid: np.ndarray, step: int) -> None:
-        """Shows a picture, uint8 [h, w, c] with c of 1, 3 or 4, in TensorBoard."""
+        """Adds a picture, uint8 [h, w, c] with c of 1, 3 or 4, to TensorBoard."""
         self._events.image(name, uint8_grid, step)
         if self._also is not None:
             self._also.images(name, uint8_grid, step)
 
     def text(self, name: str, text: str) -> None:
-        """Shows Markdown in TensorBoard, at the step of this start."""
+        """Adds Markdown to TensorBoard, at the step of this start."""
         self._events.text(name, text, self._start_step)
 
     def say(self, line: str) -> None:
@@ -158,7 +158,7 @@ class Logs:
             print(line, flush=True)
 
     def flush(self) -> None:
-        """Writes out what is buffered: a start from the checkpoint that follows has it all."""
+        """Writes out what is buffered, so that a start from the next checkpoint has all of it."""
         self._rows.flush()
         self._events.flush()
 
@@ -179,12 +179,36 @@ class Logs:
 
 
 class Silence:
-    """In the place of `Logs` in a process that says nothing: takes every call."""
+    """Stands in for `Logs` in the processes that log nothing: each method does nothing."""
 
     folder = epath.Path()
 
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *args, **kwargs: None
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Writes nothing."""
+
+    def advance(self, step: int) -> None:
+        """Moves no bar."""
+
+    def images(self, name: str, uint8_grid: np.ndarray, step: int) -> None:
+        """Adds no picture."""
+
+    def text(self, name: str, text: str) -> None:
+        """Adds no text."""
+
+    def say(self, line: str) -> None:
+        """Prints nothing."""
+
+    def flush(self) -> None:
+        """Has nothing to write out."""
+
+    def close(self) -> None:
+        """Has nothing to close."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
 
 
 def _line(step: int, num_steps: int, metrics: dict[str, float]) -> str:

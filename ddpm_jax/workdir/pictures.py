@@ -180,9 +180,11 @@ def save_process(stem, x_t: np.ndarray, x_0: np.ndarray) -> list[str]:
     columns = math.ceil(math.sqrt(x_t.shape[1]))
     pairs = [beside(grid(a, columns=columns), grid(b, columns=columns)) for a, b in zip(x_t, x_0)]
     save_gif(f"{stem}.gif", pairs)
+    written = [f"{stem}.png", f"{stem}.gif"]
     if HAS_VIDEO:
-        save_mp4(f"{stem}.mp4", pairs)
-    return [f"{stem}.{ending}" for ending in ("png", "gif", "mp4")[: 2 + HAS_VIDEO]]
+        written.append(f"{stem}.mp4")
+        save_mp4(written[-1], pairs)
+    return written
 
 
 def _pillow(image: np.ndarray) -> Image.Image:

@@ -13,7 +13,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from ddpm_jax.runtime import files
 
-_FULL = 2**24  # Bytes, after which a copied file is left alone and another begun.
+FULL = 2**24  # Bytes, after which a copied file is left alone and another begun.
 
 
 class EventFiles:
@@ -71,7 +71,7 @@ class EventFiles:
         """Lets readers see everything."""
         self._writer.flush()
         self._flushed = self._clock()
-        if self._scratch and self._copy() >= _FULL:
+        if self._scratch and self._copy() >= FULL:
             self._writer.close()
             self._begin()
 

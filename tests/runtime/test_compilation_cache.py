@@ -186,13 +186,13 @@ def test_a_kind_of_cpu_is_its_model_and_its_instructions(tmp_path, monkeypatch, 
         (tmp_path / "cpuinfo").write_text(text.format(**values))
         return compilation_cache.cpu_type()
 
-    monkeypatch.setattr(compilation_cache, "_CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(compilation_cache, "CPUINFO", tmp_path / "cpuinfo")
     assert kind(place=0, flags="avx2") == kind(place=5, flags="avx2")
     assert kind(place=0, flags="avx2") != kind(place=0, flags="avx512f")
     first = kind(place=0, flags="avx2")
     text = text.replace("Xeon", "Core").replace("0xd40", "0xd4f")
     assert kind(place=0, flags="avx2") != first
-    monkeypatch.setattr(compilation_cache, "_CPUINFO", tmp_path / "none")
+    monkeypatch.setattr(compilation_cache, "CPUINFO", tmp_path / "none")
     assert len(compilation_cache.cpu_type()) == 8
 
 

@@ -281,7 +281,7 @@ def test_mistakes_in_flags_are_one_line(tmp_path, flags, says):
 FAILING = """
 import sys
 from ddpm_jax.runtime import parallel
-parallel._PATIENCE = 3
+parallel.PATIENCE = 3
 parallel.initialize(sys.argv[1], 2, int(sys.argv[2]))
 parallel.barrier("both")
 if sys.argv[2] == sys.argv[3]:

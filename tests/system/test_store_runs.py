@@ -48,7 +48,7 @@ def run(bucket, tmp_path, monkeypatch):
     """Trains in a folder of the store, and gives it; the network is tiny."""
     monkeypatch.setattr(config_lib, "model", lambda config, channels: Net())
     monkeypatch.setattr(validation, "check_images", lambda config, shape: None)
-    monkeypatch.setattr(lock, "_SETTLE", 0.0)
+    monkeypatch.setattr(lock, "SETTLE", 0.0)
     monkeypatch.setenv("DDPM_JAX_CACHE", str(tmp_path / "cache"))
     # Orbax hands arrays to tensorstore, which goes to Google's servers by itself and knows no
     # store of Python's: the checkpoints alone stand on the disk.

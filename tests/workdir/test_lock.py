@@ -82,7 +82,7 @@ def test_of_several_processes_the_first_owns(tmp_path, monkeypatch):
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setattr(lock, "HEARTBEAT", 0.02)
-    monkeypatch.setattr(lock, "_SETTLE", 0.0)
+    monkeypatch.setattr(lock, "SETTLE", 0.0)
 
 
 @pytest.fixture(params=["store", "disk without locks"])

@@ -1,5 +1,6 @@
 """Logs: each step once in both records, whatever was written before the stop."""
 
+import inspect
 import io
 import math
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax.workdir.logs import Logs, Rate, format_duration
+from ddpm_jax.workdir.logs import Logs, Rate, Silence, format_duration
 from clock import Clock
 from records import TORN_LINES, events, rows
 
@@ -94,14 +95,30 @@ def test_lines_without_a_bar(tmp_path, capsys):
 
 def test_bar_starts_where_the_run_does(tmp_path, capsys):
     with Logs(tmp_path, start_step=5, num_steps=20, progress=True) as logs:
-        assert logs._bar.n == 5 and logs._bar.total == 20
+        assert "5/20" in capsys.readouterr().err
         logs.write(8, {"loss": 0.25})
         logs.advance(8)
-        assert logs._bar.n == 8
         logs.say("a line")
     out, err = capsys.readouterr()
-    assert out == "a line\n"  # no line for the row: the bar shows it
+    assert out == "a line\n"  # No line for the row: the bar shows it.
     assert "8/20" in err and "loss 0.25" in err
+
+
+def methods(logs):
+    return {
+        name: [p.name for p in inspect.signature(member).parameters.values()]
+        for name, member in inspect.getmembers(logs, inspect.isfunction)
+        if not name.startswith("_") or name in ("__enter__", "__exit__")
+    }
+
+
+def test_a_process_that_logs_nothing_takes_the_same_calls(tmp_path, capsys):
+    assert methods(Silence) == methods(Logs)
+    with Silence() as silence:
+        silence.write(1, {"loss": 0.5})
+        silence.say("a line")
+        assert silence.folder / "profile"
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("terminal", [True, False])

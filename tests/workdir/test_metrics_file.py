@@ -162,7 +162,7 @@ def test_event_files_are_copied_every_minute(bucket, tmp_path):
 
 
 def test_a_long_file_is_not_copied_again_and_again(bucket, tmp_path, monkeypatch):
-    monkeypatch.setattr(tensorboard_writer, "_FULL", 1000)
+    monkeypatch.setattr(tensorboard_writer, "FULL", 1000)
     with tensorboard_writer.EventFiles(bucket / "tensorboard", purge_step=1) as written:
         for step in range(1, 41):
             written.scalar("loss", step, step)
