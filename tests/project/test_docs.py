@@ -7,9 +7,6 @@ models. Where mkdocs is installed the site is built from the pages.
 
 import importlib
 import importlib.util
-import json
-import os
-import pathlib
 import re
 import shlex
 import subprocess
@@ -20,7 +17,8 @@ from absl import flags
 from ml_collections import config_flags
 
 import ddpm_jax
-import test_house
+import may_import
+import pages
 from ddpm_jax import cli, validation
 from ddpm_jax import config as config_lib
 from ddpm_jax.configs import cifar10
@@ -29,13 +27,11 @@ from ddpm_jax.inference import sample_command
 from ddpm_jax.samplers import settings as settings_lib
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # absl's
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pages.ROOT
 PACKAGE = ROOT / "ddpm_jax"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks/README.md",
          *sorted((ROOT / "docs").rglob("*.md"))]
-BLOCK = re.compile(
-    r"(?:<!-- no-run: (?P<reason>[^>]+) -->\n+)?```(?P<language>\w*)\n(?P<code>.*?)```", re.DOTALL
-)
+PAGES.remove(ROOT / "docs/extending.md")  # It changes files: test_extending.py.
 PROGRAMS = ("main.py", "ddpm-jax", "python", "pip", "pytest", "flake8", "mkdocs", "tox",
             "gcloud", "srun")
 FOLDERS = "tests|configs|benchmarks|docs|ddpm_jax|notebooks"
@@ -62,16 +58,9 @@ def page_id(page):
     return page.relative_to(ROOT).as_posix()
 
 
-def blocks(page):
-    """(language, code, why it is not run or None) of each block."""
-    found = list(BLOCK.finditer(page.read_text()))
-    assert page.read_text().count("```") == 2 * len(found)
-    return [(m["language"], m["code"], m["reason"]) for m in found]
-
-
 def spans(page):
     """What stands in single backticks, lines joined."""
-    text = BLOCK.sub("", page.read_text())
+    text = pages.BLOCK.sub("", page.read_text())
     assert text.count("`") % 2 == 0, f"{page_id(page)}: a backtick is missing"
     return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", text)]
 
@@ -144,7 +133,7 @@ def test_words_of_code_are_in_the_code(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_commands_are_such(page):
-    for language, code, reason in blocks(page):
+    for language, code, reason in pages.blocks(page.read_text()):
         if language == "bash":
             assert reason, f"{page_id(page)}: say why this is not run:\n{code}"
             for words in commands(code):
@@ -243,7 +232,7 @@ def test_the_table_of_rooms_is_the_one_that_is_held():
     aliases = {"schedule", "losses", "unet"}
     assert rooms == {
         room: allowed | ({"errors"} - {room})
-        for room, allowed in test_house.ROOMS.items() if room not in aliases
+        for room, allowed in may_import.ROOMS.items() if room not in aliases
     }
 
 
@@ -278,55 +267,20 @@ def test_moved_modules_are_where_the_changelog_says():
                 assert resolves(f".{module}.{name}"), f"{module}.{name}"
 
 
-MODELS = """
-from ddpm_jax.training import loop, state
-from ddpm_jax.training import run as run_lib
-from ddpm_jax.workdir import checkpoints, run_folder
-from ddpm_jax.configs import digits, digits_conditional
-
-for name, module in (("digits", digits), ("digits_conditional", digits_conditional)):
-    config = module.get_config()
-    config.model.channels, config.model.channel_multipliers = 4, (1,)
-    config.model.attention_resolutions = ()
-    run = run_lib.prepare(config, f"runs/{name}", None)
-    run_folder.store_config(run.config, run.workdir)
-    with checkpoints.Checkpoints(run.workdir) as saved:
-        saved.save(1, state.to_saved(run_lib.fresh_state(run)), loop.metadata(run.config))
-"""
-RUNNER = """
-import json, sys, traceback
-
-said = {}
-for page, code in json.load(open("pages.json")).items():
-    try:
-        exec(compile(code, page, "exec"), {"__name__": page})
-    except BaseException:
-        said[page] = traceback.format_exc()
-json.dump(said, open("said.json", "w"))
-"""
-
-
 @pytest.fixture(scope="module")
-def said(tmp_path_factory):
-    """What went wrong, by page, in a process with one device: eight compile longer."""
-    folder = tmp_path_factory.mktemp("pages")
-    code = {"models": MODELS} | {page_id(page): "".join(
-        block for language, block, reason in blocks(page) if language == "python" and not reason
-    ) for page in PAGES}
-    (folder / "pages.json").write_text(json.dumps(code))
-    done = subprocess.run(
-        [sys.executable, "-c", RUNNER], cwd=folder, capture_output=True, text=True,
-        env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads((folder / "said.json").read_text())
-    assert "models" not in found, found["models"]
-    return found
+def errors(tmp_path_factory):
+    """The traceback of each page whose Python blocks fail."""
+    return pages.run({
+        page_id(page): "".join(
+            code for language, code, reason in pages.blocks(page.read_text())
+            if language == "python" and not reason
+        ) for page in PAGES
+    }, tmp_path_factory.mktemp("pages"))
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if "```python" in p.read_text()], ids=page_id)
-def test_python_blocks_run(page, said):
-    assert page_id(page) not in said, said[page_id(page)]
+def test_python_blocks_run(page, errors):
+    assert page_id(page) not in errors, errors[page_id(page)]
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("mkdocs"), reason='pip install -e ".[docs]"')

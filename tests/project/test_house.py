@@ -4,32 +4,11 @@ import ast
 import pathlib
 
 import pytest
+from may_import import ROOMS
 
 ROOT = pathlib.Path(__file__).parents[2]
 PACKAGE = ROOT / "ddpm_jax"
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
-# The table of the rooms: what each may import besides itself and `errors`.
-_WORLD = {"config", "data", "diffusion", "network", "runtime", "samplers", "validation", "workdir"}
-_WORK = _WORLD | {"inference", "weights"}
-ROOMS = {
-    "errors": set(),
-    "diffusion": set(),
-    "network": set(),
-    "runtime": set(),
-    "samplers": {"diffusion"},
-    "data": {"runtime"},
-    "config": {"data", "diffusion", "network", "runtime", "samplers"},
-    "validation": {"config", "network"},
-    "weights": {"diffusion", "network", "runtime"},
-    "workdir": {"config", "data", "diffusion", "network", "runtime"},
-    "inference": _WORLD,
-    "training": _WORK,
-    "evaluation": _WORK,
-    "planning": _WORK | {"evaluation", "training"},
-    "schedule": {"diffusion"},  # Names under which outsiders import them.
-    "losses": {"diffusion"},
-    "unet": {"network"},
-}
 PURE = ("diffusion", "network", "samplers")
 PURE_IMPORTS = {"collections", "contextlib", "ddpm_jax", "dataclasses", "flax", "functools", "jax",
                 "jaxtyping", "math", "numpy", "typing"}

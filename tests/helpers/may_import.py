@@ -1,0 +1,23 @@
+"""The rooms of `ddpm_jax/`, and what each may import besides itself and `errors`."""
+
+_WORLD = {"config", "data", "diffusion", "network", "runtime", "samplers", "validation", "workdir"}
+_WORK = _WORLD | {"inference", "weights"}
+ROOMS = {
+    "errors": set(),
+    "diffusion": set(),
+    "network": set(),
+    "runtime": set(),
+    "samplers": {"diffusion"},
+    "data": {"runtime"},
+    "config": {"data", "diffusion", "network", "runtime", "samplers"},
+    "validation": {"config", "network"},
+    "weights": {"diffusion", "network", "runtime"},
+    "workdir": {"config", "data", "diffusion", "network", "runtime"},
+    "inference": _WORLD,
+    "training": _WORK,
+    "evaluation": _WORK,
+    "planning": _WORK | {"evaluation", "training"},
+    "schedule": {"diffusion"},  # Names under which outsiders import them.
+    "losses": {"diffusion"},
+    "unet": {"network"},
+}
