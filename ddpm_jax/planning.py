@@ -27,7 +27,7 @@ from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.runtime import memory, parallel
 from ddpm_jax.training import loop, memory_check
 from ddpm_jax.training import run as run_lib
-from ddpm_jax.training.run import step_settings
+from ddpm_jax.training.run import Run
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.training.step import pmap_train_step
 from ddpm_jax.workdir.logs import format_duration
@@ -99,10 +99,10 @@ class Plan:
 
 
 def plan(config: ml_collections.ConfigDict, data: Any = None) -> Plan:
-    """Checks a config, compiles its training step and its network, and times some of each.
+    """Checks a config, compiles its training step and its network, and times some calls of each.
 
     The step is that of `train` on its own batches, or on random pixels where the data are not
-    on this machine. Sampling and measuring are network calls, timed at the training batch; what
+    on this machine. Sampling and evaluation are network calls, timed at the training batch; what
     Inception takes is not counted.
 
     Args:
@@ -110,56 +110,76 @@ def plan(config: ml_collections.ConfigDict, data: Any = None) -> Plan:
         data: as of `train`.
 
     Raises:
-        ValueError: a setting is wrong, or neither it nor the data tell the images' shape.
+        ValueError: a setting is wrong, or neither it nor the data give the shape of the images.
     """
     catalogue.check_evaluation(config)
-    how = config_lib.sampling_settings(config)
-    found = data is not None or loading.is_there(config.data.name, config.data.dir)
-    run = run_lib.prepare(config, None, data if found else stand_in(config))
-    config, train, evaluate = run.config, run.config.train, run.config.evaluate
-    shape = "x".join(map(str, run.source.image_shape))
-    num_calls = how.num_calls(run.schedule)
-    split = run.source if evaluate.split == "train" else run.held_out
-    num_images = evaluate.num_images or _STAND_IN
-    if found and split is not None:
-        num_images = min(evaluate.num_images or len(split), len(split))
+    there = data is not None or loading.is_there(config.data.name, config.data.dir)
+    run = run_lib.prepare(config, None, data if there else stand_in(config))
+    jobs = count_calls(config, run, there)
     state = parallel.replicate(run_lib.fresh_state(run))
     held, num_params = memory_check.of_state(state), trained_lib.num_params(state.params)
     state, step = time_steps(run, state)
     call = time_network(run, state.ema_params, "default")
+    precision = config.evaluate.matmul_precision
     # A CPU knows one precision only.
-    same = jax.default_backend() == "cpu" or evaluate.matmul_precision == "default"
-    measured = call if same else time_network(run, state.ema_params, evaluate.matmul_precision)
+    same = jax.default_backend() == "cpu" or precision == "default"
+    precise_call = call if same else time_network(run, state.ema_params, precision)
+    batch_size, shape = run.settings.batch_size, "x".join(map(str, run.source.image_shape))
 
-    def work(name, n, calls, speed):
-        return Work(name, n, calls, n * calls * speed.seconds / train.batch_size)
+    def work(name, speed):
+        num_images, num_calls = jobs[name]
+        seconds = num_images * num_calls * speed.seconds / batch_size
+        return Work(name, num_images, num_calls, seconds)
 
-    guided = 1 if how.guidance == 1 else 2  # Told and untold.
     return Plan(
-        f"{len(run.source):,} images of {shape}" if found else
+        data=f"{len(run.source):,} images of {shape}" if there else
         f"{config.data.name} is not on this machine: random pixels of {shape} in its place",
-        train.num_steps, train.batch_size, num_params, held, memory.peak(), step, call,
-        (
-            work("sample", config.sample.num_images, guided * num_calls, call),
-            work("fid", evaluate.num_samples, guided * num_calls, measured),
-            work("bpd", num_images, run.schedule.num_timesteps, measured),
-        ),
+        num_steps=run.settings.num_steps, batch_size=batch_size, num_params=num_params,
+        memory=held, peak=memory.peak(), step=step, call=call,
+        work=(work("sample", call), work("fid", precise_call), work("bpd", precise_call)),
     )
 
 
-def stand_in(config: ml_collections.ConfigDict) -> source_lib.Source:
-    """Random pixels, with labels and conditions, of the shapes that the config says.
+def count_calls(
+    config: ml_collections.ConfigDict, run: Run, there: bool
+) -> dict[str, tuple[int, int]]:
+    """(images, network calls per image) of sampling, of FID and of bits/dim, by name.
+
+    Args:
+        config: how to sample and what to evaluate.
+        run: of `run.prepare`.
+        there: whether the run has the data, and not a stand-in.
 
     Raises:
-        ValueError: it does not say the images' shape.
+        ValueError: the sampler does not suit the schedule.
+    """
+    sampler, evaluate = config_lib.sampling_settings(config), config.evaluate
+    guided = 1 if sampler.guidance == 1 else 2  # With and without the label.
+    num_calls = guided * sampler.num_calls(run.schedule)
+    split = run.source if evaluate.split == "train" else run.held_out
+    num_images = evaluate.num_images or _STAND_IN
+    if there and split is not None:
+        num_images = min(evaluate.num_images or len(split), len(split))
+    return {
+        "sample": (config.sample.num_images, num_calls),
+        "fid": (evaluate.num_samples, num_calls),
+        "bpd": (num_images, run.schedule.num_timesteps),
+    }
+
+
+def stand_in(config: ml_collections.ConfigDict) -> source_lib.Source:
+    """Random pixels, with labels and conditions, of the shapes that the config gives.
+
+    Raises:
+        ValueError: it does not give the shape of the images.
     """
     shape, settings = config_lib.image_shape(config), config.data
     if shape is None:
         name = "channels" if settings.image_size else "image_size"
         raise UserError(
-            f"config.data.{name}={settings[name]}: {settings.name} is not on this machine, so a "
-            f"plan needs to be told; write such as --config.data.{name}="
-            f"{3 if name == 'channels' else 32}."
+            f"does not say the shape of the images, and {settings.name} is not on this machine",
+            field=f"config.data.{name}", value=settings[name],
+            instead={f"config.data.{name}": 3 if name == "channels" else 32},
         )
     random = np.random.default_rng(config.seed)
 
@@ -180,41 +200,42 @@ def stand_in(config: ml_collections.ConfigDict) -> source_lib.Source:
     return source
 
 
-def time_steps(run: run_lib.Run, state: TrainState) -> tuple[TrainState, Speed]:
+def time_steps(run: Run, state: TrainState) -> tuple[TrainState, Speed]:
     """The state after some training steps, and their speed.
 
     Args:
         run: of `run.prepare`.
         state: replicated; donated.
     """
-    config = run.config
-
-    def lowered(accumulate):
-        settings = dataclasses.replace(step_settings(config), accumulate=accumulate)
-        step_fn = pmap_train_step(
-            schedule=run.schedule, learning_rate=config_lib.learning_rate(config),
-            settings=settings,
-        )
-        return step_fn.lower(state, batch, run.rng(randomness.STEP))
-
+    settings, rng = run.settings, run.rng(randomness.STEP)
     with contextlib.closing(batching.device_batches(
-        run.source, seed=config.seed, batch_size=config.train.batch_size,
-        on_device=config.data.on_device,
-    )) as batches, jax.default_matmul_precision(config.train.matmul_precision):
-        batch, accumulate = next(batches), config.train.accumulate
-        counted = lowered(1)  # In a loop over micro-batches they would count once.
-        compiled = (counted if accumulate == 1 else lowered(accumulate)).compile()
+        run.source, seed=run.seed, batch_size=settings.batch_size,
+        on_device=settings.on_device,
+    )) as batches, jax.default_matmul_precision(settings.matmul_precision):
+        batch, accumulate = next(batches), run.step_settings.accumulate
+        counted = lowered_step(run, 1, state, batch)  # A loop's body would be counted once.
+        lowered = counted if accumulate == 1 else lowered_step(run, accumulate, state, batch)
+        compiled = lowered.compile()
 
         def step():
             nonlocal state
-            state, metrics = compiled(state, next(batches), run.rng(randomness.STEP))
+            state, metrics = compiled(state, next(batches), rng)
             return metrics["loss"]
 
         measured = speed(step, counted, compiled)
         return state, measured
 
 
-def time_network(run: run_lib.Run, params: Any, precision: str) -> Speed:
+def lowered_step(run: Run, accumulate: int, state: TrainState, batch: Any) -> Any:
+    """The training step in so many micro-batches, lowered for a state and a batch."""
+    step_fn = pmap_train_step(
+        schedule=run.schedule, learning_rate=run.learning_rate,
+        settings=dataclasses.replace(run.step_settings, accumulate=accumulate),
+    )
+    return step_fn.lower(state, batch, run.rng(randomness.STEP))
+
+
+def time_network(run: Run, params: Any, precision: str) -> Speed:
     """The speed of a network call for a training batch, inside a scan as in sampling.
 
     Args:
@@ -223,24 +244,24 @@ def time_network(run: run_lib.Run, params: Any, precision: str) -> Speed:
         precision: of matrix products, as of `jax.default_matmul_precision`.
     """
     def chain(params, batch):
-        uint8, told = conditions.split(batch)
+        uint8, model_kwargs = conditions.split(batch)
         t = jnp.zeros(len(uint8), jnp.int32)
 
         def call(x, _):
-            output = run.model.apply({"params": params}, x, t, train=False, **told)
+            output = run.model.apply({"params": params}, x, t, train=False, **model_kwargs)
             return output[..., : x.shape[-1]], None  # Less the variances where it has them.
 
         return jax.lax.scan(call, pixels.to_float(uint8), length=_CHAIN)[0]
 
-    share = run.config.train.batch_size // jax.process_count()
+    share = run.settings.batch_size // jax.process_count()
     batch = parallel.shard(run.source.examples(np.arange(share) % len(run.source)))
     with jax.default_matmul_precision(precision):
         lowered = parallel.pmap(chain, in_axes=(None, 0)).lower(params, batch)
         compiled = lowered.compile()
-        found = speed(lambda: compiled(params, batch), lowered, compiled)
-    # The scan's body is counted once already, as whatever is in a loop.
+        chains = speed(lambda: compiled(params, batch), lowered, compiled)
+    # The FLOPs are those of one call already: a loop's body counts once.
     return dataclasses.replace(
-        found, seconds=found.seconds / _CHAIN, num_calls=found.num_calls * _CHAIN
+        chains, seconds=chains.seconds / _CHAIN, num_calls=chains.num_calls * _CHAIN
     )
 
 

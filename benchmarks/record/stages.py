@@ -165,12 +165,13 @@ def read_weights(folder: Any) -> trained_lib.Trained:
 
 def held_out(job, record, stage) -> dict[str, Any]:
     """The training loss of all held-out images, each at its own t with its own noise."""
-    source, config = job.source("test"), job.config.copy_and_resolve_references()
-    config.train.eval_images = len(source)
+    source, trained = job.source("test"), job.trained
     loss = monitoring.held_out_loss(
-        config, job.trained.model, job.trained.schedule, source, job.rng(randomness.HELD_OUT_LOSS)
+        source, job.rng(randomness.HELD_OUT_LOSS), model=trained.model, schedule=trained.schedule,
+        parameterization=trained.diffusion, objective=config_lib.objective(job.config),
+        num_images=len(source), batch_size=job.config.train.batch_size,
     )
-    return {"value": loss(job.trained.params)}
+    return {"value": loss(trained.params)}
 
 
 def bits(job, record, stage) -> dict[str, Any]:

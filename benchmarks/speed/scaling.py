@@ -141,7 +141,6 @@ def compiled_step(batch_size: int):
     import jax
     import numpy as np
 
-    from ddpm_jax import config as config_lib
     from ddpm_jax.runtime import parallel
     from ddpm_jax.training import run as run_lib
     from ddpm_jax.training import step as step_lib
@@ -152,8 +151,7 @@ def compiled_step(batch_size: int):
     config.train.batch_size = batch_size
     run = run_lib.prepare(config, None, np.zeros((64, 16, 16, 1), np.uint8))
     step = step_lib.pmap_train_step(
-        schedule=run.schedule, learning_rate=config_lib.learning_rate(config),
-        settings=run_lib.step_settings(config),
+        schedule=run.schedule, learning_rate=run.learning_rate, settings=run.step_settings
     )
     batch = parallel.shard({"images": np.zeros((batch_size, 16, 16, 1), np.uint8)})
     arguments = parallel.replicate(run_lib.fresh_state(run)), batch, jax.random.key(0)

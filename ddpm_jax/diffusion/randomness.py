@@ -101,7 +101,7 @@ def fold_each(rngs: jax.Array, use: int | jax.Array) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (0, None))(rngs, use)
 
 
-def step_keys(rng: jax.Array, step: int | jax.Array) -> tuple[jax.Array, jax.Array]:
+def step_keys(rng: jax.Array, step: int | jax.Array | np.ndarray) -> tuple[jax.Array, jax.Array]:
     """(key of the images, key of dropout) of one training step, from the run's key `STEP`."""
     rng_images, rng_dropout = jax.random.split(jax.random.fold_in(rng, step))
     return rng_images, rng_dropout

@@ -2,15 +2,18 @@
 
 import collections
 import contextlib
+import dataclasses
 import functools
+import json
+import signal
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 
-from ddpm_jax import config as config_lib
 from ddpm_jax.data import batching
 from ddpm_jax.diffusion import randomness
 from ddpm_jax.network.trained import Trained
@@ -18,11 +21,11 @@ from ddpm_jax.runtime import interruption, memory, parallel, profiling
 from ddpm_jax.training import monitoring, nan_search
 from ddpm_jax.training import run as run_lib
 from ddpm_jax.training import state as state_lib
-from ddpm_jax.training.run import Run, step_settings
+from ddpm_jax.training.run import Run
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.training.step import pmap_train_step
-from ddpm_jax.workdir import lock, run_folder
-from ddpm_jax.workdir.checkpoints import Checkpoints, library_versions, steps
+from ddpm_jax.workdir import lock
+from ddpm_jax.workdir.checkpoints import Checkpoints, steps
 from ddpm_jax.workdir.logs import Logs, Rate, Silence
 from ddpm_jax.workdir.pictures import save_png
 from ddpm_jax.workdir.wandb_writer import WandbWriter
@@ -31,10 +34,10 @@ IN_FLIGHT = 2  # Steps queued ahead; more can hang where CPU devices wait for on
 
 
 def train(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -> Trained:
-    """Trains a network, or continues where the workdir's newest checkpoint stopped.
+    """Trains a network, or continues from the workdir's newest checkpoint.
 
-    Under several processes (`parallel.initialize`) each makes the call, on a workdir that all of
-    them see.
+    In a job of several processes (`parallel.initialize`) each makes the call, on a workdir that
+    all of them see.
 
     Args:
         config: as in `configs/cifar10.py`.
@@ -44,130 +47,177 @@ def train(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -> 
             or conditions; None for what `config.data` names.
 
     Returns:
-        The running average of the parameters, on the host, with its configuration.
+        The EMA of the parameters, on the host, with what they need.
 
     Raises:
         ValueError: a setting is wrong, the workdir was made with another model, or another
             trainer is at work there.
         FloatingPointError: `config.train.max_skipped` steps in a row had no finite loss and
             gradient.
-        Interrupted: SIGINT, SIGTERM or a notice of preemption came; the step under way was
+        Interrupted: SIGINT, SIGTERM or a notice of preemption came; the step in progress was
             finished and saved.
     """
     run = run_lib.prepare(config, workdir, data)
-    config, num_steps = run.config, run.config.train.num_steps
     with contextlib.ExitStack() as stack:
-        check_owner = stack.enter_context(lock.hold(run.workdir))
-        run_folder.store_config(config, run.workdir)
-        checkpoints = stack.enter_context(Checkpoints(
-            run.workdir, keep=config.train.keep, keep_every=config.train.keep_every
-        ))
-        state = parallel.replicate(run_lib.first_state(run, checkpoints))
-        start = int(state.step)
-        project = config.train.wandb
-        logs = stack.enter_context(Logs(
-            run.workdir, start_step=start, num_steps=num_steps,
-            also=WandbWriter(project, run.workdir, config.to_dict()) if project else None,
-        )) if parallel.is_first() else Silence()
-        for line in monitoring.opening_lines(
-            config, state, run.source, run.held_out, run.workdir
-        ):
-            logs.say(line)
-        logs.text("config", f"```json\n{run_folder.dump(config)}\n```")
-        settings = step_settings(config)
-        step_fn = pmap_train_step(
-            schedule=run.schedule, learning_rate=config_lib.learning_rate(config),
-            settings=settings,
-        )
-        observe = observer(run, logs, checkpoints, start)
-        batches = stack.enter_context(contextlib.closing(batching.device_batches(
-            run.source, seed=config.seed, batch_size=config.train.batch_size,
-            on_device=config.data.on_device, start=start,
-        )))
-        stack.enter_context(jax.default_matmul_precision(config.train.matmul_precision))
-        rng, in_flight = run.rng(randomness.STEP), collections.deque()
-        ahead = 0 if config.train.debug_nans else IN_FLIGHT
-        steps = stack.enter_context(contextlib.closing(profiling.traced(
-            range(start + 1, num_steps + 1), config.train.profile if parallel.is_first() else (),
-            logs.folder / "profile", in_flight,
-        )))
-        asked_to_stop = stack.enter_context(interruption.watched())
+        records, state = open_records(run, stack)
+        say_opening(run, records, state)
         began = time.perf_counter()
-
-        for step in steps:
-            batch = next(batches)
-            state, metrics = step_fn(state, batch, rng)
-            if config.train.debug_nans and metrics["skipped_in_a_row"]:
-                logs.say(f"step {step} is skipped: " + nan_search.not_finite(
-                    state.replace(step=step - 1), batch, rng,
-                    schedule=run.schedule, settings=settings,
-                ))
-            in_flight.append(metrics)
-            while len(in_flight) > (ahead if step < num_steps else 0):
-                behind = step + 1 - len(in_flight)
-                stop_if_stuck(run, checkpoints, behind, in_flight.popleft())
-            check_owner()
-            observe(step, state, metrics)
-            if step == start + 1:
-                jax.block_until_ready(state)
-                logs.say(f"memory after the first step: {memory.peak()}")
-            signal = asked_to_stop(step)
-            if signal and step < num_steps:
-                save(run, logs, checkpoints, step, state)
-                checkpoints.close()
-                logs.say(f"{signal.name}: step {step:,} is saved; the same command continues there")
-                raise interruption.Interrupted(signal)
-        checkpoints.close()
-        logs.say(monitoring.closing_line(
-            start, num_steps, time.perf_counter() - began, run.workdir
+        state = make_steps(run, records, state)
+        records.checkpoints.close()
+        records.logs.say(monitoring.closing_line(
+            run, records.start, time.perf_counter() - began
         ))
     parallel.barrier("trained")
     return Trained(
         jax.device_get(state.ema_params), run.model, run.schedule,
-        config_lib.parameterization(config), run.source.image_shape,
+        run.step_settings.parameterization, run.source.image_shape,
     )
 
 
-def save(
-    run: Run, logs: Logs | Silence, checkpoints: Checkpoints, step: int, state: TrainState
-) -> None:
-    """Starts a checkpoint, behind the rows of its steps: no reader finds it without them."""
-    logs.flush()
-    checkpoints.save(step, state_lib.to_saved(state), metadata(run.config))
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """What a run writes to while it is open.
+
+    Attributes:
+        checkpoints: of the workdir.
+        logs: `Silence` in all processes but the first.
+        check_owner: raises a ValueError once another trainer has the workdir.
+        start: updates done when this start began.
+    """
+
+    checkpoints: Checkpoints
+    logs: Logs | Silence
+    check_owner: Callable[[], None]
+    start: int
 
 
-def observer(run: Run, logs: Logs | Silence, checkpoints: Checkpoints, start: int):
+def open_records(run: Run, stack: contextlib.ExitStack) -> tuple[Records, TrainState]:
+    """Takes hold of the workdir; returns its records and the state to go on from, replicated.
+
+    Args:
+        run: of `run.prepare`.
+        stack: closes the records in reverse order.
+
+    Raises:
+        ValueError: as `train` does.
+    """
+    settings = run.settings
+    check_owner = stack.enter_context(lock.hold(run.workdir))
+    run_lib.store_config(run)
+    checkpoints = stack.enter_context(Checkpoints(
+        run.workdir, keep=settings.keep, keep_every=settings.keep_every
+    ))
+    state = parallel.replicate(run_lib.first_state(run, checkpoints))
+    start = int(state.step)
+    logs = stack.enter_context(open_logs(run, start)) if parallel.is_first() else Silence()
+    return Records(checkpoints, logs, check_owner, start), state
+
+
+def open_logs(run: Run, start: int) -> Logs:
+    """The logs of a run that continues after `start` updates."""
+    project = run.settings.wandb
+    also = WandbWriter(project, run.workdir, json.loads(run.config_json)) if project else None
+    return Logs(run.workdir, start_step=start, num_steps=run.settings.num_steps, also=also)
+
+
+def say_opening(run: Run, records: Records, state: TrainState) -> None:
+    """Logs what the run is."""
+    for line in monitoring.opening_lines(run, state):
+        records.logs.say(line)
+    records.logs.text("config", f"```json\n{run.config_json}\n```")
+
+
+def make_steps(run: Run, records: Records, state: TrainState) -> TrainState:
+    """Makes all steps that are left, each followed by what is due after it.
+
+    Args:
+        run: of `run.prepare`.
+        records: of `open_records`.
+        state: replicated; donated.
+
+    Raises:
+        FloatingPointError, Interrupted: as `train` does.
+    """
+    settings, logs = run.settings, records.logs
+    step_fn = pmap_train_step(
+        schedule=run.schedule, learning_rate=run.learning_rate, settings=run.step_settings
+    )
+    observe = observer(run, records)
+    rng, in_flight = run.rng(randomness.STEP), collections.deque()
+    ahead = 0 if settings.debug_nans else IN_FLIGHT
+    with contextlib.ExitStack() as stack:
+        batches = stack.enter_context(contextlib.closing(batching.device_batches(
+            run.source, seed=run.seed, batch_size=settings.batch_size,
+            on_device=settings.on_device, start=records.start,
+        )))
+        stack.enter_context(jax.default_matmul_precision(settings.matmul_precision))
+        numbers = stack.enter_context(contextlib.closing(profiling.traced(
+            range(records.start + 1, settings.num_steps + 1),
+            settings.profile if parallel.is_first() else (), logs.folder / "profile", in_flight,
+        )))
+        asked_to_stop = stack.enter_context(interruption.watched())
+        for step in numbers:
+            batch = next(batches)
+            state, metrics = step_fn(state, batch, rng)
+            if settings.debug_nans and metrics["skipped_in_a_row"]:
+                say_layer(run, logs, step, state, batch)
+            in_flight.append(metrics)
+            while len(in_flight) > (ahead if step < settings.num_steps else 0):
+                behind = step + 1 - len(in_flight)
+                stop_if_stuck(run, records, behind, in_flight.popleft())
+            records.check_owner()
+            observe(step, state, metrics)
+            if step == records.start + 1:
+                jax.block_until_ready(state)
+                logs.say(f"memory after the first step: {memory.peak()}")
+            stop_signal = asked_to_stop(step)
+            if stop_signal and step < settings.num_steps:
+                interrupt(run, records, step, state, stop_signal)
+    return state
+
+
+def observer(
+    run: Run, records: Records
+) -> Callable[[int, TrainState, dict[str, jax.Array]], None]:
     """(step, state, metrics) -> None: logs, draws and saves what is due after a step."""
-    config, train = run.config, run.config.train
+    settings, step_settings, logs = run.settings, run.step_settings, records.logs
     evaluate = monitoring.held_out_loss(
-        config, run.model, run.schedule, run.held_out, run.rng(randomness.HELD_OUT)
+        run.held_out, run.rng(randomness.HELD_OUT), model=run.model, schedule=run.schedule,
+        parameterization=step_settings.parameterization, objective=step_settings.objective,
+        num_images=settings.eval_images, batch_size=settings.batch_size,
     )
-    draw_grid = monitoring.grid(
-        config, run.model, run.schedule, run.held_out or run.source, run.rng(randomness.GRID)
+    draw_grid = monitoring.grid(run)
+    rate = Rate(
+        start_step=records.start, num_steps=settings.num_steps, batch_size=settings.batch_size
     )
-    rate = Rate(start_step=start, num_steps=train.num_steps, batch_size=train.batch_size)
 
     def observe(step, state, metrics):
-        due = functools.partial(every, step, last=train.num_steps)
+        due = functools.partial(every, step, last=settings.num_steps)
         logs.advance(step)
-        evaluates = evaluate is not None and due(train.eval_every)
-        if evaluates or due(train.log_every):
+        evaluates = evaluate is not None and due(settings.eval_every)
+        if evaluates or due(step_settings.log_every):
             row = finite_row(metrics)
             if evaluates:
                 with rate.paused():
                     row["heldout_loss"] = evaluate(state.ema_params)
             logs.write(step, row | rate.read(step))
-        if due(train.sample_every):
+        if due(settings.sample_every):
             with rate.paused():
                 picture = draw_grid(state, step)
                 if parallel.is_first():
                     save_png(run.workdir / "samples" / f"step_{step:08d}.png", picture)
                 logs.images("samples", picture, step)
-        if due(train.checkpoint_every):
+        if due(settings.checkpoint_every):
             with rate.paused():
-                save(run, logs, checkpoints, step, state)
+                save(run, records, step, state)
 
     return observe
+
+
+def save(run: Run, records: Records, step: int, state: TrainState) -> None:
+    """Starts a checkpoint, after the rows of its steps: no reader finds it without them."""
+    records.logs.flush()
+    records.checkpoints.save(step, state_lib.to_saved(state), run.metadata())
 
 
 def every(step: int, period: int, last: int) -> bool:
@@ -175,19 +225,38 @@ def every(step: int, period: int, last: int) -> bool:
     return step % period == 0 or step == last
 
 
-def stop_if_stuck(run: Run, checkpoints: Checkpoints, step: int, metrics: Any) -> None:
+def say_layer(
+    run: Run, logs: Logs | Silence, step: int, state: TrainState, batch: dict[str, Any]
+) -> None:
+    """Logs which layer made this step one that is skipped.
+
+    Args:
+        run: of `run.prepare`.
+        logs: of the run.
+        step: its number.
+        state: as it left it.
+        batch: of the step.
+    """
+    found = nan_search.not_finite(
+        state.replace(step=step - 1), batch, run.rng(randomness.STEP),
+        schedule=run.schedule, settings=run.step_settings,
+    )
+    logs.say(f"step {step} is skipped: {found}")
+
+
+def stop_if_stuck(run: Run, records: Records, step: int, metrics: Any) -> None:
     """Waits for the step of these metrics, and stops the run where too many were skipped.
 
     Raises:
         FloatingPointError: it is the `config.train.max_skipped`-th in a row.
     """
-    in_a_row = int(metrics["skipped_in_a_row"])
-    if in_a_row < run.config.train.max_skipped:
+    in_a_row, allowed = int(metrics["skipped_in_a_row"]), run.settings.max_skipped
+    if in_a_row < allowed:
         return
-    checkpoints.close()
+    records.checkpoints.close()
     good = [s for s in steps(run.workdir) if s <= step - in_a_row]
     raise FloatingPointError(
-        f"config.train.max_skipped={run.config.train.max_skipped}: loss or gradient was not finite "
+        f"config.train.max_skipped={allowed}: loss or gradient was not finite "
         f"in {in_a_row} steps in a row, up to step {step} with learning rate "
         f"{metrics['learning_rate']:g}; the last good checkpoint is "
         f"{run.workdir / 'checkpoints' / str(good[-1]) if good else 'none'}; lower "
@@ -195,13 +264,23 @@ def stop_if_stuck(run: Run, checkpoints: Checkpoints, step: int, metrics: Any) -
     )
 
 
+def interrupt(
+    run: Run, records: Records, step: int, state: TrainState, stop_signal: signal.Signals
+) -> None:
+    """Saves the state after `step` and raises Interrupted."""
+    save(run, records, step, state)
+    records.checkpoints.close()
+    records.logs.say(
+        f"{stop_signal.name}: step {step:,} is saved; the same command continues there"
+    )
+    raise interruption.Interrupted(stop_signal)
+
+
 def finite_row(metrics: dict[str, jax.Array]) -> dict[str, float]:
-    """The metrics on the host, without what is not finite: the gradient of a skipped step, the
-    loss of a row that has no other, quartiles of t that no image fell into."""
+    """The finite metrics, on the host.
+
+    Not finite are the gradient of a skipped step, the loss of a row of skipped steps only, and
+    quartiles of t that no image fell into.
+    """
     row = {name: float(value) for name, value in jax.device_get(metrics).items()}
     return {name: value for name, value in row.items() if np.isfinite(value)}
-
-
-def metadata(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """What a checkpoint says of itself."""
-    return {"config": run_folder.dump(config), "versions": library_versions()}

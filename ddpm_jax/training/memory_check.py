@@ -1,94 +1,142 @@
-"""What a training step must hold, estimated from shapes alone, against what there is."""
+"""The memory that a training step needs, estimated from shapes alone, against what there is."""
 
+import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
+import optax
 
-from ddpm_jax import config as config_lib
 from ddpm_jax.diffusion import randomness
 from ddpm_jax.errors import UserError
+from ddpm_jax.network.unet import UNet
 from ddpm_jax.runtime import memory
 from ddpm_jax.training import state as state_lib
 
-# Shares of what `jax.vjp` keeps for the backward pass. A compiler makes most of it again where
-# that is cheaper than to read it: at the least the inputs of the convolutions stay, some 0.3. With
-# 0.25 the paper's 256x256 network passes on the 16 GB of its TPUs. A CPU came to 0.90,
-# seen of the network of the tests alone.
-# With `remat` what is kept stays, but for a quarter behind the last block; on top comes the inside
-# of one block, about as much again in the paper's networks and more in shallow ones.
-_SHARES = {False: (0.25, 1.0), True: (0.75, 3.0)}  # at least, at most
+# The share of what `jax.vjp` keeps for the backward pass that a compiled step really holds, at
+# least and at most, by `remat`. A compiler recomputes most of it where that is cheaper than to
+# read it; the inputs of the convolutions always stay, about 0.3. With 0.25 the paper's 256x256
+# network passes on the 16 GB of its TPUs. A CPU held 0.90, measured for the network of the tests
+# only. With `remat` all that is kept stays, but for a quarter behind the last block; the inside
+# of one block comes on top, about as much again in the paper's networks, more in shallow ones.
+SHARES = {False: (0.25, 1.0), True: (0.75, 3.0)}
 _GIB = 2**30
 
 
-def check(
-    config: ml_collections.ConfigDict,
-    image_shape: tuple[int, int, int],
-    available: int | None = None,
-) -> None:
-    """Refuses a config whose training step needs more memory than there is, whatever is done.
+@dataclasses.dataclass(frozen=True)
+class Need:
+    """The memory that a training step needs on each device, and what it follows from.
 
-    Nothing is compiled or allocated. What passes may still be too large (see `warnings`).
+    Attributes:
+        state: bytes of parameters, averages, optimizer and gradients.
+        kept: bytes that `jax.vjp` of the network keeps of the images for its backward pass.
+        images: how many of them a device has at a time.
+        model, image_shape, batch_size, accumulate, remat: as given to `estimate`.
+    """
+
+    state: int
+    kept: int
+    images: int
+    model: UNet
+    image_shape: tuple[int, int, int]
+    batch_size: int
+    accumulate: int
+    remat: bool
+
+    @property
+    def at_least(self) -> int:
+        """Bytes for the images that no compiler can do without."""
+        return int(SHARES[self.remat][0] * self.kept)
+
+    @property
+    def at_most(self) -> int:
+        """Bytes for the images where the compiler keeps everything."""
+        return int(SHARES[self.remat][1] * self.kept)
+
+
+def estimate(
+    model: UNet,
+    optimizer: optax.GradientTransformation,
+    image_shape: tuple[int, int, int],
+    *,
+    batch_size: int,
+    accumulate: int,
+    remat: bool,
+    extra_ema_decays: tuple[float, ...],
+) -> Need:
+    """The memory that a training step needs on each device; compiles and allocates nothing.
 
     Args:
-        config: valid in all else.
+        model: the network.
+        optimizer: its state counts.
         image_shape: (h, w, c).
-        available: bytes for each device; by default `memory.device_total()`.
+        batch_size: images per step, over all devices.
+        accumulate, remat, extra_ema_decays: as in `StepSettings`.
+    """
+    fresh = functools.partial(
+        state_lib.fresh, model, optimizer, image_shape=image_shape,
+        extra_ema_decays=extra_ema_decays,
+    )
+    state = jax.eval_shape(fresh, jax.random.key(0))
+    images = batch_size // jax.device_count() // accumulate
+    return Need(
+        sum(of_state(state).values()), of_images(model, image_shape, images, remat), images,
+        model, image_shape, batch_size, accumulate, remat,
+    )
+
+
+def check(need: Need, available: int | None = None) -> None:
+    """Refuses a training step that needs more memory than there is, whatever the compiler does.
+
+    What passes may still be too large (see `warnings`).
+
+    Args:
+        need: of `estimate`.
+        available: bytes on each device; by default `memory.device_total()`.
 
     Raises:
         ValueError: naming what the estimate is made of, and the setting to change.
     """
     available = memory.device_total() if available is None else available
-    state, images, share = _needed(config, image_shape)
-    images = int(_SHARES[config.train.remat][0] * images)
-    if state + images <= available:
+    if need.state + need.at_least <= available:
         return
-    train, channels = config.train, config.model.channels
-    fitting = max(0, available - state) * share // images
-    if fitting:
-        setting = f"train.batch_size={train.batch_size}"
-        fewest = -(-share // fitting)
-        parts = next((k for k in range(fewest, fewest + 1000) if share % k == 0), None)
-        works = (
-            f"train.accumulate={train.accumulate * parts}" if parts else
-            f"train.batch_size={train.batch_size // share * fitting}"
-        )
-    elif state > available or image_shape[0] <= 32:
-        setting, works = f"model.channels={channels}", f"model.channels={max(2, channels // 2)}"
-    else:
-        setting = f"data.image_size={image_shape[0]}"
-        works = f"data.image_size={image_shape[0] // 2}"
+    field, value, instead = _remedy(need, available)
     raise UserError(
-        f"config.{setting}: a training step needs at least {_gib(state + images)} on each device "
-        f"({_gib(state)} for parameters, averages, optimizer and gradients, {_gib(images)} for "
-        f"{share:,} images at a time), which has {_gib(available)}; try --config.{works}."
+        "is too much: a training step needs at least "
+        f"{_gib(need.state + need.at_least)} on each device ({_gib(need.state)} for parameters, "
+        f"averages, optimizer and gradients, {_gib(need.at_least)} for {need.images:,} images at "
+        f"a time), which has {_gib(available)}",
+        field=field, value=value, instead=instead,
     )
 
 
-def warnings(config: ml_collections.ConfigDict, image_shape: tuple[int, int, int]) -> list[str]:
-    """A line where memory may not suffice, by how much the compiler makes again."""
+def _remedy(need, available):
+    """The setting to blame, its value, and what to write instead."""
+    height, channels = need.image_shape[0], need.model.channels
+    fitting = max(0, available - need.state) * need.images // need.at_least
+    if fitting:
+        fewest = -(-need.images // fitting)
+        parts = next((k for k in range(fewest, fewest + 1000) if need.images % k == 0), None)
+        instead = (
+            {"config.train.accumulate": need.accumulate * parts} if parts else
+            {"config.train.batch_size": need.batch_size // need.images * fitting}
+        )
+        return "config.train.batch_size", need.batch_size, instead
+    if need.state > available or height <= 32:
+        return "config.model.channels", channels, {"config.model.channels": max(2, channels // 2)}
+    return "config.data.image_size", height, {"config.data.image_size": height // 2}
+
+
+def warnings(need: Need) -> list[str]:
+    """A line where memory may not suffice, depending on how much the compiler recomputes."""
     available = memory.device_total()
-    state, images, share = _needed(config, image_shape)
-    most = state + int(_SHARES[config.train.remat][1] * images)
-    return [] if most <= available else [
+    most = need.state + need.at_most
+    if most <= available:
+        return []
+    return [
         f"a training step may need {_gib(most)} on each device, which has {_gib(available)}; if "
-        f"memory runs out, write --config.train.accumulate={2 * config.train.accumulate}"
+        f"memory runs out, write --config.train.accumulate={2 * need.accumulate}"
     ]
-
-
-def _needed(config, image_shape):
-    """Bytes of the state, bytes that `jax.vjp` keeps, and the images a device has at a time."""
-    train, model = config.train, config_lib.model(config, image_shape[-1])
-    share = train.batch_size // jax.device_count() // train.accumulate
-    fresh = functools.partial(
-        state_lib.fresh, model, config_lib.optimizer(config), image_shape=image_shape,
-        extra_ema_decays=tuple(train.extra_ema_decays),
-    )
-    state = jax.eval_shape(fresh, jax.random.key(0))
-    images = of_images(model, image_shape, share, train.remat)
-    return sum(of_state(state).values()), images, share
 
 
 def _gib(num_bytes):
@@ -110,18 +158,20 @@ def of_state(state: state_lib.TrainState) -> dict[str, int]:
 
 @functools.lru_cache  # A run asks before and after it has opened its data.
 def of_images(
-    model: Any, image_shape: tuple[int, int, int], batch_size: int, remat: bool = False
+    model: UNet, image_shape: tuple[int, int, int], batch_size: int, remat: bool = False
 ) -> int:
     """Bytes that `jax.vjp` of the network keeps of a batch for its backward pass."""
     def kept(rng, x, t):
         rng_init = randomness.below(rng, randomness.INIT)
         shape = (*x.shape[:-1], model.condition_channels)
-        told = {"condition": jnp.zeros(shape)} if model.condition_channels else {}
+        model_kwargs = {"condition": jnp.zeros(shape)} if model.condition_channels else {}
         params = model.init(rng_init, x[:1], t[:1], train=False)["params"]
 
         def network(params):
             rngs = {"dropout": randomness.below(rng, randomness.STEP)}
-            return model.apply({"params": params}, x, t, train=True, remat=remat, rngs=rngs, **told)
+            return model.apply(
+                {"params": params}, x, t, train=True, remat=remat, rngs=rngs, **model_kwargs
+            )
 
         return jax.tree.leaves(jax.vjp(network, params)[1])
 

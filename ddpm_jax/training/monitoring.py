@@ -1,4 +1,4 @@
-"""What is watched while training: held-out loss, grids of samples, traces, memory, time."""
+"""What is watched while training: the held-out loss, grids of samples, the lines of a run."""
 
 import dataclasses
 import functools
@@ -7,33 +7,34 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
-from ddpm_jax import validation
-from ddpm_jax import config as config_lib
 from ddpm_jax.data import pixels
-from ddpm_jax.data.source import spread
+from ddpm_jax.data.source import Source, spread
 from ddpm_jax.diffusion import losses, randomness
+from ddpm_jax.diffusion.process import Parameterization
+from ddpm_jax.diffusion.schedule import Schedule
 from ddpm_jax.inference import conditions
 from ddpm_jax.inference import sample as sample_lib
 from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.network.trained import Trained
+from ddpm_jax.network.unet import UNet
 from ddpm_jax.runtime import parallel
-from ddpm_jax.training import memory_check
 from ddpm_jax.training import state as state_lib
+from ddpm_jax.training.run import Run
+from ddpm_jax.training.settings import LoopSettings
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.workdir import pictures
 from ddpm_jax.workdir.logs import format_duration
 
-_FRESH = 0.05  # Weight of the initial parameters above which an average is not yet one.
+_INITIAL = 0.05  # Share of the initial parameters above which the EMA is still mostly those.
 
 
 def pmap_held_out_loss(model, *, schedule, parameterization, objective, num_images):
     """(params, batch [d, b, ...], places [d, b], rng) -> summed loss of places < num_images.
 
-    The image at place i has always t = i * T // num_images and the same noise, so the figure
-    moves with the parameters alone.
+    The image at place i always has t = i * T // num_images and the same noise, so the sum
+    changes with the parameters only.
     """
 
     def summed_loss(params, batch, places, rng):
@@ -57,22 +58,33 @@ def pmap_held_out_loss(model, *, schedule, parameterization, objective, num_imag
 
 
 def held_out_loss(
-    config: ml_collections.ConfigDict, model, schedule, source, rng: jax.Array
+    source: Source | None,
+    rng: jax.Array,
+    *,
+    model: UNet,
+    schedule: Schedule,
+    parameterization: Parameterization,
+    objective: losses.Objective,
+    num_images: int,
+    batch_size: int,
 ) -> Callable[[Any], float] | None:
-    """params -> mean training loss of held-out images, or None where there are none.
+    """params -> mean training loss of held-out images; None where there are none.
 
-    `config.train.eval_images` of them, spread evenly over `source`; every process reads its
-    share.
+    Args:
+        source: the held-out images; each process reads its share.
+        rng: the noise of every image follows from it.
+        model, schedule, parameterization, objective: what is trained.
+        num_images: how many of the images, spread evenly over `source`.
+        batch_size: images at a time, over all devices.
     """
-    if source is None or not config.train.eval_images:
+    if source is None or not num_images:
         return None
-    num_images = min(config.train.eval_images, len(source))
+    num_images = min(num_images, len(source))
     chosen = spread(0, len(source) - 1, num_images)
-    batch_size = config.train.batch_size
     share = batch_size // jax.process_count()
     loss_fn = pmap_held_out_loss(
-        model, schedule=schedule, parameterization=config_lib.parameterization(config),
-        objective=config_lib.objective(config), num_images=num_images,
+        model, schedule=schedule, parameterization=parameterization, objective=objective,
+        num_images=num_images,
     )
 
     def evaluate(params):
@@ -87,90 +99,88 @@ def held_out_loss(
     return evaluate
 
 
-def grid_cost(config: ml_collections.ConfigDict, *, sets: int) -> tuple[int, int]:
-    """(images, steps) of a grid that costs at most a tenth of the training between two.
+def grid_cost(settings: LoopSettings, num_timesteps: int, *, sets: int) -> tuple[int, int]:
+    """(images, steps) of a grid that costs at most a tenth of the training between two grids.
 
-    A training step costs about three network calls an image. First the chain is shortened,
-    to no less than ten steps, then the images become fewer.
+    A training step costs about three network calls per image. The chain is shortened first, to
+    ten steps at least; then there are fewer images.
 
     Args:
-        config: the run's.
-        sets: 1, or 2 with the raw parameters beside the average.
+        settings: of the run.
+        num_timesteps: T.
+        sets: 1, or 2 with the raw parameters beside the EMA.
     """
-    train = config.train
-    period = min(train.sample_every, train.num_steps)
-    calls = 3 * period * train.batch_size // (10 * sets)
-    num_timesteps = config.diffusion.num_timesteps
-    num_images = max(1, min(train.sample_images, calls // min(10, num_timesteps)))
-    wanted = train.sample_num_steps or num_timesteps
+    period = min(settings.sample_every, settings.num_steps)
+    calls = 3 * period * settings.batch_size // (10 * sets)
+    num_images = max(1, min(settings.sample_images, calls // min(10, num_timesteps)))
+    wanted = settings.sample_num_steps or num_timesteps
     return num_images, max(1, min(wanted, calls // num_images))
 
 
-def grid(
-    config: ml_collections.ConfigDict, model, schedule, source, rng: jax.Array
-) -> Callable[[TrainState, int], np.ndarray]:
-    """(state, step) -> a picture, uint8 [h, w, c]: samples from the running average.
+def grid(run: Run) -> Callable[[TrainState, int], np.ndarray]:
+    """(state, step) -> a picture, uint8 [h, w, c]: samples from the EMA.
 
-    While the average is still largely the initial parameters, samples from the raw ones stand
-    at its right. The same prior draws every time. A shortened chain takes the smaller of the
-    fixed variances, which suits few steps. A class-conditional network draws every class in
-    turn; an image-conditional one the images of `source`, whose conditions stand at the left.
+    While the EMA is still mostly the initial parameters, samples from the raw parameters stand
+    on its right. The prior draws are the same every time. A shortened chain takes the smaller
+    of the fixed variances, which suits few steps. A class-conditional network draws all classes
+    in turn; an image-conditional one draws for held-out images (training images where none are
+    held out), whose conditions stand on the left.
     """
+    source, schedule = run.held_out or run.source, run.schedule
+    step_settings, rng = run.step_settings, run.rng(randomness.GRID)
 
     def draw(state, step):
-        early = not config.train.ema_warmup and config.train.ema_decay**step > _FRESH
+        early = not step_settings.ema_warmup and step_settings.ema_decay**step > _INITIAL
         sets = [state.ema_params, state.params] if early else [state.ema_params]
-        num_images, num_steps = grid_cost(config, sets=len(sets))
-        diffusion = config_lib.parameterization(config)
+        num_images, num_steps = grid_cost(run.settings, schedule.num_timesteps, sets=len(sets))
+        diffusion = step_settings.parameterization
         if num_steps < schedule.num_timesteps and diffusion.variance == "fixed_large":
             diffusion = dataclasses.replace(diffusion, variance="fixed_small")
-        told = conditions.in_turn(source, num_images)
-        columns = conditions.columns(model)
+        model_kwargs = conditions.in_turn(source, num_images)
+        columns = conditions.columns(run.model)
         blocks = []
-        if "condition" in told:
-            blocks.append(pictures.grid(told["condition"], columns=columns))
-        blocks += [
-            pictures.grid(sample_lib.sample(
-                Trained(params, model, schedule, diffusion, source.image_shape), rng,
-                num_images, num_steps=num_steps, clip=config.sample.clip, output="uint8", **told,
-            ), columns=columns)
-            for params in sets
-        ]
+        if "condition" in model_kwargs:
+            blocks.append(pictures.grid(model_kwargs["condition"], columns=columns))
+        for params in sets:
+            trained = Trained(params, run.model, schedule, diffusion, source.image_shape)
+            samples = sample_lib.sample(
+                trained, rng, num_images, num_steps=num_steps, clip=run.settings.sample_clip,
+                output="uint8", **model_kwargs,
+            )
+            blocks.append(pictures.grid(samples, columns=columns))
         return functools.reduce(pictures.beside, blocks)
 
     return draw
 
 
-def opening_lines(
-    config: ml_collections.ConfigDict, state: TrainState, source, held_out, workdir: Any
-) -> list[str]:
+def opening_lines(run: Run, state: TrainState) -> list[str]:
     """What a run is, before it starts."""
-    height, width, channels = source.image_shape
-    step, num_steps = int(state.step), config.train.num_steps
-    held = f", {len(held_out):,} held out" if held_out is not None else ", none held out"
+    height, width, channels = run.source.image_shape
+    step, held_out = int(state.step), run.held_out
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state_lib.to_saved(state)))
     device = jax.local_devices()[0]
     return [
-        *(f"warning: {line}" for line in (
-            *validation.warnings(config), *memory_check.warnings(config, source.image_shape)
-        )),
-        f"data: {len(source):,} images of {height}x{width}x{channels}{held}",
+        *(f"warning: {line}" for line in run.warnings),
+        f"data: {len(run.source):,} images of {height}x{width}x{channels}, "
+        f"{'none' if held_out is None else format(len(held_out), ',')} held out",
         f"parameters: {trained_lib.num_params(state.params):,}; state on each device "
         f"{size / 2**20:,.1f} MiB",
         f"devices: {jax.device_count()} {device.device_kind} ({device.platform}), batch "
-        f"{config.train.batch_size}",
-        f"{'resuming at' if step else 'starting at'} step {step:,} of {num_steps:,} in {workdir}",
+        f"{run.settings.batch_size}",
+        f"{'resuming at' if step else 'starting at'} step {step:,} of "
+        f"{run.settings.num_steps:,} in {run.workdir}",
     ]
 
 
-def closing_line(start: int, num_steps: int, seconds: float, workdir: Any) -> str:
-    """The last line of a run."""
+def closing_line(run: Run, start: int, seconds: float) -> str:
+    """The last line of a run that started after `start` updates and took so many seconds."""
+    num_steps = run.settings.num_steps
     if start >= num_steps:
         return (
-            f"nothing to do: {workdir} has {start:,} steps and config.train.num_steps="
+            f"nothing to do: {run.workdir} has {start:,} steps and config.train.num_steps="
             f"{num_steps}; ask for more with --config.train.num_steps={start + num_steps}"
         )
     return (
         f"done: {num_steps:,} steps, {num_steps - start:,} of them now in "
-        f"{format_duration(seconds)}; samples and checkpoints in {workdir}"
+        f"{format_duration(seconds)}; samples and checkpoints in {run.workdir}"
     )

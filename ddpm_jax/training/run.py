@@ -1,10 +1,13 @@
-"""What a training run is made of: its config, data, schedule, network and first state."""
+"""What a training run is made of: the one place of this room that reads a config."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import ml_collections
+import optax
+from etils import epath
 
 from ddpm_jax import validation
 from ddpm_jax import config as config_lib
@@ -12,39 +15,58 @@ from ddpm_jax.data import loading
 from ddpm_jax.data import source as source_lib
 from ddpm_jax.data.source import Source
 from ddpm_jax.diffusion import randomness
+from ddpm_jax.diffusion.schedule import Schedule
 from ddpm_jax.errors import UserError
+from ddpm_jax.network.unet import UNet
 from ddpm_jax.runtime import parallel
 from ddpm_jax.training import memory_check, timesteps, warm_start
 from ddpm_jax.training import state as state_lib
+from ddpm_jax.training.settings import LoopSettings
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.training.step import StepSettings
 from ddpm_jax.workdir import run_folder, wandb_writer
-from ddpm_jax.workdir.checkpoints import Checkpoints
+from ddpm_jax.workdir.checkpoints import Checkpoints, library_versions
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a run is made of, once its settings are known to be sound.
+    """What a training run is made of, once its settings are known to be sound.
 
     Attributes:
-        config: with the shape of the images in it.
-        workdir: made and writable; None where nothing is to be kept.
-        source: images to train on.
-        held_out: images kept from training; None where there are none.
+        seed: every random number of the run follows from it.
         schedule: the noise schedule.
         model: the network.
+        optimizer: makes updates of gradients.
+        learning_rate: number of an update -> rate.
+        step_settings: what `train_step` needs, the objective among it.
+        settings: what the loop around the step needs.
+        source: images to train on.
+        held_out: images kept from training; None where there are none.
+        workdir: made and writable; None where nothing is to be kept.
+        config_json: the whole config, as `config.json` has it.
+        warnings: one line for each setting that is likely not meant.
     """
 
-    config: ml_collections.ConfigDict
-    workdir: Any
-    source: Any
-    held_out: Any
-    schedule: Any
-    model: Any
+    seed: int
+    schedule: Schedule
+    model: UNet
+    optimizer: optax.GradientTransformation
+    learning_rate: Callable[[Any], Any]
+    step_settings: StepSettings
+    settings: LoopSettings
+    source: Source
+    held_out: Source | None
+    workdir: epath.Path | None
+    config_json: str
+    warnings: tuple[str, ...]
 
     def rng(self, use: int) -> jax.Array:
         """The key of one use of randomness, of those below the seed of a run."""
-        return randomness.below(self.config.seed, use)
+        return randomness.below(self.seed, use)
+
+    def metadata(self) -> dict[str, Any]:
+        """What a checkpoint of this run says of itself."""
+        return {"config": self.config_json, "versions": library_versions()}
 
 
 def prepare(config: ml_collections.ConfigDict, workdir: Any, data: Any) -> Run:
@@ -60,27 +82,103 @@ def prepare(config: ml_collections.ConfigDict, workdir: Any, data: Any) -> Run:
     validation.validate(config, num_devices=jax.device_count())
     wandb_writer.check(config.train.wandb)
     if shape := config_lib.image_shape(config):  # Known before there are data.
-        memory_check.check(config, shape)
+        memory_check.check(memory_need(config, shape))
     workdir = workdir if workdir is None else run_folder.create(workdir)
     source, held_out = open_data(config, data)
     config = config_lib.resolved(config, source)
     validation.check_images(config, source.image_shape)
-    memory_check.check(config, source.image_shape)
-    parallel.check_same(config=run_folder.dump(config), data=(len(source), source.image_shape))
-    model = config_lib.model(config, source.image_shape[-1])
-    return Run(config, workdir, source, held_out, config_lib.schedule(config), model)
+    need = memory_need(config, source.image_shape)
+    memory_check.check(need)
+    config_json = run_folder.dump(config)
+    parallel.check_same(config=config_json, data=(len(source), source.image_shape))
+    return Run(
+        seed=config.seed,
+        schedule=config_lib.schedule(config),
+        model=config_lib.model(config, source.image_shape[-1]),
+        optimizer=config_lib.optimizer(config),
+        learning_rate=config_lib.learning_rate(config),
+        step_settings=step_settings(config),
+        settings=loop_settings(config),
+        source=source,
+        held_out=held_out,
+        workdir=workdir,
+        config_json=config_json,
+        warnings=(*validation.warnings(config), *memory_check.warnings(need)),
+    )
+
+
+def step_settings(config: ml_collections.ConfigDict) -> StepSettings:
+    """The settings of `train_step`."""
+    train = config.train
+    return StepSettings(
+        parameterization=config_lib.parameterization(config),
+        objective=config_lib.objective(config),
+        t_sampling=train.t_sampling,
+        random_flip=config.data.random_flip,
+        label_dropout=train.label_dropout,
+        null_label=config.data.num_classes,
+        accumulate=train.accumulate,
+        remat=train.remat,
+        ema_decay=train.ema_decay,
+        ema_warmup=train.ema_warmup,
+        extra_ema_decays=tuple(train.extra_ema_decays),
+        log_every=train.log_every,
+    )
+
+
+def loop_settings(config: ml_collections.ConfigDict) -> LoopSettings:
+    """The settings of the loop around the step."""
+    elsewhere = {"sample_clip": config.sample.clip, "on_device": config.data.on_device}
+    names = {field.name for field in dataclasses.fields(LoopSettings)} - set(elsewhere)
+    return LoopSettings(**{name: config.train[name] for name in names}, **elsewhere)
+
+
+def memory_need(
+    config: ml_collections.ConfigDict, image_shape: tuple[int, int, int]
+) -> memory_check.Need:
+    """The memory that a training step needs, estimated for images of this shape."""
+    train = config.train
+    return memory_check.estimate(
+        config_lib.model(config, image_shape[-1]), config_lib.optimizer(config), image_shape,
+        batch_size=train.batch_size, accumulate=train.accumulate, remat=train.remat,
+        extra_ema_decays=tuple(train.extra_ema_decays),
+    )
+
+
+def open_data(
+    config: ml_collections.ConfigDict, data: Any
+) -> tuple[Source, Source | None]:
+    """The images to train on and those held out (None where there are none)."""
+    if data is None:
+        settings = config_lib.data_settings(config)
+        return tuple(loading.load(split=split, **settings) for split in ("train", "test"))
+    source = data if isinstance(data, Source) else source_lib.from_array(data)
+    there = {"labels": source.num_classes, "condition": source.condition_channels}
+    for name in there:
+        if config.data[name] and not there[name]:
+            raise UserError(
+                f"config.data.{name}={config.data[name]!r}, but the array given has none; pass "
+                f"data=ddpm_jax.data.from_array(images, {name}=...)."
+            )
+    return source, None
+
+
+def store_config(run: Run) -> None:
+    """Writes `config.json` into the workdir.
+
+    Raises:
+        ValueError: the workdir was made with another model.
+    """
+    run_folder.store_config(run_folder.parse(run.config_json), run.workdir)
 
 
 def fresh_state(run: Run) -> TrainState:
     """The state at step 0."""
-    train = run.config.train
-    importance_sampled = train.t_sampling == "importance"
+    importance_sampled = run.step_settings.t_sampling == "importance"
     return state_lib.create(
-        run.model, config_lib.optimizer(run.config), run.rng(randomness.INIT),
-        run.source.image_shape, extra_ema_decays=tuple(train.extra_ema_decays),
-        loss_history=(
-            timesteps.fresh(run.schedule.num_timesteps) if importance_sampled else {}
-        ),
+        run.model, run.optimizer, run.rng(randomness.INIT), run.source.image_shape,
+        extra_ema_decays=run.step_settings.extra_ema_decays,
+        loss_history=timesteps.fresh(run.schedule.num_timesteps) if importance_sampled else {},
     )
 
 
@@ -88,39 +186,6 @@ def first_state(run: Run, checkpoints: Checkpoints) -> TrainState:
     """The state of the newest checkpoint; where there is none, a fresh one or a warm start."""
     state = fresh_state(run)
     restored = checkpoints.restore(state_lib.to_saved(state), added=state_lib.ADDED)
-    return state.replace(**restored[1]) if restored else warm_start.state(
-        state, run.config.train.warm_start, run.model, run.source.image_shape
-    )
-
-
-def open_data(config: ml_collections.ConfigDict, data: Any):
-    """The images to train on and those held out (None where there are none)."""
-    if data is not None:
-        source = data if isinstance(data, Source) else source_lib.from_array(data)
-        there = {"labels": source.num_classes, "condition": source.condition_channels}
-        for name in there:
-            if config.data[name] and not there[name]:
-                raise UserError(
-                    f"config.data.{name}={config.data[name]!r}, but the array given has none; pass "
-                    f"data=ddpm_jax.data.from_array(images, {name}=...)."
-                )
-        return source, None
-    settings = config_lib.data_settings(config)
-    return tuple(loading.load(split=split, **settings) for split in ("train", "test"))
-
-
-def step_settings(config: ml_collections.ConfigDict) -> StepSettings:
-    """The settings of `train_step` from a config."""
-    return StepSettings(
-        parameterization=config_lib.parameterization(config),
-        objective=config_lib.objective(config),
-        t_sampling=config.train.t_sampling,
-        random_flip=config.data.random_flip,
-        label_dropout=config.train.label_dropout,
-        null_label=config.data.num_classes,
-        accumulate=config.train.accumulate,
-        remat=config.train.remat,
-        ema_decay=config.train.ema_decay,
-        ema_warmup=config.train.ema_warmup,
-        log_every=config.train.log_every,
-    )
+    if restored:
+        return state.replace(**restored[1])
+    return warm_start.state(state, run.settings.warm_start, run.model, run.source.image_shape)

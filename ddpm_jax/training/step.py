@@ -17,7 +17,22 @@ from ddpm_jax.training.state import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class StepSettings:
-    """What `train_step` needs of the config, hashable."""
+    """What `train_step` needs to know; hashable. `configs/cifar10.py` explains each setting.
+
+    Attributes:
+        parameterization: what the network predicts, and the variance.
+        objective: what is minimized.
+        t_sampling: see `timesteps.draw_t`.
+        random_flip: mirror half of the images left and right.
+        label_dropout: share of the labels that become `null_label`.
+        null_label: the label that stands for no class.
+        accumulate: micro-batches per step.
+        remat: keep only what goes into each block for the backward pass.
+        ema_decay: of the EMA of the parameters.
+        ema_warmup: a lower decay early on (see `ema_decay_at`).
+        extra_ema_decays: of further averages.
+        log_every: steps per logged row, over which losses are averaged.
+    """
 
     parameterization: Parameterization
     objective: losses.Objective
@@ -29,6 +44,7 @@ class StepSettings:
     remat: bool
     ema_decay: float
     ema_warmup: bool
+    extra_ema_decays: tuple[float, ...]
     log_every: int
 
 

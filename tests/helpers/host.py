@@ -33,7 +33,6 @@ from ddpm_jax.inference import sample as sample_lib
 from ddpm_jax.network import inception
 from ddpm_jax.network.trained import Trained
 from ddpm_jax.runtime import parallel, partial_results
-from ddpm_jax.training import loop
 from ddpm_jax.training import run as run_lib
 from ddpm_jax.weights import inception_weights
 from ddpm_jax.workdir import checkpoints, run_folder
@@ -172,7 +171,7 @@ def store(workdir):
     workdir = run_folder.create(workdir)
     run_folder.store_config(config(), workdir)
     with checkpoints.Checkpoints(workdir) as kept:
-        kept.save(20, {"ema_params": model().params}, loop.metadata(config()))
+        kept.save(20, {"ema_params": model().params}, {"config": run_folder.dump(config())})
 
 
 def agree(folder, layout):

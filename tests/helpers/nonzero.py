@@ -18,6 +18,7 @@ class TinyNet(nn.Module):
     out_channels: int | None = None
     num_classes: int = 0
     condition_channels: int = 0
+    channels: int = 4
 
     @nn.compact
     def __call__(self, x, t, *, train, places=None, labels=None, condition=None,
@@ -27,12 +28,13 @@ class TinyNet(nn.Module):
         if self.condition_channels:
             empty = jnp.zeros((*x.shape[:3], self.condition_channels))
             told.append(empty if condition is None else condition)
-        h = nn.Conv(4, (3, 3), name="conv_in")(jnp.concatenate(told, axis=-1))
+        h = nn.Conv(self.channels, (3, 3), name="conv_in")(jnp.concatenate(told, axis=-1))
         if self.num_classes:
             labels = jnp.full(len(x), self.num_classes) if labels is None else labels
-            embed = nn.Embed(self.num_classes + 1, 4, name="labels")
+            embed = nn.Embed(self.num_classes + 1, self.channels, name="labels")
             h = h + 10 * embed(labels)[:, None, None, :]
-        h = h + nn.Dense(4, name="temb")(jnp.float32(t)[:, None] / 20)[:, None, None, :]
+        temb = nn.Dense(self.channels, name="temb")(jnp.float32(t)[:, None] / 20)
+        h = h + temb[:, None, None, :]
         h = Dropout(self.dropout)(nn.swish(h), places, train=train)
         return nn.Conv(self.out_channels or channels, (3, 3), name="conv_out")(h)
 

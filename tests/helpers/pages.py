@@ -13,9 +13,9 @@ BLOCK = re.compile(
 )
 # What pages expect in runs/: small models whose parameters are those of an initialization.
 MODELS = """
-from ddpm_jax.training import loop, state
+from ddpm_jax.training import state
 from ddpm_jax.training import run as run_lib
-from ddpm_jax.workdir import checkpoints, run_folder
+from ddpm_jax.workdir import checkpoints
 from ddpm_jax.configs import digits, digits_conditional
 
 for name, module in (("digits", digits), ("digits_conditional", digits_conditional)):
@@ -23,9 +23,9 @@ for name, module in (("digits", digits), ("digits_conditional", digits_condition
     config.model.channels, config.model.channel_multipliers = 4, (1,)
     config.model.attention_resolutions = ()
     run = run_lib.prepare(config, f"runs/{name}", None)
-    run_folder.store_config(run.config, run.workdir)
+    run_lib.store_config(run)
     with checkpoints.Checkpoints(run.workdir) as saved:
-        saved.save(1, state.to_saved(run_lib.fresh_state(run)), loop.metadata(run.config))
+        saved.save(1, state.to_saved(run_lib.fresh_state(run)), run.metadata())
 """
 RUNNER = """
 import json, traceback

@@ -14,6 +14,7 @@ from ddpm_jax import validation
 from ddpm_jax import config as config_lib
 from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.training import monitoring
+from ddpm_jax.training import run as run_lib
 from data_sets import TFDS, needs, write_tfds
 from shipped_configs import NAMES, PARAMETERS, get_config
 
@@ -61,7 +62,9 @@ def pictures(n, shape=(40, 48, 3)):
 
 def check_run(config, workdir):
     trained = ddpm_jax.train(config, workdir)
-    images, steps = monitoring.grid_cost(config, sets=1)  # what the run has compiled
+    images, steps = monitoring.grid_cost(  # what the run has compiled
+        run_lib.loop_settings(config), config.diffusion.num_timesteps, sets=1
+    )
     height, width, channels = trained.image_shape
     told = {"condition": np.zeros((height, width, 1))} if config.data.condition else {}
     samples = ddpm_jax.sample(ddpm_jax.load(workdir), 0, images, num_steps=steps, **told)

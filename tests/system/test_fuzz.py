@@ -29,7 +29,6 @@ from ddpm_jax.runtime import memory, parallel
 from ddpm_jax.training import loop
 from ddpm_jax.training import run as run_lib
 from ddpm_jax.training import state as state_lib
-from ddpm_jax.training.run import step_settings
 from ddpm_jax.training.step import pmap_train_step
 from nonzero import TinyNet
 from tiny_run import tiny_config
@@ -106,10 +105,9 @@ def begin(config, folder):
         patch.setattr(state_lib, "create", state_lib.fresh)
         state = jax.eval_shape(lambda: run_lib.fresh_state(run))
     step = pmap_train_step(
-        schedule=run.schedule, learning_rate=config_lib.learning_rate(run.config),
-        settings=step_settings(run.config),
+        schedule=run.schedule, learning_rate=run.learning_rate, settings=run.step_settings
     )
-    share = run.config.train.batch_size
+    share = run.settings.batch_size
     batch = parallel.shard(run.source.examples(np.arange(share) % len(run.source)))
     step.lower(state, batch, run.rng(randomness.STEP))
 

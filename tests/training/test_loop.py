@@ -16,6 +16,7 @@ from ddpm_jax.diffusion import losses, randomness
 from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.runtime import parallel
 from ddpm_jax.training import loop, monitoring, timesteps
+from ddpm_jax.training import run as run_lib
 from ddpm_jax.training import state as state_lib
 from ddpm_jax.training import step as step_lib
 from nonzero import SHAPE, TinyNet, nonzero_params
@@ -34,6 +35,20 @@ def run(config, model, num_steps=1):
         state, metrics = step(state, parallel.shard({"images": images}), jax.random.key(1))
         rows.append(jax.device_get(metrics))
     return jax.device_get(state), rows
+
+
+def held_out_loss(config, model, source):
+    return monitoring.held_out_loss(
+        source, jax.random.key(2), model=model, schedule=config_lib.schedule(config),
+        parameterization=config_lib.parameterization(config),
+        objective=config_lib.objective(config), num_images=config.train.eval_images,
+        batch_size=config.train.batch_size,
+    )
+
+
+def grid_cost(config, sets):
+    settings = run_lib.loop_settings(config)
+    return monitoring.grid_cost(settings, config.diffusion.num_timesteps, sets=sets)
 
 
 @pytest.fixture(scope="module")
@@ -265,17 +280,11 @@ def test_the_network_is_told_what_goes_with_each_image(kind):
         model.apply, {"params": nonzero_params(model)}, train=False, **told)
     loss = losses.training_loss(config_lib.schedule(config), denoise_fn, x_0, t, eps)
     np.testing.assert_allclose(metrics["loss"], loss.mean(), **SAME)
-    evaluate = monitoring.held_out_loss(
-        config, model, config_lib.schedule(config),
-        source_lib.from_array(**batch), jax.random.key(2),
-    )
-    held_out = evaluate(state_of(config, model).params)
+    params = state_of(config, model).params
+    held_out = held_out_loss(config, model, source_lib.from_array(**batch))(params)
     assert np.isfinite(held_out)
-    told_otherwise = monitoring.held_out_loss(
-        config, model, config_lib.schedule(config),
-        source_lib.from_array(images, **{kind: batch[kind][::-1]}), jax.random.key(2),
-    )(state_of(config, model).params)
-    assert abs(told_otherwise - held_out) > 1e-4
+    swapped = source_lib.from_array(images, **{kind: batch[kind][::-1]})
+    assert abs(held_out_loss(config, model, swapped)(params) - held_out) > 1e-4
 
 
 def test_antithetic_partners_stand_side_by_side_on_any_device():
@@ -348,12 +357,9 @@ def test_every_objective_is_learned(mean, variance, loss, t_sampling):
     )
     config.diffusion.mean, config.diffusion.variance = mean, variance
     config.diffusion.loss = loss
-    schedule = config_lib.schedule(config)
     model = TinyNet(out_channels=config_lib.parameterization(config).out_channels(1))
     state, step = parallel.replicate(state_of(config, model)), step_of(config)
-    evaluate = monitoring.held_out_loss(
-        config, model, schedule, loading.load("digits", split="test"), jax.random.key(2)
-    )
+    evaluate = held_out_loss(config, model, loading.load("digits", split="test"))
     images, found = loading.digits("train")[0], []
     for i in range(60):
         batch = {"images": images[64 * (i % 23) : 64 * (i % 23) + 64]}
@@ -369,9 +375,7 @@ def test_held_out_loss_counts_a_ragged_batch_exactly():
     losses_of = {}
     for batch in (8, 16):
         config = small_config(batch_size=batch, eval_images=21)
-        evaluate = monitoring.held_out_loss(
-            config, model, config_lib.schedule(config), source, jax.random.key(2)
-        )
+        evaluate = held_out_loss(config, model, source)
         losses_of[batch] = evaluate(parallel.replicate(params))
     np.testing.assert_allclose(losses_of[8], losses_of[16], **SAME)
 
@@ -392,15 +396,15 @@ def test_grids_cost_at_most_a_tenth(make, sample_every):
     config = make()
     config.train.sample_every = sample_every
     for sets in (1, 2):
-        images, steps = monitoring.grid_cost(config, sets=sets)
+        images, steps = grid_cost(config, sets=sets)
         training_calls = 3 * min(sample_every, config.train.num_steps) * config.train.batch_size
         assert images >= 1 and steps >= 1
         assert images * steps * sets <= max(training_calls / 10, sets)
 
 
 def test_a_grid_is_full_where_the_run_pays_for_it():
-    assert monitoring.grid_cost(cifar10.get_config(), sets=2) == (64, 1000)
-    assert monitoring.grid_cost(digits.get_config(), sets=1) == (64, 150)
+    assert grid_cost(cifar10.get_config(), sets=2) == (64, 1000)
+    assert grid_cost(digits.get_config(), sets=1) == (64, 150)
 
 
 def test_a_row_has_what_is_finite():

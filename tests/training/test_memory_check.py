@@ -49,7 +49,7 @@ def test_a_compiled_backward_pass_lies_between_the_shares():
 
     compiled = jax.jit(jax.grad(loss)).lower(params).compile()
     found = compiled.memory_analysis().temp_size_in_bytes
-    least, most = memory_check._SHARES[False]
+    least, most = memory_check.SHARES[False]
     assert least < found / memory_check.of_images(model, (8, 8, 1), batch) < most
 
 
@@ -64,18 +64,22 @@ def test_with_remat_a_block_keeps_what_goes_into_it():
     assert kept(3) - kept(2) == 2 * 5 * 8 * 8 * 8 * 4
 
 
-def refused(config, available, *, shape=None):
+def need(config):
+    return run_lib.memory_need(config, config_lib.image_shape(config))
+
+
+def refused(config, available):
     with pytest.raises(ValueError) as error:
-        memory_check.check(config, shape or config_lib.image_shape(config), available)
+        memory_check.check(need(config), available)
     text = str(error.value)
     assert "\n" not in text and "a training step needs at least" in text
-    name, value = re.search(r"try --config\.([\w.]+)=(\d+)\.$", text).groups()
+    name, value = re.search(r"write --config\.([\w.]+)=(\d+)\.$", text).groups()
     config.update_from_flattened_dict({name: int(value)})
     return text
 
 
 def passes(config, available):
-    memory_check.check(config, config_lib.image_shape(config), available)
+    memory_check.check(need(config), available)
     validation.validate(config, num_devices=jax.device_count())
 
 
@@ -87,7 +91,7 @@ def single(monkeypatch):
 def test_a_batch_too_large_is_to_be_accumulated(single):
     config = digits.get_config()
     config.train.batch_size = 2**18
-    assert "config.train.batch_size=262144: " in refused(config, 2 * GIB)
+    assert "config.train.batch_size=262144 is too much: " in refused(config, 2 * GIB)
     passes(config, 2 * GIB)
     config.train.accumulate //= 2
     refused(config, 2 * GIB)
@@ -105,7 +109,7 @@ def test_a_network_too_large_is_to_be_narrower(single):
     config = digits.get_config()
     config.model.channels = 4096
     text = refused(config, 2 * GIB)
-    assert "config.model.channels=4096: " in text and config.model.channels == 2048
+    assert "config.model.channels=4096 is too much: " in text and config.model.channels == 2048
     found = float(re.search(r"\(([\d.,]+) GiB for parameters", text)[1].replace(",", ""))
     # Parameters of convolutions grow as the square of the width; digits has 701,345, five times.
     assert found == pytest.approx(5 * 4 * 701_345 * (4096 / 32) ** 2 / GIB, rel=0.02)
@@ -116,7 +120,7 @@ def test_an_image_too_large_is_to_be_smaller(single):
     config.data.image_size = 4096
     config.model.attention_resolutions = ()
     config.train.batch_size = 1
-    assert "config.data.image_size=4096: " in refused(config, 2 * GIB)
+    assert "config.data.image_size=4096 is too much: " in refused(config, 2 * GIB)
     assert config.data.image_size == 2048
 
 
@@ -124,26 +128,26 @@ def test_the_papers_network_passes_where_it_was_trained(single):
     """On a TPU v3-8: 16 GB a core, an eighth of the batch each."""
     config = lsun_bedroom256.get_config()
     config.train.batch_size //= 8
-    memory_check.check(config, config_lib.image_shape(config), 16 * 10**9)
+    memory_check.check(need(config), 16 * 10**9)
 
 
-def test_what_may_not_suffice_is_warned_about(single, monkeypatch):
-    config = digits.get_config()
-    assert memory_check.warnings(config, (8, 8, 1)) == []
+def test_memory_that_may_not_suffice_is_warned_about(single, monkeypatch):
+    needed = need(digits.get_config())
+    assert memory_check.warnings(needed) == []
     monkeypatch.setattr(memory, "device_total", lambda: 60 * 2**20)
-    memory_check.check(config, (8, 8, 1))
-    (line,) = memory_check.warnings(config, (8, 8, 1))
+    memory_check.check(needed)
+    (line,) = memory_check.warnings(needed)
     assert "which has 0.06 GiB" in line and "--config.train.accumulate=2" in line
 
 
 def test_a_run_begins_with_the_warning(monkeypatch):
     monkeypatch.setattr(config_lib, "model", lambda config, channels: TinyNet())
     monkeypatch.setattr(validation, "check_images", lambda config, shape: None)
+    monkeypatch.setattr(
+        memory_check, "warnings", lambda need: [f"images of {need.image_shape}"]
+    )
     run = run_lib.prepare(digits.get_config(), None, None)
-    state = run_lib.fresh_state(run)
-    state = state.replace(step=np.int32(0))
-    monkeypatch.setattr(memory_check, "warnings", lambda config, shape: [f"images of {shape}"])
-    lines = monitoring.opening_lines(run.config, state, run.source, None, "x")
+    lines = monitoring.opening_lines(run, run_lib.fresh_state(run))
     assert lines[0] == "warning: images of (8, 8, 1)"
 
 

@@ -16,7 +16,6 @@ from ddpm_jax.runtime import parallel
 from ddpm_jax.training import loop, nan_search
 from ddpm_jax.training import run as run_lib
 from ddpm_jax.training import state as state_lib
-from ddpm_jax.training.run import step_settings
 from ddpm_jax.workdir import checkpoints, run_folder
 from ddpm_jax.workdir.checkpoints import Checkpoints, restore_part
 from records import rows
@@ -139,7 +138,7 @@ def test_the_layer_is_named(fails, says, accumulate):
     state = state_of(config, Poisoned(fails))
     find = functools.partial(
         nan_search.not_finite, state, rng=RNG, schedule=config_lib.schedule(config),
-        settings=step_settings(config),
+        settings=run_lib.step_settings(config),
     )
     assert find(batch=batch_of(1)) == says
     assert "nothing in it was found" in find(batch=batch_of(0))
@@ -154,7 +153,7 @@ def test_the_step_is_run_again_with_its_own_draws(monkeypatch):
         nan_search, "_first", lambda layers, finite, loss, grads: seen.append(float(loss))
     )
     nan_search.not_finite(state, batch_of(0), RNG, schedule=config_lib.schedule(config),
-                          settings=step_settings(config))
+                          settings=run_lib.step_settings(config))
     assert len(seen) == 8
     np.testing.assert_allclose(np.mean(seen), row["loss"], rtol=1e-5)  # sums of 16 in float32
 
@@ -199,12 +198,13 @@ def test_a_run_that_is_stuck_at_its_end_is_not_done(tiny, tmp_path):
 
 
 def test_a_checkpoint_of_before_the_count_is_continued(tiny, tmp_path):
-    run = run_lib.prepare(tiny_config(**{"train.num_steps": 2}), tmp_path, None)
+    config = tiny_config(**{"train.num_steps": 2})
+    run = run_lib.prepare(config, tmp_path, None)
     old = state_lib.to_saved(run_lib.fresh_state(run)) | {"step": jnp.int32(1)}
     del old["skipped"]
     with Checkpoints(tmp_path) as saved:
-        saved.save(1, old, loop.metadata(run.config))
-    loop.train(run.config, tmp_path)
+        saved.save(1, old, run.metadata())
+    loop.train(config, tmp_path)
     assert list(restore_part(tmp_path, "skipped", 2)[1]) == [0, 0]
     with contextlib.closing(Checkpoints(tmp_path)) as saved:
         assert saved.restore(state_lib.to_saved(run_lib.fresh_state(run)))[0] == 2

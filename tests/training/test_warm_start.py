@@ -34,7 +34,7 @@ def config_for(source):
 
 def started(run, fresh):
     """`fresh` from the weights that the run's config names."""
-    source = run.config.train.warm_start
+    source = run.settings.warm_start
     return warm_start.state(fresh, source, run.model, run.source.image_shape)
 
 
@@ -57,8 +57,7 @@ def test_weights_and_averages_start_there_and_nothing_else(weights, tmp_path):
     assert state.opt_state is fresh.opt_state and state.step is fresh.step
     copies = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(trees)]
     assert len(set(copies)) == len(copies)  # The state is donated.
-    run.config.train.warm_start = ""
-    assert started(run, fresh) is fresh
+    assert warm_start.state(fresh, "", run.model, run.source.image_shape) is fresh
 
 
 @pytest.mark.slow

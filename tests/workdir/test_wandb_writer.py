@@ -10,6 +10,7 @@ from ddpm_jax import validation
 from ddpm_jax import config as config_lib
 from ddpm_jax.configs import digits
 from ddpm_jax.training import loop
+from ddpm_jax.training import run as run_lib
 from ddpm_jax.workdir import logs, wandb_writer
 from nonzero import TinyNet
 from records import events, lasting, rows
@@ -99,10 +100,11 @@ def test_training_writes_there_and_resumes_the_same_run(runs, tmp_path, monkeypa
 
 def test_without_a_project_it_is_not_even_imported(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)  # Importing it would fail.
-    validation.validate(tiny_config(**{"train.wandb": ""}), num_devices=8)
+    run_lib.prepare(tiny_config(**{"train.wandb": ""}), None, None)
 
 
-def test_a_project_needs_the_package(monkeypatch):
+def test_a_project_needs_the_package(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ValueError, match=r"config.train.wandb='ddpm' needs .*\[wandb\]"):
-        validation.validate(tiny_config(), num_devices=8)
+        run_lib.prepare(tiny_config(), tmp_path / "run", None)
+    assert not (tmp_path / "run").exists()

@@ -25,7 +25,6 @@ from ddpm_jax.runtime import parallel
 from ddpm_jax.training import loop
 from ddpm_jax.training import run as run_lib
 from ddpm_jax.training import state as state_lib
-from ddpm_jax.training.run import step_settings
 from ddpm_jax.training.step import pmap_train_step
 from ddpm_jax.workdir.checkpoints import Checkpoints, library_versions
 from ddpm_jax.workdir.logs import Logs, Rate
@@ -52,12 +51,10 @@ def run_of(task):
     return run_lib.prepare(config, None, images)
 
 
-def trained_of(run, num_timesteps=None):
-    config = run.config.copy_and_resolve_references()
-    config.diffusion.num_timesteps = num_timesteps or config.diffusion.num_timesteps
+def trained_of(run, schedule):
     return trained_lib.Trained(
-        run_lib.fresh_state(run).params, run.model, config_lib.schedule(config),
-        config_lib.parameterization(config), run.source.image_shape,
+        run_lib.fresh_state(run).params, run.model, schedule,
+        run.step_settings.parameterization, run.source.image_shape,
     )
 
 
@@ -73,8 +70,7 @@ def program(task):
     """The run, its training step and what goes into it: the state, a batch, the key."""
     run = run_of(task)
     step_fn = pmap_train_step(
-        schedule=run.schedule, learning_rate=config_lib.learning_rate(run.config),
-        settings=step_settings(run.config),
+        schedule=run.schedule, learning_rate=run.learning_rate, settings=run.step_settings
     )
     batch = parallel.shard(run.source.examples(np.arange(task["batch_size"])))
     state = parallel.replicate(run_lib.fresh_state(run))
@@ -115,7 +111,7 @@ def train(task):
 
 def sampling(task):
     run, batch_size = run_of(task), task["batch_size"]
-    trained = trained_of(run)
+    trained = trained_of(run, run.schedule)
 
     def draw():
         return ddpm_jax.sample(
@@ -128,7 +124,9 @@ def sampling(task):
 
 def bits_per_dim(task):
     run, batch_size = run_of(task), task["batch_size"]
-    trained = trained_of(run, task["calls"])
+    config = config_of(task)
+    config.diffusion.num_timesteps = task["calls"]
+    trained = trained_of(run, config_lib.schedule(config))
     images = run.source.examples(np.arange(batch_size))["images"]
 
     def measured():
@@ -161,7 +159,7 @@ def checkpoint(task):
         with tempfile.TemporaryDirectory() as folder:
             with Checkpoints(folder) as saved:
                 began = time.perf_counter()
-                saved.save(1, state_lib.to_saved(state), loop.metadata(run.config))
+                saved.save(1, state_lib.to_saved(state), run.metadata())
                 stalled = time.perf_counter() - began
             on_disk = time.perf_counter() - began
         return {"seconds": stalled, "count": 1, "on_disk": on_disk}
