@@ -10,9 +10,12 @@ import errno
 import importlib.util
 import os
 import sys
+from collections.abc import Iterator
 
 from absl import app, flags, logging
 from ml_collections import config_flags
+
+from ddpm_jax.errors import NotFiniteError, NotWrittenError, UserError
 
 _HELP = """\
 Train a diffusion model, sample from one, or measure it.
@@ -22,24 +25,24 @@ Train a diffusion model, sample from one, or measure it.
   python main.py --config=configs/digits.py --workdir=runs/digits --mode=sample
   python main.py --config=configs/digits.py --workdir=runs/digits --mode=evaluate
 
-  --config=FILE           what to train: a file of your own, or the name of one of the package's,
-                          such as digits. With the other modes it may be left out: the workdir
-                          knows its own.
+  --config=FILE           what to train: a file of your own, or the name of a config of the
+                          package, for example digits. The other modes do without it: the
+                          workdir holds its own.
   --config.GROUP.NAME=V   another value for one setting; tuples as "(1, 2, 2)".
   --workdir=FOLDER        checkpoints, samples and logs; a second start continues.
   --mode=train|sample|evaluate|plan
                           train is the default; sample writes config.sample.num_images images to
                           FOLDER/samples as a PNG grid and as .npz (arr_0, uint8 [n, h, w, c]),
                           or does config.sample.task with the files of config.sample.inputs;
-                          evaluate measures config.evaluate.metrics, such as "('bpd', 'fid')";
-                          plan tells what all of it would take, in memory and hours, from a few
-                          real steps: it writes nothing and needs no workdir.
-  --multihost             one process a host on TPU pods and under Slurm: they find one another.
+                          evaluate measures config.evaluate.metrics, e.g. "('bpd', 'fid')";
+                          plan prints the memory and the hours that all of this would take, from
+                          a few real steps; it writes nothing and needs no workdir.
+  --multihost             one process per host on TPU pods and under Slurm; they find each other.
   --coordinator=HOST:PORT --num_processes=N --process_id=I
-                          the same by hand: the address of process 0, how many there are, and
-                          which this is. Each is given the same other flags, and sees the workdir.
+                          the same by hand: the address of process 0, the number of processes,
+                          and which one this is. All get the same other flags and the same workdir.
 
-Every setting, its value and its meaning: configs/cifar10.py. What was compiled is kept below
+Every setting, its value and its meaning: configs/cifar10.py. Compiled programs are cached in
 ~/.cache/ddpm_jax, unless JAX_ENABLE_COMPILATION_CACHE=false."""
 
 FLAG_ERRORS = (flags.Error, TypeError, ValueError)  # What reading a setting's value raises.
@@ -53,10 +56,6 @@ _multihost = flags.DEFINE_boolean("multihost", False, "Join the processes of a c
 _coordinator = flags.DEFINE_string("coordinator", None, "Address of process 0, as host:port.")
 _num_processes = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
 _process_id = flags.DEFINE_integer("process_id", None, "Which one this is, from 0.")
-
-
-class UserError(Exception):
-    """A mistake on the command line, told in one line."""
 
 
 def main() -> None:
@@ -73,7 +72,7 @@ def main() -> None:
 
 def _parse(argv):
     try:
-        return _parse_flags(_with_bundled(argv))
+        return _parse_flags(with_bundled(argv))
     except UserError as error:
         _exit(error)
 
@@ -81,8 +80,8 @@ def _parse(argv):
 def _parse_flags(argv):
     path = _config_path(argv)
     if path is not None and not os.path.isfile(path.split(":")[0]):
-        raise UserError(f"--config={path} does not exist; name a file such as configs/digits.py, "
-                        "or a config of the package such as digits.")
+        raise UserError(f"--config={path} does not exist; name a file, for example "
+                        "configs/digits.py, or a config of the package, for example digits.")
     overrides = [a for a in argv[1:] if a.lstrip("-").startswith("config.")]
     if overrides and path is None:
         raise UserError(f"{overrides[0]} changes a config, but none is given; add --config=FILE.")
@@ -97,7 +96,7 @@ def _parse_flags(argv):
     if _mode.value not in MODES:
         raise UserError(f"--mode={_mode.value} is not known; use one of {', '.join(MODES)}.")
     if not _workdir.value and _mode.value != "plan":
-        raise UserError("--workdir is missing; name a folder such as --workdir=runs/digits.")
+        raise UserError("--workdir is missing; write for example --workdir=runs/digits.")
     if _mode.value == "plan" and _joins():
         raise UserError("--mode=plan is for one process; leave --multihost and --coordinator out.")
     if _multihost.value and _by_hand():
@@ -105,12 +104,12 @@ def _parse_flags(argv):
                         "--process_id name them; leave one or the other out.")
     needs_config = _mode.value == "train" or not _workdir.value
     if needs_config and _config.value is None:
-        raise UserError("--config is missing; name a file such as --config=configs/digits.py.")
+        raise UserError("--config is missing; write for example --config=configs/digits.py.")
     return rest
 
 
 def _by_hand() -> dict:
-    """What is said of the processes of this job."""
+    """What the flags say of the processes of this job."""
     named = (_coordinator, _num_processes, _process_id)
     return {flag.name: flag.value for flag in named if flag.value is not None}
 
@@ -119,8 +118,11 @@ def _joins() -> bool:
     return bool(_multihost.value or _by_hand())
 
 
-def _with_bundled(argv):
-    """argv with the path of a config of this package where only that has one of its name."""
+def with_bundled(argv: list[str]) -> list[str]:
+    """The arguments with the path of a bundled config in place of its name.
+
+    A file of the user's with that name comes first.
+    """
     path = _config_path(argv)
     file, _, argument = (path or "").partition(":")
     if not file or os.path.isfile(file):
@@ -130,16 +132,16 @@ def _with_bundled(argv):
     bundled = os.path.join(spec.submodule_search_locations[0], name)
     if not os.path.exists(bundled):
         return argv
-    found = bundled + (f":{argument}" if argument else "")
+    bundled += f":{argument}" if argument else ""
     return [
-        f"--config={found}" if a in (f"--config={path}", f"-config={path}") else
-        found if a == path else a for a in argv
+        f"--config={bundled}" if a in (f"--config={path}", f"-config={path}") else
+        bundled if a == path else a for a in argv
     ]
 
 
 def _unknown_setting(path, overrides) -> str:
-    """Which override names no setting, and what it may have meant."""
-    names = list(_leaves(_read_config(path)))
+    """The message for the override that names no setting, with what it may have meant."""
+    names = list(_settings(_read_config(path)))
     for override in overrides:
         flag, _, value = override.partition("=")
         name = flag.lstrip("-").removeprefix("config.")
@@ -149,8 +151,8 @@ def _unknown_setting(path, overrides) -> str:
                 n for n in names if n.endswith(f".{last}")
             ] or ["train.num_steps"]
             return (
-                f"--config.{name}={value} is no setting; did you mean --config.{near[0]}? All of "
-                "them stand in configs/cifar10.py."
+                f"--config.{name}={value} is no setting; did you mean --config.{near[0]}? "
+                "configs/cifar10.py lists all of them."
             )
     return f"{path} cannot be read as a config."
 
@@ -174,10 +176,10 @@ def _read_config(path):
     return module.get_config(*([argument] if argument else []))
 
 
-def _leaves(config, prefix=""):
+def _settings(config, prefix=""):
     for key, value in config.items():
         if hasattr(value, "items"):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from _settings(value, f"{prefix}{key}.")
         else:
             yield prefix + key
 
@@ -193,24 +195,37 @@ def _run(argv):
     from ddpm_jax.runtime import compilation_cache
 
     compilation_cache.enable()
+    work = {"train": _train, "sample": _sample, "evaluate": _evaluate, "plan": _plan}
+    with exits(_workdir.value), _joined():
+        work[_mode.value](_config.value, _workdir.value)
+
+
+@contextlib.contextmanager
+def exits(workdir: str | None) -> Iterator[None]:
+    """Ends the process with one line on a user's mistake, a full disk or Ctrl-C inside.
+
+    Any other error keeps its traceback.
+
+    Args:
+        workdir: the run's, named where it cannot be written to.
+    """
     try:
-        work = {"train": _train, "sample": _sample, "evaluate": _evaluate, "plan": _plan}
-        with _joined():
-            work[_mode.value](_config.value, _workdir.value)
-    except (ValueError, FloatingPointError, OSError) as error:
-        storage = getattr(error, "errno", None) in _STORAGE
-        if not storage and not _ours(error):
+        yield
+    except (UserError, NotFiniteError, NotWrittenError) as error:
+        _exit(error)
+    except OSError as error:
+        if error.errno not in _STORAGE:
             raise
-        _exit(f"{error}: --workdir={_workdir.value} cannot be written to any more; make room, and "
-              "start the same command again." if storage else error)
+        _exit(f"{error}: --workdir={workdir} cannot be written to any more; make room, and start "
+              "the same command again.")
     except KeyboardInterrupt:
         print("interrupted; the same command continues from the newest checkpoint", flush=True)
-        os._exit(130)  # A checkpoint half written would be waited for.
+        os._exit(130)  # A normal exit would wait for a checkpoint that is being written.
 
 
 @contextlib.contextmanager
 def _joined():
-    """This process among those of its job, where the flags ask for it."""
+    """Joins this process to those of its job, where the flags ask for it."""
     if not _joins():
         yield
         return
@@ -220,15 +235,7 @@ def _joined():
     if not parallel.is_first():
         logging.set_verbosity(logging.ERROR)
     yield
-    parallel.barrier("done")  # Who leaves long before the first would end it.
-
-
-def _ours(error) -> bool:
-    """Whether this package raised it: a user's mistake, and not a fault that needs a trace."""
-    trace = error.__traceback__
-    while trace.tb_next:
-        trace = trace.tb_next
-    return trace.tb_frame.f_code.co_filename.startswith(os.path.join(os.path.dirname(__file__), ""))
+    parallel.barrier("done")  # A process that leaves long before the first would end it.
 
 
 def _train(config, workdir):

@@ -1,4 +1,4 @@
-"""`UserError`: a user's mistake, in one line. Every room may raise it."""
+"""Errors that the command line prints as one line; every room may raise them."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -37,6 +37,14 @@ class UserError(ValueError):
         return UserError(
             self.rule, field=setting_of(self.field), value=self.value, instead=instead
         )
+
+
+class NotFiniteError(FloatingPointError):
+    """Training that stopped because too many steps in a row had no finite loss and gradient."""
+
+
+class NotWrittenError(OSError):
+    """A file of a run that could not be written."""
 
 
 @contextlib.contextmanager

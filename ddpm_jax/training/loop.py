@@ -16,6 +16,7 @@ import numpy as np
 
 from ddpm_jax.data import batching
 from ddpm_jax.diffusion import randomness
+from ddpm_jax.errors import NotFiniteError
 from ddpm_jax.network.trained import Trained
 from ddpm_jax.runtime import interruption, memory, parallel, profiling
 from ddpm_jax.training import monitoring, nan_search
@@ -255,7 +256,7 @@ def stop_if_stuck(run: Run, records: Records, step: int, metrics: Any) -> None:
         return
     records.checkpoints.close()
     good = [s for s in steps(run.workdir) if s <= step - in_a_row]
-    raise FloatingPointError(
+    raise NotFiniteError(
         f"config.train.max_skipped={allowed}: loss or gradient was not finite "
         f"in {in_a_row} steps in a row, up to step {step} with learning rate "
         f"{metrics['learning_rate']:g}; the last good checkpoint is "

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from ddpm_jax.errors import UserError, one_line
+from ddpm_jax.errors import NotWrittenError, UserError, one_line
 from ddpm_jax.network.trained import leaves
 from ddpm_jax.runtime import files, parallel
 
@@ -153,7 +153,7 @@ class Checkpoints:
             reason = getattr(error, "strerror", None) or str(error).split(": ")[-1]
             newest = next(iter(_newest_first(self._folder)), None)
             kept = f"that of step {newest} is whole" if newest is not None else "there is none yet"
-            raise OSError(
+            raise NotWrittenError(
                 f"a checkpoint could not be written to {self._folder} ({reason}); {kept}. Make "
                 "room there, or mend what is wrong with it, and start the same command again."
             ) from error

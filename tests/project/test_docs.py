@@ -177,7 +177,7 @@ def check_run(arguments, said):
     """Flags and values of the command line, read and checked as it does before it works."""
     given, values = {a.partition("=")[0].lstrip("-") for a in arguments}, flags.FlagValues()
     assert all(flag in FLAGS or flag.startswith("config.") for flag in given), said
-    arguments = [a for a in cli._with_bundled(["", *arguments]) if a[:8] in ("", "--config")]
+    arguments = [a for a in cli.with_bundled(["", *arguments]) if a[:8] in ("", "--config")]
     config_flags.DEFINE_config_file("config", sys_argv=arguments, flag_values=values)
     try:
         assert values(arguments)[1:] == []

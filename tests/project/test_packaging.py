@@ -63,7 +63,7 @@ def test_configs_are_found_by_name_anywhere(installed, tmp_path):
     status, said = run(installed, tmp_path, "--config", "digits", "--workdir=x", "--config.x.y=1")
     assert status == 2 and "--config.x.y=1 is no setting; did you mean" in said
     status, said = run(installed, tmp_path, "--config=digit", "--workdir=x")
-    assert status == 2 and "--config=digit does not exist; name a file such as" in said
+    assert status == 2 and "--config=digit does not exist; name a file, for example" in said
     own = tmp_path / "mine.py"
     own.write_text(
         "from ddpm_jax.configs import digits\n\n\ndef get_config():\n"

@@ -24,6 +24,7 @@ from ddpm_jax.configs import cifar10
 from ddpm_jax.data import decoding, loading
 from ddpm_jax.data import source as source_lib
 from ddpm_jax.diffusion import randomness
+from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import catalogue
 from ddpm_jax.runtime import memory, parallel
 from ddpm_jax.training import loop
@@ -114,7 +115,7 @@ def begin(config, folder):
 
 def one_line(error):
     text = str(error)
-    assert cli._ours(error) and "\n" not in text and len(text) < 2000, text
+    assert isinstance(error, UserError) and "\n" not in text and len(text) < 2000, text
 
 
 FOUND = [  # By reading and by hand: values that nothing refused, or that would not end.
