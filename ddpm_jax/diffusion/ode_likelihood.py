@@ -11,7 +11,9 @@ import numpy as np
 from jaxtyping import Array, Float, Key, Shaped
 
 from ddpm_jax.diffusion import randomness
-from ddpm_jax.diffusion.process import PIXEL_AXES, Images, split_output
+from ddpm_jax.diffusion.process import (
+    MEANS_OF_LEVELS, PIXEL_AXES, Images, split_output, x_0_and_eps,
+)
 from ddpm_jax.diffusion.schedule import Schedule
 from ddpm_jax.errors import UserError
 
@@ -113,7 +115,7 @@ def ode_log_density(
         ValueError: the schedule has one step or a last beta of 1, `mean` is another, or
             `num_steps` or `num_probes` is less than 1.
     """
-    if mean not in ("eps", "x_0", "v"):
+    if mean not in MEANS_OF_LEVELS:
         raise UserError(
             f"mean={mean!r} cannot go with the ODE, which needs the noise between whole "
             "steps; use a network of mean 'eps', 'x_0' or 'v', or the bound of vlb_terms."
@@ -138,10 +140,9 @@ def ode_log_density(
             output, _ = split_output(
                 denoise_fn(x_t, jnp.full(x.shape[:1], level["t"])), variance
             )
-            noise = level["signal"] * level["sigma"]
-            if mean == "x_0":
-                return (x_t - level["signal"] * output) / noise
-            return level["signal"] * output + noise * x_t if mean == "v" else output
+            # sigma is that of y = x_t / signal.
+            sigma = level["signal"] * level["sigma"]
+            return x_0_and_eps(output, x_t, level["signal"], sigma, mean)[1]
 
         push = jax.vmap(lambda probe: jax.jvp(eps, (y,), (probe,)), out_axes=(None, 0))
         slope, along = push(probes)

@@ -20,7 +20,9 @@ from ddpm_jax.errors import UserError
 PIXEL_AXES = (1, 2, 3)
 Images = Float[Array | np.ndarray, "b h w c"]
 Timesteps = Int[Array | np.ndarray, " b"]
+Level = Float[Array, "b 1 1 1"] | Float[Array, ""]  # Scale of x_0, or of the noise, in x_t.
 MEANS = ("eps", "x_0", "x_prev", "v")
+MEANS_OF_LEVELS = ("eps", "x_0", "v")  # "x_prev" holds only between two steps of a schedule.
 VARIANCES = ("fixed_large", "fixed_small", "learned", "learned_range")
 LEARNED = ("learned", "learned_range")
 
@@ -114,30 +116,80 @@ def q_posterior(
     return mean, variance, at(schedule.posterior_log_variance, t, x_t)
 
 
+def x_0_and_eps(
+    output: Images, x_t: Images, signal: Level, sigma: Level, mean: str
+) -> tuple[Images, Images]:
+    """x_0 and eps as the network's output has them, where x_t = signal x_0 + sigma eps.
+
+    Every reading of an output goes through here: that of a chain, a solver and the ODE.
+
+    Args:
+        output: the network's, in float32 and without channels for a variance.
+        x_t: what the network was given.
+        signal: sqrt(alpha_bar) of x_t, per image or one number.
+        sigma: sqrt(1 - alpha_bar) of x_t, likewise.
+        mean: what the output is, one of `MEANS_OF_LEVELS`.
+    """
+    if mean == "eps":
+        return (x_t - sigma * output) / signal, output  # Eq. 15
+    if mean == "v":
+        return signal * x_t - sigma * output, signal * output + sigma * x_t
+    return output, (x_t - signal * output) / sigma
+
+
+def thresholded(
+    output: Images,
+    x_t: Images,
+    signal: Level,
+    sigma: Level,
+    mean: str,
+    *,
+    clip: bool = True,
+    denoised_fn: Callable[[Array], Array] | None = None,
+    rederive_eps: bool = True,
+) -> tuple[Images, Images]:
+    """`x_0_and_eps` with x_0 brought into range, and eps as it follows from that.
+
+    Args:
+        output, x_t, signal, sigma, mean: as of `x_0_and_eps`.
+        clip, denoised_fn, rederive_eps: as of `predict`.
+    """
+    raw, eps = x_0_and_eps(output, x_t, signal, sigma, mean)
+    x_0 = raw if denoised_fn is None else denoised_fn(raw)
+    if clip:
+        x_0 = jnp.clip(x_0, -1.0, 1.0)
+    follows = raw if not rederive_eps or (not clip and denoised_fn is None) else x_0
+    if mean == "eps" and follows is raw:
+        return x_0, eps
+    return x_0, x_0_and_eps(follows, x_t, signal, sigma, "x_0")[1]
+
+
 def x_0_from_eps(schedule: Schedule, x_t: Images, t: Timesteps, eps: Images) -> Images:
     """The x_0 that `eps` would have turned into x_t (Eq. 15); not clipped."""
-    noise = at(schedule.sqrt_one_minus_alpha_bar, t, x_t) * eps
-    return (x_t - noise) / at(schedule.sqrt_alpha_bar, t, x_t)
+    return x_0_and_eps(eps, x_t, *_level(schedule, t, x_t), "eps")[0]
 
 
 def eps_from_x_0(schedule: Schedule, x_t: Images, t: Timesteps, x_0: Images) -> Images:
     """The noise that would have turned x_0 into x_t; the inverse of `x_0_from_eps`."""
-    signal = at(schedule.sqrt_alpha_bar, t, x_t) * x_0
-    return (x_t - signal) / at(schedule.sqrt_one_minus_alpha_bar, t, x_t)
+    return x_0_and_eps(x_0, x_t, *_level(schedule, t, x_t), "x_0")[1]
 
 
 def v_from_eps(schedule: Schedule, x_0: Images, t: Timesteps, eps: Images) -> Images:
     """v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 (Salimans and Ho 2022, Sec. 4)."""
-    signal, noise = (
-        at(coef, t, x_0) for coef in (schedule.sqrt_alpha_bar, schedule.sqrt_one_minus_alpha_bar)
-    )
-    return signal * eps - noise * x_0
+    signal, sigma = _level(schedule, t, x_0)
+    return signal * eps - sigma * x_0
 
 
 def x_0_from_v(schedule: Schedule, x_t: Images, t: Timesteps, v: Images) -> Images:
-    """The x_0 of which `v` tells at x_t: sqrt(alpha_bar) x_t - sqrt(1 - alpha_bar) v."""
-    signal = at(schedule.sqrt_alpha_bar, t, x_t) * x_t
-    return signal - at(schedule.sqrt_one_minus_alpha_bar, t, x_t) * v
+    """The x_0 that `v` means at x_t: sqrt(alpha_bar) x_t - sqrt(1 - alpha_bar) v."""
+    return x_0_and_eps(v, x_t, *_level(schedule, t, x_t), "v")[0]
+
+
+def _level(schedule: Schedule, t: Timesteps, x_t: Images) -> tuple[Level, Level]:
+    """Scale of x_0 and of the noise in x_t."""
+    return (
+        at(schedule.sqrt_alpha_bar, t, x_t), at(schedule.sqrt_one_minus_alpha_bar, t, x_t)
+    )
 
 
 def x_0_from_x_prev(schedule: Schedule, x_t: Images, t: Timesteps, x_prev: Images) -> Images:
@@ -209,23 +261,18 @@ def predict(
             clipping: diffusers' default for DDIM, where improved-diffusion re-derives it.
     """
     output, variance_output = split_output(output, variance)
-    x_0_from = {"eps": x_0_from_eps, "x_prev": x_0_from_x_prev, "v": x_0_from_v}.get(mean)
-    said = x_0_from(schedule, x_t, t, output) if x_0_from else output
-    x_0 = said if denoised_fn is None else denoised_fn(said)
-    if clip:
-        x_0 = jnp.clip(x_0, -1.0, 1.0)
-    untouched = not rederive_eps or (not clip and denoised_fn is None)
-    if mean == "eps" and untouched:
-        eps = output
-    else:
-        eps = eps_from_x_0(schedule, x_t, t, said if untouched else x_0)
-    says_mean = mean == "x_prev" and denoised_fn is None
-    return Prediction(
-        eps=eps,
-        x_0=x_0,
-        mean=output if says_mean else q_posterior(schedule, x_0, x_t, t)[0],
-        log_variance=model_log_variance(schedule, x_t, t, variance, variance_output),
+    is_reverse_mean = mean == "x_prev" and denoised_fn is None
+    reverse_mean = output
+    if mean == "x_prev":
+        output, mean = x_0_from_x_prev(schedule, x_t, t, output), "x_0"
+    x_0, eps = thresholded(
+        output, x_t, *_level(schedule, t, x_t), mean, clip=clip, denoised_fn=denoised_fn,
+        rederive_eps=rederive_eps,
     )
+    if not is_reverse_mean:
+        reverse_mean, _, _ = q_posterior(schedule, x_0, x_t, t)
+    log_variance = model_log_variance(schedule, x_t, t, variance, variance_output)
+    return Prediction(eps=eps, x_0=x_0, mean=reverse_mean, log_variance=log_variance)
 
 
 def predict_fn(

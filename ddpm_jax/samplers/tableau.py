@@ -17,7 +17,7 @@ from jaxtyping import Array, Key
 
 from ddpm_jax.diffusion import randomness
 from ddpm_jax.diffusion import schedule as schedule_lib
-from ddpm_jax.diffusion.process import Images, split_output
+from ddpm_jax.diffusion.process import MEANS_OF_LEVELS, Images, split_output, thresholded
 from ddpm_jax.diffusion.schedule import Schedule
 from ddpm_jax.errors import UserError
 from ddpm_jax.samplers.reverse_chain import Trajectory, asked_for
@@ -100,7 +100,7 @@ def solve(
     Raises:
         ValueError: `mean` is another, or trajectory leaves the plan.
     """
-    if mean not in ("eps", "x_0", "v"):
+    if mean not in MEANS_OF_LEVELS:
         raise UserError(
             f"mean={mean!r} cannot go with a solver, which needs the noise between whole "
             "steps; use a network of mean 'eps', 'x_0' or 'v', or the ancestral chain."
@@ -110,16 +110,9 @@ def solve(
 
     def predict(x, call):
         output, _ = split_output(denoise_fn(x, jnp.full(x.shape[:1], call.t)), variance)
-        if mean == "eps":
-            x_0 = (x - call.sigma * output) / call.signal
-        else:
-            x_0 = call.signal * x - call.sigma * output if mean == "v" else output
-        if denoised_fn is not None:
-            x_0 = denoised_fn(x_0)
-        if clip:
-            x_0 = jnp.clip(x_0, -1.0, 1.0)
-        untouched = mean == "eps" and not clip and denoised_fn is None
-        return x_0, output if untouched else (x - call.signal * x_0) / call.sigma
+        return thresholded(
+            output, x, call.signal, call.sigma, mean, clip=clip, denoised_fn=denoised_fn
+        )
 
     def step(carry, row):
         x, start, said, kept = carry
