@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
+from ddpm_jax import errors
 from ddpm_jax.data import source as source_lib
 from ddpm_jax.diffusion import losses, process
 from ddpm_jax.diffusion import schedule as schedule_lib
@@ -31,29 +32,24 @@ def schedule(config: ml_collections.ConfigDict) -> schedule_lib.Schedule:
             f"step, and at most {MAX_TIMESTEPS:,}; try --config.diffusion.num_timesteps=1000."
         )
     if settings.schedule == "betas":
-        return _named("betas", settings.betas, lambda: schedule_lib.from_betas(settings.betas))
+        if not settings.betas:
+            raise UserError(
+                "is empty, but config.diffusion.schedule=betas takes T >= 1 variances",
+                field="config.diffusion.betas", value=settings.betas,
+                instead={"config.diffusion.betas": (0.1, 0.2, 0.5)},
+            )
+        with errors.as_settings("diffusion", beta="diffusion.betas"):
+            return schedule_lib.from_betas(settings.betas)
     if settings.schedule not in schedule_lib.NAMED:
         raise UserError(
             f"config.diffusion.schedule={settings.schedule!r} is not known; use one of "
             f"{', '.join(schedule_lib.NAMED)}, or betas with config.diffusion.betas."
         )
-    for name in ("beta_start", "beta_end"):
-        if not 0 < settings[name] <= 1:
-            raise UserError(
-                f"config.diffusion.{name}={settings[name]:g} must lie in (0, 1]; try "
-                f"--config.diffusion.{name}={1e-4 if name == 'beta_start' else 0.02:g}."
-            )
-    return _named("schedule", settings.schedule, lambda: schedule_lib.named(
-        settings.schedule, settings.num_timesteps, settings.beta_start, settings.beta_end
-    ))
-
-
-def _named(setting, value, build):
-    """Puts the setting's name before the message of an error in `build`."""
-    try:
-        return build()
-    except ValueError as error:
-        raise UserError(f"config.diffusion.{setting}={value!r}: {error}") from None
+    ends = dict(start="diffusion.beta_start", end="diffusion.beta_end", beta="diffusion.beta_end")
+    with errors.as_settings("diffusion", **ends):
+        return schedule_lib.named(
+            settings.schedule, settings.num_timesteps, settings.beta_start, settings.beta_end
+        )
 
 
 def parameterization(config: ml_collections.ConfigDict) -> process.Parameterization:

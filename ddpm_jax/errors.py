@@ -6,37 +6,51 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """A user's mistake: the setting and its value, the rule, and what to write instead.
+    """A user's mistake: a field and its value, the rule, and what to write instead.
 
-    With a field the line is "field=value rule; write other=value." Without one `rule` is the
-    whole line.
+    Functions that know no config name their arguments, and the config renames them as settings:
+
+        UserError("must lie in 0..1", field="eta", value=2, instead={"eta": 1})
+        eta=2 must lie in 0..1; write eta=1.
+        config.sample.eta=2 must lie in 0..1; write --config.sample.eta=1.
 
     Args:
-        rule: what the value breaks; it ends with a full stop unless `instead` follows.
-        field: the argument or setting, such as "eta"; "config.sample.eta" is the setting of a
-            config, for which the line names the flag.
+        rule: what the value breaks. It ends with a full stop unless `instead` follows. A name of
+            `given` in braces becomes "name=value"; {instead} is where that goes if not at the end.
+        field: the argument, for example "eta", or an entry of it, "beta[3]". Without a field the
+            rule is the whole line.
         value: the value of that field.
-        instead: other values that would work, by field.
+        given: other fields that the rule is about, with their values.
+        instead: fields with values that would work, any one of them.
     """
 
     def __init__(
         self, rule: str, *, field: str = "", value: Any = None,
-        instead: Mapping[str, Any] | None = None,
+        given: Mapping[str, Any] | None = None, instead: Mapping[str, Any] | None = None,
+        setting_of: Callable[[str], str] | None = None,
     ):
-        line = f"{field}={value!r} {rule}" if field else rule
-        if instead:
-            line += f"; write {', '.join(_written(*item) for item in instead.items())}."
-        super().__init__(line)
-        self.rule, self.field, self.value, self.instead = rule, field, value, instead
+        self.rule, self.field, self.value = rule, field, value
+        self.given, self.instead, self.setting_of = given or {}, instead or {}, setting_of
+        super().__init__(self._line())
 
     def renamed(self, setting_of: Callable[[str], str]) -> "UserError":
-        """The same mistake with each field named by `setting_of`."""
-        if not self.field:
+        """The same mistake with each field named by `setting_of`, unless that was done already."""
+        if self.setting_of is not None:
             return self
-        instead = {setting_of(field): value for field, value in (self.instead or {}).items()}
         return UserError(
-            self.rule, field=setting_of(self.field), value=self.value, instead=instead
+            self.rule, field=self.field, value=self.value, given=self.given,
+            instead=self.instead, setting_of=setting_of,
         )
+
+    def _line(self) -> str:
+        name, rule = self.setting_of or str, self.rule
+        if self.instead and "{instead}" not in rule:
+            rule += "; write {instead}."
+        instead = (_written(name(field), value) for field, value in self.instead.items())
+        rule = rule.replace("{instead}", " or ".join(instead))
+        for field, value in self.given.items():
+            rule = rule.replace(f"{{{field}}}", f"{name(field)}={value!r}")
+        return f"{name(self.field)}={self.value!r} {rule}" if self.field else rule
 
 
 class NotFiniteError(FloatingPointError):
@@ -49,11 +63,28 @@ class NotWrittenError(OSError):
 
 @contextlib.contextmanager
 def renamed(setting_of: Callable[[str], str]) -> Iterator[None]:
-    """Names the field of any `UserError` raised inside by `setting_of`."""
+    """Names the fields of any `UserError` raised inside by `setting_of`."""
     try:
         yield
     except UserError as error:
         raise error.renamed(setting_of) from None
+
+
+def as_settings(group: str, **others: str) -> contextlib.AbstractContextManager[None]:
+    """Names the fields of any `UserError` raised inside as settings of a config.
+
+    Args:
+        group: the group whose settings have the names of the fields, for example "sample".
+        **others: the setting that holds a field of another name, for example
+            height="data.image_size".
+    """
+    def setting_of(field):
+        if field.startswith("config."):
+            return field
+        field, bracket, index = field.partition("[")
+        return f"config.{others.get(field, f'{group}.{field}')}{bracket}{index}"
+
+    return renamed(setting_of)
 
 
 def one_line(error: BaseException) -> str:
@@ -62,7 +93,7 @@ def one_line(error: BaseException) -> str:
 
 
 def _written(field: str, value: Any) -> str:
-    """How to write a setting: as a flag if it is one of a config, else as an argument."""
+    """What to write: a flag for a setting of a config, else an argument."""
     if not field.startswith("config."):
         return f"{field}={value!r}"
     return f'--{field}="{value}"' if isinstance(value, tuple) else f"--{field}={value}"

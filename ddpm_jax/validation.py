@@ -5,6 +5,7 @@ import math
 import ml_collections
 
 from ddpm_jax import config as config_lib
+from ddpm_jax import errors
 from ddpm_jax.configs import cifar10
 from ddpm_jax.errors import UserError
 from ddpm_jax.network import unet
@@ -28,8 +29,9 @@ def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
         ValueError: one line naming the setting, its value, the rule and what works.
     """
     check_numbers(config)
-    config_lib.parameterization(config).check(config_lib.schedule(config))
-    config_lib.objective(config).check(config_lib.parameterization(config))
+    with errors.as_settings("diffusion"):
+        config_lib.parameterization(config).check(config_lib.schedule(config))
+        config_lib.objective(config).check(config_lib.parameterization(config))
     if config.train.t_sampling not in T_SAMPLINGS:
         raise UserError(
             f"config.train.t_sampling={config.train.t_sampling!r} is not known; use one of "
@@ -180,11 +182,8 @@ def check_precision(group, value):
 
 def check_images(config: ml_collections.ConfigDict, shape: tuple[int, int, int]) -> None:
     """Raises ValueError where the network does not suit images of `shape` (h, w, c)."""
-    try:
+    with errors.as_settings("model", height="data.image_size", width="data.image_width"):
         unet.check(config_lib.model(config, shape[-1]), *shape[:2])
-    except ValueError as error:
-        raise UserError(str(error).replace("model.", "config.model.").replace(
-            "--config.config.", "--config.")) from None
 
 
 def warnings(config: ml_collections.ConfigDict) -> list[str]:

@@ -27,7 +27,7 @@ MISTAKES = {
     "model.embedding_order": ("sin", "not known", "sin_cos"),
     "model.downsample_padding": ("none", "not known", "symmetric"),
     "diffusion.num_timesteps": (0, "at least 1", "1000"),
-    "diffusion.beta_start": (0.0, "(0, 1]", "0.0001"),
+    "diffusion.beta_start": (0.0, "(0, 1)", "0.0001"),
     "diffusion.beta_end": (1.5, "(0, 1]", "0.02"),
     "diffusion.schedule": ("linaer", "not known", "linear"),
     "diffusion.variance": ("fixed_medium", "not known", "fixed_small"),
@@ -59,8 +59,7 @@ def test_a_mistake_is_one_line_with_setting_value_rule_and_remedy(name):
     with pytest.raises(ValueError) as error:
         validation.validate(with_setting(name, value), num_devices=8)
     message = str(error.value)
-    shown = f"{name.split('.')[1]}={value}", f"{name.split('.')[1]}={value!r}", "height=30"
-    assert any(text in message for text in shown)
+    assert f"{name}={value}" in message or f"{name}={value!r}" in message
     assert rule in message and remedy in message and "\n" not in message
 
 

@@ -51,37 +51,39 @@ class Objective:
     p2_gamma: float = 1.0
 
     def check(self, parameterization: Parameterization) -> None:
-        """Raises ValueError where a choice is unknown or cannot train what is predicted."""
-        for setting, value, known in (
+        """Raises UserError where a choice is unknown or cannot train what is predicted."""
+        for field, value, known in (
             ("loss", self.loss, LOSSES), ("weighting", self.weighting, WEIGHTINGS),
         ):
             if value not in known:
                 raise UserError(
-                    f"diffusion.{setting}={value!r} is not known; use one of {', '.join(known)}."
+                    f"is not known; use one of {', '.join(known)}.", field=field, value=value
                 )
-        variance = parameterization.variance
+        mean, variance = parameterization.mean, parameterization.variance
         if self.loss == "simple" and variance in LEARNED:
             raise UserError(
-                f"diffusion.loss='simple' cannot go with diffusion.variance={variance!r}: the "
-                "squared error does not train a variance; use --config.diffusion.loss=hybrid."
+                "cannot go with {variance}: the squared error does not train a variance",
+                field="loss", value=self.loss, given={"variance": variance},
+                instead={"loss": "hybrid"},
             )
         if self.loss.endswith("hybrid") and variance not in LEARNED:
             raise UserError(
-                f"diffusion.loss={self.loss!r} cannot go with diffusion.variance={variance!r}: "
-                "its second term trains a variance, and this one is fixed; use "
-                "--config.diffusion.loss=simple or --config.diffusion.variance=learned_range."
+                "cannot go with {variance}: its second term trains a variance, and this one is "
+                "fixed", field="loss", value=self.loss, given={"variance": variance},
+                instead={"loss": "simple", "variance": "learned_range"},
             )
-        if self.weighting != "constant" and self.loss.endswith("vlb"):
+        if self.weighting == "constant":
+            return
+        if self.loss.endswith("vlb"):
             raise UserError(
-                f"diffusion.weighting={self.weighting!r} cannot go with diffusion.loss="
-                f"{self.loss!r}: the bound has its own weights; use "
-                "--config.diffusion.weighting=constant."
+                "cannot go with {loss}: the bound has its own weights", field="weighting",
+                value=self.weighting, given={"loss": self.loss}, instead={"weighting": "constant"},
             )
-        if self.weighting != "constant" and parameterization.mean == "x_prev":
+        if mean == "x_prev":
             raise UserError(
-                f"diffusion.weighting={self.weighting!r} cannot go with diffusion.mean='x_prev'"
-                ": it is stated for the errors of eps, x_0 and v; use "
-                "--config.diffusion.weighting=constant."
+                "cannot go with {mean}: it is defined for the errors of eps, x_0 and v",
+                field="weighting", value=self.weighting, given={"mean": mean},
+                instead={"weighting": "constant"},
             )
 
 

@@ -117,12 +117,13 @@ def ode_log_density(
     """
     if mean not in MEANS_OF_LEVELS:
         raise UserError(
-            f"mean={mean!r} cannot go with the ODE, which needs the noise between whole "
-            "steps; use a network of mean 'eps', 'x_0' or 'v', or the bound of vlb_terms."
+            "cannot go with the ODE, which needs the noise between whole steps; use a network of "
+            f"mean {', '.join(MEANS_OF_LEVELS)}, or the variational bound.", field="mean",
+            value=mean,
         )
-    for setting, value in (("num_steps", num_steps), ("num_probes", num_probes)):
+    for field, value in (("num_steps", num_steps), ("num_probes", num_probes)):
         if value < 1:
-            raise UserError(f"{setting}={value} is too few; write at least {setting}=1.")
+            raise UserError("must be at least 1", field=field, value=value, instead={field: 1})
 
     def signs(rng):
         return jax.random.rademacher(rng, x.shape[1:], jnp.float32)
@@ -174,7 +175,7 @@ def _grid(schedule: Schedule, num_steps: int):
         raise UserError(
             f"a schedule of T={alpha_bar.size} steps with a last beta of "
             f"{schedule.beta[-1]:g} has no ODE, which runs between two noise levels that "
-            "both keep some of x_0; use such as schedule.linear()."
+            "both keep some of x_0; use another schedule, for example schedule.linear()."
         )
     log_sigma = 0.5 * (np.log1p(-alpha_bar) - np.log(alpha_bar))
     at = np.linspace(log_sigma[0], log_sigma[-1], num_steps + 1)

@@ -49,19 +49,19 @@ class Parameterization:
         return channels * (2 if self.variance in LEARNED else 1)
 
     def check(self, schedule: Schedule) -> None:
-        """Raises ValueError where a choice is unknown or does not suit the schedule."""
-        for setting, value, known in (
+        """Raises UserError where a choice is unknown or does not suit the schedule."""
+        for field, value, known in (
             ("mean", self.mean, MEANS), ("variance", self.variance, VARIANCES),
         ):
             if value not in known:
                 raise UserError(
-                    f"diffusion.{setting}={value!r} is not known; use one of {', '.join(known)}."
+                    f"is not known; use one of {', '.join(known)}.", field=field, value=value
                 )
         if self.mean == "eps" and np.asarray(schedule.beta)[-1] == 1:
             raise UserError(
-                "diffusion.mean='eps' cannot go with a schedule whose last beta is 1: x_T "
-                "keeps nothing of x_0, so the noise does not tell x_0; use "
-                "--config.diffusion.mean=x_0 or another --config.diffusion.schedule."
+                "cannot go with a schedule whose last beta is 1: x_T keeps nothing of x_0, so "
+                "the noise does not tell x_0; write {instead}, or use another schedule.",
+                field="mean", value=self.mean, instead={"mean": "x_0"},
             )
 
 
@@ -343,11 +343,12 @@ def dynamic_threshold(x_0: Images, percentile: float = 0.995) -> Float[Array, "b
         percentile: in (0, 1], as a fraction.
 
     Raises:
-        ValueError: percentile leaves (0, 1].
+        UserError: percentile leaves (0, 1].
     """
     if not 0 < percentile <= 1:
         raise UserError(
-            f"percentile={percentile} must lie in (0, 1]; write such as percentile=0.995."
+            "must lie in (0, 1]", field="percentile", value=percentile,
+            instead={"percentile": 0.995},
         )
     s = jnp.quantile(jnp.abs(x_0), percentile, axis=(1, 2, 3), keepdims=True)
     s = jnp.maximum(s, 1.0)

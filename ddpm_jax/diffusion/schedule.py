@@ -77,13 +77,14 @@ def from_betas(beta: np.ndarray | Sequence[float]) -> Schedule:
     if beta.ndim != 1 or beta.size == 0:
         raise UserError(
             f"beta has shape {beta.shape}; write a one-dimensional array of T >= 1 variances, "
-            "such as np.linspace(1e-4, 0.02, 1000)."
+            "for example np.linspace(1e-4, 0.02, 1000)."
         )
-    bad = np.flatnonzero(~((0 < beta) & (beta <= 1)) | ((beta == 1) & _before_last(beta)))
+    may_be_1 = np.arange(beta.size) == beta.size - 1
+    bad = np.flatnonzero(~((0 < beta) & ((beta < 1) | (may_be_1 & (beta == 1)))))
     if bad.size:
         raise UserError(
-            f"beta[{bad[0]}]={beta[bad[0]]:g} is not allowed; every beta must lie in (0, 1), "
-            "and only the last may be 1; write values such as np.linspace(1e-4, 0.02, T)."
+            "must lie in (0, 1); only the last beta may be 1.", field=f"beta[{bad[0]}]",
+            value=float(beta[bad[0]]),
         )
     alpha_bar = np.cumprod(1 - beta)
     alpha_bar_prev = np.append(1.0, alpha_bar[:-1])
@@ -103,28 +104,28 @@ def from_betas(beta: np.ndarray | Sequence[float]) -> Schedule:
     )
 
 
-def _before_last(beta: np.ndarray) -> np.ndarray:
-    return np.arange(beta.size) < beta.size - 1
-
-
 def linear(num_timesteps: int = 1000, start: float = 1e-4, end: float = 0.02) -> Schedule:
     """The schedule of the paper: beta grows linearly from `start` to `end` (Sec. 4)."""
-    return from_betas(np.linspace(start, end, _at_least_one(num_timesteps)))
+    _check(num_timesteps, start=start, end=end, last="end")
+    return from_betas(np.linspace(start, end, num_timesteps))
 
 
 def quadratic(num_timesteps: int = 1000, start: float = 1e-4, end: float = 0.02) -> Schedule:
     """The square root of beta grows linearly (`quad` in the authors' code)."""
-    return from_betas(np.linspace(start**0.5, end**0.5, _at_least_one(num_timesteps)) ** 2)
+    _check(num_timesteps, start=start, end=end, last="end")
+    return from_betas(np.linspace(start**0.5, end**0.5, num_timesteps) ** 2)
 
 
 def constant(num_timesteps: int = 1000, beta: float = 0.02) -> Schedule:
     """The same beta at every step (`const` in the authors' code)."""
-    return from_betas(np.full(_at_least_one(num_timesteps), beta))
+    _check(num_timesteps, beta=beta)
+    return from_betas(np.full(num_timesteps, beta))
 
 
 def jsd(num_timesteps: int = 1000) -> Schedule:
     """beta = 1/T, 1/(T-1), ..., 1 (Sohl-Dickstein et al. 2015); x_T keeps nothing of x_0."""
-    return from_betas(1.0 / np.arange(_at_least_one(num_timesteps), 0, -1))
+    _check(num_timesteps)
+    return from_betas(1.0 / np.arange(num_timesteps, 0, -1))
 
 
 def warmup(
@@ -134,7 +135,8 @@ def warmup(
 
     `warmup10` and `warmup50` of the authors' code are fractions 0.1 and 0.5.
     """
-    beta = np.full(_at_least_one(num_timesteps), end)
+    _check(num_timesteps, start=start, end=end)
+    beta = np.full(num_timesteps, end)
     ramp = int(num_timesteps * fraction)
     beta[:ramp] = np.linspace(start, end, ramp)
     return from_betas(beta)
@@ -169,17 +171,25 @@ def sigmoid(
 
 
 def _from_alpha_bar(alpha_bar, num_timesteps: int) -> Schedule:
-    u = np.arange(_at_least_one(num_timesteps) + 1) / num_timesteps
+    _check(num_timesteps)
+    u = np.arange(num_timesteps + 1) / num_timesteps
     return from_betas(np.minimum(1 - alpha_bar(u[1:]) / alpha_bar(u[:-1]), 0.999))
 
 
-def _at_least_one(num_timesteps: int) -> int:
+def _check(num_timesteps: int, *, last: str = "", **betas: float) -> None:
+    """Raises UserError where these make no schedule; only the beta named `last` may be 1."""
     if num_timesteps < 1:
         raise UserError(
-            f"num_timesteps={num_timesteps} is too few; a chain has at least 1 step, "
-            "such as num_timesteps=1000."
+            "must be at least 1", field="num_timesteps", value=num_timesteps,
+            instead={"num_timesteps": 1000},
         )
-    return num_timesteps
+    for field, beta in betas.items():
+        may_be_1 = field == last or num_timesteps == 1
+        if not 0 < beta <= 1 or (beta == 1 and not may_be_1):
+            raise UserError(
+                f"must lie in (0, 1{']' if may_be_1 else ')'}", field=field, value=beta,
+                instead={field: 1e-4 if field == "start" else 0.02},
+            )
 
 
 NAMED = {
@@ -198,10 +208,12 @@ def named(name: str, num_timesteps: int, start: float, end: float) -> Schedule:
     """The schedule called `name` (a key of `NAMED`); those without `start`, `end` skip them.
 
     Raises:
-        ValueError: the name is unknown.
+        UserError: the name is unknown, or a number makes no schedule.
     """
     if name not in NAMED:
-        raise UserError(f"schedule={name!r} is not known; use one of {', '.join(NAMED)}.")
+        raise UserError(
+            f"is not known; use one of {', '.join(NAMED)}.", field="schedule", value=name
+        )
     return NAMED[name](num_timesteps, start, end)
 
 
@@ -221,9 +233,10 @@ def respace(schedule: Schedule, timesteps: Sequence[int] | np.ndarray) -> Schedu
     timesteps = np.asarray(timesteps)
     inside = timesteps.size and 0 <= timesteps[0] and timesteps[-1] < schedule.num_timesteps
     if not inside or np.any(np.diff(timesteps) <= 0):
+        last = schedule.num_timesteps - 1
         raise UserError(
-            f"timesteps={timesteps.tolist()} must increase within 0..{schedule.num_timesteps - 1}"
-            "; write such as [0, 500, 999]."
+            f"must be steps that increase within 0..{last}", field="timesteps",
+            value=timesteps.tolist(), instead={"timesteps": [0, last // 2, last]},
         )
     alpha_bar = np.asarray(schedule.alpha_bar, np.float64)[timesteps]
     respaced = from_betas(1 - alpha_bar / np.append(1.0, alpha_bar[:-1]))
@@ -237,8 +250,8 @@ def evenly_spaced(num_timesteps: int, num_steps: int) -> np.ndarray:
     """
     if not 1 <= num_steps <= num_timesteps:
         raise UserError(
-            f"num_steps={num_steps} must lie in 1..{num_timesteps}, the steps of the schedule; "
-            f"write such as num_steps={min(50, num_timesteps)}."
+            f"must lie in 1..{num_timesteps}, the steps of the schedule", field="num_steps",
+            value=num_steps, instead={"num_steps": min(50, num_timesteps)},
         )
     if num_steps == 1:
         return np.array([num_timesteps - 1])
@@ -270,8 +283,8 @@ def half_log_snr_table(schedule: Schedule) -> np.ndarray:
     alpha_bar = np.asarray(schedule.alpha_bar, np.float64)
     if alpha_bar[-1] == 0:
         raise UserError(
-            f"a schedule whose last beta is {schedule.beta[-1]:g} keeps nothing of x_0 at "
-            "its end, so that the solvers have no level to start from; use such as "
+            f"a schedule whose last beta is {schedule.beta[-1]:g} keeps nothing of x_0 at its "
+            "end, so the solvers have no level to start from; use another schedule, for example "
             "schedule.linear(), or the ancestral chain."
         )
     return 0.5 * (np.log(alpha_bar) - np.log1p(-alpha_bar))

@@ -160,7 +160,7 @@ def rate_distortion(
     if vlb.ndim != 1 or vlb.shape != mse_x_0.shape:
         raise UserError(
             f"vlb has shape {vlb.shape} and mse_x_0 {mse_x_0.shape}, but both must be [T]; "
-            "average them over images first, such as vlb.mean(axis=0)."
+            "average them over images first, for example vlb.mean(axis=0)."
         )
     return RateDistortion(
         reverse_steps=np.arange(1, vlb.size + 1),

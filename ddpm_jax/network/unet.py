@@ -159,8 +159,8 @@ class UNet(nn.Module):
     def embed_labels(self, labels, b):  # [b] -> [b, d]
         if not self.num_classes:
             raise UserError(
-                "labels were given to an unconditional network; train one with "
-                "--config.data.labels=True, or leave labels out."
+                "labels were given to an unconditional network; leave them out, or use a network "
+                "that was trained with labels."
             )
         labels = jnp.full((b,), self.num_classes) if labels is None else labels
         return nn.Embed(
@@ -173,8 +173,8 @@ class UNet(nn.Module):
             condition = jnp.zeros((*x.shape[:3], self.condition_channels))
         wanted = (*x.shape[:3], self.condition_channels)
         if condition is None or condition.shape != wanted:
-            found = None if condition is None else list(condition.shape)
-            raise UserError(f"condition={found} must be [b, h, w, c] = {list(wanted)}.")
+            shape = "is missing" if condition is None else f"has shape {list(condition.shape)}"
+            raise UserError(f"condition {shape}; it must be [b, h, w, c] = {list(wanted)}.")
         return condition
 
     def downsample(self, h, name):  # [b, h, w, c] -> [b, h/2, w/2, c]
@@ -190,64 +190,68 @@ class UNet(nn.Module):
 
 
 def check(model: UNet, height: int, width: int) -> None:
-    """Raises ValueError where a setting of the network is unknown or does not suit the images.
+    """Raises UserError where a setting of the network is unknown or does not suit the images.
 
-    Costs nothing inside a trace; `validation` calls it before any device work.
+    Its fields are those of the network, `height` and `width`. Costs nothing inside a trace.
     """
+    _check_size(model, height, width)
+    _check_channels(model)
+    for field, known in (
+        ("embedding_order", ("sin_cos", "cos_sin")),
+        ("downsample_padding", ("asymmetric", "symmetric")),
+    ):
+        value = getattr(model, field)
+        if value not in known:
+            raise UserError(
+                f"is not known; use one of {', '.join(known)}.", field=field, value=value
+            )
+
+
+def _check_size(model: UNet, height: int, width: int) -> None:
     levels = len(model.channel_multipliers)
     factor = 2 ** (levels - 1)
-    for name, size in (("height", height), ("width", width)):
+    for field, size in (("height", height), ("width", width)):
         if size % factor:
-            nearest = max(1, round(size / factor)) * factor
             raise UserError(
-                f"image {name}={size} does not divide by {factor}, as the {levels} levels of "
-                f"model.channel_multipliers={model.channel_multipliers} need; resize with "
-                f"--config.data.image_size={nearest}."
+                f"does not divide by {factor}, as the {levels} levels of {{channel_multipliers}} "
+                "need", field=field, value=size,
+                given={"channel_multipliers": model.channel_multipliers},
+                instead={field: max(1, round(size / factor)) * factor},
             )
     heights = [height // 2**level for level in range(levels)]
     for resolution in model.attention_resolutions:
         if resolution not in heights:
             raise UserError(
-                f"model.attention_resolutions={model.attention_resolutions}: {resolution} never "
-                f"occurs at image height {height}; the levels have "
-                f"{', '.join(map(str, heights))}; write "
-                f'--config.model.attention_resolutions="({heights[min(1, levels - 1)]},)".'
-            )
-    _check_channels(model)
-    for setting, known in (
-        ("embedding_order", ("sin_cos", "cos_sin")),
-        ("downsample_padding", ("asymmetric", "symmetric")),
-    ):
-        if getattr(model, setting) not in known:
-            raise UserError(
-                f"model.{setting}={getattr(model, setting)!r} is not known; use one of "
-                f"{', '.join(known)}."
+                f"has {resolution}, which never occurs at an image height of {height}: the levels "
+                f"have {', '.join(map(str, heights))}", field="attention_resolutions",
+                value=model.attention_resolutions,
+                instead={"attention_resolutions": (heights[min(1, levels - 1)],)},
             )
 
 
 def _check_channels(model: UNet) -> None:
     if model.channels < 2:
         raise UserError(
-            f"model.channels={model.channels} leaves no sinusoid that tells the timestep; write "
-            "--config.model.channels=32."
+            "leaves no sinusoid to embed the timestep", field="channels", value=model.channels,
+            instead={"channels": 32},
         )
     widths = [model.channels * multiplier for multiplier in (1, *model.channel_multipliers)]
     if model.num_groups is not None:
+        groups = dict(
+            field="num_groups", value=model.num_groups,
+            instead={"num_groups": default_num_groups(int(np.gcd.reduce(widths)))},
+        )
         bad = [w for w in widths if model.num_groups < 1 or w % model.num_groups]
         if bad:
-            raise UserError(
-                f"model.num_groups={model.num_groups} does not divide {bad[0]} channels; write "
-                f"--config.model.num_groups={default_num_groups(int(np.gcd.reduce(widths)))}."
-            )
+            raise UserError(f"does not divide {bad[0]} channels", **groups)
         if not model.scale_shift and model.num_groups in widths[1:]:
             raise UserError(
-                f"model.num_groups={model.num_groups} is one channel a group where a block has as "
-                "many channels: the norm would remove the timestep's bias; write "
-                f"--config.model.num_groups={default_num_groups(int(np.gcd.reduce(widths)))}."
+                "makes groups of one channel where a block has as many channels: the norm would "
+                "remove the timestep's bias", **groups,
             )
     for width in widths:
         if model.num_heads < 1 or width % model.num_heads:
             raise UserError(
-                f"model.num_heads={model.num_heads} does not divide {width} channels; write "
-                "--config.model.num_heads=1."
+                f"does not divide {width} channels", field="num_heads", value=model.num_heads,
+                instead={"num_heads": 1},
             )

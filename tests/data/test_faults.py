@@ -144,7 +144,7 @@ def test_a_pixel_as_it_is_is_no_image_for_the_network(tmp_path):
     assert everything(folder(tmp_path, image_size=3)).tolist() == [[[[9] * 3] * 3] * 3]
     config = image_folder.get_config()
     refused(lambda: validation.check_images(config, folder(tmp_path).image_shape),
-            "image height=1 ", "--config.data.image_size=16")
+            "config.data.image_size=1 ", "--config.data.image_size=16")
 
 
 def test_links_are_followed_and_loops_are_not(tmp_path, logged):

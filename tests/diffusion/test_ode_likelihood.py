@@ -320,8 +320,8 @@ def test_the_ode_runs_on_the_unet():
     "schedule, settings, message",
     [
         (LINEAR, dict(mean="x_prev"), "mean='x_prev' cannot go with the ODE"),
-        (LINEAR, dict(num_steps=0), "num_steps=0 is too few"),
-        (LINEAR, dict(num_probes=0), "num_probes=0 is too few"),
+        (LINEAR, dict(num_steps=0), "num_steps=0 must be at least 1"),
+        (LINEAR, dict(num_probes=0), "num_probes=0 must be at least 1"),
         (schedule_lib.jsd(10), {}, "T=10 steps with a last beta of 1 has no ODE"),
         (schedule_lib.linear(1), {}, "T=1 steps .* has no ODE"),
     ],

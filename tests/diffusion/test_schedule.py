@@ -203,10 +203,10 @@ def test_tables_are_float64_on_the_host():
         ([], r"shape \(0,\)"),
         ([[0.1]], r"shape \(1, 1\)"),
         (0.1, r"shape \(\)"),
-        ([0.1, 0.0], r"beta\[1\]=0 "),
+        ([0.1, 0.0], r"beta\[1\]=0.0 "),
         ([-0.1, 0.1], r"beta\[0\]=-0.1 "),
         ([0.1, 1.5], r"beta\[1\]=1.5 "),
-        ([0.1, 1.0, 0.1], r"beta\[1\]=1 .*only the last"),
+        ([0.1, 1.0, 0.1], r"beta\[1\]=1.0 .*only the last"),
         ([0.1, np.nan], r"beta\[1\]=nan "),
     ],
     ids=["empty", "2-d", "scalar", "zero", "negative", "above 1", "1 inside", "nan"],
@@ -214,6 +214,22 @@ def test_tables_are_float64_on_the_host():
 def test_bad_betas_are_refused(beta, message):
     with pytest.raises(ValueError, match=message):
         from_betas(np.asarray(beta, np.float64))
+
+
+@pytest.mark.parametrize("name, start, end, message", [
+    ("linear", 0.0, 0.02, r"start=0.0 must lie in \(0, 1\); write start=0.0001"),
+    ("quadratic", 1.0, 0.02, r"start=1.0 must lie in \(0, 1\)"),
+    ("linear", 1e-4, 1.5, r"end=1.5 must lie in \(0, 1\]; write end=0.02"),
+    ("warmup10", 1e-4, 1.0, r"end=1.0 must lie in \(0, 1\)"),
+    ("constant", 1e-4, 1.0, r"beta=1.0 must lie in \(0, 1\)"),
+])
+def test_ends_that_make_no_schedule_are_refused(name, start, end, message):
+    with pytest.raises(ValueError, match=message):
+        named(name, 10, start, end)
+
+
+def test_one_step_may_erase_all():
+    assert named("constant", 1, 1e-4, 1.0).beta == [1.0] == named("linear", 1, 1.0, 0.02).beta
 
 
 @pytest.mark.parametrize("make", CONSTRUCTORS, ids=lambda make: make.__name__)
