@@ -30,7 +30,6 @@ from ddpm_jax.training import loop
 from ddpm_jax.weights import state_dicts
 from ddpm_jax.workdir import checkpoints, pictures
 from ddpm_jax.workdir.metrics_file import read_metrics
-from gaussian import jit
 from nonzero import TinyNet, nonzero_params, tiny_unet
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # absl's
@@ -190,7 +189,7 @@ def test_bits_and_losses_are_those_of_the_library(small, recorded, capsys):
     t = np.arange(300) * 20 // 300
     alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.4, 20))[t][:, None, None, None]
     x_t = np.sqrt(alpha_bar) * (held_out / 127.5 - 1) + np.sqrt(1 - alpha_bar) * np.asarray(eps)
-    apply = jit(lambda x, t: trained.model.apply({"params": trained.params}, x, t, train=False))
+    apply = jax.jit(lambda x, t: trained.model.apply({"params": trained.params}, x, t, train=False))
     found_eps = np.asarray(apply(np.float32(x_t), t), np.float64)
     loss = np.mean((found_eps - np.asarray(eps)) ** 2)
     # Sums of 300 float32 losses, in another order.
@@ -349,7 +348,7 @@ def test_weights_read_back_as_they_are_to_bfloat16(tmp_path):
     for before, after in zip(jax.tree.leaves(params), jax.tree.leaves(again.params), strict=True):
         assert_array_equal(after, before.astype(ml_dtypes.bfloat16).astype(np.float32), strict=True)
     x = np.random.default_rng(0).standard_normal((2, *shape)).astype(np.float32)
-    apply = jit(lambda params: model.apply({"params": params}, x, np.full(2, 500), train=False))
+    apply = jax.jit(lambda params: model.apply({"params": params}, x, np.full(2, 500), train=False))
     one, other = apply(params), apply(again.params)
     # Eight bits of every weight: 0.4 % of each product, less of their sum.
     assert 0 < np.abs(one - other).max() < 0.02 * np.abs(one).max()

@@ -12,7 +12,7 @@ import tracing
 from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.diffusion.ode_likelihood import ode_bits_per_dim, ode_log_density
 from gaussian import (
-    M, S, SHAPE, grid_pixels, jit, keys, log_ratio_at, normal_cdf, optimal,
+    M, S, SHAPE, grid_pixels, keys, log_ratio_at, normal_cdf, optimal,
 )
 
 LINEAR = schedule_lib.linear()
@@ -27,7 +27,7 @@ def test_the_ode_of_an_image_depends_on_its_own_key_alone():
     schedule = schedule_lib.linear(20, 1e-3, 0.4)
     params = nonzero.nonzero_params(NET)
     x, rngs = np.float32(grid_pixels(1).repeat(5, axis=0) / 127.5 - 1), keys(5)
-    ode = jit(lambda x, rngs: ode_log_density(
+    ode = jax.jit(lambda x, rngs: ode_log_density(
         schedule, lambda x_t, t: tiny_net(params, x_t, t), x, rngs, num_steps=4
     ))
     density = np.asarray(ode(x, rngs))
@@ -86,7 +86,7 @@ def gaussian_images(n=16):
 
 def ode_density(denoise, num_steps, x=None, seed=0, schedule=LINEAR, **settings):
     x = gaussian_images() if x is None else x
-    run = jit(lambda x, rngs: ode_log_density(
+    run = jax.jit(lambda x, rngs: ode_log_density(
         schedule, denoise, x, rngs, num_steps=num_steps, **settings
     ))
     return np.float64(run(x, keys(len(x), seed)))
@@ -192,7 +192,7 @@ def test_ode_matches_a_walk_with_the_whole_jacobian():
     def flat_output(x_t, t):
         return denoise(x_t.reshape(1, *shape), jnp.float32([t])).ravel()
 
-    output, jacobian = jit(flat_output), jit(jax.jacfwd(flat_output))
+    output, jacobian = jax.jit(flat_output), jax.jit(jax.jacfwd(flat_output))
     num_steps, num_probes = 5, 2
     x = np.float32(np.random.default_rng(0).uniform(-1, 1, (2, *shape)))
     density = ode_density(
@@ -239,7 +239,7 @@ def test_ode_bits_count_the_dequantisation():
     def run(images, rngs):
         return ode_bits_per_dim(LINEAR, optimal(LINEAR), images, rngs, num_steps=60)
 
-    bits = jit(run)(images, rngs)
+    bits = jax.jit(run)(images, rngs)
     assert bits.shape == (2,) and bits.dtype == jnp.float32
     for i in range(2):
         u = np.float64(jax.random.uniform(jax.random.fold_in(rngs[i], 0), SHAPE))
@@ -255,7 +255,7 @@ def test_ode_bits_of_a_gaussian_are_those_of_its_pixels():
     """All of it against the truth: P(v) of N(M, S^2 + sigma_0^2), on average over u."""
     values = grid_pixels(16)
     rngs = keys(16)
-    bits = jit(lambda images, rngs: ode_bits_per_dim(
+    bits = jax.jit(lambda images, rngs: ode_bits_per_dim(
         LINEAR, optimal(LINEAR), images, rngs, num_steps=200
     ))(values.astype(np.uint8), rngs)
     edges = np.arange(257) / 128 - 1
@@ -309,7 +309,7 @@ def test_the_ode_runs_on_the_unet():
     model = nonzero.tiny_unet(channel_multipliers=(1,), attention_resolutions=())
     params = nonzero.nonzero_params(model)
     images = grid_pixels(2).astype(np.uint8)
-    bits = jit(lambda params, images, rngs: ode_bits_per_dim(
+    bits = jax.jit(lambda params, images, rngs: ode_bits_per_dim(
         LINEAR, lambda x_t, t: model.apply({"params": params}, x_t, t, train=False),
         images, rngs, num_steps=4,
     ))(params, images, keys(2))

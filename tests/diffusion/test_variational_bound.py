@@ -20,7 +20,7 @@ from ddpm_jax.diffusion.variational_bound import (
 )
 from ddpm_jax.network.unet import UNet
 from data_sets import needs
-from gaussian import M, S, SHAPE, grid_pixels, jit, keys, normal_cdf, optimal
+from gaussian import M, S, SHAPE, grid_pixels, keys, normal_cdf, optimal
 
 LINEAR = schedule_lib.linear()
 
@@ -192,9 +192,9 @@ def test_every_kind_of_network_matches_the_walk(clip):
 
         return vlb_terms(schedule, predict, x_0, rngs)
 
-    terms = jit(bound)(params, x_0, rngs)
+    terms = jax.jit(bound)(params, x_0, rngs)
     assert terms.vlb.shape == terms.mse_x_0.shape == terms.mse_eps.shape == (16, 50)
-    network = jit(lambda x_t, t: tiny_output(params, x_t, t))
+    network = jax.jit(lambda x_t, t: tiny_output(params, x_t, t))
     for i, (mean, variance) in enumerate(KINDS):
         def kind(x_t, t):
             return as_kind(mean, variance, network(x_t, t), x_t)
@@ -234,7 +234,6 @@ def test_the_cifar10_network_matches_the_walk():
         return vlb_terms(schedule, predict_fn(schedule, denoise), x_0, rngs)
 
     rngs = keys(2)
-    # Unlike `jit`, with XLA's optimizations: they save more here than they cost.
     terms = jax.jit(bound)(params, x_0, rngs)
     jax.effects_barrier()
     assert sorted(calls) == list(timesteps)
@@ -262,7 +261,7 @@ def test_the_cifar10_network_matches_the_walk():
 def test_the_shortest_chain_and_one_that_keeps_nothing(schedule):
     x_0, rngs = np.float32(grid_pixels(1) / 127.5 - 1), keys(1)
     predict = predict_fn(schedule, lambda x_t, t: x_t / 2, mean="x_0")
-    terms = jit(lambda x_0, rngs: vlb_terms(schedule, predict, x_0, rngs))(x_0, rngs)
+    terms = jax.jit(lambda x_0, rngs: vlb_terms(schedule, predict, x_0, rngs))(x_0, rngs)
     noise = draws(rngs[0], schedule.num_timesteps, SHAPE)
     bits, mse_x_0, _ = walk(
         schedule.beta, x_0[0], noise, lambda x_t, t: x_t / 2, mean="x_0"
@@ -287,7 +286,7 @@ def test_a_perfect_mean_pays_for_its_variance_alone(variance, floor):
     predict = predict_fn(
         LINEAR, lambda x_t, t: x_0, mean="x_0", variance=variance, clip=False
     )
-    terms = jit(lambda rngs: vlb_terms(LINEAR, predict, x_0, rngs))(keys(2))
+    terms = jax.jit(lambda rngs: vlb_terms(LINEAR, predict, x_0, rngs))(keys(2))
     kl = np.float64(terms.vlb[:, 1:])
     # Six digits are published; float32 adds up to an ulp of 1 (1e-7) to each of 999 terms,
     # either way.
@@ -325,7 +324,7 @@ def test_terms_of_a_gaussian_are_their_closed_form(variance):
     n = 256
     x_0 = np.random.default_rng(0).normal(M, S, (n, *SHAPE)).astype(np.float32)
     predict = predict_fn(schedule, optimal(schedule), variance=variance, clip=False)
-    terms = jit(lambda x_0, rngs: vlb_terms(schedule, predict, x_0, rngs))(x_0, keys(n))
+    terms = jax.jit(lambda x_0, rngs: vlb_terms(schedule, predict, x_0, rngs))(x_0, keys(n))
     left, mismatch, weight = gaussian_terms(schedule.beta, variance)
     mse_x_0 = np.float64(terms.mse_x_0)
     expected = mismatch + weight * mse_x_0
@@ -349,7 +348,7 @@ def test_the_bound_lies_above_the_truth():
     gaps, analytic = {}, {}
     for variance in ("fixed_large", "fixed_small"):
         predict = predict_fn(LINEAR, optimal(LINEAR), variance=variance)
-        terms = jit(lambda x_0, rngs: vlb_terms(LINEAR, predict, x_0, rngs))(x_0, keys(32))
+        terms = jax.jit(lambda x_0, rngs: vlb_terms(LINEAR, predict, x_0, rngs))(x_0, keys(32))
         gaps[variance] = total_bits(terms).mean() - truth
         left, mismatch, weight = gaussian_terms(LINEAR.beta, variance)
         analytic[variance] = (mismatch + weight * left)[1:].sum()
@@ -383,7 +382,7 @@ def test_rate_and_distortion_of_a_gaussian():
     n = 256
     x_0 = np.random.default_rng(0).normal(M, S, (n, *SHAPE)).astype(np.float32)
     predict = predict_fn(schedule, optimal(schedule), clip=False)
-    terms = jit(lambda x_0, rngs: vlb_terms(schedule, predict, x_0, rngs))(x_0, keys(n))
+    terms = jax.jit(lambda x_0, rngs: vlb_terms(schedule, predict, x_0, rngs))(x_0, keys(n))
     vlb, prior, mse_x_0 = (
         np.float64(a).mean(axis=0) for a in (terms.vlb, terms.prior, terms.mse_x_0)
     )
@@ -447,7 +446,7 @@ def test_the_bound_of_an_image_depends_on_its_own_key_alone():
     params = nonzero.nonzero_params(NET)
     predict = predict_fn(schedule, lambda x_t, t: tiny_net(params, x_t, t))
     x_0, rngs = np.float32(grid_pixels(1).repeat(5, axis=0) / 127.5 - 1), keys(5)
-    bound = jit(lambda x_0, rngs: vlb_terms(schedule, predict, x_0, rngs))
+    bound = jax.jit(lambda x_0, rngs: vlb_terms(schedule, predict, x_0, rngs))
     every = bound(x_0, rngs)
     for rows in (np.array([2]), np.array([4, 1, 0])):
         some = bound(x_0[rows], rngs[rows])

@@ -12,13 +12,8 @@ import numpy as np
 
 import oracle
 
-FAST = {"xla_backend_optimization_level": 0}  # Compiles in half the time.
 M, S = 0.3, 0.25
 SHAPE = (8, 8, 1)
-
-
-def jit(f):
-    return jax.jit(f, compiler_options=FAST)
 
 
 def keys(n, seed=0):

@@ -18,7 +18,6 @@ from nonzero import SHAPE, TinyNet, nonzero_params
 # Sums over pixels in another order, of terms of up to 20 bits: some float32 roundings.
 SAME = dict(rtol=1e-5, atol=1e-5)
 T, KEY = 6, 3
-FAST = {"xla_backend_optimization_level": 0}  # Compiles in half the time.
 FIELDS = ("vlb", "prior", "mse_x_0", "mse_eps")
 
 
@@ -60,7 +59,7 @@ def one_by_one(trained, images, clip):
         variance=trained.diffusion.variance, clip=clip,
     )
     terms = jax.jit(lambda x_0, rngs: variational_bound.vlb_terms(
-        trained.schedule, predict_fn, x_0, rngs), compiler_options=FAST)
+        trained.schedule, predict_fn, x_0, rngs))
     found = [
         terms(np.float32(image[None] / 127.5 - 1), key(i)[None])
         for i, image in enumerate(images)
@@ -268,7 +267,7 @@ def test_ode_bits_are_those_of_each_image_alone(pixels, mean, variance, num_prob
     alone = jax.jit(lambda images, rngs: ode_likelihood.ode_bits_per_dim(
         trained.schedule, ddpm_jax.denoise_fn(trained), images, rngs, mean=mean,
         variance=variance, **settings,
-    ), compiler_options=FAST)
+    ))
     expected = [alone(pixels[i : i + 1], key(i)[None])[0] for i in range(11)]
     assert np.std(expected) > 0.01
     for n, batch_size in ((11, 8), (5, None)):

@@ -22,7 +22,6 @@ from nonzero import TinyNet, nonzero_params
 
 # Batches of another size are summed in another order: float32 roundings of 12 steps.
 SAME = dict(rtol=0, atol=2e-5)
-FAST = {"xla_backend_optimization_level": 0}  # Compiles in half the time.
 T, KEY, SHAPE = 12, 5, (8, 8, 3)
 DDIM = Settings("ddim")
 X_T, Z, EPS = range(3)  # Addresses of the draws below an image's key.
@@ -58,7 +57,7 @@ def direct(trained, x, start, steps=range(T), sampler=reverse_chain.ancestral, c
     predict = process.predict_fn(
         respaced, ddpm_jax.denoise_fn(trained), full=full, clip=clip)
     chain = jax.jit(lambda x, rngs: sampler(
-        respaced, predict, x, rngs, start=start), compiler_options=FAST)
+        respaced, predict, x, rngs, start=start))
     return chain(jnp.float32(x), keys(Z, len(x)))
 
 
@@ -148,7 +147,7 @@ def test_a_respaced_chain_knows_the_full_one(mean, variance):
         respaced, ddpm_jax.denoise_fn(trained), full=trained.schedule, mean=mean,
         variance=variance)
     expected = jax.jit(lambda x, rngs: reverse_chain.ancestral(
-        respaced, predict, x, rngs), compiler_options=FAST)(
+        respaced, predict, x, rngs))(
             jnp.float32(noised(pictures(1), T)), keys(Z, 1))
     found = editing.img2img(
         trained, KEY, pictures(1), strength=1.0, settings=Settings(num_steps=4))

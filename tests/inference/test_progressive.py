@@ -16,7 +16,6 @@ from nonzero import SHAPE, TinyNet, nonzero_params
 # Batches of another size are summed in another order: float32 roundings of 12 steps.
 SAME = dict(rtol=0, atol=2e-5)
 T, KEY = 12, 5
-FAST = {"xla_backend_optimization_level": 0}  # Compiles in half the time.
 X_T, SHARED, OWN = range(3)  # Addresses of the draws below the key.
 
 
@@ -62,7 +61,7 @@ def direct(trained, x, rngs, clip=True, **steps):
     """The chain itself."""
     predict = predict_fn(trained, clip)
     chain = jax.jit(lambda x, rngs: reverse_chain.ancestral(
-        trained.schedule, predict, x, rngs, **steps), compiler_options=FAST)
+        trained.schedule, predict, x, rngs, **steps))
     return chain(x, rngs)
 
 
@@ -80,7 +79,7 @@ def test_frames_are_those_of_the_chain(trained, clip, steps):
         if t < 11:
             before = direct(trained, prior(3), keys(OWN, 3), clip, stop=t + 1)
             np.testing.assert_allclose(x_t[frame], before, **SAME)
-        predict = jax.jit(predict_fn(trained, clip), compiler_options=FAST)
+        predict = jax.jit(predict_fn(trained, clip))
         expected = predict(jnp.asarray(x_t[frame]), jnp.full(3, t)).x_0
         np.testing.assert_allclose(x_0[frame], expected, **SAME)
     assert np.abs(x_0).max() <= 1 if clip else np.abs(x_0).max() > 1

@@ -22,13 +22,8 @@ TINY = UNet(
     channels=8, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,),
     dropout=0.5,
 )
-FAST = {"xla_backend_optimization_level": 0}  # Compiles in half the time.
 RNG = np.random.default_rng(0)
 X, T = np.float32(RNG.uniform(-1, 1, (4, 8, 8, 3))), np.array([0, 3, 500, 999])
-
-
-def jit(f):
-    return jax.jit(f, compiler_options=FAST)
 
 
 def shapes(model, *inputs, **settings):
@@ -72,7 +67,7 @@ def train(model, params, x, t, places, **settings):
 
 
 def jit_of(method, model):
-    return jit(lambda *arguments: method(model, *arguments))
+    return jax.jit(lambda *arguments: method(model, *arguments))
 
 
 RUN, TRAIN = jit_of(apply, TINY), jit_of(train, TINY)  # Compiled once for all the tests.
@@ -168,7 +163,7 @@ def test_labels_and_conditions_match_numpy(tiny):
     params = fill(unet_shapes(model), seed=1)
     condition = np.float32(RNG.uniform(-1, 1, (*X.shape[:3], 2)))
     labels = np.int32([2, 0, 3, 1])
-    run = jit(functools.partial(apply, model))
+    run = jax.jit(functools.partial(apply, model))
     actual = run(params, labels=labels, condition=condition)
     exact = jax.tree.map(np.float64, params)
     embedding = exact.pop("label_embedding")["embedding"]
@@ -251,7 +246,7 @@ def test_upsample_repeats_pixels():
 @pytest.fixture(scope="module")
 def fresh():
     x, t = jnp.zeros((1, 8, 8, 3)), jnp.zeros(1, jnp.int32)
-    return jit(lambda rng: TINY.init(rng, x, t, train=False)["params"])(jax.random.key(0))
+    return jax.jit(lambda rng: TINY.init(rng, x, t, train=False)["params"])(jax.random.key(0))
 
 
 def test_a_fresh_network_outputs_zero(fresh):
@@ -289,7 +284,7 @@ def test_time_changes_every_block_at_every_width(scale_shift):
         )
         return jnp.abs(one - other).max()
 
-    for width, moved in zip(WIDTHS, jit(lambda: [difference(w) for w in WIDTHS])()):
+    for width, moved in zip(WIDTHS, jax.jit(lambda: [difference(w) for w in WIDTHS])()):
         assert moved > 0.05, width
 
 
@@ -446,7 +441,7 @@ def test_dropout_only_in_training():
     """No key is asked for outside training, or at a rate of 0; places count from zero."""
     params = fill(unet_shapes(SMALL))
     plain = dataclasses.replace(SMALL, dropout=0.0)
-    off, none, on, placed = jit(lambda: (
+    off, none, on, placed = jax.jit(lambda: (
         apply(SMALL, params),
         apply(plain, params, train=True),
         train(SMALL, params, X, T, None),
@@ -470,7 +465,7 @@ def test_remat_keeps_every_number():
         y, pull = jax.vjp(forward, params)
         return y, jax.jvp(forward, (params,), (params,))[1], pull(jnp.sin(y))[0]
 
-    results = [jit(functools.partial(all_of, remat=remat))(params) for remat in (False, True)]
+    results = [jax.jit(functools.partial(all_of, remat=remat))(params) for remat in (False, True)]
     for plain, again in zip(*map(jax.tree.leaves, results), strict=True):
         # Compiled apart: some 100 roundings of the largest; a key's bias has no other gradient.
         assert_allclose(again, plain, rtol=0, atol=1e-5 * max(np.abs(plain).max(), 1))
@@ -496,7 +491,7 @@ def test_remat_is_of_every_block_and_of_nothing_else(tiny):
 @pytest.mark.parametrize("rate", [0.1, 0.5])
 def test_dropout_rate(rate):
     x = jnp.ones((8, 32, 32, 4))
-    y = jit(lambda rng: Dropout(rate).apply(
+    y = jax.jit(lambda rng: Dropout(rate).apply(
         {}, x, jnp.arange(8), train=True, rngs={"dropout": rng}
     ))(jax.random.key(0))
     kept = np.asarray(y) != 0
@@ -528,7 +523,7 @@ def test_attention_matches_numpy(heads):
     params = fill(shapes(block, x))
     for name in "qk":  # So that the softmax is far from flat and shows its scale.
         params[name]["kernel"] = 3 * params[name]["kernel"]
-    actual = jit(lambda x: block.apply({"params": params}, x))(x)
+    actual = jax.jit(lambda x: block.apply({"params": params}, x))(x)
     exact = jax.tree.map(np.float64, params)
     expected = [oracle_unet.attention(exact, np.float64(image), 3, heads) for image in x]
     # Float32: scores of up to 30 are known to 2e-6.
@@ -540,7 +535,7 @@ def test_norms_do_not_cancel():
     block = AttentionBlock(1, None, 1e-6, jnp.float32)
     x = np.float32(1000 + RNG.standard_normal((1, 3, 2, 12)))
     params = fill(shapes(block, x))
-    actual = jit(lambda x: block.apply({"params": params}, x))(x)
+    actual = jax.jit(lambda x: block.apply({"params": params}, x))(x)
     exact = jax.tree.map(np.float64, params)
     expected = oracle_unet.attention(exact, np.float64(x[0]), 3)
     # Float32 knows the mean to 1e-4, and x^2 only to 0.06, with a variance of 1.
@@ -558,7 +553,7 @@ def test_skips_come_after_the_features():
             params[name] = dict(block, conv2=jax.tree.map(np.zeros_like, block["conv2"]))
     shortcut = params["up_0_block_0"]["nin_shortcut"]
     shortcut["kernel"][:24] = 0  # Nothing from below.
-    _, seen = jit(lambda: apply(
+    _, seen = jax.jit(lambda: apply(
         model, params, mutable=["intermediates"],
         capture_intermediates=lambda module, _: "block" in (module.name or ""),
     ))()

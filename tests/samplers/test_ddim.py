@@ -13,14 +13,9 @@ from ddpm_jax.diffusion.process import predict_fn
 from ddpm_jax.samplers import ddim as ddim_lib
 from ddpm_jax.samplers import steps as steps_lib
 
-FAST = {"xla_backend_optimization_level": 0}  # Compiles in half the time.
 M, S = 0.3, 0.25  # Pixels are N(M, S^2), independent.
 SHAPE = (8, 8, 1)
 LINEAR = schedule_lib.linear()
-
-
-def jit(f):
-    return jax.jit(f, compiler_options=FAST)
 
 
 def best_eps(x, t):
@@ -37,7 +32,7 @@ def there_and_back(num_steps, x_0):
     predict = predict_fn(schedule, best_eps, clip=False)
     keys = jax.random.split(jax.random.key(0), len(x_0))
 
-    @jit
+    @jax.jit
     def both(x_0):
         x_T = ddim_lib.invert(schedule, predict, x_0)
         return x_T, ddim_lib.ddim(schedule, predict, x_T, keys)
@@ -81,7 +76,7 @@ def test_every_step_is_that_of_the_paper():
         schedule, lambda x, t: np.float32(np.sin(3.0)) * x
         + 0.1 * (t.astype(jnp.float32) + 1.0)[:, None, None, None], clip=False,
     )
-    x_T = jit(lambda x: ddim_lib.invert(schedule, predict, x))(np.float32(x_0))
+    x_T = jax.jit(lambda x: ddim_lib.invert(schedule, predict, x))(np.float32(x_0))
     assert_allclose(x_T, levels[4][0] * y, rtol=0, atol=2e-6)  # Four steps of float32.
 
 

@@ -7,6 +7,7 @@ import functools
 import pathlib
 import runpy
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,7 +19,6 @@ from ddpm_jax.diffusion.process import predict_fn
 from ddpm_jax.samplers import dpm_solver, reverse_chain, tableau
 from ddpm_jax.samplers import ddim as ddim_lib
 from ddpm_jax.samplers import heun as heun_lib
-from gaussian import jit
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
 SCRIPT = runpy.run_path(str(FIXTURES / "make_schedulers.py"))
@@ -62,7 +62,7 @@ def by_grid(case, t, draws, draw_given):
         **kinds(settings), **more,
     )
     rngs = draw_given(np.concatenate([noises[:stop], noises[::-1]]))
-    return jit(lambda x: run(
+    return jax.jit(lambda x: run(
         told, predict, x, rngs, stop=stop, trajectory=range(n + stop - 1, stop - 1, -1)
     ))(x_T)
 
@@ -80,7 +80,7 @@ def by_plan(case, t, draws, draw_given):
     assert_allclose(plan.t, t, rtol=0, atol=0.51)  # They round t, but for the network alone.
     rngs = draw_given(noises)
     told = plan.replace(t=np.arange(n))
-    return jit(lambda x: tableau.solve(
+    return jax.jit(lambda x: tableau.solve(
         told, lambda x, i: jnp.asarray(outputs)[i[0].astype(jnp.int32)], x, rngs,
         trajectory=range(n - 1, -1, -1), **kinds(settings),
     ))(x_T), plan

@@ -12,7 +12,7 @@ from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.diffusion.process import Prediction, predict_fn
 from ddpm_jax.diffusion.randomness import standard_normal
 from ddpm_jax.samplers.reverse_chain import ancestral
-from gaussian import M, S, SHAPE, assert_moments, jit, keys, optimal
+from gaussian import M, S, SHAPE, assert_moments, keys, optimal
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
@@ -42,7 +42,7 @@ def test_gaussian_world(name, variance):
     predict = predict_fn(schedule, optimal(full), variance=variance, clip=False)
     rngs = keys(512)
     x_T = standard_normal(keys(512, seed=1), SHAPE)
-    chain = jit(lambda x_T, rngs: ancestral(schedule, predict, x_T, rngs))
+    chain = jax.jit(lambda x_T, rngs: ancestral(schedule, predict, x_T, rngs))
     samples = np.float64(chain(x_T, rngs))
     beta = oracle.visit(full.beta, [t + 1 for t in timesteps])
     mean, spread = oracle.chain_moments(beta, M, S, variance)
@@ -56,7 +56,8 @@ def test_gaussian_world_of_the_papers_schedule(num_steps):
     schedule = schedule_lib.respace(full, steps)
     predict = predict_fn(schedule, optimal(full), clip=False)
     x_T = standard_normal(keys(256, seed=1), SHAPE)
-    samples = np.float64(jit(lambda x, rngs: ancestral(schedule, predict, x, rngs))(x_T, keys(256)))
+    run = jax.jit(lambda x, rngs: ancestral(schedule, predict, x, rngs))
+    samples = np.float64(run(x_T, keys(256)))
     beta = oracle.visit(full.beta, steps + 1)
     mean, spread = oracle.chain_moments(beta, M, S, "fixed_large")
     assert_moments(samples, mean, spread)
@@ -113,7 +114,7 @@ def test_no_noise_in_the_last_step():
     last = scripted(lambda x_t, t: jnp.where((t == 0)[:, None, None, None], 0.25, x_t))
     x_T = jnp.ones((2, *SHAPE))
     for schedule in (FULL, schedule_lib.from_betas([0.3])):
-        samples = jit(lambda rngs: ancestral(schedule, last, x_T, rngs))(keys(2))
+        samples = jax.jit(lambda rngs: ancestral(schedule, last, x_T, rngs))(keys(2))
         assert_array_equal(samples, jnp.full_like(x_T, 0.25))
 
 
@@ -123,7 +124,7 @@ def test_steps_run_from_the_last_to_the_first():
         lambda x_t, t: 2 * x_t + t.astype(jnp.float32)[:, None, None, None], -np.inf
     )
     x_T = jnp.ones((1, 1, 1, 1))
-    samples = jit(lambda rngs: ancestral(FULL, double, x_T, rngs))(keys(1))
+    samples = jax.jit(lambda rngs: ancestral(FULL, double, x_T, rngs))(keys(1))
     expected = 1.0
     for t in range(19, -1, -1):
         expected = 2 * expected + t
@@ -134,7 +135,7 @@ def test_every_step_draws_new_noise_of_its_own_scale():
     """With mean x_t the noise adds up: as variances, not as one draw times its count."""
     walk = scripted(lambda x_t, t: x_t, np.log(4.0))
     rngs, x_T = keys(256), jnp.zeros((256, *SHAPE))
-    samples = np.float64(jit(lambda rngs: ancestral(FULL, walk, x_T, rngs))(rngs))
+    samples = np.float64(jax.jit(lambda rngs: ancestral(FULL, walk, x_T, rngs))(rngs))
     expected = 4.0 * 19
     assert abs(samples.var() - expected) < 5 * expected * np.sqrt(2 / samples.size)
 
@@ -154,9 +155,9 @@ def test_noise_is_addressed_by_key_and_step():
 
     rngs = keys(2)
     with jax.debug_key_reuse(False):  # The same keys, on purpose.
-        walked, prior = jit(draw)(rngs)
+        walked, prior = jax.jit(draw)(rngs)
         for i in range(2):
-            noise, first = jit(expect)(rngs[i])
+            noise, first = jax.jit(expect)(rngs[i])
             assert_allclose(walked[i], noise, rtol=0, atol=2e-6)  # Summed in another order.
             assert_allclose(prior[i], first, rtol=0, atol=1e-6)  # An erfinv compiled apart.
 
@@ -164,7 +165,7 @@ def test_noise_is_addressed_by_key_and_step():
 def test_an_image_depends_on_its_own_key_alone():
     predict = predict_fn(FULL, tiny_network(KERNEL))
     rngs, x_T = keys(5), standard_normal(keys(5, seed=1), SHAPE)
-    chain = jit(lambda x_T, rngs: ancestral(FULL, predict, x_T, rngs))
+    chain = jax.jit(lambda x_T, rngs: ancestral(FULL, predict, x_T, rngs))
     every = np.asarray(chain(x_T, rngs))
     # atol: XLA may tile another batch size otherwise, which moves the last float32 bits of
     # 20 steps on numbers up to 1.
@@ -176,7 +177,7 @@ def test_an_image_depends_on_its_own_key_alone():
 
 def test_clipped_samples_stay_inside():
     predict = predict_fn(FULL, tiny_network(10 * KERNEL))
-    chain = jit(lambda x_T, rngs: ancestral(FULL, predict, x_T, rngs))
+    chain = jax.jit(lambda x_T, rngs: ancestral(FULL, predict, x_T, rngs))
     samples = chain(jnp.ones((2, *SHAPE)), keys(2))
     assert samples.dtype == jnp.float32 and np.abs(samples).max() <= 1.0 + 1e-6  # An ulp.
 
@@ -197,9 +198,9 @@ def test_a_chain_in_two_parts_is_the_chain():
     predict = predict_fn(FULL, tiny_network(KERNEL))
     rngs, x_T = keys(3), standard_normal(keys(3, seed=1), SHAPE)
     with jax.debug_key_reuse(False):  # The same keys, on purpose.
-        whole = jit(lambda x_T, rngs: ancestral(FULL, predict, x_T, rngs))(x_T, rngs)
-        x_7 = jit(lambda x_T, rngs: ancestral(FULL, predict, x_T, rngs, stop=7))(x_T, rngs)
-        rest = jit(lambda x_7, rngs: ancestral(FULL, predict, x_7, rngs, start=7))(x_7, rngs)
+        whole = jax.jit(lambda x_T, rngs: ancestral(FULL, predict, x_T, rngs))(x_T, rngs)
+        x_7 = jax.jit(lambda x_T, rngs: ancestral(FULL, predict, x_T, rngs, stop=7))(x_T, rngs)
+        rest = jax.jit(lambda x_7, rngs: ancestral(FULL, predict, x_7, rngs, start=7))(x_7, rngs)
     # Compiled apart: some float32 roundings.
     assert_allclose(rest, whole, rtol=0, atol=1e-5)
     assert np.abs(x_7 - whole).max() > 0.1
@@ -214,7 +215,7 @@ def test_a_trajectory_holds_the_steps_asked_for():
         )
 
     x_T = jnp.ones((1, 1, 1, 1))
-    x_0, trajectory = jit(
+    x_0, trajectory = jax.jit(
         lambda rngs: ancestral(FULL, predict, x_T, rngs, trajectory=(19, 0, 16))
     )(keys(1))
     before, x = {}, 1.0

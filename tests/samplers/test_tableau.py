@@ -19,7 +19,7 @@ from ddpm_jax.samplers import settings as settings_lib
 from ddpm_jax.samplers import steps as steps_lib
 from ddpm_jax.samplers.reverse_chain import ancestral
 from gaussian import (
-    M, S, SHAPE, assert_moments, best_eps, ddim_moments, ddim_step, jit, keys, levels_of, optimal,
+    M, S, SHAPE, assert_moments, best_eps, ddim_moments, ddim_step, keys, levels_of, optimal,
     run,
 )
 
@@ -55,7 +55,7 @@ def sigma_of_a_step(eta):
     """Standard deviation of the noise of 990 -> 980, by drawing it."""
     schedule = schedule_lib.respace(LINEAR, [980, 990])
     predict = predict_fn(schedule, lambda x, t: jnp.zeros_like(x), clip=True)
-    samples = jit(lambda rngs: ddim_lib.ddim(
+    samples = jax.jit(lambda rngs: ddim_lib.ddim(
         schedule, predict, jnp.zeros((1024, *SHAPE)), rngs, eta=eta, stop=1
     ))(keys(1024))
     return np.float64(samples).std()
@@ -73,7 +73,7 @@ def test_ddim_without_noise_is_the_recursion(steps):
     schedule = schedule_lib.respace(FULL, steps)
     predict = predict_fn(schedule, optimal(FULL), clip=False)
     x_T = np.linspace(-2, 2, 5)
-    samples = jit(lambda x, rngs: ddim_lib.ddim(schedule, predict, x, rngs))(
+    samples = jax.jit(lambda x, rngs: ddim_lib.ddim(schedule, predict, x, rngs))(
         jnp.asarray(x_T, jnp.float32).reshape(-1, 1, 1, 1), keys(5)
     )
     levels = [(1.0, 0.0), *np.transpose(levels_of(FULL))[steps]]
@@ -93,8 +93,8 @@ def test_ddim_of_eta_1_is_the_ancestral_chain():
     for clip in (False, True):
         predict = predict_fn(schedule, optimal(FULL), variance="fixed_small", clip=clip)
         with jax.debug_key_reuse(False):  # The same keys, on purpose.
-            chain = jit(lambda x, rngs: ancestral(schedule, predict, x, rngs))(x_T, rngs)
-            samples = jit(
+            chain = jax.jit(lambda x, rngs: ancestral(schedule, predict, x, rngs))(x_T, rngs)
+            samples = jax.jit(
                 lambda x, rngs: ddim_lib.ddim(schedule, predict, x, rngs, eta=1.0)
             )(x_T, rngs)
         # Two ways of writing one mean, in float32.
@@ -110,7 +110,7 @@ def test_ddim_moments(eta, num_steps):
     schedule = schedule_lib.respace(LINEAR, steps)
     predict = predict_fn(schedule, optimal(LINEAR), clip=False)
     x_T = standard_normal(keys(256, seed=1), SHAPE)
-    samples = np.float64(jit(
+    samples = np.float64(jax.jit(
         lambda x, rngs: ddim_lib.ddim(schedule, predict, x, rngs, eta=eta)
     )(x_T, keys(256)))
     mean, variance = ddim_moments(np.transpose(levels_of(LINEAR))[steps], eta)
@@ -143,7 +143,7 @@ def test_the_bias_falls_as_one_over_the_steps(chain):
 def test_ddim_without_noise_forgets_its_keys():
     predict = predict_fn(FULL, tiny_network)
     x_T = standard_normal(keys(2, seed=1), SHAPE)
-    chain = jit(lambda x, rngs: ddim_lib.ddim(FULL, predict, x, rngs))
+    chain = jax.jit(lambda x, rngs: ddim_lib.ddim(FULL, predict, x, rngs))
     assert_array_equal(chain(x_T, keys(2)), chain(x_T, keys(2, seed=7)))
 
 
@@ -161,10 +161,10 @@ def test_images_wait_for_their_ddim_step(eta):
     """In one chain: the second from the start on, the first when 5 steps are left."""
     predict = ddim_lib.ddim_fn(FULL, predict_fn(FULL, tiny_network), eta)
     x, rngs = standard_normal(keys(2, seed=1), SHAPE), keys(2)
-    together = jit(lambda x, rngs: ancestral(
+    together = jax.jit(lambda x, rngs: ancestral(
         FULL, reverse_chain.waiting(predict, jnp.asarray([5, 20])), x, rngs))(x, rngs)
     for i, start in enumerate((5, 20)):
-        alone = jit(lambda x, rngs: ancestral(FULL, predict, x, rngs, start=start))
+        alone = jax.jit(lambda x, rngs: ancestral(FULL, predict, x, rngs, start=start))
         # Of one network call a step, of two images or one.
         assert_allclose(together[i:i + 1], alone(x[i:i + 1], rngs[i:i + 1]), rtol=0, atol=1e-5)
 
@@ -178,9 +178,9 @@ def test_ddim_keeps_start_stop_and_the_trajectory():
 
     rngs = keys(2)
     with jax.debug_key_reuse(False):  # The same keys, on purpose.
-        whole, trajectory = jit(lambda x: run(x, rngs, trajectory=(6, 0)))(x_T)
-        x_7 = jit(lambda x: run(x, rngs, stop=7))(x_T)
-        rest = jit(lambda x: run(x, rngs, start=7))(x_7)
+        whole, trajectory = jax.jit(lambda x: run(x, rngs, trajectory=(6, 0)))(x_T)
+        x_7 = jax.jit(lambda x: run(x, rngs, stop=7))(x_T)
+        rest = jax.jit(lambda x: run(x, rngs, start=7))(x_7)
     # Compiled apart: some float32 roundings, each up to some 10 times larger at the end.
     assert_allclose(rest, whole, rtol=0, atol=1e-5)
     assert_allclose(trajectory.x_t[0], x_7, rtol=0, atol=1e-5)
@@ -210,7 +210,7 @@ def test_solve_is_the_loop(name, mean):
     plan = settings_lib.named(name, LINEAR, CALLS[name])
     x_T = np.linspace(-2, 2, 5)
     rngs = keys(5)
-    chain = jit(lambda x, rngs: tableau.solve(
+    chain = jax.jit(lambda x, rngs: tableau.solve(
         plan, optimal(LINEAR, mean), x, rngs, mean=mean, clip=False
     ))
     samples = chain(jnp.asarray(x_T, jnp.float32).reshape(-1, 1, 1, 1), rngs)
@@ -248,7 +248,7 @@ def test_gaussian_world(name):
     calls, of_mean, of_deviation = TOLERANCES[name]
     plan = settings_lib.named(name, LINEAR, calls)
     x_T = standard_normal(keys(512, seed=1), SHAPE)
-    chain = jit(lambda x, rngs: tableau.solve(plan, optimal(LINEAR), x, rngs, clip=False))
+    chain = jax.jit(lambda x, rngs: tableau.solve(plan, optimal(LINEAR), x, rngs, clip=False))
     samples = np.float64(chain(x_T, keys(512)))
     assert abs(samples.mean() - M) < of_mean
     assert abs(samples.std() / S - 1) < of_deviation
@@ -258,7 +258,7 @@ def test_the_sde_converges_in_distribution():
     """Many calls: the moments to 5 standard errors, and nothing left of x_T."""
     x_T = standard_normal(keys(512, seed=1), SHAPE)
     plan = dpm_solver.dpm_solver_pp(LINEAR, 200, sde=True)
-    samples = np.float64(jit(lambda x, rngs: tableau.solve(
+    samples = np.float64(jax.jit(lambda x, rngs: tableau.solve(
         plan, optimal(LINEAR), x, rngs, clip=False
     ))(x_T, keys(512)))
     n = samples.size
@@ -330,7 +330,7 @@ def test_a_trajectory_holds_the_calls_asked_for(name):
         jax.debug.callback(lambda x: seen.append(np.array(x)), x_t, ordered=True)
         return tiny_network(x_t, t)
 
-    x, kept = jit(lambda x, rngs: tableau.solve(
+    x, kept = jax.jit(lambda x, rngs: tableau.solve(
         plan, denoise, x, rngs, trajectory=(0, 6, 2)
     ))(x_T, rngs)
     jax.effects_barrier()
@@ -353,7 +353,7 @@ def test_a_trajectory_holds_the_calls_asked_for(name):
 def test_an_image_depends_on_its_own_key_alone(name):
     plan = settings_lib.named(name, LINEAR, 8)
     rngs, x_T = keys(5), standard_normal(keys(5, seed=1), SHAPE)
-    chain = jit(lambda x, rngs: tableau.solve(plan, tiny_network, x, rngs))
+    chain = jax.jit(lambda x, rngs: tableau.solve(plan, tiny_network, x, rngs))
     every = np.asarray(chain(x_T, rngs))
     # XLA may tile another batch size otherwise, which moves the last float32 bits.
     for rows in (np.array([2]), np.array([4, 1, 0])):
@@ -369,7 +369,7 @@ def test_clipped_samples_stay_inside_even_of_the_cosine(name):
     """Of a network that is wrong by far, at alpha_bar = 2e-9 and below."""
     plan = settings_lib.named(name, schedule_lib.cosine(), CALLS[name])
     x_T = standard_normal(keys(2, seed=1), SHAPE)
-    chain = jit(lambda x, rngs: tableau.solve(
+    chain = jax.jit(lambda x, rngs: tableau.solve(
         plan, lambda x, t: 3 * tiny_network(x, t), x, rngs
     ))
     assert np.abs(chain(x_T, keys(2))).max() <= 1
@@ -381,7 +381,7 @@ def test_the_cosine_without_clipping():
     x_T = np.linspace(-2, 2, 5)
     for name in ("dpm_solver", "dpm_solver_pp"):
         plan = settings_lib.named(name, schedule, 50)
-        samples = jit(lambda x, rngs: tableau.solve(
+        samples = jax.jit(lambda x, rngs: tableau.solve(
             plan, optimal(schedule), x, rngs, clip=False
         ))(jnp.asarray(x_T, jnp.float32).reshape(-1, 1, 1, 1), keys(5))
         # What noise is left at the first level is x_0's no more; 2M is off by 0.3 percent.
@@ -435,11 +435,11 @@ def test_a_learned_variance_is_dropped():
 
 def test_a_plan_may_be_an_argument():
     """One compiled chain serves plans of one shape."""
-    chain = jit(lambda plan, x, rngs: tableau.solve(plan, optimal(LINEAR), x, rngs))
+    chain = jax.jit(lambda plan, x, rngs: tableau.solve(plan, optimal(LINEAR), x, rngs))
     x_T = jnp.zeros((1, 1, 1, 1))
     plan = dpm_solver.dpm_solver_pp(LINEAR, 6)
     outside = chain(plan, x_T, keys(1))
-    with_constants = jit(lambda x, rngs: tableau.solve(plan, optimal(LINEAR), x, rngs))
+    with_constants = jax.jit(lambda x, rngs: tableau.solve(plan, optimal(LINEAR), x, rngs))
     # atol: constants are folded, or not.
     assert_allclose(outside, with_constants(x_T, keys(1)), rtol=0, atol=1e-5)
 
@@ -459,7 +459,7 @@ def test_a_schedule_of_one_step():
 def test_dynamic_threshold():
     rng = np.random.default_rng(0)
     x_0 = np.float32(rng.standard_normal((3, 8, 8, 2)) * [[[[0.1]]], [[[1.0]]], [[[4.0]]]])
-    result = jit(process.dynamic_threshold)(x_0)
+    result = jax.jit(process.dynamic_threshold)(x_0)
     for image, found in zip(x_0.astype(np.float64), result):
         ordered = np.sort(np.abs(image).ravel())
         place = 0.995 * 127  # Of 128 pixels, between the last but one and the last.

@@ -25,7 +25,6 @@ from ddpm_jax.network.trained import Trained
 from ddpm_jax.samplers import reverse_chain
 from ddpm_jax.samplers.settings import Settings, reverse
 from ddpm_jax.weights import state_dicts
-from gaussian import jit
 from nonzero import TinyNet, nonzero_params, tiny_unet
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
@@ -49,9 +48,8 @@ def conditional():
 
 def outputs(trained, name, **told):
     x, t = SCRIPT["draws"](name)[0], jnp.array(SCRIPT["T"])
-    return jit(lambda params: trained.model.apply({"params": params}, x, t, train=False, **told))(
-        trained.params
-    )
+    run = jax.jit(lambda params: trained.model.apply({"params": params}, x, t, train=False, **told))
+    return run(trained.params)
 
 
 def same(a, b):
@@ -115,7 +113,7 @@ def test_fifty_steps_are_those_of_diffusers(plain, chain, draw_given):
         calls = range(len(steps) - 1, -1, -1)
         return reverse_chain.ancestral(visited, step, x, rngs, trajectory=calls)
 
-    last, kept = jit(run)(plain.params, x)
+    last, kept = jax.jit(run)(plain.params, x)
     # Their alpha_bar is a product in float32; an error is carried through 50 networks: seen 1.4e-3
     # with jax 0.12.
     assert_allclose(np.append(kept.x_t[1:], last[None], axis=0), OUTPUTS[chain], rtol=0, atol=2e-3)

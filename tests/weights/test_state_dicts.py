@@ -6,6 +6,7 @@ The names are those of the programs' own modules: pytorch_diffusion and DDIM
 
 import math
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -18,7 +19,6 @@ from ddpm_jax.diffusion.process import Parameterization
 from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.network.blocks import AttentionBlock
 from ddpm_jax.weights import state_dicts
-from gaussian import jit
 from nonzero import tiny_unet
 
 SHAPE = (8, 8, 1)
@@ -185,7 +185,7 @@ def test_attention_of_improved_diffusion():
 
     block = AttentionBlock(num_heads=4, num_groups=2, norm_eps=1e-6, dtype=np.float32)
     images = np.moveaxis(x.reshape(b, c, side, side), 1, -1)
-    found = jit(lambda params: block.apply({"params": params}, images))(params)
+    found = jax.jit(lambda params: block.apply({"params": params}, images))(params)
     assert_allclose(np.moveaxis(found, -1, 1).reshape(x.shape), wanted, rtol=0, atol=1e-4)
 
 
