@@ -12,11 +12,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import oracle_unet
 import tracing
-from ddpm_jax.network.blocks import (
-    AttentionBlock, Dropout, ResBlock, default_num_groups, timestep_embedding,
-)
 from ddpm_jax.network.normalization import GroupNorm
 from ddpm_jax.network.unet import UNet, check
+from filled import fill, shapes
 
 TINY = UNet(
     channels=8, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,),
@@ -26,31 +24,9 @@ RNG = np.random.default_rng(0)
 X, T = np.float32(RNG.uniform(-1, 1, (4, 8, 8, 3))), np.array([0, 3, 500, 999])
 
 
-def shapes(model, *inputs, **settings):
-    """The tree of shapes of a module's parameters; computes nothing."""
-    return jax.eval_shape(
-        lambda: model.init(jax.random.key(0), *inputs, **settings)["params"]
-    )
-
-
 def unet_shapes(model, height=8, width=8, channels=3):
     x, t = jnp.zeros((1, height, width, channels)), jnp.zeros(1, jnp.int32)
     return shapes(model, x, t, train=False)
-
-
-def fill(tree, seed=0):
-    """Random values in every leaf, zero-initialised ones too: activations stay near 1."""
-    rng = np.random.default_rng(seed)
-
-    def leaf(path, like):
-        name, value = path[-1].key, rng.standard_normal(like.shape)
-        if name == "kernel":
-            value = value / np.sqrt(np.prod(like.shape[:-1]))
-        else:
-            value = 0.3 * value + (name == "scale")
-        return np.float32(value)
-
-    return jax.tree_util.tree_map_with_path(leaf, tree)
 
 
 def apply(model, params, x=X, t=T, **settings):
@@ -109,35 +85,6 @@ def test_attention_follows_every_block_at_its_resolution(resolutions):
             expected |= {f"down_{level}_attn_{j}" for j in range(2)}
             expected |= {f"up_{level}_attn_{j}" for j in range(3)}
     assert {name for name in unet_shapes(model) if "attn" in name} == expected
-
-
-@pytest.mark.parametrize("t_dtype", [np.int32, np.float32])
-@pytest.mark.parametrize(
-    "settings, t, expected",
-    [
-        (dict(), 1, {0: .84147098, 1: .76043874, 63: .0001, 64: .54030231, 65: .64940967,
-                     127: 1.0}),
-        (dict(), 999, {0: -.02646075, 1: .72670883, 63: .09973392, 64: .99964985,
-                       65: -.68694562, 127: .99501414}),
-        (dict(order="cos_sin", freq_shift=0), 1,
-         {0: .54030231, 1: .64790587, 63: .99999999, 64: .84147098, 65: .76172041,
-          127: .00011548}),
-    ],
-    ids=["paper 1", "paper 999", "improved-diffusion 1"],
-)
-def test_embedding_has_the_published_values(settings, t, expected, t_dtype):
-    actual = timestep_embedding(np.array([0, t], t_dtype), 128, **settings)
-    assert actual.shape == (2, 128) and actual.dtype == jnp.float32
-    # An angle of 999 has a float32 ulp of 6e-5; eight decimals are written.
-    atol = 6e-5 if t == 999 else 1e-7
-    assert_allclose(
-        actual[1, list(expected)], list(expected.values()), rtol=0, atol=atol
-    )
-
-
-def test_odd_embedding_ends_in_a_zero():
-    even, odd = (timestep_embedding(np.array([5]), dim) for dim in (6, 7))
-    assert_array_equal(odd, np.pad(even, ((0, 0), (0, 1))))
 
 
 @pytest.mark.parametrize("width, scale", [(8, 1.0), (8, 1e-3), (4, 1.0)])
@@ -268,26 +215,6 @@ def test_fresh_parameters_are_fan_avg_uniform(fresh):
             assert 0.8 * bound < np.abs(leaf).max() <= bound * (1 + 1e-6), path
 
 
-WIDTHS = (2, 3, 4, 6, 8, 12, 20, 32, 40, 100)
-
-
-@pytest.mark.parametrize("scale_shift", [False, True])
-def test_time_changes_every_block_at_every_width(scale_shift):
-    """The same x with two times; a norm that undid the bias would leave 1e-6 of it."""
-    def difference(width):
-        block = ResBlock(width, 0.0, scale_shift, None, 1e-6, jnp.float32)
-        x = jnp.asarray(RNG.standard_normal((1, 4, 4, width)), jnp.float32)
-        temb = jnp.asarray(RNG.standard_normal((2, 1, 8)), jnp.float32)
-        params = fill(shapes(block, x, temb[0], None, train=False))
-        one, other = (
-            block.apply({"params": params}, x, row, None, train=False) for row in temb
-        )
-        return jnp.abs(one - other).max()
-
-    for width, moved in zip(WIDTHS, jax.jit(lambda: [difference(w) for w in WIDTHS])()):
-        assert moved > 0.05, width
-
-
 @pytest.mark.parametrize("scale_shift", [False, True])
 def test_time_reaches_every_block_of_the_network(tiny, scale_shift):
     """Cut everywhere else: only one block's own projection of the embedding is kept."""
@@ -305,15 +232,6 @@ def test_time_reaches_every_block_of_the_network(tiny, scale_shift):
         }
         one, other, *_ = run(cut, x, t)
         assert np.abs(one - other).max() > 1e-3, kept
-
-
-@pytest.mark.parametrize(
-    "channels, groups",
-    [(2, 1), (3, 1), (4, 1), (6, 1), (7, 1), (8, 2), (12, 3), (20, 5), (32, 8), (40, 10),
-     (100, 25), (128, 32), (192, 32), (256, 32), (1024, 32)],
-)
-def test_default_groups_leave_four_channels_each(channels, groups):
-    assert default_num_groups(channels) == groups
 
 
 @pytest.mark.parametrize(
@@ -488,19 +406,6 @@ def test_remat_is_of_every_block_and_of_nothing_else(tiny):
     assert made_again(False) == [] and len(made_again(True)) == 8 + 4
 
 
-@pytest.mark.parametrize("rate", [0.1, 0.5])
-def test_dropout_rate(rate):
-    x = jnp.ones((8, 32, 32, 4))
-    y = jax.jit(lambda rng: Dropout(rate).apply(
-        {}, x, jnp.arange(8), train=True, rngs={"dropout": rng}
-    ))(jax.random.key(0))
-    kept = np.asarray(y) != 0
-    stays = 1 - round(rate * 2**16) / 2**16
-    assert_allclose(y[kept], 1 / stays, rtol=1e-6)  # One division.
-    assert abs(kept.mean() - (1 - rate)) < 5 * np.sqrt(rate * (1 - rate) / kept.size)
-    assert len(np.unique(kept.reshape(8, -1), axis=0)) == 8
-
-
 def test_dropout_sits_before_the_second_convolution_of_every_block(tiny):
     """With their last kernels at zero the blocks pass nothing that was dropped."""
     muted = {
@@ -514,32 +419,6 @@ def test_dropout_sits_before_the_second_convolution_of_every_block(tiny):
         params = {**muted, kept: tiny[kept]}
         off, on = RUN(params, X, T), TRAIN(params, X, T, places)
         assert np.abs(on - off).max() > 1e-3, kept
-
-
-@pytest.mark.parametrize("heads", [1, 3])
-def test_attention_matches_numpy(heads):
-    block = AttentionBlock(heads, None, 1e-6, jnp.float32)
-    x = np.float32(RNG.standard_normal((2, 3, 2, 12)))
-    params = fill(shapes(block, x))
-    for name in "qk":  # So that the softmax is far from flat and shows its scale.
-        params[name]["kernel"] = 3 * params[name]["kernel"]
-    actual = jax.jit(lambda x: block.apply({"params": params}, x))(x)
-    exact = jax.tree.map(np.float64, params)
-    expected = [oracle_unet.attention(exact, np.float64(image), 3, heads) for image in x]
-    # Float32: scores of up to 30 are known to 2e-6.
-    assert_allclose(actual, expected, rtol=0, atol=2e-5)
-
-
-def test_norms_do_not_cancel():
-    """E[x^2] - E[x]^2 of numbers about 1000 is lost in float32; (x - E[x])^2 is not."""
-    block = AttentionBlock(1, None, 1e-6, jnp.float32)
-    x = np.float32(1000 + RNG.standard_normal((1, 3, 2, 12)))
-    params = fill(shapes(block, x))
-    actual = jax.jit(lambda x: block.apply({"params": params}, x))(x)
-    exact = jax.tree.map(np.float64, params)
-    expected = oracle_unet.attention(exact, np.float64(x[0]), 3)
-    # Float32 knows the mean to 1e-4, and x^2 only to 0.06, with a variance of 1.
-    assert_allclose(actual[0], expected, rtol=0, atol=1e-3)
 
 
 def test_skips_come_after_the_features():
