@@ -10,7 +10,7 @@ import oracle
 from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.diffusion.process import (
     LEARNED, MEANS, Parameterization, VARIANCES, eps_from_x_0, model_log_variance, predict,
-    predict_fn, q_mean_variance, q_posterior, q_sample, q_step, x_0_from_eps,
+    dynamic_threshold, predict_fn, q_mean_variance, q_posterior, q_sample, q_step, x_0_from_eps,
 )
 
 SCHEDULES = {
@@ -354,3 +354,21 @@ def test_parameterization_refuses(settings, schedule, message):
 )
 def test_parameterization_accepts(settings, schedule):
     Parameterization(**settings).check(SCHEDULES[schedule])
+
+
+def test_dynamic_threshold():
+    rng = np.random.default_rng(0)
+    x_0 = np.float32(rng.standard_normal((3, 8, 8, 2)) * [[[[0.1]]], [[[1.0]]], [[[4.0]]]])
+    result = jax.jit(dynamic_threshold)(x_0)
+    for image, found in zip(x_0.astype(np.float64), result):
+        ordered = np.sort(np.abs(image).ravel())
+        place = 0.995 * 127  # Of 128 pixels, between the last but one and the last.
+        low = ordered[int(place)]
+        s = max(low + (place - int(place)) * (ordered[int(place) + 1] - low), 1.0)
+        assert_allclose(found, np.clip(image, -s, s) / s, rtol=1e-5)  # float32.
+    assert_array_equal(result[0], x_0[0])
+    whole = dynamic_threshold(x_0, percentile=1.0)
+    assert_allclose(np.abs(whole[2]).max(), 1.0)
+    for percentile in (0.0, 1.5, 99.5):
+        with pytest.raises(ValueError, match=f"percentile={percentile} must lie in"):
+            dynamic_threshold(x_0, percentile)

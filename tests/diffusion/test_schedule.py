@@ -345,3 +345,19 @@ def test_at_rounds_only_at_the_look_up(transform):
 def test_a_schedule_is_a_pytree_of_its_fields():
     doubled = jax.tree.map(lambda field: 2 * field, schedule_lib.linear(4))
     assert_array_equal(doubled.beta, 2 * schedule_lib.linear(4).beta)
+
+
+def test_half_log_snr_at_whole_steps_and_between():
+    schedule = schedule_lib.linear()
+    assert_allclose(  # The handbook's, from the paper's schedule.
+        schedule_lib.half_log_snr(schedule, [0, 499, 999]),
+        [4.60512018349, -1.23084935791, -5.05883659165], rtol=1e-11,
+    )
+    scale, variance = oracle.compose(schedule.beta, 8)
+    here, there = schedule_lib.half_log_snr(schedule, [7, 8])
+    assert_allclose(here, np.log(scale / np.sqrt(variance)), rtol=1e-12)
+    assert_allclose(schedule_lib.half_log_snr(schedule, 7.25), 0.75 * here + 0.25 * there)
+    t = np.linspace(0, 999, 77)
+    assert_allclose(
+        schedule_lib.at_half_log_snr(schedule, schedule_lib.half_log_snr(schedule, t)), t, atol=1e-9
+    )

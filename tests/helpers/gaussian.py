@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import oracle
+from ddpm_jax.diffusion import schedule as schedule_lib
+from ddpm_jax.samplers import dpm_solver
 
 M, S = 0.3, 0.25
 SHAPE = (8, 8, 1)
@@ -67,6 +69,20 @@ def optimal(schedule, mean="eps"):
         return {"eps": eps, "x_0": x_0, "v": signal * eps - sigma * x_0}[mean]
 
     return denoise
+
+
+def level(half_log_snr):
+    """(signal, sigma) at lambda."""
+    angle = np.arctan(np.exp(-half_log_snr))
+    return np.cos(angle), np.sin(angle)
+
+
+def ode_end(schedule, x):
+    """Where the ODE takes x from the level of most noise to that of least."""
+    ends = schedule_lib.half_log_snr(schedule, dpm_solver.log_snr(schedule, 2))
+    (signal, sigma), (signal_T, sigma_T) = (level(end) for end in ends)
+    stretch = np.hypot(signal * S, sigma) / np.hypot(signal_T * S, sigma_T)
+    return signal * M + stretch * (x - signal_T * M)
 
 
 def ddim_step(here, before, x, eps, eta, z=0.0):

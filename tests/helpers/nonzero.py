@@ -39,6 +39,14 @@ class TinyNet(nn.Module):
         return nn.Conv(self.out_channels or channels, (3, 3), name="conv_out")(h)
 
 
+def convolution(x_t, t):
+    """A network of one fixed 3x3 convolution, moved by t; one channel."""
+    kernel = np.float32(np.random.default_rng(0).standard_normal((3, 3, 1, 1)))
+    return jax.lax.conv_general_dilated(
+        x_t, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    ) + jnp.sin(t.astype(jnp.float32)).reshape(-1, 1, 1, 1)
+
+
 def tiny_unet(**settings):
     """A network that compiles in seconds, with a group of everything that the paper's has."""
     return UNet(**({

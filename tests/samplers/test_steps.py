@@ -4,12 +4,8 @@ import hypothesis
 import numpy as np
 import pytest
 from hypothesis import strategies as st
-from numpy.testing import assert_allclose, assert_array_equal
+from numpy.testing import assert_array_equal
 
-import oracle
-from ddpm_jax.diffusion import schedule as schedule_lib
-from ddpm_jax.samplers import dpm_solver
-from ddpm_jax.samplers import heun as heun_lib
 from ddpm_jax.samplers import steps as steps_lib
 
 SETTINGS = hypothesis.settings(max_examples=200, deadline=None, derandomize=True)
@@ -115,74 +111,3 @@ def test_wrong_grids_are_refused(arguments, says):
 def test_section_counts_must_be_whole():
     with pytest.raises(ValueError, match="whole numbers"):
         steps_lib.sections(10, [2.5])
-
-
-def test_half_log_snr_at_whole_steps_and_between():
-    schedule = schedule_lib.linear()
-    assert_allclose(  # The handbook's, from the paper's schedule.
-        schedule_lib.half_log_snr(schedule, [0, 499, 999]),
-        [4.60512018349, -1.23084935791, -5.05883659165], rtol=1e-11,
-    )
-    scale, variance = oracle.compose(schedule.beta, 8)
-    here, there = schedule_lib.half_log_snr(schedule, [7, 8])
-    assert_allclose(here, np.log(scale / np.sqrt(variance)), rtol=1e-12)
-    assert_allclose(schedule_lib.half_log_snr(schedule, 7.25), 0.75 * here + 0.25 * there)
-    t = np.linspace(0, 999, 77)
-    assert_allclose(
-        schedule_lib.at_half_log_snr(schedule, schedule_lib.half_log_snr(schedule, t)), t, atol=1e-9
-    )
-
-
-def test_golden_log_snr_levels():
-    """DPM-Solver's grid of 20 steps, computed for the handbook in units of t + 1."""
-    t = dpm_solver.log_snr(schedule_lib.linear(), 21)
-    golden = [
-        1000, 950.98, 899.29, 844.45, 785.82, 722.56, 653.59, 577.54, 493.11, 400.32,
-        303.31, 212.44, 139.04, 86.92, 52.73, 31.15, 17.81, 9.72, 4.96, 2.36, 1,
-    ]
-    assert_allclose(t[::-1] + 1, golden, atol=0.0051)  # Rounded to two places.
-
-
-def test_karras_levels():
-    schedule = schedule_lib.linear()
-    sigma = np.exp(-schedule_lib.half_log_snr(schedule, heun_lib.karras(schedule, 18)))
-    low, high = 0.010000500037, 157.40728081  # Of the handbook.
-    expected = [
-        (high ** (1 / 7) + i / 17 * (low ** (1 / 7) - high ** (1 / 7))) ** 7
-        for i in range(18)
-    ]
-    assert_allclose(sigma[::-1], expected, rtol=1e-8)
-
-
-def test_levels_stop_where_nothing_is_left():
-    """Of the cosine at lambda = -5.1, in whatever number of levels."""
-    schedule = schedule_lib.cosine()
-    for grid in (dpm_solver.log_snr, heun_lib.karras):
-        for n in (1, 2, 30):
-            t = grid(schedule, n)
-            assert t.shape == (n,) and np.all(np.diff(t) > 0)
-            assert_allclose(schedule_lib.half_log_snr(schedule, t[-1]), -5.1, rtol=1e-9)
-            assert n == 1 or abs(t[0]) < 1e-9
-    assert_allclose(dpm_solver.log_snr(schedule, 5)[-1], 995.08, atol=0.01)
-
-
-def test_levels_of_a_respaced_schedule_are_in_original_steps():
-    schedule = schedule_lib.respace(schedule_lib.linear(), np.arange(99, 1000, 100))
-    assert_allclose(dpm_solver.log_snr(schedule, 3)[[0, -1]], [99, 999], atol=1e-9)
-
-
-def test_a_schedule_of_one_step_has_one_level():
-    one = schedule_lib.linear(1)
-    assert_allclose(dpm_solver.log_snr(one, 1), [0])
-    assert_allclose(heun_lib.karras(one, 1), [0])
-    noisy = schedule_lib.from_betas([1 - 1e-9])  # Noisier than lambda = -5.1 from the start.
-    assert_allclose(dpm_solver.log_snr(noisy, 1), [0])
-    with pytest.raises(ValueError, match="num_levels=2 is not possible: .* T=1 has one"):
-        dpm_solver.log_snr(one, 2)
-    with pytest.raises(ValueError, match="num_levels=0 is not possible"):
-        heun_lib.karras(schedule_lib.linear(), 0)
-
-
-def test_a_schedule_that_keeps_nothing_has_no_levels():
-    with pytest.raises(ValueError, match="last beta is 1 keeps nothing of x_0"):
-        dpm_solver.log_snr(schedule_lib.jsd(10), 3)

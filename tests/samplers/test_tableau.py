@@ -1,4 +1,4 @@
-"""Fast samplers in a world whose best denoiser, and its exact ODE, are known."""
+"""Plans run by `solve`, in a world whose best denoiser, and its exact ODE, are known."""
 
 import jax
 import jax.numpy as jnp
@@ -6,201 +6,18 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-import oracle
 import tracing
-from ddpm_jax.diffusion import process
 from ddpm_jax.diffusion import schedule as schedule_lib
-from ddpm_jax.diffusion.process import predict_fn
 from ddpm_jax.diffusion.randomness import standard_normal
-from ddpm_jax.samplers import dpm_solver, reverse_chain, tableau
-from ddpm_jax.samplers import ddim as ddim_lib
+from ddpm_jax.samplers import dpm_solver, tableau
 from ddpm_jax.samplers import heun as heun_lib
 from ddpm_jax.samplers import settings as settings_lib
-from ddpm_jax.samplers import steps as steps_lib
-from ddpm_jax.samplers.reverse_chain import ancestral
-from gaussian import (
-    M, S, SHAPE, assert_moments, best_eps, ddim_moments, ddim_step, keys, levels_of, optimal,
-    run,
-)
+from gaussian import M, S, SHAPE, best_eps, keys, optimal, run
+from nonzero import convolution
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 LINEAR = schedule_lib.linear()
-FULL = schedule_lib.from_betas(np.linspace(1e-3, 0.4, 20))
 CALLS = {name: 19 if name == "heun" else 20 for name in settings_lib.NAMED}
-KERNEL = jnp.asarray(np.random.default_rng(0).standard_normal((3, 3, 1, 1)), jnp.float32)
-
-
-def tiny_network(x_t, t):
-    return jax.lax.conv_general_dilated(
-        x_t, KERNEL, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    ) + jnp.sin(t.astype(jnp.float32)).reshape(-1, 1, 1, 1)
-
-
-# DDIM.
-
-
-@pytest.mark.parametrize("settings, golden", [
-    (dict(clip=False), 1.8056246515), (dict(clip=True), 1.0101198238),
-    (dict(clip=True, rederive_eps=False), 0.5165205251),
-])
-def test_golden_ddim_step(settings, golden):
-    """From 999 to 899 with eps = 0.5, by hand in float64."""
-    schedule = schedule_lib.respace(LINEAR, [899, 999])
-    predict = predict_fn(schedule, lambda x, t: jnp.full_like(x, 0.5), **settings)
-    x_899 = ddim_lib.ddim(schedule, predict, jnp.ones((1, 1, 1, 1)), keys(1), stop=1)
-    assert_allclose(x_899.item(), golden, rtol=2e-6)  # A few roundings of float32.
-
-
-def sigma_of_a_step(eta):
-    """Standard deviation of the noise of 990 -> 980, by drawing it."""
-    schedule = schedule_lib.respace(LINEAR, [980, 990])
-    predict = predict_fn(schedule, lambda x, t: jnp.zeros_like(x), clip=True)
-    samples = jax.jit(lambda rngs: ddim_lib.ddim(
-        schedule, predict, jnp.zeros((1024, *SHAPE)), rngs, eta=eta, stop=1
-    ))(keys(1024))
-    return np.float64(samples).std()
-
-
-def test_golden_ddim_noise():
-    """sigma at eta = 1 by hand in float64, and half of it, to 4 standard errors."""
-    error = 4 / np.sqrt(2 * 1024 * 64)
-    assert_allclose(sigma_of_a_step(1.0), 0.4250651756, rtol=error)
-    assert_allclose(sigma_of_a_step(0.5), 0.4250651756 / 2, rtol=error)
-
-
-@pytest.mark.parametrize("steps", [list(range(20)), [0, 4, 9, 14, 19], [19], [3, 4]])
-def test_ddim_without_noise_is_the_recursion(steps):
-    schedule = schedule_lib.respace(FULL, steps)
-    predict = predict_fn(schedule, optimal(FULL), clip=False)
-    x_T = np.linspace(-2, 2, 5)
-    samples = jax.jit(lambda x, rngs: ddim_lib.ddim(schedule, predict, x, rngs))(
-        jnp.asarray(x_T, jnp.float32).reshape(-1, 1, 1, 1), keys(5)
-    )
-    levels = [(1.0, 0.0), *np.transpose(levels_of(FULL))[steps]]
-    expected = []
-    for x in x_T:
-        for here, before in zip(levels[:0:-1], levels[-2::-1]):
-            x = ddim_step(here, before, x, best_eps(*here, x), 0.0)
-        expected.append(x)
-    # float32 in as many as 20 steps, and x_0 from eps divides by a signal down to 0.1.
-    assert_allclose(samples.ravel(), expected, rtol=0, atol=2e-5)
-
-
-def test_ddim_of_eta_1_is_the_ancestral_chain():
-    """With the smaller variance, clipped or not, draw for draw and so in distribution."""
-    schedule = schedule_lib.respace(FULL, [0, 4, 9, 14, 19])
-    rngs, x_T = keys(4), standard_normal(keys(4, seed=1), SHAPE)
-    for clip in (False, True):
-        predict = predict_fn(schedule, optimal(FULL), variance="fixed_small", clip=clip)
-        with jax.debug_key_reuse(False):  # The same keys, on purpose.
-            chain = jax.jit(lambda x, rngs: ancestral(schedule, predict, x, rngs))(x_T, rngs)
-            samples = jax.jit(
-                lambda x, rngs: ddim_lib.ddim(schedule, predict, x, rngs, eta=1.0)
-            )(x_T, rngs)
-        # Two ways of writing one mean, in float32.
-        assert_allclose(samples, chain, rtol=0, atol=2e-5)
-
-
-@pytest.mark.parametrize("eta, num_steps", [
-    (0.0, 10), (0.0, 50), (0.0, 1000), (0.5, 10), (1.0, 10), (1.0, 50), (1.0, 1000),
-])
-def test_ddim_moments(eta, num_steps):
-    """Mean and variance are those of the affine recursion, to 5 standard errors."""
-    steps = steps_lib.uniform(1000, num_steps)
-    schedule = schedule_lib.respace(LINEAR, steps)
-    predict = predict_fn(schedule, optimal(LINEAR), clip=False)
-    x_T = standard_normal(keys(256, seed=1), SHAPE)
-    samples = np.float64(jax.jit(
-        lambda x, rngs: ddim_lib.ddim(schedule, predict, x, rngs, eta=eta)
-    )(x_T, keys(256)))
-    mean, variance = ddim_moments(np.transpose(levels_of(LINEAR))[steps], eta)
-    assert_moments(samples, mean, variance)
-
-
-def test_the_recursion_of_eta_1_is_the_ancestral_one():
-    steps = [0, 4, 9, 14, 19]
-    moments = ddim_moments(np.transpose(levels_of(FULL))[steps], 1.0)
-    beta = oracle.visit(FULL.beta, [t + 1 for t in steps])
-    assert_allclose(moments, oracle.chain_moments(beta, M, S, "fixed_small"), rtol=1e-9)
-
-
-@pytest.mark.parametrize("chain", ["eta=0", "eta=1", "fixed_large"])
-def test_the_bias_falls_as_one_over_the_steps(chain):
-    """That of the variance against the data's, as T betas from 0.1 / T to 20 / T grow finer."""
-    T, bias = [100, 200, 400, 800], []
-    for n in T:
-        schedule = schedule_lib.linear(n, 0.1 / n, 20 / n)
-        if chain == "fixed_large":
-            variance = oracle.chain_moments(schedule.beta, M, S, chain)[1]
-        else:
-            levels = np.transpose(levels_of(schedule))
-            variance = ddim_moments(levels, float(chain[-1]))[1]
-        bias.append(abs(variance / S**2 - 1))
-    slope = -np.polyfit(np.log(T), np.log(bias), 1)[0]
-    assert 0.8 < slope < 1.3 and bias[-1] < 0.05
-
-
-def test_ddim_without_noise_forgets_its_keys():
-    predict = predict_fn(FULL, tiny_network)
-    x_T = standard_normal(keys(2, seed=1), SHAPE)
-    chain = jax.jit(lambda x, rngs: ddim_lib.ddim(FULL, predict, x, rngs))
-    assert_array_equal(chain(x_T, keys(2)), chain(x_T, keys(2, seed=7)))
-
-
-@pytest.mark.parametrize("eta, draws", [(0.0, 0), (0.5, 1)])
-def test_ddim_draws_noise_where_it_adds_some(eta, draws):
-    jaxpr = jax.make_jaxpr(
-        lambda x, rngs: ddim_lib.ddim(FULL, predict_fn(FULL, tiny_network), x, rngs, eta=eta)
-    )(jnp.zeros((2, *SHAPE)), keys(2)).jaxpr
-    names = [equation.primitive.name for equation in tracing.equations(jaxpr)]
-    assert names.count("random_bits") == draws
-
-
-@pytest.mark.parametrize("eta", [0.0, 0.5])
-def test_images_wait_for_their_ddim_step(eta):
-    """In one chain: the second from the start on, the first when 5 steps are left."""
-    predict = ddim_lib.ddim_fn(FULL, predict_fn(FULL, tiny_network), eta)
-    x, rngs = standard_normal(keys(2, seed=1), SHAPE), keys(2)
-    together = jax.jit(lambda x, rngs: ancestral(
-        FULL, reverse_chain.waiting(predict, jnp.asarray([5, 20])), x, rngs))(x, rngs)
-    for i, start in enumerate((5, 20)):
-        alone = jax.jit(lambda x, rngs: ancestral(FULL, predict, x, rngs, start=start))
-        # Of one network call a step, of two images or one.
-        assert_allclose(together[i:i + 1], alone(x[i:i + 1], rngs[i:i + 1]), rtol=0, atol=1e-5)
-
-
-def test_ddim_keeps_start_stop_and_the_trajectory():
-    predict = predict_fn(FULL, tiny_network)
-    x_T = standard_normal(keys(2, seed=1), SHAPE)
-
-    def run(x, rngs, **settings):
-        return ddim_lib.ddim(FULL, predict, x, rngs, eta=0.5, **settings)
-
-    rngs = keys(2)
-    with jax.debug_key_reuse(False):  # The same keys, on purpose.
-        whole, trajectory = jax.jit(lambda x: run(x, rngs, trajectory=(6, 0)))(x_T)
-        x_7 = jax.jit(lambda x: run(x, rngs, stop=7))(x_T)
-        rest = jax.jit(lambda x: run(x, rngs, start=7))(x_7)
-    # Compiled apart: some float32 roundings, each up to some 10 times larger at the end.
-    assert_allclose(rest, whole, rtol=0, atol=1e-5)
-    assert_allclose(trajectory.x_t[0], x_7, rtol=0, atol=1e-5)
-    assert_array_equal(trajectory.x_0[1], whole)  # The last step gives x_0 itself.
-    with pytest.raises(ValueError, match="start=21 and stop=0 must be"):
-        run(x_T, rngs, start=21)
-    for eta in (-0.1, 1.1):
-        with pytest.raises(ValueError, match=f"eta={eta} must lie in 0..1; write eta=0"):
-            ddim_lib.ddim(FULL, predict, x_T, rngs, eta=eta)
-
-
-@pytest.mark.parametrize("T", [1, 2])
-def test_ddim_of_the_shortest_chains(T):
-    schedule = schedule_lib.linear(T)
-    predict = predict_fn(schedule, lambda x, t: jnp.zeros_like(x))
-    samples = ddim_lib.ddim(schedule, predict, jnp.full((1, 2, 2, 1), 0.5), keys(1))
-    assert_allclose(samples, 0.5 / np.sqrt(schedule.alpha_bar[-1]), rtol=1e-6)
-
-
-# Plans, run by `solve`.
 
 
 @pytest.mark.parametrize("name, mean", [(name, "eps") for name in settings_lib.NAMED] + [
@@ -275,7 +92,7 @@ def test_one_scan_that_calls_the_network_once(name):
 
     def denoise(x_t, t):
         calls.append(t)
-        return tiny_network(x_t, t)
+        return convolution(x_t, t)
 
     plan = settings_lib.named(name, LINEAR, CALLS[name])
     jaxpr = jax.make_jaxpr(lambda x, rngs: tableau.solve(plan, denoise, x, rngs))(
@@ -292,14 +109,6 @@ def test_one_scan_that_calls_the_network_once(name):
     assert inside.count("conv_general_dilated") == 1
     # Only the SDE draws.
     assert any("random" in name for name in inside) == (name == "dpm_solver_pp_sde")
-
-
-def test_ddim_is_one_scan_of_one_call():
-    jaxpr = jax.make_jaxpr(
-        lambda x, rngs: ddim_lib.ddim(FULL, predict_fn(FULL, tiny_network), x, rngs)
-    )(jnp.zeros((2, *SHAPE)), keys(2)).jaxpr
-    names = [equation.primitive.name for equation in tracing.equations(jaxpr)]
-    assert names.count("scan") == names.count("conv_general_dilated") == 1
 
 
 def test_on_step_and_the_network_hear_of_every_call():
@@ -328,7 +137,7 @@ def test_a_trajectory_holds_the_calls_asked_for(name):
 
     def denoise(x_t, t):
         jax.debug.callback(lambda x: seen.append(np.array(x)), x_t, ordered=True)
-        return tiny_network(x_t, t)
+        return convolution(x_t, t)
 
     x, kept = jax.jit(lambda x, rngs: tableau.solve(
         plan, denoise, x, rngs, trajectory=(0, 6, 2)
@@ -339,21 +148,21 @@ def test_a_trajectory_holds_the_calls_asked_for(name):
         call = 6 - left
         assert_array_equal(kept.x_t[place], seen[call])
         at = jnp.full((2,), plan.t[call], jnp.float32)
-        eps = np.float64(tiny_network(jnp.asarray(seen[call]), at))
+        eps = np.float64(convolution(jnp.asarray(seen[call]), at))
         x_0 = (seen[call] - plan.sigma[call] * eps) / plan.signal[call]
         # float32, divided by a signal of 0.006 or more.
         assert_allclose(kept.x_0[place], np.clip(x_0, -1, 1), rtol=0, atol=1e-3)
     assert_array_equal(kept.x_t[1], x_T)
     assert_array_equal(kept.x_0[0], x)  # The last call gives x_0 itself.
     with pytest.raises(ValueError, match=r"trajectory=\[7\] must lie in 0..6, the steps run"):
-        tableau.solve(plan, tiny_network, x_T, rngs, trajectory=(7,))
+        tableau.solve(plan, convolution, x_T, rngs, trajectory=(7,))
 
 
 @pytest.mark.parametrize("name", ["dpm_solver", "dpm_solver_pp_sde"])
 def test_an_image_depends_on_its_own_key_alone(name):
     plan = settings_lib.named(name, LINEAR, 8)
     rngs, x_T = keys(5), standard_normal(keys(5, seed=1), SHAPE)
-    chain = jax.jit(lambda x, rngs: tableau.solve(plan, tiny_network, x, rngs))
+    chain = jax.jit(lambda x, rngs: tableau.solve(plan, convolution, x, rngs))
     every = np.asarray(chain(x_T, rngs))
     # XLA may tile another batch size otherwise, which moves the last float32 bits.
     for rows in (np.array([2]), np.array([4, 1, 0])):
@@ -370,7 +179,7 @@ def test_clipped_samples_stay_inside_even_of_the_cosine(name):
     plan = settings_lib.named(name, schedule_lib.cosine(), CALLS[name])
     x_T = standard_normal(keys(2, seed=1), SHAPE)
     chain = jax.jit(lambda x, rngs: tableau.solve(
-        plan, lambda x, t: 3 * tiny_network(x, t), x, rngs
+        plan, lambda x, t: 3 * convolution(x, t), x, rngs
     ))
     assert np.abs(chain(x_T, keys(2))).max() <= 1
 
@@ -423,13 +232,13 @@ def test_denoised_fn_moves_eps_without_clipping():
 
 def test_a_learned_variance_is_dropped():
     def two(x_t, t):
-        return jnp.concatenate([tiny_network(x_t, t), jnp.full_like(x_t, jnp.nan)], axis=-1)
+        return jnp.concatenate([convolution(x_t, t), jnp.full_like(x_t, jnp.nan)], axis=-1)
 
     plan = dpm_solver.dpm_solver_pp(LINEAR, 5)
     x_T = standard_normal(keys(2, seed=1), SHAPE)
     assert_array_equal(
         tableau.solve(plan, two, x_T, keys(2, seed=2), variance="learned_range"),
-        tableau.solve(plan, tiny_network, x_T, keys(2, seed=3)),
+        tableau.solve(plan, convolution, x_T, keys(2, seed=3)),
     )
 
 
@@ -456,26 +265,8 @@ def test_a_schedule_of_one_step():
         dpm_solver.dpm_solver_pp(one, 5)
 
 
-def test_dynamic_threshold():
-    rng = np.random.default_rng(0)
-    x_0 = np.float32(rng.standard_normal((3, 8, 8, 2)) * [[[[0.1]]], [[[1.0]]], [[[4.0]]]])
-    result = jax.jit(process.dynamic_threshold)(x_0)
-    for image, found in zip(x_0.astype(np.float64), result):
-        ordered = np.sort(np.abs(image).ravel())
-        place = 0.995 * 127  # Of 128 pixels, between the last but one and the last.
-        low = ordered[int(place)]
-        s = max(low + (place - int(place)) * (ordered[int(place) + 1] - low), 1.0)
-        assert_allclose(found, np.clip(image, -s, s) / s, rtol=1e-5)  # float32.
-    assert_array_equal(result[0], x_0[0])
-    whole = process.dynamic_threshold(x_0, percentile=1.0)
-    assert_allclose(np.abs(whole[2]).max(), 1.0)
-    for percentile in (0.0, 1.5, 99.5):
-        with pytest.raises(ValueError, match=f"percentile={percentile} must lie in"):
-            process.dynamic_threshold(x_0, percentile)
-
-
 def test_x_prev_cannot_be_solved():
     with pytest.raises(ValueError, match="mean='x_prev' cannot go with a solver"):
         tableau.solve(
-            heun_lib.heun(LINEAR, 1), tiny_network, jnp.zeros((1, 1, 1, 1)), keys(1), mean="x_prev"
+            heun_lib.heun(LINEAR, 1), convolution, jnp.zeros((1, 1, 1, 1)), keys(1), mean="x_prev"
         )
