@@ -1,8 +1,6 @@
 """Scores against torch-fidelity, closed formulas and plain loops over every pair."""
 
 import contextlib
-import pathlib
-import sys
 
 import hypothesis
 import jax.numpy as jnp
@@ -10,26 +8,20 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+import fidelity_scores
 from ddpm_jax.evaluation import scores
-from ddpm_jax.evaluation import nearest as nearest_lib
-
-FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
-sys.path.insert(0, str(FIXTURES))
-
-import make_metrics  # noqa: E402
 
 SETTINGS = hypothesis.settings(max_examples=40, deadline=None, derandomize=True)
 
 
 @pytest.fixture(scope="module")
 def sets():
-    return make_metrics.sets()
+    return fidelity_scores.sets()
 
 
 @pytest.fixture(scope="module")
 def expected():
-    with np.load(FIXTURES / "metrics.npz", allow_pickle=False) as numbers:
-        return {name: numbers[name].item() for name in numbers}
+    return fidelity_scores.expected()
 
 
 def moments(*batches):
@@ -47,8 +39,6 @@ def normal(seed, *shape):
 def small_blocks():
     """Every loop over blocks turns several times, the last one ragged."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in dict(ROWS=7, REFERENCE_ROWS=11, COLUMNS=5, SPARE=2).items():
-            patch.setattr(nearest_lib, name, value)
         patch.setattr(scores, "ROWS", 7)
         yield
 
@@ -158,7 +148,7 @@ def test_frechet_distance_bears_the_rounding_of_float32_files():
 
 def test_kernel_distance_is_that_of_torch_fidelity(sets, expected):
     found = scores.kernel_distance(
-        sets["samples"], sets["reference"], **make_metrics.SUBSETS
+        sets["samples"], sets["reference"], **fidelity_scores.SUBSETS
     )
     # Sums of 100^2 kernel values of order 10, in float64 on both sides.
     assert found.mean == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-9)
@@ -238,146 +228,6 @@ def test_inception_score_block_by_block(sets, expected):
     assert found.mean == pytest.approx(expected["score_1_mean"], rel=1e-10)
 
 
-# Nearest neighbours
-
-
-def check_nearest(queries, reference, k):
-    found = nearest_lib.nearest(queries, reference, k)
-    every = np.linalg.norm(
-        queries[:, None].astype(np.float64) - reference[None].astype(np.float64), axis=2
-    )
-    want = np.sort(every, axis=1)[:, :k]
-    assert found.distances.shape == found.indices.shape == (len(queries), k)
-    # float64 sums of differences on both sides, in another order.
-    np.testing.assert_allclose(found.distances, want, rtol=1e-13, atol=0)
-    there = np.take_along_axis(every, found.indices, axis=1)
-    np.testing.assert_allclose(there, want, rtol=1e-13, atol=0)
-    assert all(len(set(row)) == k for row in found.indices.tolist())
-
-
-@pytest.mark.parametrize("k", [1, 5, 40])
-def test_nearest_is_found_among_all(k):
-    check_nearest(normal(0, 30, 17), normal(1, 40, 17), k)
-
-
-@SETTINGS
-@hypothesis.given(
-    st.sampled_from([1, 7, 20]), st.sampled_from([1, 11, 40]), st.sampled_from([1, 12]),
-    st.integers(1, 4), st.sampled_from([2, 100]), st.integers(0, 999),
-)
-def test_nearest_block_by_block(n, m, d, k, levels, seed):
-    random = np.random.default_rng(seed)  # few levels: many duplicates and ties
-    queries, reference = (random.integers(0, levels, (size, d)) for size in (n, m))
-    with small_blocks():
-        check_nearest(queries.astype(np.uint8), reference.astype(np.uint8), min(k, m))
-
-
-def test_identical_rows_are_at_distance_zero_wherever_they_lie():
-    reference = (normal(0, 300, 50) + 1e4).astype(np.float32)
-    found = nearest_lib.nearest(reference[[3, 299]], reference, 2)
-    assert found.indices[:, 0].tolist() == [3, 299]
-    assert found.distances[:, 0].tolist() == [0, 0] and found.distances[:, 1].min() > 1
-
-
-def clusters(seed, n, spread):
-    """Rows [n, 20] around two points 9,000 apart, where float32 screens to about 2^2."""
-    random = np.random.default_rng(seed)
-    return random.choice([1e3, -1e3], (n, 1)) + spread * random.normal(size=(n, 20))
-
-
-SPREADS = [1e-3, 0.1, 0.3, 1, 3]
-
-
-@pytest.mark.parametrize("spread", SPREADS)
-def test_rows_that_float32_cannot_tell_apart_are_told_apart(spread):
-    # About 100 rows of a cluster, far more than there are candidates.
-    check_nearest(clusters(0, 40, spread), clusters(1, 200, spread), 3)
-
-
-def test_ordinary_rows_are_settled_among_the_candidates(monkeypatch):
-    seen, distances = [], nearest_lib._distances
-    monkeypatch.setattr(
-        nearest_lib, "_distances", lambda q, rows: seen.append(len(rows)) or distances(q, rows)
-    )
-    x, y = normal(0, 50, 4096) + 3, normal(1, 150, 4096) + 3
-    nearest_lib.nearest(x, y, 2)
-    nearest_lib.precision_recall(x, y)
-    assert max(seen) == nearest_lib.SPARE + 4  # of the radii, k = 3 and the row itself
-
-
-def test_equal_distances_come_in_the_order_of_the_reference():
-    found = nearest_lib.nearest([[0.0]], [[1.0], [-1.0], [0.5], [1.0]], 4)
-    assert found.indices.tolist() == [[2, 0, 1, 3]]
-
-
-# Precision and recall
-
-
-def brute_precision_recall(x, y, k):
-    def share(queries, centres):
-        every = [[np.linalg.norm(a - b) for b in centres] for a in centres]
-        radii = [sorted(row[:i] + row[i + 1 :])[k - 1] for i, row in enumerate(every)]
-        inside = [
-            any(np.linalg.norm(q - c) <= r for c, r in zip(centres, radii)) for q in queries
-        ]
-        return sum(inside) / len(inside)
-
-    return share(x, y), share(y, x)
-
-
-def test_precision_and_recall_are_those_of_torch_fidelity(sets, expected):
-    found = nearest_lib.precision_recall(sets["samples"], sets["reference"])
-    # Its shares are float32; one image more would be 0.002.
-    assert found == pytest.approx((expected["precision"], expected["recall"]), abs=1e-6)
-
-
-@SETTINGS
-@hypothesis.given(
-    st.sampled_from([4, 7, 25]), st.sampled_from([5, 11, 30]), st.integers(1, 3),
-    st.integers(0, 999),
-)
-def test_precision_and_recall_against_loops(n, m, k, seed):
-    random = np.random.default_rng(seed)  # integers: duplicates, and rows just on a sphere
-    x, y = random.integers(0, 5, (n, 2)).astype(float), random.integers(1, 7, (m, 2)) * 1.0
-    with small_blocks():
-        found = nearest_lib.precision_recall(x, y, k)
-    assert found == pytest.approx(brute_precision_recall(x, y, k), rel=1e-12)
-
-
-@pytest.mark.parametrize("spread", SPREADS)
-def test_precision_and_recall_where_float32_cannot_tell(spread):
-    x, y = clusters(0, 60, spread), clusters(1, 70, spread)
-    with small_blocks():
-        found = nearest_lib.precision_recall(x, y)
-    assert found == pytest.approx(brute_precision_recall(x, y, 3), rel=1e-12)
-
-
-def test_precision_and_recall_are_not_each_other():
-    reference = np.arange(10.0)[:, None]
-    samples = np.array([[0.1], [0.2], [0.3], [0.4], [50.0]])  # near 0, and one far off
-    found = nearest_lib.precision_recall(samples, reference, k=1)
-    # Balls around the samples reach 0.1, and 49.6 around the far one: 0.4 to 99.6.
-    assert found == (0.8, 1.0)
-    assert nearest_lib.precision_recall(samples[:4], reference, k=1) == (1.0, 0.1)
-
-
-def test_a_row_on_the_sphere_is_inside():
-    reference = np.array([[0.0], [1.0], [2.0]])
-    samples = np.array([[-1.0], [3.0], [-1.0000001], [3.1]])
-    assert nearest_lib.precision_recall(samples, reference, k=1).precision == 0.5
-
-
-@pytest.mark.parametrize("copies", [1, 50])
-def test_precision_and_recall_of_identical_sets(copies):
-    x = np.repeat(normal(0, 20, 6) + 100, copies, axis=0)
-    assert nearest_lib.precision_recall(x, x[::-1]) == (1, 1)
-
-
-def test_precision_and_recall_of_sets_far_apart():
-    x = normal(0, 50, 6)
-    assert nearest_lib.precision_recall(x, x + 1e3) == (0, 0)
-
-
 # Bad input
 
 X = normal(0, 8, 3)
@@ -408,14 +258,6 @@ I3 = np.eye(3)
         (lambda: scores.inception_score(X, splits=0), "splits=0"),
         (lambda: scores.inception_score(NAN), r"logits\[0\] holds NaN"),
         (lambda: scores.inception_score(X[:0]), "n >= 1"),
-        (lambda: nearest_lib.precision_recall(X, X[:3]), "k=3"),
-        (lambda: nearest_lib.precision_recall(X, X, k=0), "k=0"),
-        (lambda: nearest_lib.precision_recall(NAN, X), "features"),
-        (lambda: nearest_lib.nearest(X, X, k=9), "k=9 must lie in 1..8"),
-        (lambda: nearest_lib.nearest(X, X, k=0), "k=0"),
-        (lambda: nearest_lib.nearest(X, X[:, :2]), "queries are"),
-        (lambda: nearest_lib.nearest(X, np.inf * X), "reference"),
-        (lambda: nearest_lib.nearest(X.reshape(2, 2, 2, 3), X), "one row an image"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(call, words):
