@@ -1,4 +1,4 @@
-"""Batches of images that live on the devices: those of the host's, bit for bit."""
+"""Batches: the host's by seed and number, and those of the devices, which equal them."""
 
 import contextlib
 import itertools
@@ -11,6 +11,7 @@ from ddpm_jax.data import batching, image_pairs, loading
 from ddpm_jax.data import source as source_lib
 from ddpm_jax.runtime import memory, parallel
 from ddpm_jax.training import loop
+from data_sets import numbered, take
 from records import lasting, rows, saved
 from tiny_run import tiny_config
 
@@ -117,3 +118,73 @@ def test_a_run_and_its_resumption_are_the_hosts(accelerator, tiny, tmp_path):
     assert [row["loss"] for row in host] == [row["loss"] for row in device] and len(host) == 6
     for a, b in zip(saved(tmp_path / "host", 6), saved(tmp_path / "device", 6), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+# Batches of the host.
+
+
+def test_batch_is_a_function_of_seed_and_number():
+    source = source_lib.from_array(numbered(10))
+    first = take(source, 8)
+    np.testing.assert_array_equal(first, take(source, 8))
+    assert first.dtype == np.uint8 and first.shape == (8, 4, 2, 3, 1)
+    assert not np.array_equal(first, take(source, 8, seed=1))
+    for start in (1, 3, 7):
+        np.testing.assert_array_equal(take(source, 1, start=start)[0], first[start])
+    assert take(source, 1, start=10**12).shape == (1, 4, 2, 3, 1)
+
+
+def test_start_reads_nothing_before_it():
+    asked = []
+    images = numbered(50)
+
+    def read(indices):
+        asked.extend(indices)
+        return images[indices]
+
+    source = source_lib.Source(50, (2, 3, 1), read, in_memory=True)
+    order = take(source_lib.from_array(images), 8)[..., 0, 0, 0]
+    take(source, 1, start=5)
+    assert asked[:4] == list(order[5]) and not set(order[:5].ravel()) & set(asked[:12])
+
+
+@pytest.mark.parametrize("batch_size", [4, 25])
+def test_an_epoch_shows_each_image_once_in_an_order_of_its_own(batch_size):
+    images = numbered(10)
+    seen = take(source_lib.from_array(images), 50 // batch_size * 2, batch_size=batch_size)
+    order = seen.reshape(-1, *images.shape[1:])[..., 0, 0, 0]
+    epochs = order[: len(order) // 10 * 10].reshape(-1, 10)
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(10))
+    assert len({tuple(epoch) for epoch in epochs}) == len(epochs)
+    assert tuple(epochs[0]) != tuple(range(10))
+    np.testing.assert_array_equal(seen.reshape(-1, 2, 3, 1), images[order])
+
+
+@pytest.mark.parametrize("process_count", [2, 4])
+def test_shares_of_the_processes_make_up_the_batch(process_count):
+    source = source_lib.from_array(numbered(13))
+    settings = {"batch_size": 8, "seed": 3, "start": 2}
+    whole = take(source, 5, **settings)
+    shares = [
+        take(source, 5, process_index=i, process_count=process_count, **settings)
+        for i in range(process_count)
+    ]
+    np.testing.assert_array_equal(np.concatenate(shares, axis=1), whole)
+
+
+def test_a_single_image_is_repeated():
+    assert take(source_lib.from_array(numbered(1)), 3).shape == (3, 4, 2, 3, 1)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"batch_size": 6, "process_count": 4}, r"batch_size=6: .*train\.batch_size=8"),
+        ({"batch_size": 0}, "batch_size=0: .*batch_size=1"),
+        ({"seed": -1}, "config.seed=-1"),
+    ],
+)
+def test_impossible_batches_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        take(source_lib.from_array(numbered(3)), 1, **settings)

@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 
+from ddpm_jax.data import batching
+from ddpm_jax.data import source as source_lib
 from ddpm_jax.data.source import spread
+from data_sets import numbered
 
 
 @pytest.mark.parametrize("first, last, num, wanted", [
@@ -26,3 +29,39 @@ def test_fractions_can_be_dropped():
     for size in range(1, 200):  # As of caches on disk, which are named by the images of 64 places.
         named = np.unique(np.linspace(0, size - 1, 64).astype(np.int64))
         np.testing.assert_array_equal(spread(0, size - 1, 64, truncate=True), named)
+
+
+@pytest.mark.parametrize(
+    "images, message",
+    [
+        (np.zeros((3, 8, 8), np.uint8), r"=uint8 \[3, 8, 8\]: .*images\[\.\.\., None\]"),
+        (np.zeros((8, 8), np.uint8), r"data=uint8 \[8, 8\]: must be uint8 \[n, h, w, c\]"),
+        (np.zeros((3, 8, 8, 1)), r"data=float64 \[3, 8, 8, 1\]: .*127\.5"),
+        (np.zeros((0, 8, 8, 1), np.uint8), "not empty"),
+    ],
+)
+def test_arrays_of_another_kind_are_refused(images, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        source_lib.from_array(images)
+    assert "\n" not in str(caught.value)
+
+
+def test_arrays_with_labels_and_conditions():
+    images = numbered(6)
+    source = source_lib.from_array(images, labels=[0, 1, 2, 0, 1, 2], condition=images[..., [0, 0]])
+    some = source.select(np.array([4, 2]))
+    assert len(some) == 2 and some.num_classes == 3 and some.condition_channels == 2
+    told = some.examples(np.array([1, 0]))
+    np.testing.assert_array_equal(told["labels"], [2, 1])
+    np.testing.assert_array_equal(told["condition"][..., :1], images[[2, 4]])
+    np.testing.assert_array_equal(told["images"], images[[2, 4]])
+    for labels in ([0, 1], [0.0] * 6, [-1] * 6):
+        with pytest.raises(ValueError, match="must be whole numbers in 0..*each of the 6"):
+            source_lib.from_array(images, labels=labels)
+    for condition in (images[:5], images[:, :1]):
+        with pytest.raises(ValueError, match="must go with images"):
+            source_lib.from_array(images, condition=condition)
+    batch = next(batching.batches(source, seed=0, batch_size=4))
+    rows = batch["images"][:, 0, 0, 0]
+    np.testing.assert_array_equal(batch["labels"], rows % 3)
+    np.testing.assert_array_equal(batch["condition"][:, 0, 0, 0], rows)

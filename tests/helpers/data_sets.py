@@ -4,12 +4,14 @@ import io
 import itertools
 import json
 import os
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from ddpm_jax.data import batching, loading
+from ddpm_jax.errors import UserError
 
 TFDS = os.environ.get("TFDS_DATA_DIR", "")
 
@@ -86,3 +88,13 @@ def write_tfds(root, images, file_format="array_record", version="1.0.0", labels
 
 def ramp(n, sizes=(4,)):
     return [np.full((sizes[i % len(sizes)], 5, 3), 10 * i, np.uint8) for i in range(n)]
+
+
+def refused(call, *words):
+    """Checks that a call ends in one line, which the command line prints without a trace."""
+    with pytest.raises(ValueError) as error:
+        call()
+    text = str(error.value)
+    assert "\n" not in text and isinstance(error.value, UserError), text
+    for word in words:
+        assert re.search(word, text), (word, text)

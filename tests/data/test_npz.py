@@ -1,0 +1,159 @@
+"""Images, labels and conditions in an .npz file; a damaged one is one line."""
+
+import io
+import pathlib
+import re
+import zipfile
+
+import numpy as np
+import pytest
+
+from ddpm_jax.data import loading
+from data_sets import everything, numbered, refused
+
+
+@pytest.mark.parametrize("key", ["train", "images", "arr_0", "mine"])
+def test_npz_holds_its_images_under_one_of_four_names(tmp_path, key):
+    images = numbered(6)
+    np.savez(tmp_path / "x.npz", **{key: images})
+    source = loading.load("npz", data_dir=str(tmp_path / "x.npz"))
+    np.testing.assert_array_equal(everything(source), images)
+    assert source.image_shape == (2, 3, 1)
+    assert loading.load("npz", data_dir=str(tmp_path / "x.npz"), split="test") is None
+
+
+def test_npz_test_array_is_the_test_split(tmp_path):
+    path = str(tmp_path / "x.npz")
+    np.savez(path, train=numbered(6), test=numbered(6)[::-1])
+    test = loading.load("npz", data_dir=path, split="test", holdout=2)
+    np.testing.assert_array_equal(everything(test), numbered(6)[::-1])
+    assert len(loading.load("npz", data_dir=path, holdout=2)) == 6
+
+
+def test_npz_of_another_kind_is_refused(tmp_path):
+    path = str(tmp_path / "x.npz")
+    with pytest.raises(ValueError, match="config.data.dir='': not an .npz file"):
+        loading.load("npz")
+    np.savez(path, train=numbered(6)[..., 0])
+    with pytest.raises(ValueError, match=r"x.npz' 'train'=uint8 \[6, 2, 3\].*None\]"):
+        loading.load("npz", data_dir=path)
+    np.savez(path, a=numbered(2), b=numbered(2))
+    with pytest.raises(ValueError, match=r"\['a', 'b'\], none called 'train'"):
+        loading.load("npz", data_dir=path)
+    np.savez(path, train=np.array([None]))
+    with pytest.raises(ValueError, match="allow_pickle"):
+        loading.load("npz", data_dir=path)
+    pathlib.Path(path).write_bytes(b"nothing of the kind")
+    with pytest.raises(ValueError, match="config.data.dir=.*not an .npz file"):
+        loading.load("npz", data_dir=path)
+
+
+def test_labels_and_conditions_of_an_npz(tmp_path):
+    path = str(tmp_path / "x.npz")
+    images, beside = numbered(10), numbered(10, (2, 3, 2))
+    np.savez(path, train=images, train_labels=np.arange(10) % 3, train_condition=beside)
+    asked = dict(data_dir=path, labels=True, condition="stored", holdout=4)
+    for split, size in (("train", 6), ("test", 4)):
+        source = loading.load("npz", split=split, **asked)
+        told = source.examples(np.arange(size))
+        chosen = told["images"][:, 0, 0, 0]
+        np.testing.assert_array_equal(told["labels"], chosen % 3)
+        np.testing.assert_array_equal(told["condition"], beside[chosen])
+        assert source.num_classes == 3 and source.condition_channels == 2
+    resized = loading.load("npz", image_size=4, **asked).examples(np.arange(6))
+    assert resized["images"].shape == (6, 4, 4, 1) and resized["condition"].shape[1:3] == (4, 4)
+    only = loading.load("npz", data_dir=path)
+    assert only.labels is None and only.read_condition is None
+    np.savez(path, train=images)
+    with pytest.raises(ValueError, match=r"has no train_labels, int \[n\], a row"):
+        loading.load("npz", data_dir=path, labels=True)
+    np.savez(path, train=images, labels=np.arange(9))
+    with pytest.raises(ValueError, match=r"has no train_labels, int \[n\], a row"):
+        loading.load("npz", data_dir=path, labels=True)
+    with pytest.raises(ValueError, match="config.data.condition='stored': must be one of"):
+        loading.load("digits", condition="stored")
+    with pytest.raises(ValueError, match="config.data.condition='x': must be one of .*noisy, 's"):
+        loading.load("npz", data_dir=path, condition="x")
+
+
+def npz(path, **arrays):
+    np.savez(path, **arrays)
+    return path
+
+
+def load_npz(path, **settings):
+    return loading.load("npz", data_dir=str(path), **settings)
+
+
+class Attack:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_objects_in_an_npz_are_not_made(tmp_path):
+    marker, path = tmp_path / "marker", tmp_path / "x.npz"
+    attack = np.array([Attack(marker)])
+    np.savez(path, train=attack, labels=attack)
+    with np.load(path, allow_pickle=True) as arrays:
+        arrays["train"][0].close()
+    assert marker.exists()  # So the attack works.
+    marker.unlink()
+    refused(lambda: load_npz(path), "'train' cannot be read .Object arrays", "plain numbers")
+    np.savez(path, train=numbered(1), labels=attack)
+    refused(lambda: load_npz(path, labels=True), "'labels' cannot be read .Object arrays")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("kind, words", [
+    ("flipped", "'train' cannot be read .Bad CRC"), ("cut", "not an .npz file"),
+    ("huge", "'train' cannot be read .Unable to allocate"),
+    ("short", "'train' cannot be read .*EOF|cannot reshape"),
+    ("no array", r"'train'=\|S5 \[\]: must be uint8"), ("encrypted", "'train' cannot be read"),
+])
+def test_a_damaged_npz_is_one_line(tmp_path, kind, words):
+    path = npz(tmp_path / "x.npz", train=numbered(30, (8, 8, 3)))
+    whole = bytearray(path.read_bytes())
+    if kind == "flipped":
+        whole[600] ^= 255
+    elif kind == "encrypted":
+        for start, field in ((b"PK\1\2", 8), (b"PK\3\4", 6)):
+            whole[whole.index(start) + field] |= 1
+    path.write_bytes(whole[:700] if kind == "cut" else whole)
+    if kind in ("huge", "short", "no array"):
+        rows = 10**15 if kind == "huge" else 7
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, dict(
+            descr="|u1", fortran_order=False, shape=(rows, 8, 8, 3)))
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("train.npy", b"hello" if kind == "no array" else header.getvalue())
+    refused(lambda: load_npz(path), re.escape(str(path)), words)
+
+
+@pytest.mark.parametrize("labels", [
+    np.array(["a"] * 6), np.zeros(6), np.int64(3), np.arange(5), np.zeros(0, int),
+])
+def test_labels_of_an_npz_that_are_none(tmp_path, labels):
+    path = npz(tmp_path / "x.npz", train=numbered(6), train_labels=labels)
+    refused(lambda: load_npz(path, labels=True), r"has no train_labels, int \[n\], a row")
+
+
+def test_labels_of_the_test_images_beyond_those_of_training(tmp_path):
+    path = npz(tmp_path / "x.npz", train=numbered(6), train_labels=np.arange(6) % 3,
+               test=numbered(4), test_labels=np.arange(4))
+    assert load_npz(path, labels=True).num_classes == 3
+    refused(lambda: load_npz(path, labels=True, split="test"),
+            r"x.npz' test_labels=int64 \[4\]: must be whole numbers in 0..2")
+    path = npz(tmp_path / "x.npz", train=numbered(6), train_labels=np.full(6, -1))
+    refused(lambda: load_npz(path, labels=True), r"x.npz' train_labels=int64 \[6\]: must be")
+
+
+def test_images_of_two_channels_are_taken_as_they_are(tmp_path):
+    path = npz(tmp_path / "x.npz", train=numbered(6, (4, 4, 2)))
+    assert load_npz(path).image_shape == load_npz(path, image_size=4).image_shape == (4, 4, 2)
+    for settings in ({"image_size": 8}, {"channels": 3}):
+        refused(lambda: load_npz(path, **settings), r"\[6, 4, 4, 2\] are neither grey, RGB nor")
