@@ -1,19 +1,17 @@
-r"""CelebA-HQ at 256x256 as in the paper; the base of the three LSUN configs.
+r"""CelebA-HQ at 256x256 as in the paper. The three LSUN configs start from this one.
 
     python main.py --config=configs/celebahq256.py --workdir=runs/celebahq256 \
         --config.data.name=image_folder --config.data.dir=/pictures
 
-113,673,219 parameters, 500,000 steps at batch 64, 2.2 steps/s on a TPU v3-8 (63 hours); the
-paper shows samples and gives no FID (others report 8.9 with the same recipe, at a loss of about
-0.0098).
+113,673,219 parameters, 500,000 steps at batch 64, 2.2 steps/s on a TPU v3-8 (63 hours). The paper
+shows samples and reports no FID. Others report 8.9 with the same recipe, at a loss of about 0.0098.
 
-On one device the backward pass of a batch holds 65 to 235 GiB, by how much the compiler makes
-again. Where memory is short take `--config.train.accumulate=4` (a quarter of it),
-`--config.train.remat=True` (25 to 100), or both; `--config.model.dtype=bfloat16` takes a tenth off.
+On one device the backward pass of a batch holds 65 to 235 GiB, depending on how much the compiler
+recomputes. To save memory use `--config.train.accumulate=4` (a quarter),
+`--config.train.remat=True` (25 to 100 GiB), or both. `--config.model.dtype=bfloat16` saves a tenth.
 
-The pictures: 30,000 images, not free to redistribute. Make `celeb_a_hq/256` with
-tensorflow-datasets, which wants the files placed by hand (its page says how), or name any folder
-of the images as above.
+The 30,000 images may not be redistributed. Prepare `celeb_a_hq/256` with tensorflow-datasets, where
+you have to place the files by hand (its page says how), or name a folder of the images as above.
 """
 
 import ml_collections

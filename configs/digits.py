@@ -2,7 +2,7 @@
 
     python main.py --config=configs/digits.py --workdir=runs/digits
 
-About three minutes on two CPU cores; `samples/` then shows digits that a person reads.
+It takes about three minutes on two CPU cores. `samples/` then shows readable digits.
 """
 
 import ml_collections

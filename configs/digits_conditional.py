@@ -1,4 +1,4 @@
-"""Handwritten digits by class, for classifier-free guidance; minutes on two CPU cores.
+"""Handwritten digits by class, with classifier-free guidance. Minutes on two CPU cores.
 
     python main.py --config=configs/digits_conditional.py --workdir=runs/digits_conditional
     python main.py --config=configs/digits_conditional.py --workdir=runs/digits_conditional \\

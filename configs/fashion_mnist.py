@@ -2,9 +2,9 @@
 
     python main.py --config=configs/fashion_mnist.py --workdir=runs/fashion_mnist
 
-The base's settings otherwise; no flip for shoes that all point left. Recognisable clothes
-after some 20,000 steps, under an hour on one modern GPU. The pictures: as in `cifar10.py`,
-`fashion_mnist` of tensorflow-datasets.
+Other settings are those of `cifar10.py`, without flips, because all shoes point left. Expect
+recognisable clothes after about 20,000 steps, under an hour on one modern GPU. The images are
+`fashion_mnist` of tensorflow-datasets, found as in `cifar10.py`.
 """
 
 import ml_collections

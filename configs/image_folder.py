@@ -1,11 +1,11 @@
-"""Your own pictures: any folder of .jpg, .png and the like, resized and centre-cropped.
+"""Your own images: a folder of .jpg, .png and the like, resized and centre-cropped.
 
     python main.py --config=configs/image_folder.py --workdir=runs/mine --config.data.dir=/pictures
 
-64x64 in colour unless you say otherwise (`--config.data.image_size=128`,
-`--config.data.channels=1`). A few thousand pictures and a day on one modern GPU give good
-samples; a few hundred are memorised. `--config.data.holdout=500` sets images aside for a
-held-out loss, which tells when that begins.
+The default is 64x64 in colour; `--config.data.image_size=128` and `--config.data.channels=1` change
+that. A few thousand images and a day on one modern GPU give good samples. A few hundred images are
+memorised. `--config.data.holdout=500` reserves images for a held-out loss, which shows when that
+begins.
 """
 
 import ml_collections

@@ -2,13 +2,13 @@
 
     python main.py --config=configs/improved_cifar10.py --workdir=runs/improved
 
-Their figures after 500,000 steps: FID 3.19 (of 4,000 steps) and 3.17 bits/dim for this hybrid
-objective; for the bound alone 11.47 and 2.94:
+The authors report after 500,000 steps: FID 3.19 (with 4,000 sampling steps) and 3.17 bits/dim for
+this hybrid objective, and 11.47 and 2.94 for the bound alone, which is:
 
     python main.py --config=configs/improved_cifar10.py --workdir=runs/improved_vlb \\
         --config.diffusion.loss=rescaled_vlb --config.train.t_sampling=importance
 
-Neither run has been made with this code yet. The pictures: see `configs/cifar10.py`.
+Neither run has been made with this code yet. The images are those of `configs/cifar10.py`.
 """
 
 import ml_collections
@@ -17,7 +17,7 @@ from ddpm_jax.configs import cifar10
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The settings that differ from the first paper's."""
+    """Differences from CIFAR-10 of the first paper."""
     config = cifar10.get_config()
     config.data.random_flip = False
     config.model.num_res_blocks = 3

@@ -3,13 +3,13 @@ r"""LSUN cat at 256x256 as in the paper.
     python main.py --config=configs/lsun_cat256.py --workdir=runs/lsun_cat256 \
         --config.data.name=image_folder --config.data.dir=/pictures
 
-Expect FID 19.75 (paper, 50,000 samples, StyleGAN2's code) after 1,800,000 steps at batch 64;
-about 2.2 steps/s on a TPU v3-8.
+Expect FID 19.75 (paper, 50,000 samples, StyleGAN2's code) after 1,800,000 steps at batch 64,
+at about 2.2 steps/s on a TPU v3-8.
 
-The pictures: about 1,657,266 images, under LSUN's own terms. tensorflow-datasets makes
-`lsun/cat` from files placed by hand (its page says how);
-or export the images and name their folder as above. They are resized to 256 on the shorter
-side and centre-cropped.
+There are about 1,657,266 images, under LSUN's own terms. Prepare `lsun/cat` with
+tensorflow-datasets, where you have to place the files by hand (its page says how), or export the
+images and name their folder as above. They are resized to 256 on the shorter side and
+centre-cropped.
 """
 
 import ml_collections

@@ -3,13 +3,13 @@ r"""LSUN church at 256x256 as in the paper.
     python main.py --config=configs/lsun_church256.py --workdir=runs/lsun_church256 \
         --config.data.name=image_folder --config.data.dir=/pictures
 
-Expect FID 7.89 (paper, 50,000 samples, StyleGAN2's code) after 1,200,000 steps at batch 64;
-about 2.2 steps/s on a TPU v3-8.
+Expect FID 7.89 (paper, 50,000 samples, StyleGAN2's code) after 1,200,000 steps at batch 64,
+at about 2.2 steps/s on a TPU v3-8.
 
-The pictures: about 126,227 images, under LSUN's own terms. tensorflow-datasets makes
-`lsun/church_outdoor` from files placed by hand (its page says how);
-or export the images and name their folder as above. They are resized to 256 on the shorter
-side and centre-cropped.
+There are about 126,227 images, under LSUN's own terms. Prepare `lsun/church_outdoor` with
+tensorflow-datasets, where you have to place the files by hand (its page says how), or export the
+images and name their folder as above. They are resized to 256 on the shorter side and
+centre-cropped.
 """
 
 import ml_collections
