@@ -1,4 +1,4 @@
-"""Data sets: from files and TFDS to batches of uint8 images."""
+"""Data sets: uint8 images from files and TFDS, and batches of them."""
 
 from ddpm_jax.data.batching import batches
 from ddpm_jax.data.loading import digits, is_there, load

@@ -1,8 +1,8 @@
-"""Training batches: this process's share of deterministic batches, on the devices or sent to them.
+"""Training batches: each process gets its share, on its devices or sent to them.
 
 Batch k is a function of (seed, k) alone: a run resumes at any batch without reading those before
-it, and any number of processes together see the same batches. Images that live on an
-accelerator cost its host nothing but the numbers of each batch's images.
+it, and any number of processes together see the same batches. If the images are kept on an
+accelerator, its host only sends the indices of each batch.
 """
 
 import contextlib
@@ -17,13 +17,13 @@ from ddpm_jax.data.source import Source
 from ddpm_jax.errors import UserError
 from ddpm_jax.runtime import memory, parallel
 
-_SHARE = 16  # The images may take one in so many bytes of a device: less than estimates are off by.
+_SHARE = 16  # Images take at most 1/16 of a device, less than the error of memory estimates.
 
 
 def fits_on_device(source: Source) -> bool:
-    """Whether these images are in this host's memory, and may live in that of each accelerator.
+    """Whether each accelerator can keep all images of a source that is in the host's memory.
 
-    A CPU's own memory is where they are already.
+    False on a CPU, whose memory they are in already.
     """
     channels = source.image_shape[-1] + source.condition_channels
     num_bytes = len(source) * math.prod((*source.image_shape[:2], channels))
@@ -38,19 +38,19 @@ def device_batches(
 ) -> Iterator[dict[str, jax.Array | np.ndarray]]:
     """This process's share of batches `start`, `start + 1`, ..., split over its devices.
 
-    The images are those of `batching.batches`, wherever they live.
+    The images are those of `batches`, wherever they are kept.
 
     Args:
         source: the images.
-        seed, batch_size, start: as of `batching.batches`.
-        on_device: copy all images to every device now, where they fit (see `fits`).
+        seed, batch_size, start: as in `batches`.
+        on_device: copy all images to every device now, if they fit (see `fits_on_device`).
 
     Returns:
-        An iterator, to be closed, of "images", uint8 [local_devices, b, h, w, c], and where the
-        source has them "labels" and "condition".
+        An iterator, to be closed, of "images", uint8 [local_devices, b, h, w, c], and, if the
+        source has them, "labels" and "condition".
 
     Raises:
-        ValueError: as `batching.batches`, with the first batch.
+        UserError: as `batches` does, with the first batch.
     """
     order = dict(
         seed=seed, batch_size=batch_size, start=start,
@@ -62,8 +62,8 @@ def device_batches(
             lambda examples, indices: jax.tree.map(lambda x: x[indices], examples),
             in_axes=(None, 0),
         )
-        numbers = Source(len(source), (), np.int32, in_memory=True)  # Each image is its number.
-        with contextlib.closing(batches(numbers, **order)) as shares:
+        indices = Source(len(source), (), np.int32, in_memory=True)  # Image i is the number i.
+        with contextlib.closing(batches(indices, **order)) as shares:
             for share in shares:
                 yield take(examples, parallel.shard(share["images"]))
     else:
@@ -83,24 +83,24 @@ def batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """This process's share of batches `start`, `start + 1`, ... without end.
 
-    Every epoch visits each image once, in an order of its own; batches run across the
-    border of epochs. The shares of all processes, concatenated in order, are the batch
-    that a single process would see. A thread reads ahead until `.close()` is called.
+    Every epoch visits each image once, in its own order; a batch may span two epochs. The
+    shares of all processes, concatenated in order, are the batch that a single process would
+    see. A thread reads ahead until `.close()` is called.
 
     Args:
         source: the images.
         seed: not negative; with the number of a batch it decides its images.
-        batch_size: images a batch over all processes; may exceed `len(source)`.
+        batch_size: images per batch over all processes; may exceed `len(source)`.
         start: number of the first batch, from 0; earlier ones are not read.
         process_index: 0..process_count-1.
         process_count: divides `batch_size`.
 
     Returns:
         An iterator of `source.examples`: "images", uint8 [batch_size // process_count, h, w, c],
-        and where the source has them "labels" and "condition".
+        and, if the source has them, "labels" and "condition".
 
     Raises:
-        ValueError: `seed` is negative or `batch_size` does not divide.
+        UserError: `seed` is negative, or `process_count` does not divide `batch_size`.
     """
     if seed < 0:
         raise UserError(f"config.seed={seed}: must not be negative; try --config.seed=0.")
@@ -110,7 +110,7 @@ def batches(
             f"config.train.batch_size={batch_size}: must be a positive multiple of the "
             f"{process_count} processes; try --config.train.batch_size={nearest}."
         )
-    import grain  # Imports take longer than the rest of this module.
+    import grain  # Slow to import.
 
     order = grain.MapDataset.range(len(source)).seed(int(seed)).shuffle().repeat()
     # Batch first, then slice: a share is a run of consecutive images of the batch.

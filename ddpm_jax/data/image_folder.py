@@ -1,4 +1,4 @@
-"""Folders of pictures: found and decoded; unreadable files are named and left out."""
+"""Folders of pictures; unreadable files are named and left out."""
 
 import concurrent.futures
 import contextlib
@@ -11,29 +11,25 @@ from absl import logging
 
 from ddpm_jax.data import decoding
 from ddpm_jax.data import source as source_lib
+from ddpm_jax.data.request import Request
 from ddpm_jax.data.source import Source
 from ddpm_jax.errors import UserError, one_line
 from ddpm_jax.runtime import files
 
-MAX_UNREADABLE = 0.05  # share of a folder's files that may be skipped
+MAX_UNREADABLE = 0.05  # Share of a folder's files that may be skipped.
 THREADS = min(16, os.cpu_count() or 1)
 
 
-def load(
-    data_dir: str, part, want: tuple[int, int, int], labels: bool = False
-) -> Source | None:
-    """The pictures below a folder; None where `part` leaves none.
+def load(request: Request) -> Source | None:
+    """The pictures below a folder; None if none of them are set aside for the test split.
 
-    Args:
-        data_dir: the folder.
-        part: number of files -> indices of those to take.
-        want: (height, width, channels); 0 for as the pictures are.
-        labels: the first folder on the way to a picture is its class, in alphabetical order.
+    With labels, the first folder on the way to a picture is its class, in alphabetical order.
 
     Raises:
-        ValueError: no such folder, no pictures, too many unreadable, of varying size, or
-            pictures outside of the folders of classes.
+        UserError: there is no such folder, it has no pictures, too many are unreadable or they
+            vary in size, or some are outside of the folders of classes.
     """
+    data_dir = request.data_dir
     if not (data_dir and files.path(data_dir).is_dir()):
         raise UserError(
             f"config.data.dir={data_dir!r}: not a folder; write --config.data.dir=PATH, "
@@ -45,47 +41,47 @@ def load(
             f"config.data.dir={data_dir!r}: no pictures there or below; write "
             "--config.data.dir=PATH, a folder with .png, .jpg or other picture files."
         )
-    total = len(names)
-    classes = sorted(_classes(data_dir, names)) if labels else []
-    names = [names[i] for i in part(total)]
-    if not names:
+    classes = sorted(_classes(data_dir, names)) if request.labels else []
+    chosen = [names[i] for i in request.part(len(names))]
+    if not chosen:
         return None
-    folder = _Folder(data_dir, names, (*want[:2], want[2] or 3), total, classes)
-    if source_lib.fits(len(names), folder.shape):
+    height, width, channels = request.shape
+    folder = _Folder(data_dir, chosen, (height, width, channels or 3), len(names), classes)
+    if source_lib.fits(len(chosen), folder.shape):
         return folder.in_memory()
-    if not want[0]:
+    if not height:
         folder.check_sizes()
     return folder.streamed()
 
 
-def _classes(data_dir, files):
+def _classes(data_dir, names):
     """The first folders on the way to the files."""
-    bare = [file for file in files if "/" not in file]
+    bare = [name for name in names if "/" not in name]
     if bare:
         raise UserError(
-            f"config.data.dir={data_dir!r}: {_shown(bare[0])} is in no folder of a class; put each "
-            "class into a folder of its own, or write --config.data.labels=False."
+            f"config.data.dir={data_dir!r}: {_escaped(bare[0])} is in no folder of a class; put "
+            "each class into a folder of its own, or write --config.data.labels=False."
         )
-    return {_class(file) for file in files}
+    return {_class(name) for name in names}
 
 
-def _class(file):
-    return file.partition("/")[0]
+def _class(name):
+    return name.partition("/")[0]
 
 
-def _shown(name):
-    """A file's name within one line, whatever bytes it is of."""
+def _escaped(name):
+    """A file's name as part of one line, whatever its bytes are."""
     return repr(name)[1:-1]
 
 
 def picture_files(folder: str) -> list[str]:
-    """Relative paths, sorted, of the files below a folder that are pictures by their extension.
+    """The relative paths, sorted, of the files below a folder with the extension of a picture.
 
     Links are followed, unless they lead back to a folder on the way to them; hidden files and
     folders are left out.
 
     Raises:
-        ValueError: a folder cannot be listed.
+        UserError: a folder cannot be listed.
     """
     Image.init()
     known = {e for e, form in Image.registered_extensions().items() if form in decoding.FORMATS}
@@ -97,7 +93,7 @@ def _in_store(folder):
     """The files below a folder of a store."""
     top = None
     for root, folders, names in files.path(folder).walk():
-        top = top or root  # The folder as its file system spells it, which may leave out gs://.
+        top = top or root  # The folder as its file system spells it, perhaps without gs://.
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             if not name.startswith("."):
@@ -117,7 +113,7 @@ def _on_disk(folder):
                 if os.path.isdir(entry.path) if linked else entry.is_dir():
                     if (real := os.path.realpath(entry.path)) not in above:
                         left.append((entry.path, f"{prefix}{entry.name}/", {real, *above}))
-                elif linked or entry.is_file():  # A pipe would be waited for.
+                elif linked or entry.is_file():  # Opening a pipe would block.
                     yield prefix + entry.name
     except OSError as error:
         raise UserError(
@@ -127,32 +123,39 @@ def _on_disk(folder):
 
 
 class _Folder:
-    """Picture files decoded one by one, with an account of those that cannot be."""
+    """Picture files decoded one by one, with a record of those that cannot be decoded.
+
+    Args:
+        path: of the folder.
+        names: of the files, relative to it.
+        want: (height, width, channels); a height of 0 keeps the size of the first picture.
+        total: files in all splits, of which a share may be skipped.
+        classes: the names of the classes, sorted; empty without labels.
+    """
 
     def __init__(self, path, names, want, total, classes):
         self.path, self.files, self.want = path, names, want
         self.folder = files.path(path)
-        self.total = total  # files in all splits: the share that may be skipped is of these
-        self.classes = classes  # names, sorted; empty where they are not asked for
+        self.total, self.classes = total, classes
         self.unreadable, self.lock = {}, threading.Lock()
         self.shape = None
         self.shape = self.nearest(0).shape
 
     def decode(self, i):
-        """Image i, or None where its file is unreadable, which is logged."""
+        """Image i, or None if its file is unreadable, which is logged."""
         if i in self.unreadable:
             return None
         try:
             image = decoding.decode(self.folder / self.files[i], self.want)
         except decoding.UNREADABLE as error:
-            self.note(i, error)
+            self.skip(i, error)
             return None
         if self.shape and image.shape != self.shape:
             self.refuse_size(i, *image.shape[:2])
         return image
 
     def nearest(self, i):
-        """Image i, or the next one, of the same class, that can be read."""
+        """Image i, or the next one of its class that can be read."""
         for j in (*range(i, len(self.files)), *range(i)):
             if self.classes and _class(self.files[j]) != _class(self.files[i]):
                 continue
@@ -160,33 +163,35 @@ class _Folder:
                 return image
             self.check()
         raise UserError(
-            f"config.data.dir={self.path!r}: all pictures of {_shown(_class(self.files[i]))} are "
+            f"config.data.dir={self.path!r}: all pictures of {_escaped(_class(self.files[i]))} are "
             "unreadable; mend them or remove that folder."
         )
 
     def labelled(self, source, kept=slice(None)):
-        """The source with its labels, where they are asked for."""
+        """The source with the labels of the files `kept`, if there are classes."""
         if not self.classes:
             return source
         number = {name: i for i, name in enumerate(self.classes)}
         labels = np.array([number[_class(file)] for file in self.files], np.int32)
         return source.with_labels(labels[kept], len(self.classes))
 
-    def note(self, i, error):
+    def skip(self, i, error):
+        """Notes that file i is unreadable, and logs the first ten."""
         with self.lock:
             if i not in self.unreadable and len(self.unreadable) < 10:
-                logging.warning("Skipping %s: %s", _shown(self.files[i]), one_line(error))
-            self.unreadable[i] = _shown(self.files[i])
+                logging.warning("Skipping %s: %s", _escaped(self.files[i]), one_line(error))
+            self.unreadable[i] = _escaped(self.files[i])
 
     def check(self):
-        """Raises where more files are unreadable than may be."""
+        """Raises UserError if more files are unreadable than may be."""
         with self.lock:
             bad, total = sorted(self.unreadable.values()), self.total
         if len(bad) > MAX_UNREADABLE * total or len(bad) == len(self.files):
+            more = ["..."] if len(bad) > 3 else []
             raise UserError(
                 f"config.data.dir={self.path!r}: {len(bad)} of {total} files "
                 f"({len(bad) / total:.0%}) are unreadable, {MAX_UNREADABLE:.0%} may be; "
-                f"mend or remove {', '.join([*bad[:3], *(['...'] if bad[3:] else [])])}."
+                f"mend or remove {', '.join([*bad[:3], *more])}."
             )
 
     def check_sizes(self):
@@ -203,9 +208,9 @@ class _Folder:
 
     def refuse_size(self, i, height, width):
         raise UserError(
-            f"config.data.image_size=0: needs pictures of one size, but {_shown(self.files[i])} is "
-            f"{height}x{width} and others are {self.shape[0]}x{self.shape[1]}; choose a "
-            "size, such as --config.data.image_size=64."
+            f"config.data.image_size=0: needs pictures of one size, but {_escaped(self.files[i])} "
+            f"is {height}x{width} and others are {self.shape[0]}x{self.shape[1]}; choose a "
+            "size, for example --config.data.image_size=64."
         )
 
     def in_memory(self):
@@ -226,6 +231,8 @@ class _Folder:
         return self.labelled(source_lib.from_array(images if kept.all() else images[kept]), kept)
 
     def streamed(self):
-        """A source that decodes pictures as they are asked for."""
-        read = lambda indices: np.stack([self.nearest(int(i)) for i in indices])
+        """A source that decodes pictures when they are read."""
+        def read(indices):
+            return np.stack([self.nearest(int(i)) for i in indices])
+
         return self.labelled(Source(len(self.files), self.shape, read))

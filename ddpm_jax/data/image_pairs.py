@@ -1,7 +1,7 @@
-"""Pairs made from single images: what an image-conditional model is trained on.
+"""Pairs made from single images, on which an image-conditional model is trained.
 
-Each function turns a source of images into one that also has, for every image, the image that
-the network is told. A pair is a function of (seed, index) alone.
+Each function turns a source of images into one that also has, for each image, the condition that
+the network gets. A pair is a function of (seed, index) alone.
 """
 
 import dataclasses
@@ -12,22 +12,23 @@ from ddpm_jax.data.source import Source
 from ddpm_jax.errors import UserError
 
 NAMED = ("low_resolution", "noisy")
-_NOISES = 16  # Noises of each picture in an epoch, so that none is learned by heart.
-_DEVIATION = 24.0  # Of the noise, in grey levels.
+_NOISES = 16  # Noisy copies of each image per epoch, so that the network memorizes none.
+_DEVIATION = 24.0  # Standard deviation of the noise, in grey levels.
+_HELD_OUT, _TRAINING = 0, 1  # Addresses of the noise below the seed; below them, the index.
 
 
 def low_resolution(source: Source, factor: int) -> Source:
-    """For super-resolution: told the mean of each `factor` x `factor` pixels, enlarged again.
+    """Pairs for super-resolution: the condition is the image at 1 / `factor` of its size.
 
-    The condition has the image's size and channels; every block of it is of one colour, the
-    block's mean rounded to a whole grey level.
+    It is enlarged to the image's size again, so each block of `factor` x `factor` pixels has one
+    colour: the mean of the image's block, rounded to a whole grey level.
 
     Args:
-        source: images whose height and width divide by `factor`.
+        source: images whose height and width are multiples of `factor`.
         factor: at least 2.
 
     Raises:
-        ValueError: the factor is less than 2 or does not divide.
+        UserError: the factor is less than 2, or does not divide the height and the width.
     """
     height, width, channels = source.image_shape
     if factor < 2 or height % factor or width % factor:
@@ -45,23 +46,23 @@ def low_resolution(source: Source, factor: int) -> Source:
 
 
 def shrink(images: np.ndarray, factor: int) -> np.ndarray:
-    """Mean of each `factor` x `factor` pixels, uint8 [n, h / factor, w / factor, c]."""
+    """The mean of each `factor` x `factor` pixels, uint8 [n, h / factor, w / factor, c]."""
     n, height, width, c = images.shape
     blocks = images.reshape(n, height // factor, factor, width // factor, factor, c)
     return np.round(blocks.mean(axis=(2, 4), dtype=np.float64)).astype(np.uint8)
 
 
 def enlarge(images: np.ndarray, factor: int) -> np.ndarray:
-    """Every pixel as `factor` x `factor` of its colour."""
+    """The images with each pixel repeated `factor` x `factor` times."""
     return images.repeat(factor, axis=1).repeat(factor, axis=2)
 
 
 def noisy(source: Source, *, seed: int, training: bool) -> Source:
-    """For segmentation: the image becomes the mask of its bright pixels, told itself in noise.
+    """Pairs for segmentation: a mask of the bright pixels; the condition is the noisy image.
 
     The mask is 255 where the mean over channels is at least 128, else 0, in one channel. The
-    noise is Gaussian of 24 grey levels, clipped to 0..255. To train, the set holds every image
-    with 16 noises; else with one of its own.
+    noise is Gaussian with a standard deviation of 24 grey levels, and the sum is clipped to
+    0..255. For training, the set has each image with 16 noises; otherwise with one of its own.
 
     Args:
         source: clean images.
@@ -69,7 +70,7 @@ def noisy(source: Source, *, seed: int, training: bool) -> Source:
         training: whether for training.
     """
     *size, channels = source.image_shape
-    n = len(source)
+    n, use = len(source), _TRAINING if training else _HELD_OUT
 
     def read(indices):
         grey = source.read(indices % n).mean(axis=-1, keepdims=True)
@@ -77,7 +78,7 @@ def noisy(source: Source, *, seed: int, training: bool) -> Source:
 
     def read_condition(indices):
         noise = np.stack([
-            np.random.default_rng([seed, training, int(i)]).standard_normal(source.image_shape)
+            np.random.default_rng([seed, use, int(i)]).standard_normal(source.image_shape)
             for i in indices
         ])
         images = source.read(indices % n) + _DEVIATION * noise

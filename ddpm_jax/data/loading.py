@@ -1,4 +1,7 @@
-"""Data sets by name: `load` opens one as a `Source` of uint8 images [h, w, c] of one size."""
+"""Data sets by name: `load` opens one as a `Source` of uint8 images [h, w, c] of one size.
+
+A new kind of data set is a file with a function from `Request` to `Source`, and a line in `KINDS`.
+"""
 
 import importlib.resources
 import os
@@ -7,6 +10,7 @@ import numpy as np
 
 from ddpm_jax.data import decoding, image_folder, image_pairs, npz
 from ddpm_jax.data import tfds as tfds_lib
+from ddpm_jax.data.request import Request
 from ddpm_jax.data.source import Source
 from ddpm_jax.errors import UserError
 from ddpm_jax.runtime import files, parallel
@@ -28,65 +32,48 @@ def load(
 ) -> Source | None:
     """Opens one split of a data set; None for the test split of a set that has none.
 
-    A picture of another size is resized until it covers the size asked for (Lanczos) and
-    cropped around its centre. Colour becomes grey by ITU-R 601 luma, grey becomes colour
+    A picture of another size is resized until it covers the wanted size (Lanczos) and
+    cropped around its centre. Colour becomes grey by ITU-R 601 luma, and grey becomes colour
     by repetition; transparent pictures are laid over white, unless 4 channels (RGBA) are
-    asked for. For folders also: EXIF orientation is applied, 16-bit grey is divided by
-    257, and an animation gives its first frame. What decodes to more than `source.MEMORY_BUDGET`
-    bytes is streamed, the rest is decoded once, here.
+    wanted. For folders also: EXIF orientation is applied, 16-bit grey is divided by
+    257, and an animation gives its first frame. A set of more than `source.MEMORY_BUDGET`
+    bytes of decoded images is streamed; any other is decoded once, here.
 
     Args:
         name: "digits" (8x8x1, part of the package); "image_folder" (every picture below
             `data_dir`); "npz" (uint8 [n, h, w, c] arrays "train" and, optionally, "test"
-            in the file `data_dir`); or a TFDS name such as "cifar10", "cifar10:3.0.2",
+            in the file `data_dir`); or a TFDS name, for example "cifar10", "cifar10:3.0.2" or
             "celeb_a_hq/256". TFDS sets that are not prepared yet are downloaded if
             TensorFlow is installed.
         data_dir: the folder or file; for TFDS by default $TFDS_DATA_DIR or
             ~/tensorflow_datasets.
-        split: "train" or "test" (TFDS: "validation" where there is no "test").
+        split: "train" or "test" (TFDS: "validation" if there is no "test").
         image_size: height in pixels, and width unless `image_width` is given; 0 keeps
-            the size of the data, which must then have one.
+            the size of the images, which must then have one.
         image_width: width in pixels; 0 means `image_size`.
-        channels: 1, 3 or 4; 0 keeps those of the data (for folders: 3).
-        holdout: number of images to set aside as "test" where the set has no test split.
-        seed: chooses which images are set aside, and the noise of `image_pairs.noisy`.
-        labels: the source is to have labels: those of digits or of a TFDS set, the first
-            folder below `data_dir` on the way to each picture, or the .npz file's
-            "train_labels" and "test_labels".
-        condition: the source is to have an image beside each: "low_resolution" or "noisy" (see
-            `pairs`), or "stored", the .npz file's uint8 [n, h, w, k] "train_condition" and
-            "test_condition".
+        channels: 1, 3 or 4; 0 keeps those of the images (for folders: 3).
+        holdout: number of images to set aside as "test" if the set has no test split.
+        seed: chooses the images that are set aside, and the noise of `image_pairs.noisy`.
+        labels: with labels: those of digits or of a TFDS set, the first folder below
+            `data_dir` on the way to each picture, or the .npz file's "train_labels" and
+            "test_labels".
+        condition: with a second image for each: "low_resolution" or "noisy" (see
+            `image_pairs`), or "stored", the .npz file's uint8 [n, h, w, k] "train_condition"
+            and "test_condition".
         factor: of "low_resolution".
 
     Raises:
-        ValueError: a setting is out of range or the data are missing, empty, damaged
+        UserError: a setting is out of range, or the data are missing, empty, damaged
             beyond `image_folder.MAX_UNREADABLE`, of varying size with `image_size=0`, or without
             the labels or the condition asked for.
     """
-    _check_settings(split, image_size, image_width, channels, holdout)
-    known = ("", *image_pairs.NAMED, *(("stored",) if name == "npz" else ()))
-    if condition not in known:
-        raise UserError(
-            f"config.data.condition={condition!r}: must be one of {', '.join(image_pairs.NAMED)}, "
-            "'stored' with --config.data.name=npz, or '' for none."
-        )
-    want = (image_size, image_width or image_size, channels)
-    data_dir = os.fspath(files.path(data_dir)) if data_dir else data_dir
-
-    def part(n):
-        return _split_indices(n, split, holdout, seed)
-
-    if name == "digits":
-        images, classes = digits(split)
-        source = decoding.from_pixels(images, want)
-        source = source.with_labels(classes, 10) if labels else source
-    elif name == "image_folder":
-        source = image_folder.load(data_dir, part, want, labels)
-    elif name == "npz":
-        source = npz.load(data_dir, split, part, want, labels, condition == "stored")
-    else:
-        with parallel.first_goes_ahead():  # What it downloads is there for the others.
-            source = tfds_lib.load(name, data_dir, split, part, want, labels)
+    _check_settings(name, split, image_size, image_width, channels, holdout, condition)
+    request = Request(
+        name, os.fspath(files.path(data_dir)) if data_dir else "", split,
+        (image_size, image_width or image_size, channels), holdout, seed,
+        labels, condition == "stored",
+    )
+    source = KINDS.get(name, _tfds)(request)
     if source is not None and condition == "low_resolution":
         return image_pairs.low_resolution(source, factor)
     if source is not None and condition == "noisy":
@@ -98,15 +85,15 @@ def is_there(name: str, data_dir: str) -> bool:
     """Whether `load` finds these data on this machine, without downloading anything.
 
     Raises:
-        ValueError: TFDS has the set prepared, but in another version than the one named.
+        UserError: TFDS has the set prepared, but in another version than the one named.
     """
-    if name in ("image_folder", "npz"):
-        return bool(data_dir) and files.path(data_dir).exists()
-    return name == "digits" or tfds_lib.is_prepared(name, data_dir)
+    if name not in KINDS:
+        return tfds_lib.is_prepared(name, data_dir)
+    return name == "digits" or bool(data_dir) and files.path(data_dir).exists()
 
 
 def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """scikit-learn's handwritten digits: uint8 images [n, 8, 8, 1] and int labels [n].
+    """scikit-learn's handwritten digits: uint8 images [n, 8, 8, 1] and int32 labels [n].
 
     The original values 0..16 become round(v * 255 / 16). The 300 test images are fixed
     and stratified by label; the other 1,497 are for training.
@@ -122,7 +109,22 @@ def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     return images, labels[chosen].astype(np.int32)
 
 
-def _check_settings(split, image_size, image_width, channels, holdout):
+def _digits(request: Request) -> Source:
+    images, labels = digits(request.split)
+    source = decoding.converted_source(images, request.shape)
+    return source.with_labels(labels, 10) if request.labels else source
+
+
+def _tfds(request: Request) -> Source | None:
+    with parallel.first_goes_ahead():  # The others find what the first downloads.
+        return tfds_lib.load(request)
+
+
+# By name; any other name is a data set of TFDS.
+KINDS = {"digits": _digits, "image_folder": image_folder.load, "npz": npz.load}
+
+
+def _check_settings(name, split, image_size, image_width, channels, holdout, condition):
     if split not in ("train", "test"):
         raise UserError(f"split={split!r}: must be 'train' or 'test'.")
     sizes = {"image_size": image_size, "image_width": image_width, "holdout": holdout}
@@ -142,15 +144,8 @@ def _check_settings(split, image_size, image_width, channels, holdout):
             f"config.data.channels={channels}: must be 1 (grey), 3 (RGB), 4 (RGBA) or 0 "
             "(as the data are); try --config.data.channels=3."
         )
-
-
-def _split_indices(n, split, holdout, seed):
-    """Which of n images, without a test split of their own, are in `split`."""
-    if holdout >= n:
+    if condition not in ("", *image_pairs.NAMED) and (name, condition) != ("npz", "stored"):
         raise UserError(
-            f"config.data.holdout={holdout}: must leave some of the {n} images for "
-            f"training; try --config.data.holdout={n // 10}."
+            f"config.data.condition={condition!r}: must be one of {', '.join(image_pairs.NAMED)}, "
+            "'stored' with --config.data.name=npz, or '' for none."
         )
-    # RandomState: its permutations are promised never to change.
-    order = np.random.RandomState(seed).permutation(n)
-    return np.sort(order[:holdout] if split == "test" else order[holdout:])

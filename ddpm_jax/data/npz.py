@@ -1,63 +1,123 @@
-"""Images from an .npz file."""
+"""Images from an .npz file, with labels or conditions beside them."""
 
 import contextlib
 import zipfile
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from ddpm_jax.data import decoding
 from ddpm_jax.data import source as source_lib
+from ddpm_jax.data.request import Request
+from ddpm_jax.data.source import Source
 from ddpm_jax.errors import UserError, one_line
 from ddpm_jax.runtime import files
 
 
-def load(data_dir, split, part, want, labels, condition):
-    with _open_npz(data_dir) as arrays:
-        beside = ("labels", "condition")
-        alone = [key for key in arrays.files if not key.endswith(beside)]
-        names = [key for key in ("train", "images", "arr_0") if key in arrays]
-        names = names or (alone if len(alone) == 1 else [])
-        if not names:
-            raise UserError(
-                f"config.data.dir={data_dir!r}: holds {arrays.files}, none called 'train'; "
-                "write np.savez('images.npz', train=images)."
-            )
-        own_test = "test" in arrays and names[0] != "test"
-        key = "test" if own_test and split == "test" else names[0]
-        images = _entry(arrays, key, data_dir)
-        source_lib.in_memory(images, f"config.data.dir={data_dir!r} {key!r}")
-        told = {
-            name: _beside(arrays, key, len(images), name, data_dir)
-            for name, wanted in zip(beside, (labels, condition)) if wanted
-        }
-        classes = told.get("labels")
-        if labels and own_test and split == "test":  # Counted where they are trained on.
-            classes = _beside(arrays, names[0], None, "labels", data_dir)
-    if not own_test:
-        chosen = part(len(images))
-        images = images[chosen]
-        told = {name: array[chosen] for name, array in told.items()}
-    if not len(images):
+def load(request: Request) -> Source | None:
+    """The images of an .npz file; None if there is no test split and none is set aside.
+
+    "train", "images", "arr_0" or the only array are the images to train on, "test" those of the
+    test split. KEY_labels, or labels, are the labels of the images KEY; likewise with condition.
+
+    Raises:
+        UserError: it is no such file, or it has no such arrays.
+    """
+    with _opened(request.data_dir) as file:
+        train = file.train_key()
+        has_test = "test" in file.keys and train != "test"
+        key = "test" if has_test and request.split == "test" else train
+        arrays = {"images": file.images(key)}
+        n = len(arrays["images"])
+        if request.labels:
+            arrays["labels"] = file.beside(key, "labels", n)
+            # Counted where they are trained on.
+            counted = arrays["labels"] if key == train else file.beside(train, "labels")
+            num_classes = max(1, int(counted.max()) + 1)
+        if request.stored_condition:
+            arrays["condition"] = file.beside(key, "condition", n)
+    if not has_test:
+        chosen = request.part(n)
+        arrays = {name: array[chosen] for name, array in arrays.items()}
+    if not len(arrays["images"]):
         return None
-    source = decoding.from_pixels(images, want)
-    if labels:
-        name = f"config.data.dir={data_dir!r} {key}_labels"
-        source = source.with_labels(told["labels"], max(1, int(classes.max()) + 1), name)
-    if condition:
-        source_lib.in_memory(told["condition"], f"config.data.dir={data_dir!r} {key}_condition")
-        planes = [  # One by one, for there may be any number of channels.
-            decoding.from_pixels(plane[..., None], (*source.image_shape[:2], 1))
-            for plane in np.moveaxis(told["condition"], -1, 0)
-        ]
-        source = source.with_condition(
-            lambda indices: np.concatenate([plane.read(indices) for plane in planes], axis=-1),
-            len(planes),
-        )
+    source = decoding.converted_source(arrays["images"], request.shape)
+    name = f"config.data.dir={request.data_dir!r} {key}"
+    if request.labels:
+        source = source.with_labels(arrays["labels"], num_classes, f"{name}_labels")
+    if request.stored_condition:
+        source = _with_condition(source, arrays["condition"], f"{name}_condition")
     return source
 
 
+def _with_condition(source, condition, name):
+    """The source with an array uint8 [n, h, w, k] beside it, resized to its images."""
+    source_lib.in_memory(condition, name)
+    planes = [  # One by one, because there may be any number of channels.
+        decoding.converted_source(plane[..., None], (*source.image_shape[:2], 1))
+        for plane in np.moveaxis(condition, -1, 0)
+    ]
+
+    def read(indices):
+        return np.concatenate([plane.read(indices) for plane in planes], axis=-1)
+
+    return source.with_condition(read, len(planes))
+
+
+class _File:
+    """An open .npz file; its errors name it.
+
+    Attributes:
+        keys: the names of its arrays.
+    """
+
+    def __init__(self, arrays: Any, data_dir: str):
+        self.keys = arrays.files
+        self._arrays, self._name = arrays, f"config.data.dir={data_dir!r}"
+
+    def train_key(self) -> str:
+        """The name of the images to train on."""
+        single = [key for key in self.keys if not key.endswith(("labels", "condition"))]
+        known = [key for key in ("train", "images", "arr_0") if key in self.keys]
+        if not known and len(single) != 1:
+            raise UserError(
+                f"{self._name}: holds {self.keys}, none called 'train'; write "
+                "np.savez('images.npz', train=images)."
+            )
+        return (known or single)[0]
+
+    def images(self, key: str) -> np.ndarray:
+        """The images uint8 [n, h, w, c] of that name."""
+        images = self._array(key)
+        source_lib.in_memory(images, f"{self._name} {key!r}")
+        return images
+
+    def beside(self, key: str, kind: str, rows: int | None = None) -> np.ndarray:
+        """The "labels" or the "condition" of the images `key`, with this many rows if given."""
+        stored = next((name for name in (f"{key}_{kind}", kind) if name in self.keys), None)
+        array = np.empty(0) if stored is None else self._array(stored)
+        fits = array.shape and len(array) and rows in (None, len(array))
+        if not fits or kind == "labels" and not np.issubdtype(array.dtype, np.integer):
+            shape = "uint8 [n, h, w, k]" if kind == "condition" else "int [n]"
+            raise UserError(
+                f"{self._name}: has no {key}_{kind}, {shape}, a row for each image; write "
+                f"np.savez('images.npz', {key}=images, {key}_{kind}={kind})."
+            )
+        return array
+
+    def _array(self, key):
+        try:
+            return np.asarray(self._arrays[key])  # Bytes if the zip holds something else.
+        except files.NPZ_DAMAGE as error:
+            raise UserError(
+                f"{self._name}: {key!r} cannot be read ({one_line(error)}); make it again with "
+                f"np.savez('images.npz', {key}=array), of plain numbers."
+            ) from None
+
+
 @contextlib.contextmanager
-def _open_npz(data_dir):
+def _opened(data_dir: str) -> Iterator[_File]:
     with contextlib.ExitStack() as stack:
         try:
             file = stack.enter_context(files.path(data_dir).open("rb"))
@@ -70,30 +130,4 @@ def _open_npz(data_dir):
                 f"config.data.dir={data_dir!r}: not an .npz file; make one with "
                 "np.savez('images.npz', train=images), and write --config.data.dir=images.npz."
             ) from None
-        yield arrays
-
-
-def _entry(arrays, key, data_dir):
-    """An array of an .npz file."""
-    try:
-        return np.asarray(arrays[key])  # Bytes where the zip holds something else.
-    except files.NPZ_DAMAGE as error:
-        raise UserError(
-            f"config.data.dir={data_dir!r}: {key!r} cannot be read ({one_line(error)}); "
-            f"make it again with np.savez('images.npz', {key}=array), of plain numbers."
-        ) from None
-
-
-def _beside(arrays, key, rows, name, data_dir):
-    """What an .npz file has for the images `key`, so many `rows` unless that is None."""
-    found = [k for k in (f"{key}_{name}", name) if k in arrays]
-    array = _entry(arrays, found[0], data_dir) if found else None
-    if array is None or not array.shape or rows not in (None, len(array)) or not len(array) or (
-        name == "labels" and not np.issubdtype(array.dtype, np.integer)
-    ):
-        kind = "uint8 [n, h, w, k]" if name == "condition" else "int [n]"
-        raise UserError(
-            f"config.data.dir={data_dir!r}: has no {key}_{name}, {kind}, a row for each image; "
-            f"write np.savez('images.npz', {key}=images, {key}_{name}={name})."
-        )
-    return array
+        yield _File(arrays, data_dir)

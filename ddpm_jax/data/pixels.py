@@ -1,6 +1,6 @@
-"""Pixels between uint8 files and float32 in [-1, 1].
+"""Pixels as uint8, as in files, and as float32 in [-1, 1].
 
-One rule everywhere: uint8 v is v / 127.5 - 1; back it is round((x + 1) * 127.5), clipped.
+There is one rule: uint8 v is v / 127.5 - 1, and x is round((x + 1) * 127.5), clipped.
 """
 
 import numpy as np
@@ -9,22 +9,24 @@ from ddpm_jax.errors import UserError
 
 
 def to_float(uint8):
-    """float32 v / 127.5 - 1 in [-1, 1], same shape; NumPy or JAX array in, the same out.
+    """The values v as float32 v / 127.5 - 1 in [-1, 1], same shape; a NumPy or a JAX array.
 
-    Inside jit the last bit may differ, so that 255 becomes 1.0000001: XLA multiplies by the
-    reciprocal.
+    Inside jit, XLA multiplies by the reciprocal, so the last bit may differ: 255 may become
+    1.0000001.
     """
     return uint8.astype("float32") / 127.5 - 1
 
 
 def to_uint8(images) -> np.ndarray:
-    """uint8 round((x + 1) * 127.5), halves to even, clipped; the inverse of `to_float`.
+    """The values x as uint8 round((x + 1) * 127.5), halves to even, clipped.
+
+    The inverse of `to_float`.
 
     Args:
         images: float [..., h, w, c], nominally in [-1, 1]; NumPy or JAX.
 
     Raises:
-        ValueError: a value is NaN, which has no colour.
+        UserError: a value is NaN, which has no colour.
     """
     images = np.asarray(images, np.float32)
     if np.isnan(images).any():

@@ -8,23 +8,23 @@ import numpy as np
 
 from ddpm_jax.errors import UserError
 
-MEMORY_BUDGET = 2 * 2**30  # bytes of decoded images; a larger set is streamed
+MEMORY_BUDGET = 2 * 2**30  # Bytes of decoded images; a larger set is streamed.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Source:
-    """A random-access set of uint8 images of one size, and what is known of each.
+    """A random-access set of uint8 images of one size, perhaps with labels and conditions.
 
     Attributes:
         size: number of images; also `len(source)`.
         image_shape: (height, width, channels).
         read: maps an int array [k] of indices in 0..size-1 to uint8 [k, h, w, c]; pure,
             and safe to call from several threads.
-        in_memory: whether `read` only copies, rather than decodes.
-        labels: int32 [size] in 0..num_classes-1; None where there are none.
+        in_memory: whether `read` only copies, and decodes nothing.
+        labels: int32 [size] in 0..num_classes-1, or None.
         num_classes: 0 without labels.
-        read_condition: indices [k] -> uint8 [k, h, w, condition_channels], the image that goes
-            with each; None where there is none.
+        read_condition: maps indices [k] to uint8 [k, h, w, condition_channels], the image that
+            goes with each; or None.
         condition_channels: 0 without `read_condition`.
     """
 
@@ -41,37 +41,41 @@ class Source:
         return self.size
 
     def model_kwargs(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """What a conditional network is told of these images: `labels`, `condition` (uint8)."""
-        told = {}
+        """What a conditional network gets with these images: `labels`, `condition` (uint8)."""
+        kwargs = {}
         if self.labels is not None:
-            told["labels"] = self.labels[indices]
+            kwargs["labels"] = self.labels[indices]
         if self.read_condition is not None:
-            told["condition"] = self.read_condition(indices)
-        return told
+            kwargs["condition"] = self.read_condition(indices)
+        return kwargs
 
     def examples(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """`images` [k, h, w, c], and what `model_kwargs` says of them."""
+        """`images` uint8 [k, h, w, c], with what `model_kwargs` gives for them."""
         return {"images": self.read(indices), **self.model_kwargs(indices)}
 
     def select(self, chosen: np.ndarray) -> "Source":
         """The source of some of the images, by their indices [n], in that order."""
-        def of(read):
+        def among_chosen(read):
             return None if read is None else lambda indices: read(chosen[indices])
 
         return dataclasses.replace(
-            self, size=len(chosen), read=of(self.read), read_condition=of(self.read_condition),
+            self, size=len(chosen), read=among_chosen(self.read),
+            read_condition=among_chosen(self.read_condition),
             labels=None if self.labels is None else self.labels[chosen],
         )
 
     def with_labels(
         self, labels: np.ndarray, num_classes: int = 0, name: str = "labels"
     ) -> "Source":
-        """The same images with labels [size]; 0 classes: one more than the largest label.
+        """The same images with labels [size].
 
-        A message calls them `name`.
+        Args:
+            labels: whole numbers in 0..num_classes-1, one per image.
+            num_classes: 0 means one more than the largest label.
+            name: of the labels in a message.
 
         Raises:
-            ValueError: the labels are not whole numbers in 0..num_classes-1, one an image.
+            UserError: the labels are anything else.
         """
         labels = np.asarray(labels)
         whole = np.issubdtype(labels.dtype, np.integer) and labels.shape == (self.size,)
@@ -79,7 +83,7 @@ class Source:
         if not whole or labels.min() < 0 or labels.max() >= num_classes:
             raise UserError(
                 f"{name}={labels.dtype} {list(labels.shape)}: must be whole numbers in "
-                f"0..{num_classes - 1}, one for each of the {self.size} images; write such as "
+                f"0..{num_classes - 1}, one for each of the {self.size} images; for example "
                 "np.int32([0, 1, ...])."
             )
         return dataclasses.replace(
@@ -87,7 +91,7 @@ class Source:
         )
 
     def with_condition(self, read_condition: Callable, channels: int) -> "Source":
-        """The same images, each with an image of `channels` that a network is told."""
+        """The same images, each with an image of `channels` as a network's condition."""
         return dataclasses.replace(
             self, read_condition=read_condition, condition_channels=channels
         )
@@ -99,7 +103,7 @@ def from_array(
     labels: np.ndarray | None = None,
     condition: np.ndarray | None = None,
 ) -> Source:
-    """A source of the images of an array; not copied.
+    """A source of the images of an array, which is not copied.
 
     Args:
         images: uint8 [n, h, w, c].
@@ -107,7 +111,7 @@ def from_array(
         condition: uint8 [n, h, w, k], the image that goes with each.
 
     Raises:
-        ValueError: an array has another dtype or shape, or is empty.
+        UserError: an array has another dtype or shape, or is empty.
     """
     source = in_memory(np.asarray(images), "data")
     if labels is not None:
@@ -124,7 +128,7 @@ def from_array(
 
 
 def in_memory(images: np.ndarray, name: str) -> Source:
-    """As `from_array`; a message calls the images `name`."""
+    """As `from_array`; messages call the images `name`."""
     got = f"{name}={images.dtype} {list(images.shape)}: must be uint8 [n, h, w, c]"
     if images.ndim == 3:
         raise UserError(f"{got}; write images[..., None] for grey images [n, h, w].")
@@ -132,7 +136,7 @@ def in_memory(images: np.ndarray, name: str) -> Source:
         raise UserError(f"{got} and not empty; write np.stack(list_of_images).")
     if images.dtype != np.uint8:
         raise UserError(
-            f"{got}, 0..255; write np.uint8(np.round((x + 1) * 127.5)) for x in [-1, 1]."
+            f"{got}, 0..255; write ddpm_jax.data.to_uint8(x) for x in [-1, 1]."
         )
     return Source(len(images), images.shape[1:], lambda indices: images[indices], True)
 

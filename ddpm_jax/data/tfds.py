@@ -1,4 +1,4 @@
-"""Data sets of tensorflow-datasets, prepared or to be; read without TensorFlow where possible."""
+"""Data sets of tensorflow-datasets, read without TensorFlow where that is possible."""
 
 import contextlib
 import io
@@ -11,67 +11,52 @@ from etils import epath
 
 from ddpm_jax.data import decoding
 from ddpm_jax.data import source as source_lib
+from ddpm_jax.data.request import Request
 from ddpm_jax.data.source import Source
 from ddpm_jax.errors import UserError, one_line
 from ddpm_jax.runtime import files
 
-_CHUNK = 1000  # images decoded at a time
+_CHUNK = 1000  # Images decoded at a time.
 
 
-def load(
-    name: str, data_dir: str, split: str, part, want: tuple[int, int, int], labels: bool = False
-) -> Source | None:
-    """One split of a TFDS data set; None where it has no test split and `part` leaves none.
+def load(request: Request) -> Source | None:
+    """One split of a TFDS data set; None if it has no test split and none is set aside.
 
-    Args:
-        name: such as "cifar10", "cifar10:3.0.2" or "celeb_a_hq/256".
-        data_dir: of the data sets; "" for $TFDS_DATA_DIR or ~/tensorflow_datasets.
-        split: "train" or "test".
-        part: number of images -> indices to take, for a set without a test split.
-        want: (height, width, channels); 0 for as the data are.
-        labels: with the set's labels.
+    `request.name` is for example "cifar10", "cifar10:3.0.2" or "celeb_a_hq/256", `data_dir` the
+    folder of the data sets; "" is $TFDS_DATA_DIR or ~/tensorflow_datasets.
 
     Raises:
-        ValueError: the set is not there and cannot be prepared, cannot be read, or has no
-            labels where they are asked for.
+        UserError: the set is not there and cannot be prepared, cannot be read, or has no
+            labels but they are asked for.
     """
-    root = _root(data_dir)
-    if data_dir and not root.exists():
+    name, root = request.name, _root(request.data_dir)
+    if request.data_dir and not root.exists():
         raise UserError(
-            f"config.data.dir={data_dir!r}: does not exist; write --config.data.dir=PATH, "
+            f"config.data.dir={request.data_dir!r}: does not exist; write --config.data.dir=PATH, "
             f"the TFDS directory that holds {name}."
         )
-    folder = _prepared(root, name) or _prepare(root, name)
-    import tensorflow_datasets as tfds
-
-    builder = _builder(name, folder)
-    splits = builder.info.splits
-    own_test = next((key for key in ("test", "validation") if key in splits), None)
-    stored = own_test if split == "test" and own_test else "train"
-    if stored not in splits:
-        raise UserError(
-            f"config.data.name={name!r}: has no split 'train', only {sorted(splits)}; "
-            "write --config.data.name= with another data set."
-        )
-    size = splits[stored].num_examples
-    indices = np.arange(size) if own_test else part(size)
+    builder = _builder(name, _prepared(root, name) or _prepare(root, name))
+    split, indices = _split(request, builder.info.splits)
     if not len(indices):
         return None
     features = builder.info.features
-    key, shape = _image_feature(name, features, want)
-    label = _label_feature(name, features) if labels else None
-    if tfds.core.FileFormat.ARRAY_RECORD in builder.info.available_file_formats():
-        source, found = _read_array_record(name, builder, stored, key, indices, shape, label)
-    else:
-        source, found = _read_tfrecord(name, builder, stored, key, indices, shape, label)
-    if not labels:
+    key, shape = _image_feature(name, features, request.shape)
+    label = _label_feature(name, features) if request.labels else None
+    read = _read_array_record if _is_array_record(builder) else _read_tfrecord
+    source, labels = read(name, builder, split, key, indices, shape, label)
+    if label is None:
         return source
-    name = f"config.data.name={name!r} {label}"
-    return source.with_labels(found, features[label].num_classes, name)
+    return source.with_labels(
+        labels, features[label].num_classes, f"config.data.name={name!r} {label}"
+    )
 
 
 def is_prepared(name: str, data_dir: str) -> bool:
-    """Whether a set can be read without downloading it; arguments and errors as of `load`."""
+    """Whether a set can be read without downloading it.
+
+    Raises:
+        UserError: it is there in another version than the one named.
+    """
     return _prepared(_root(data_dir), name) is not None
 
 
@@ -81,15 +66,15 @@ def _root(data_dir):
 
 
 def _prepared(root, name):
-    """The folder of a prepared TFDS data set, of the newest version unless one is named."""
+    """The folder of a prepared set, of its newest version unless one is named; else None."""
     base, _, version = name.partition(":")
-    found = [path.parent for path in (root / base).glob("*/dataset_info.json")]
-    asked = [path for path in found if version in ("", path.name)]
-    if asked:
-        return max(asked, key=lambda path: list(map(int, re.findall(r"\d+", path.name))))
-    found += [path.parent for path in (root / base).glob("*/*/dataset_info.json")]
-    if found:
-        parts = (os.fspath(path.relative_to(root)).rpartition("/") for path in found)
+    prepared = [path.parent for path in (root / base).glob("*/dataset_info.json")]
+    right = [path for path in prepared if version in ("", path.name)]
+    if right:
+        return max(right, key=lambda path: list(map(int, re.findall(r"\d+", path.name))))
+    prepared += [path.parent for path in (root / base).glob("*/*/dataset_info.json")]
+    if prepared:
+        parts = (os.fspath(path.relative_to(root)).rpartition("/") for path in prepared)
         names = sorted(f"{path}:{number}" for path, _, number in parts)
         raise UserError(
             f"config.data.name={name!r}: not prepared in {root}, which has "
@@ -98,15 +83,28 @@ def _prepared(root, name):
     return None
 
 
+def _split(request, splits):
+    """The name of the stored split to read, and the int64 indices of its images to take."""
+    own_test = next((key for key in ("test", "validation") if key in splits), None)
+    stored = own_test if request.split == "test" and own_test else "train"
+    if stored not in splits:
+        raise UserError(
+            f"config.data.name={request.name!r}: has no split 'train', only {sorted(splits)}; "
+            "write --config.data.name= with another data set."
+        )
+    size = splits[stored].num_examples
+    return stored, np.arange(size) if own_test else request.part(size)
+
+
 def _prepare(root, name):
-    """Downloads and prepares a TFDS data set with TensorFlow; its folder."""
-    folder_instead = (
+    """Downloads and prepares a set with TensorFlow, and gives its folder."""
+    or_a_folder = (
         "or use your own pictures: --config.data.name=image_folder --config.data.dir=PATH."
     )
     if _tensorflow() is None:
         raise UserError(
             f"config.data.name={name!r}: not prepared in {root}, and preparing it needs "
-            f'TensorFlow once; pip install -e ".[tf]", {folder_instead}'
+            f'TensorFlow once; pip install -e ".[tf]", {or_a_folder}'
         )
     import tensorflow_datasets as tfds
 
@@ -115,38 +113,38 @@ def _prepare(root, name):
     except tfds.core.registered.DatasetNotFoundError:
         raise UserError(
             f"config.data.name={name!r}: not digits, image_folder, npz or a TFDS data set; "
-            "write one of those, such as --config.data.name=cifar10."
+            "write one of those, for example --config.data.name=cifar10."
         ) from None
     manual = root / "downloads" / "manual"
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not manual.exists():
         raise UserError(
             f"config.data.name={name!r}: must be downloaded by hand into {manual} (see "
-            f"tensorflow.org/datasets/catalog/{builder.name}), {folder_instead}"
+            f"tensorflow.org/datasets/catalog/{builder.name}), {or_a_folder}"
         )
     builder.download_and_prepare()
     return epath.Path(builder.data_path)
 
 
 def _tensorflow():
-    """TensorFlow, kept off the GPUs; None where it is not installed."""
+    """TensorFlow, kept off the GPUs; None if it is not installed."""
     try:
         import tensorflow as tf
     except ImportError:
         return None
-    with contextlib.suppress(RuntimeError):  # In use already: too late to hide them.
+    with contextlib.suppress(RuntimeError):  # They are in use already, too late to hide them.
         tf.config.set_visible_devices([], "GPU")
     return tf
 
 
 def _builder(name, folder):
-    """TFDS's view of a prepared set."""
+    """TFDS's builder of a prepared set."""
     import tensorflow_datasets as tfds
     from google.protobuf import json_format
 
     try:
         for feature in _feature_classes(json.loads((folder / "features.json").read_text())):
             if not feature.startswith("tensorflow_datasets."):  # TFDS would import its module.
-                raise UserError(f"features.json names {feature}, which is not TFDS's own")
+                raise ValueError(f"features.json names {feature}, which is not TFDS's own")
         return tfds.builder_from_directory(folder)
     except (json_format.ParseError, OSError, ValueError, LookupError, AttributeError,
             TypeError, RecursionError) as error:
@@ -173,7 +171,7 @@ def _feature_classes(tree):
 
 
 def _image_feature(name, features, want):
-    """The key of the first image among the features, and the shape it is to have."""
+    """The key of the first image among the features, and the shape that it should have."""
     import tensorflow_datasets as tfds
 
     keys = [key for key in features if isinstance(features[key], tfds.features.Image)]
@@ -183,11 +181,11 @@ def _image_feature(name, features, want):
             "write --config.data.name= with a data set of images."
         )
     height, width, channels = features[keys[0]].shape
-    shape = decoding.target(want, (height, width, channels or 3))
+    shape = decoding.fill_in(want, (height, width, channels or 3))
     if None in shape:
         raise UserError(
             f"config.data.image_size=0: the images of {name} vary in size; choose one, "
-            "such as --config.data.image_size=64."
+            "for example --config.data.image_size=64."
         )
     return keys[0], shape
 
@@ -205,42 +203,63 @@ def _label_feature(name, features):
     return keys[0]
 
 
-def _read_array_record(name, builder, split, key, indices, shape, label):
-    """The source, and the labels or None; the pictures are decoded as those of folders are."""
+def _is_array_record(builder):
     import tensorflow_datasets as tfds
-    from google.protobuf import message
 
-    def refuse(index, error):
+    return tfds.core.FileFormat.ARRAY_RECORD in builder.info.available_file_formats()
+
+
+class _Records:
+    """The examples of one split in ArrayRecord files, each with its picture still encoded."""
+
+    def __init__(self, name, builder, split, key):
+        import tensorflow_datasets as tfds
+
+        self._records = builder.as_data_source(
+            split, file_format="array_record", decoders={key: tfds.decode.SkipDecoding()}
+        )
+        self._name, self._key = name, key
+        self._place = f"split {split!r} in {builder.data_path}"
+
+    def examples(self, indices):
+        """The examples of the given indices, a list of dicts."""
+        from google.protobuf import message
+
+        try:
+            return self._records.__getitems__(indices)
+        except (message.DecodeError, OSError, RuntimeError, ValueError, LookupError) as error:
+            if len(indices) == 1:
+                self._refuse(indices[0], error)
+        return [example for index in indices for example in self.examples([index])]
+
+    def images(self, indices, shape):
+        """The images of the given indices, uint8 [n, *shape], decoded as those of folders are."""
+        images = []
+        for index, example in zip(indices, self.examples(indices)):
+            try:
+                with decoding.open_picture(io.BytesIO(example[self._key])) as image:
+                    images.append(decoding.to_array(image, shape))
+            except decoding.UNREADABLE as error:
+                self._refuse(index, error)
+        return np.stack(images)
+
+    def _refuse(self, index, error):
         raise UserError(
-            f"config.data.name={name!r}: image {index} of split {split!r} in {builder.data_path} "
-            f"cannot be read ({one_line(error)}); prepare the set again."
+            f"config.data.name={self._name!r}: image {index} of {self._place} cannot be read "
+            f"({one_line(error)}); prepare the set again."
         ) from None
 
-    def fetch(chosen):
-        try:
-            return records.__getitems__(chosen)
-        except (message.DecodeError, OSError, RuntimeError, ValueError, LookupError) as error:
-            if len(chosen) == 1:
-                refuse(chosen[0], error)
-        return [example for index in chosen for example in fetch([index])]
 
-    def decoded(index, example):
-        try:
-            with decoding.open_picture(io.BytesIO(example[key])) as image:
-                return decoding.pixels(image, shape)
-        except decoding.UNREADABLE as error:
-            refuse(index, error)
+def _read_array_record(name, builder, split, key, indices, shape, label):
+    """(the source, its labels or None) of an ArrayRecord directory."""
+    records = _Records(name, builder, split, key)
 
-    def read(i):
-        chosen = indices[i].tolist()
-        return np.stack(list(map(decoded, chosen, fetch(chosen))))
+    def read(places):
+        return records.images(indices[places].tolist(), shape)
 
-    records = builder.as_data_source(
-        split, file_format="array_record", decoders={key: tfds.decode.SkipDecoding()}
-    )
     chunks = np.split(np.arange(len(indices)), range(_CHUNK, len(indices), _CHUNK))
     labels = None if label is None else np.array([
-        example[label] for chunk in chunks for example in fetch(indices[chunk].tolist())
+        example[label] for chunk in chunks for example in records.examples(indices[chunk].tolist())
     ], np.int32)
     if not source_lib.fits(len(indices), shape):
         return Source(len(indices), shape, read), labels
@@ -251,7 +270,7 @@ def _read_array_record(name, builder, split, key, indices, shape, label):
 
 
 def _read_tfrecord(name, builder, split, key, indices, shape, label):
-    """All images of a TFRecord directory, which only TensorFlow reads, in memory; labels."""
+    """(a source in memory, its labels or None) of a TFRecord directory, by TensorFlow."""
     if _tensorflow() is None:
         raise UserError(
             f"config.data.name={name!r}: {builder.data_path} is in TFRecord format, which "
@@ -269,7 +288,7 @@ def _read_tfrecord(name, builder, split, key, indices, shape, label):
     wanted = [key] if label is None else [key, label]
     examples = builder.as_dataset(
         split=split,
-        read_config=tfds.ReadConfig(interleave_cycle_length=1),  # the order of the files
+        read_config=tfds.ReadConfig(interleave_cycle_length=1),  # The order of the files.
         decoders=tfds.decode.PartialDecoding(dict.fromkeys(wanted, True)),
     )
     chosen = set(indices.tolist())

@@ -38,7 +38,7 @@ def grid(
     if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
         raise UserError(
             f"images are {images.dtype} {list(images.shape)}; a grid needs uint8 "
-            "[n, h, w, c] with n >= 1: use pixels.to_uint8 on floats in [-1, 1]."
+            "[n, h, w, c] with n >= 1: use ddpm_jax.data.to_uint8 on floats in [-1, 1]."
         )
     if columns is None:
         columns = math.ceil(math.sqrt(len(images)))
@@ -111,7 +111,7 @@ def save_png(path, image: np.ndarray) -> None:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3, 4):
         raise UserError(
             f"the image is {image.dtype} {list(image.shape)}; a PNG needs uint8 [h, w, c] "
-            "with c of 1, 3 or 4: use pictures.grid on a batch, pixels.to_uint8 on floats."
+            "with c of 1, 3 or 4: use pictures.grid on a batch, ddpm_jax.data.to_uint8 on floats."
         )
     files.write(path, lambda file: _pillow(image).save(file, "PNG"))
 

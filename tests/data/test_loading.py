@@ -8,6 +8,8 @@ import pytest
 from sklearn import datasets
 
 from ddpm_jax.data import loading
+from ddpm_jax.data import source as source_lib
+from ddpm_jax.data.request import Request
 from data_sets import everything, folder, numbered, refused, write_pictures
 
 SPLITS = ("train", "test")
@@ -78,6 +80,19 @@ def test_holdout_splits_into_two_complete_parts(tmp_path, holdout, seed):
     if seed == 0:  # From NumPy's frozen generator: no version may move it.
         order = [18, 1, 19, 8, 10, 17, 6, 13, 4, 2, 5, 14, 9, 7, 16, 11, 3, 0, 15, 12]
         assert sorted(test) == sorted(order[:holdout])
+
+
+def test_a_kind_of_data_set_is_a_function_in_a_table(monkeypatch):
+    requests = []
+
+    def load(request):
+        requests.append(request)
+        return source_lib.from_array(numbered(20)[request.part(20)])
+
+    monkeypatch.setitem(loading.KINDS, "mine", load)
+    source = loading.load("mine", split="test", holdout=4, image_size=2, condition="noisy")
+    assert len(source) == 4 and source.condition_channels == 1
+    assert requests == [Request("mine", "", "test", (2, 2, 0), holdout=4)]
 
 
 def test_holdout_must_leave_something(tmp_path):

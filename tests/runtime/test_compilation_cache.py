@@ -53,7 +53,7 @@ def environment(cache_home, **more):
     kept = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     return kept | {
         "JAX_NUM_CPU_DEVICES": "1", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "XDG_CACHE_HOME": str(cache_home), "PYTHONPATH": f"{ROOT}:{ROOT}/tests", **more,
+        "XDG_CACHE_HOME": str(cache_home), "PYTHONPATH": f"{ROOT}:{ROOT}/tests/helpers", **more,
     }
 
 
