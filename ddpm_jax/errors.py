@@ -96,4 +96,5 @@ def _written(field: str, value: Any) -> str:
     """What to write: a flag for a setting of a config, else an argument."""
     if not field.startswith("config."):
         return f"{field}={value!r}"
-    return f'--{field}="{value}"' if isinstance(value, tuple) else f"--{field}={value}"
+    quoted = isinstance(value, tuple) or value == ""
+    return f'--{field}="{value}"' if quoted else f"--{field}={value}"

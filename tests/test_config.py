@@ -66,7 +66,7 @@ def test_a_mistake_is_one_line_with_setting_value_rule_and_remedy(name):
 @pytest.mark.parametrize("name, value, rule", [
     ("model.channels", None, "a whole number"), ("train.batch_size", True, "a whole number"),
     ("data.random_flip", None, "True or False"), ("train.learning_rate", None, "a number"),
-    ("data.name", None, "a text"), ("evaluate.metrics", None, "a tuple"),
+    ("data.name", None, "a string"), ("evaluate.metrics", None, "a tuple"),
     ("train.learning_rate", float("nan"), "in [1e-12"), ("train.grad_clip", np.inf, "in [0, "),
     ("train.num_steps", 2**31, "in [1, "), ("seed", 2**32, "in [0, "),
     ("train.batch_size", 10**40, "in [1, "), ("model.num_res_blocks", 1000, "in [1, 100]"),
