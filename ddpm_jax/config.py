@@ -1,6 +1,6 @@
-"""From a config to what it describes: schedule, network, optimizer, settings.
+"""From a config to the objects it describes: schedule, network, optimizer, settings.
 
-`configs/cifar10.py` lists every setting. Below this module functions take plain arguments.
+`configs/cifar10.py` lists every setting. The functions of the rooms take plain arguments.
 """
 
 import dataclasses
@@ -24,12 +24,17 @@ MAX_TIMESTEPS = 1_000_000
 
 
 def schedule(config: ml_collections.ConfigDict) -> schedule_lib.Schedule:
-    """The noise schedule of `config.diffusion`, or ValueError naming the setting."""
+    """The noise schedule of `config.diffusion`.
+
+    Raises:
+        ValueError: a setting is out of its range, with its name.
+    """
     settings = config.diffusion
     if not 1 <= settings.num_timesteps <= MAX_TIMESTEPS:
         raise UserError(
-            f"config.diffusion.num_timesteps={settings.num_timesteps}: a chain has at least 1 "
-            f"step, and at most {MAX_TIMESTEPS:,}; try --config.diffusion.num_timesteps=1000."
+            f"must be at least 1 and at most {MAX_TIMESTEPS:,}",
+            field="config.diffusion.num_timesteps", value=settings.num_timesteps,
+            instead={"config.diffusion.num_timesteps": 1000},
         )
     if settings.schedule == "betas":
         if not settings.betas:
@@ -40,11 +45,9 @@ def schedule(config: ml_collections.ConfigDict) -> schedule_lib.Schedule:
             )
         with errors.as_settings("diffusion", beta="diffusion.betas"):
             return schedule_lib.from_betas(settings.betas)
-    if settings.schedule not in schedule_lib.NAMED:
-        raise UserError(
-            f"config.diffusion.schedule={settings.schedule!r} is not known; use one of "
-            f"{', '.join(schedule_lib.NAMED)}, or betas with config.diffusion.betas."
-        )
+    errors.check_known(
+        "config.diffusion.schedule", settings.schedule, (*schedule_lib.NAMED, "betas")
+    )
     ends = dict(start="diffusion.beta_start", end="diffusion.beta_end", beta="diffusion.beta_end")
     with errors.as_settings("diffusion", **ends):
         return schedule_lib.named(
@@ -58,7 +61,7 @@ def parameterization(config: ml_collections.ConfigDict) -> process.Parameterizat
 
 
 def objective(config: ml_collections.ConfigDict) -> losses.Objective:
-    """What training minimises."""
+    """What training minimizes."""
     names = (field.name for field in dataclasses.fields(losses.Objective))
     return losses.Objective(**{name: config.diffusion[name] for name in names})
 
@@ -66,11 +69,7 @@ def objective(config: ml_collections.ConfigDict) -> losses.Objective:
 def model(config: ml_collections.ConfigDict, channels: int) -> unet.UNet:
     """The network of `config.model` for images of `channels`."""
     settings = config.model.to_dict()
-    if settings["dtype"] not in DTYPES:
-        raise UserError(
-            f"config.model.dtype={settings['dtype']!r} is not known; use one of "
-            f"{', '.join(DTYPES)}."
-        )
+    errors.check_known("config.model.dtype", settings["dtype"], DTYPES)
     data = config.data
     return unet.UNet(**(settings | {
         "num_classes": data.num_classes if data.labels else 0,
@@ -138,7 +137,7 @@ def with_sampler(
 
 
 def image_shape(config: ml_collections.ConfigDict) -> tuple[int, int, int] | None:
-    """(h, w, c) where the config says all of it, None where the data will."""
+    """(h, w, c) where the config has all of it; None where the data decide."""
     height, channels = config.data.image_size, config.data.channels
     width = config.data.image_width or height
     return (height, width, channels) if height and channels else None
@@ -147,7 +146,7 @@ def image_shape(config: ml_collections.ConfigDict) -> tuple[int, int, int] | Non
 def resolved(
     config: ml_collections.ConfigDict, source: source_lib.Source
 ) -> ml_collections.ConfigDict:
-    """A copy of the config that says what the data are, as it is stored with a run.
+    """A copy of the config with what the data decide filled in, as a run stores it.
 
     Raises:
         ValueError: the data have more classes than the config.
@@ -155,13 +154,13 @@ def resolved(
     config = config.copy_and_resolve_references()
     data = config.data
     data.image_size, data.image_width, data.channels = source.image_shape
-    data.labels, data.condition = source.num_classes > 0, (
-        (data.condition or "stored") if source.condition_channels else ""
-    )
+    data.labels = source.num_classes > 0
+    data.condition = (data.condition or "stored") if source.condition_channels else ""
     if data.num_classes and source.num_classes > data.num_classes:
         raise UserError(
-            f"config.data.num_classes={data.num_classes}, but {data.name} has "
-            f"{source.num_classes}; write --config.data.num_classes={source.num_classes}, or 0."
+            f"is too few: {data.name} has {source.num_classes}; write {{instead}}, or 0.",
+            field="config.data.num_classes", value=data.num_classes,
+            instead={"config.data.num_classes": source.num_classes},
         )
     data.num_classes = data.num_classes or source.num_classes
     data.condition_channels = source.condition_channels

@@ -1,7 +1,7 @@
 """Errors that the command line prints as one line; every room may raise them."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 
@@ -41,6 +41,9 @@ class UserError(ValueError):
             self.rule, field=self.field, value=self.value, given=self.given,
             instead=self.instead, setting_of=setting_of,
         )
+
+    def __reduce__(self):
+        return UserError, (str(self),)  # Other processes need the line only.
 
     def _line(self) -> str:
         name, rule = self.setting_of or str, self.rule
@@ -85,6 +88,12 @@ def as_settings(group: str, **others: str) -> contextlib.AbstractContextManager[
         return f"config.{others.get(field, f'{group}.{field}')}{bracket}{index}"
 
     return renamed(setting_of)
+
+
+def check_known(field: str, value: Any, known: Collection[Any]) -> None:
+    """Raises UserError unless the value of this field is one of `known`."""
+    if value not in known:
+        raise UserError(f"is not known; use one of {', '.join(known)}.", field=field, value=value)
 
 
 def one_line(error: BaseException) -> str:

@@ -92,7 +92,7 @@ def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
     with errors.as_settings("diffusion"):
         config_lib.parameterization(config).check(config_lib.schedule(config))
         config_lib.objective(config).check(config_lib.parameterization(config))
-    _check_known("train.t_sampling", config.train.t_sampling, T_SAMPLINGS)
+    errors.check_known("config.train.t_sampling", config.train.t_sampling, T_SAMPLINGS)
     _check_batch(config.train.batch_size, config.train.accumulate, num_devices)
     check_precision("train", config.train.matmul_precision)
     _check_profile(config.train.profile, config.train.num_steps)
@@ -136,13 +136,6 @@ def _check_items(setting, values):
         raise _refused(setting, values, f"must be {rule}", works)
 
 
-def _check_known(setting, value, known):
-    if value not in known:
-        raise UserError(
-            f"is not known; use one of {', '.join(known)}.", field=f"config.{setting}", value=value
-        )
-
-
 def _check_batch(batch_size, accumulate, num_devices):
     if batch_size % num_devices:
         nearest = max(1, round(batch_size / num_devices)) * num_devices
@@ -151,11 +144,10 @@ def _check_batch(batch_size, accumulate, num_devices):
         )
     share = batch_size // num_devices
     if share % accumulate:
+        works = max(k for k in range(1, accumulate) if share % k == 0)
         raise _refused(
-            "train.accumulate", accumulate,
-            f"does not divide the {share} images that each device has of "
-            f"config.train.batch_size={batch_size}",
-            max(k for k in range(1, accumulate) if share % k == 0),
+            "train.accumulate", accumulate, f"does not divide the {share} images that each device "
+            f"has of config.train.batch_size={batch_size}", works,
         )
 
 
@@ -174,7 +166,7 @@ def _check_profile(profile, num_steps):
 
 def check_precision(group: str, value: str) -> None:
     """Raises UserError where `matmul_precision` of this group of settings is not known."""
-    _check_known(f"{group}.matmul_precision", value, PRECISIONS)
+    errors.check_known(f"config.{group}.matmul_precision", value, PRECISIONS)
 
 
 def check_images(config: ml_collections.ConfigDict, shape: tuple[int, int, int]) -> None:

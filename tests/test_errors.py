@@ -65,5 +65,6 @@ def test_braces_of_a_value_stay():
 
 
 def test_a_line_survives_pickling():
-    error = UserError(**MISTAKE)
-    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+    for error in (UserError(**MISTAKE), UserError(**MISTAKE).renamed(lambda field: f"x.{field}")):
+        copied = pickle.loads(pickle.dumps(error))
+        assert type(copied) is UserError and str(copied) == str(error)
