@@ -189,6 +189,10 @@ class UNet(nn.Module):
         return conv3x3(h.shape[-1], fan_avg, self.dtype, name)(h)
 
 
+# Fields that change neither the parameters nor what they mean: training's own, and the precision.
+FREE = ("dropout", "dtype")
+
+
 def check(model: UNet, height: int, width: int) -> None:
     """Raises UserError where a setting of the network is unknown or does not suit the images.
 

@@ -1,5 +1,6 @@
 """Training that starts from other weights: `config.train.warm_start`."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -14,29 +15,31 @@ from ddpm_jax.training.state import TrainState
 from ddpm_jax.weights import pretrained
 from ddpm_jax.workdir import run_folder
 
-# Settings of the network by which the same weights, of the same shapes, mean something else.
-_SAME_NETWORK = (
-    "num_heads", "scale_shift", "embedding_order", "embedding_freq_shift", "downsample_padding",
-    "timestep_scale", "norm_eps",
+# Fields of the network that need not agree by value: the shapes of the parameters show them, or
+# (`num_groups`) they are compared by their effect. All others must agree, new ones too.
+_SHOWN_BY_SHAPES = (
+    "channels", "channel_multipliers", "num_res_blocks", "attention_resolutions", "out_channels",
+    "num_classes", "condition_channels",
 )
+_NOT_COMPARED = {*_SHOWN_BY_SHAPES, *unet.FREE, "num_groups", "parent", "name"}
 
 
 def state(
     fresh: TrainState, source: str, model: unet.UNet, image_shape: tuple[int, int, int]
 ) -> TrainState:
-    """`fresh` with the weights that `source` names; as it is where that is "".
+    """`fresh` with the weights that `source` names; unchanged where that is "".
 
-    The averages start from them too; optimizer and step are fresh.
+    The averages start from them too; optimizer and step stay fresh.
 
     Raises:
         ValueError: as `params` does.
     """
     if not source:
         return fresh
-    found = params(source, model, image_shape)
+    weights = params(source, model, image_shape)
 
     def copied():
-        return jax.tree.map(jnp.array, found)  # The state is donated: no aliases.
+        return jax.tree.map(jnp.array, weights)  # The state is donated: no aliases.
 
     return fresh.replace(
         params=copied(), ema_params=copied(),
@@ -48,49 +51,55 @@ def params(source: str, model: unet.UNet, image_shape: tuple[int, int, int]) -> 
     """The parameters that `source` names, for `model`; compiles nothing.
 
     Args:
-        source: `config.train.warm_start`, anything that `warm_start.find` knows.
+        source: `config.train.warm_start`, whatever `find` knows.
         model: to be trained.
         image_shape: (h, w, c).
 
     Raises:
         ValueError: there are no such weights, or they are of another network.
     """
-    found = find(source)
-    for setting in _SAME_NETWORK:
-        ours, theirs = (getattr(m, setting) for m in (model, found.model))
-        if ours != theirs:
-            raise UserError(
-                f"config.model.{setting}={ours!r}, but config.train.warm_start={source!r} has "
-                f"{theirs!r}; write --config.model.{setting}={theirs}."
-            )
-    misfit = trained_lib.first_misfit(found.params, model, image_shape)
+    other = find(source)
+    _check_fields(model, other.model, source)
+    misfit = trained_lib.first_misfit(other.params, model, image_shape)
     if misfit:
         name, ours, theirs = misfit
         raise UserError(
-            f"config.train.warm_start={source!r} does not fit at {name}: the network of "
-            f"config.model has {ours}, it {theirs}; describe its network, or name other weights."
+            f"does not fit at {name}: the network of config.model has {ours}, it {theirs}; "
+            "describe its network, or name other weights.",
+            field="config.train.warm_start", value=source,
         )
-    shapes = trained_lib.shapes(model, image_shape)
-    norms = {shape[0] for path, shape in shapes.items() if path[-1] == "scale"}
-    groups, wanted = (
-        {width: m.num_groups or blocks.default_num_groups(width) for width in norms}
-        for m in (model, found.model)
-    )
-    if groups != wanted:
-        raise UserError(
-            f"config.model.num_groups={model.num_groups or 0}, but config.train.warm_start="
-            f"{source!r} has other groups; write --config.model.num_groups="
-            f"{found.model.num_groups or 0}."
-        )
-    return found.params
+    _check_groups(model, other.model, source, trained_lib.shapes(model, image_shape))
+    return other.params
 
 
 def find(source: Any) -> Trained:
-    """The model of a workdir (its running average), a folder of diffusers or the hub.
+    """The model of a workdir (its EMA), of a folder of diffusers or of the hub.
 
     Raises:
         ValueError: it is none of them, or cannot be read.
     """
-    return run_folder.load(source) if (files.path(source) / "checkpoints").is_dir() else (
-        pretrained.from_pretrained(source)
+    if (files.path(source) / "checkpoints").is_dir():
+        return run_folder.load(source)
+    return pretrained.from_pretrained(source)
+
+
+def _check_fields(model, other, source):
+    """The same weights, of the same shapes, mean something else where one of these differs."""
+    for name in (field.name for field in dataclasses.fields(model)):
+        if name not in _NOT_COMPARED and getattr(model, name) != getattr(other, name):
+            raise _refused(name, getattr(model, name), source, getattr(other, name))
+
+
+def _check_groups(model, other, source, shapes):
+    for width in {shape[0] for path, shape in shapes.items() if path[-1] == "scale"}:
+        ours, theirs = (m.num_groups or blocks.default_num_groups(width) for m in (model, other))
+        if ours != theirs:
+            raise _refused("num_groups", model.num_groups or 0, source, other.num_groups or 0)
+
+
+def _refused(name, value, source, theirs):
+    field = f"config.model.{name}"
+    return UserError(
+        f"does not suit config.train.warm_start={source!r}, which has {theirs!r}",
+        field=field, value=value, instead={field: theirs},
     )

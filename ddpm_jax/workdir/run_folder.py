@@ -10,6 +10,7 @@ from etils import epath
 from ddpm_jax import config as config_lib
 from ddpm_jax.configs import cifar10
 from ddpm_jax.errors import UserError, one_line
+from ddpm_jax.network import unet
 from ddpm_jax.network.trained import Trained
 from ddpm_jax.runtime import files, parallel
 from ddpm_jax.workdir.checkpoints import restore_part
@@ -109,7 +110,7 @@ def parse(text: str) -> ml_collections.ConfigDict:
 _FIXED = ("model", "diffusion", "data.image_size", "data.image_width", "data.channels",
           "data.labels", "data.num_classes", "data.condition", "data.condition_channels",
           "data.factor", "train.extra_ema_decays", "train.t_sampling")
-_FREE = ("model.dropout", "model.dtype")
+_FREE = tuple(f"model.{name}" for name in unet.FREE)
 
 
 def check_same_run(

@@ -1,5 +1,6 @@
 """Training that starts from the weights of another run, or of diffusers."""
 
+import dataclasses
 import functools
 
 import jax
@@ -11,6 +12,7 @@ from configs import digits
 from ddpm_jax.diffusion.process import Parameterization
 from ddpm_jax.diffusion.schedule import linear
 from ddpm_jax.network.trained import Trained
+from ddpm_jax.network.unet import UNet
 from ddpm_jax.training import warm_start
 from ddpm_jax.training import run as run_lib
 from nonzero import SHAPE, nonzero_params, tiny_unet
@@ -19,7 +21,7 @@ MODEL = tiny_unet(num_groups=2, channel_multipliers=(1,), attention_resolutions=
 
 
 def config_for(source):
-    """A run of one step, of the network in `weights` unless told otherwise."""
+    """A run of one step, of the network in `weights`."""
     config = digits.get_config()
     config.model.update(dict(
         channels=8, channel_multipliers=(1,), num_res_blocks=1, attention_resolutions=(8,),
@@ -77,9 +79,10 @@ def test_a_run_starts_there_once(weights, tmp_path):
                        r"\(16,\), it \(8,\)"),
     ({"num_res_blocks": 2}, "does not fit at down_0_attn_1/k/bias: .* it nothing"),
     ({"attention_resolutions": ()}, "does not fit at down_0_attn_0/k/bias: .* has nothing"),
-    ({"num_groups": 4}, "num_groups=4, but .* other groups; write --config.model.num_groups=2"),
-    ({"num_groups": 0}, "num_groups=0, but .* other groups; write --config.model.num_groups=2"),
-    ({"num_heads": 2}, "config.model.num_heads=2, but .* has 1; write --config.model.num_heads=1"),
+    ({"num_groups": 4}, "num_groups=4 does not suit .* has 2; write --config.model.num_groups=2"),
+    ({"num_groups": 0}, "num_groups=0 does not suit .* has 2; write --config.model.num_groups=2"),
+    ({"num_heads": 2}, "config.model.num_heads=2 does not suit config.train.warm_start='.*', which "
+                       "has 1; write --config.model.num_heads=1"),
     ({"embedding_order": "cos_sin"}, "--config.model.embedding_order=sin_cos"),
     ({"embedding_freq_shift": 0}, "--config.model.embedding_freq_shift=1"),
     ({"downsample_padding": "symmetric"}, "--config.model.downsample_padding=asymmetric"),
@@ -94,6 +97,23 @@ def test_another_network_is_refused(weights, tmp_path, model, message):
     with pytest.raises(ValueError, match=message) as error:
         started(run, None)
     assert "\n" not in str(error.value)
+
+
+class Scaled(UNet):
+    """A network with a field of its own."""
+
+    skip_scale: float = 1.0
+
+
+def test_a_new_field_of_the_network_must_agree_too(monkeypatch):
+    settings = {f.name: getattr(MODEL, f.name) for f in dataclasses.fields(MODEL) if f.init}
+    del settings["parent"], settings["name"]
+    params = nonzero_params(MODEL)
+    other = Trained(params, Scaled(**settings), linear(20), Parameterization(), SHAPE)
+    monkeypatch.setattr(warm_start, "find", lambda source: other)
+    assert warm_start.params("other", Scaled(**settings), SHAPE) is params
+    with pytest.raises(ValueError, match="skip_scale=0.7 .* write --config.model.skip_scale=1.0"):
+        warm_start.params("other", Scaled(**settings, skip_scale=0.7), SHAPE)
 
 
 def test_weights_that_are_not_there_are_told(tmp_path):
