@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from ddpm_jax import config as config_lib
 from ddpm_jax.configs import digits
+from ddpm_jax.training import monitoring
 from ddpm_jax.training import run as run_lib
 from ddpm_jax.training import state as state_lib
 from ddpm_jax.training import step as step_lib
@@ -46,4 +47,13 @@ def step_of(config):
         schedule=config_lib.schedule(config),
         learning_rate=config_lib.learning_rate(config),
         settings=run_lib.step_settings(config),
+    )
+
+
+def held_out_loss(config, model, source):
+    return monitoring.held_out_loss(
+        source, jax.random.key(2), model=model, schedule=config_lib.schedule(config),
+        parameterization=config_lib.parameterization(config),
+        objective=config_lib.objective(config), num_images=config.train.eval_images,
+        batch_size=config.train.batch_size,
     )

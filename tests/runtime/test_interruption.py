@@ -1,22 +1,14 @@
-"""Signals: the first finishes the step and saves, the second stops at once."""
+"""Signals: the first is noted, the second does what it did before."""
 
-import contextlib
 import os
 import signal
-import subprocess
 import threading
 
 import jax
-import numpy as np
 import pytest
 
 from ddpm_jax.runtime import interruption
 from ddpm_jax.runtime.interruption import Interrupted
-from ddpm_jax.training import loop
-from ddpm_jax.workdir import checkpoints, logs
-from program import ROOT, command, free_port, on
-from records import lasting, rows, saved
-from tiny_run import tiny_config
 
 CTRL_C, TERM = signal.SIGINT, signal.SIGTERM
 
@@ -98,92 +90,3 @@ def test_without_jaxs_service_signals_are_left_alone(monkeypatch):
 
 def test_statuses_are_those_of_shells():
     assert (Interrupted(CTRL_C).status, Interrupted(TERM).status) == (130, 143)
-
-
-@pytest.fixture
-def signals(monkeypatch):
-    """Signals by the step while whose logging they come, each once."""
-    coming, advance = {}, logs.Logs.advance
-
-    def advanced(self, step):
-        advance(self, step)
-        if step in coming:
-            os.kill(os.getpid(), coming.pop(step))
-
-    monkeypatch.setattr(logs.Logs, "advance", advanced)
-    return coming
-
-
-def test_a_run_saves_the_step_and_continues_bit_for_bit(
-    tiny, tmp_path, capsys, signals
-):
-    loop.train(tiny_config(), tmp_path / "whole")
-    for step, number in ((2, CTRL_C), (3, TERM), (5, CTRL_C)):
-        signals[step] = number
-        with pytest.raises(Interrupted, match=number.name):
-            loop.train(tiny_config(), tmp_path / "stopped")
-        assert f"{number.name}: step {step} is saved; the same command" in capsys.readouterr().out
-        assert checkpoints.steps(tmp_path / "stopped")[-1] == step
-        assert rows(tmp_path / "stopped")[-1]["step"] == step
-    loop.train(tiny_config(), tmp_path / "stopped")
-    one, other = (list(map(lasting, rows(tmp_path / name))) for name in ("whole", "stopped"))
-    assert one == other and len(one) == 6
-    for a, b in zip(saved(tmp_path / "whole", 6), saved(tmp_path / "stopped", 6), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
-def test_a_signal_in_the_last_step_changes_nothing(tiny, tmp_path, capsys, signals):
-    signals[6] = TERM
-    loop.train(tiny_config(), tmp_path)
-    assert "done: 6 steps" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("number, status", [(CTRL_C, 130), (TERM, 143)])
-def test_the_program_ends_with_the_documented_status(tmp_path, number, status):
-    endless = command(tmp_path, **{
-        "train.num_steps": 10**6, "train.checkpoint_every": 10**6, "train.eval_images": 0,
-        "train.sample_every": 10**6, "train.log_every": 1, "train.t_sampling": "uniform",
-    })
-    said, pipe = [], dict(stdout=subprocess.PIPE, text=True)
-    with subprocess.Popen(endless, env=on(1), cwd=ROOT, **pipe) as process:
-        for line in process.stdout:
-            said.append(line)
-            if line.startswith("step 3 of"):
-                process.send_signal(number)
-    assert process.returncode == status
-    step = rows(tmp_path)[-1]["step"]
-    assert said[-1] == f"{number.name}: step {step} is saved; the same command continues there\n"
-    assert checkpoints.steps(tmp_path) == [step] and step < 100
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("told, number", [(1, TERM), (0, CTRL_C)])
-def test_all_processes_save_the_same_step(tmp_path, told, number):
-    """JAX's real service: one of two processes is told, and the job continues with one."""
-    settings = {
-        "train.num_steps": 10**6, "train.checkpoint_every": 10**6, "train.eval_images": 0,
-        "train.sample_every": 10**6, "train.log_every": 1, "train.t_sampling": "uniform",
-    }
-    address = f"--coordinator=127.0.0.1:{free_port()}"
-    said = []
-    with contextlib.ExitStack() as stack:
-        processes = [
-            stack.enter_context(subprocess.Popen(
-                [*command(tmp_path, **settings), address, "--num_processes=2", f"--process_id={i}"],
-                env=on(1), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-            )) for i in range(2)
-        ]
-        for line in processes[0].stdout:
-            said.append(line)
-            if "step 3 of" in line:
-                processes[told].send_signal(number)
-        others = processes[1].stdout.read()
-    assert processes[told].returncode == 128 + number
-    assert processes[1 - told].returncode in (143, 128 + number)
-    step = rows(tmp_path)[-1]["step"]
-    assert f"step {step} is saved; the same command continues there" in said[-1]
-    assert "is saved" not in others
-    assert checkpoints.steps(tmp_path) == [step]
-    again = command(tmp_path, **settings | {"train.num_steps": step + 2})
-    subprocess.run(again, env=on(1), cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    assert [row["step"] for row in rows(tmp_path)] == list(range(1, step + 3))

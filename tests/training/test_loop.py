@@ -1,412 +1,145 @@
-"""One training step against its parts, and the pieces that watch a run."""
+"""Whole runs of a few steps: traced, interrupted and resumed, or stopped by bad numbers."""
 
-import functools
+import contextlib
+import os
+import shutil
+import signal
+import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+from jax.profiler import ProfileData
 
-from ddpm_jax import config as config_lib
-from ddpm_jax.configs import cifar10, digits
-from ddpm_jax.data import loading
-from ddpm_jax.data import source as source_lib
-from ddpm_jax.diffusion import losses, randomness
-from ddpm_jax.network import trained as trained_lib
-from ddpm_jax.runtime import parallel
-from ddpm_jax.training import loop, monitoring, timesteps
+from ddpm_jax.runtime.interruption import Interrupted
+from ddpm_jax.training import loop
 from ddpm_jax.training import run as run_lib
 from ddpm_jax.training import state as state_lib
-from ddpm_jax.training import step as step_lib
-from nonzero import SHAPE, TinyNet, nonzero_params
-from training_step import BATCH, small_config, state_of, step_of
-
-CLIP = 0.05  # below the gradient's norm, so that clipping is seen
-# Eight shares are summed in another order than one batch: float32 roundings, relative.
-SAME = dict(rtol=2e-5, atol=1e-7)
-
-
-def run(config, model, num_steps=1):
-    """(state, metrics of every step) after some steps on the same images."""
-    images = loading.digits("train")[0][:BATCH]
-    state, step, rows = parallel.replicate(state_of(config, model)), step_of(config), []
-    for _ in range(num_steps):
-        state, metrics = step(state, parallel.shard({"images": images}), jax.random.key(1))
-        rows.append(jax.device_get(metrics))
-    return jax.device_get(state), rows
-
-
-def held_out_loss(config, model, source):
-    return monitoring.held_out_loss(
-        source, jax.random.key(2), model=model, schedule=config_lib.schedule(config),
-        parameterization=config_lib.parameterization(config),
-        objective=config_lib.objective(config), num_images=config.train.eval_images,
-        batch_size=config.train.batch_size,
-    )
-
-
-def grid_cost(config, sets):
-    settings = run_lib.loop_settings(config)
-    return monitoring.grid_cost(settings, config.diffusion.num_timesteps, sets=sets)
-
-
-@pytest.fixture(scope="module")
-def one_step():
-    return run(small_config(extra_ema_decays=(0.5,), grad_clip=CLIP), TinyNet())
-
-
-def drawn(config, step=0):
-    """What the step draws for the whole batch, without devices."""
-    return step_lib.draw(
-        {"images": loading.digits("train")[0][:BATCH]},
-        rng=jax.random.split(jax.random.fold_in(jax.random.key(1), step))[0],
-        places=jnp.arange(BATCH), num_timesteps=config.diffusion.num_timesteps,
-        t_sampling="uniform", loss_history={}, random_flip=config.data.random_flip,
-        label_dropout=0.0, null_label=0,
-    )
-
-
-@pytest.fixture(scope="module")
-def whole_batch():
-    """Loss an image, t and the mean gradient over the whole batch at once."""
-    config, model = small_config(), TinyNet()
-    x_0, t, _, eps, _ = drawn(config)
-
-    def loss_fn(params):
-        def denoise_fn(x_t, t):
-            return model.apply({"params": params}, x_t, t, train=False)
-
-        loss = losses.training_loss(config_lib.schedule(config), denoise_fn, x_0, t, eps)
-        return loss.mean(), loss
-
-    params = nonzero_params(model)
-    grads, loss = jax.jit(jax.grad(loss_fn, has_aux=True))(params)
-    return params, np.asarray(loss), np.asarray(t), grads
-
-
-def test_eight_devices_see_the_loss_and_gradient_of_the_whole_batch(one_step, whole_batch):
-    _, (metrics,) = one_step
-    _, loss, _, grads = whole_batch
-    np.testing.assert_allclose(metrics["loss"], loss.mean(), **SAME)
-    norm = np.sqrt(sum(np.sum(np.float64(g) ** 2) for g in jax.tree.leaves(grads)))
-    np.testing.assert_allclose(metrics["grad_norm"], norm, **SAME)
-
-
-def test_quartiles_are_means_over_their_images(one_step, whole_batch):
-    _, (metrics,) = one_step
-    _, loss, t, _ = whole_batch
-    for i in range(4):
-        mine = loss[(5 * i <= t) & (t < 5 * i + 5)]  # T = 20
-        np.testing.assert_allclose(metrics[f"loss_quartile_{i + 1}"], mine.mean(), **SAME)
-
-
-def test_adam_clips_the_norm_and_steps(one_step, whole_batch):
-    """The first Adam step in NumPy: m / (1 - b1) = g and v / (1 - b2) = g^2."""
-    state, _ = one_step
-    params, _, _, grads = whole_batch
-    norm = np.sqrt(sum(np.sum(np.float64(g) ** 2) for g in jax.tree.leaves(grads)))
-    clip = CLIP / norm
-    assert clip < 1
-
-    def check(before, g, after):
-        g = np.float64(g) * clip
-        expected = before - 1e-3 * g / (np.abs(g) + 1e-8)
-        # A gradient near eps is a sum of roundings (the key biases' is 0): leave it out.
-        sure = np.abs(g) > 1e-5
-        # One rounding of the parameter, about 1, and 1e-3 times SAME.
-        np.testing.assert_allclose(after[sure], expected[sure], rtol=0, atol=3e-7)
-        return sure.sum()
-
-    counted = sum(jax.tree.leaves(jax.tree.map(check, params, grads, state.params)))
-    assert counted > 0.8 * trained_lib.num_params(params)
-
-
-def test_averages_follow_their_decays(one_step):
-    state, _ = one_step
-    before = nonzero_params(TinyNet())
-    decay = small_config().train.ema_decay
-
-    def check(average, old, new, decay):
-        expected = decay * np.float64(old) + (1 - decay) * np.float64(new)
-        np.testing.assert_allclose(average, expected, rtol=3e-7, atol=1e-8)  # float32
-
-    jax.tree.map(lambda a, b, n: check(a, 2 * b, n, decay), state.ema_params, before,
-                 state.params)
-    fresh = state_lib.create(
-        TinyNet(), config_lib.optimizer(small_config()), jax.random.key(0), SHAPE,
-        extra_ema_decays=(0.5,),
-    )
-    jax.tree.map(lambda a, b, n: check(a, b, n, 0.5), state.extra_ema_params["0.5"],
-                 jax.device_get(fresh.params), state.params)
-
-
-def test_a_fresh_state_holds_everything_once():
-    """Donated, one buffer under two names would be used after its end."""
-    state = state_lib.create(
-        TinyNet(), optax.adam(1.0), jax.random.key(0), SHAPE, extra_ema_decays=(0.5,)
-    )
-    pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state)]
-    assert len(set(pointers)) == len(pointers) == 5 * len(jax.tree.leaves(state.params)) + 4
-
-
-def test_a_fresh_state_is_what_the_network_draws(compiled):
-    model, rng = TinyNet(), jax.random.key(3)
-    x, t = jnp.zeros((1, *SHAPE)), jnp.zeros((1,), jnp.int32)
-    want = jax.jit(functools.partial(model.init, train=False))(rng, x, t)["params"]
-    del compiled[:]
-    state = state_lib.create(model, optax.adam(1.0), rng, SHAPE, extra_ema_decays=(0.5,))
-    for params in (state.params, state.ema_params, state.extra_ema_params["0.5"]):
-        jax.tree.map(np.testing.assert_array_equal, params, want)
-    assert compiled == ["jit(fresh)"]  # one program, not one a leaf
-
-
-@pytest.fixture
-def compiled():
-    """Names of the programs that are compiled, as they are."""
-    names = []
-
-    def note(event, _, fun_name="", **__):
-        if event.endswith("backend_compile_duration"):
-            names.append(fun_name)
-
-    jax.monitoring.register_event_duration_secs_listener(note)
-    yield names
-    jax.monitoring.unregister_event_duration_listener(note)
-
-
-@pytest.mark.parametrize("step, decay", [(1, 2 / 11), (10, 11 / 20), (10**6, 0.9999)])
-def test_average_warms_up(step, decay):
-    actual = step_lib.ema_decay_at(0.9999, step=step, warmup=True)
-    np.testing.assert_allclose(actual, decay, rtol=1e-6)  # float32
-    assert step_lib.ema_decay_at(0.9999, step=step, warmup=False) == 0.9999
-
-
-def test_every_replica_holds_the_same():
-    config = small_config()
-    state, _ = step_of(config)(
-        parallel.replicate(state_of(config, TinyNet())),
-        parallel.shard({"images": loading.digits("train")[0][:BATCH]}), jax.random.key(1),
-    )
-    for leaf in jax.tree.leaves(state):
-        first, *others = (np.asarray(shard.data) for shard in leaf.addressable_shards)
-        assert len(others) == 7
-        for other in others:
-            np.testing.assert_array_equal(other, first)
-
-
-def test_rows_are_means_since_the_last_row():
-    config = small_config(log_every=2, learning_rate=1e-12)
-    _, rows = run(config, TinyNet(), num_steps=4)
-    singles = [row["loss"] for row in run(
-        small_config(log_every=1, learning_rate=1e-12), TinyNet(), num_steps=4)[1]]
-    expected = [singles[0], np.mean(singles[:2]), singles[2], np.mean(singles[2:])]
-    np.testing.assert_allclose([row["loss"] for row in rows], expected, **SAME)
-    assert len(set(np.round(singles, 4))) == 4  # every step draws anew
-
-
-def test_micro_batches_change_nothing_with_dropout():
-    model = TinyNet(dropout=0.5)
-    _, (whole,) = run(small_config(), model)
-    _, (halves,) = run(small_config(accumulate=2), model)
-    for name in ("loss", "grad_norm"):
-        np.testing.assert_allclose(halves[name], whole[name], **SAME)
-    _, (without,) = run(small_config(), TinyNet())
-    assert abs(without["loss"] - whole["loss"]) > 1e-3  # dropout was on
-
-
-def test_micro_batches_are_unrolled_on_cpu():
-    """A convolution's gradient inside a loop is some 20 times slower there."""
-    config = small_config(accumulate=2)
-    batch = parallel.shard({"images": loading.digits("train")[0][:BATCH]})
-    lowered = step_of(config).lower(state_of(config, TinyNet()), batch, jax.random.key(1))
-    assert "stablehlo.convolution" in lowered.as_text()
-    assert "convolution" not in "".join(
-        part.split("stablehlo.return")[0] for part in lowered.as_text().split(" do {")[1:]
-    )
-
-
-def test_flips_are_left_to_right_one_image_in_two():
-    images = np.random.default_rng(0).integers(0, 256, (400, 4, 6, 2), np.uint8)
-    draw = functools.partial(
-        step_lib.draw, rng=jax.random.key(0), num_timesteps=10, t_sampling="uniform",
-        loss_history={}, random_flip=True, label_dropout=0.25, null_label=10,
-    )
-    labels = np.arange(400, dtype=np.int32) % 10
-    batch = {"images": images, "labels": labels, "condition": images[..., :1]}
-    x_0, t, weight, eps, told = draw(batch, places=jnp.arange(400))
-    plain = images / 127.5 - 1
-    straight = np.abs(x_0 - plain).max(axis=(1, 2, 3)) < 1e-6
-    mirrored = np.abs(x_0 - plain[:, :, ::-1]).max(axis=(1, 2, 3)) < 1e-6
-    assert np.all(straight ^ mirrored)
-    assert abs(mirrored.mean() - 0.5) < 5 * 0.5 / 20  # five standard errors
-    assert set(np.unique(t)) == set(range(10))
-    assert abs(np.mean(eps)) < 5 / np.sqrt(eps.size)
-    np.testing.assert_array_equal(weight, 1)
-    # What the network is told is mirrored with its image, and some labels are hidden.
-    np.testing.assert_array_equal(told["condition"], x_0[..., :1])
-    hidden = told["labels"] == 10
-    assert abs(hidden.mean() - 0.25) < 5 * (0.25 * 0.75 / 400) ** 0.5
-    np.testing.assert_array_equal(told["labels"][~hidden], labels[~hidden])
-    assert abs(np.corrcoef(hidden, mirrored)[0, 1]) < 5 / 20  # another draw than the mirror's
-    again = draw(jax.tree.map(lambda x: x[7:8], batch), places=jnp.arange(7, 8))
-    for whole, single in zip(jax.tree.leaves((x_0, t, weight, eps, told)),
-                             jax.tree.leaves(again)):
-        np.testing.assert_array_equal(whole[7], single[0])
-
-
-@pytest.mark.parametrize("kind", ["labels", "condition"])
-def test_the_network_is_told_what_goes_with_each_image(kind):
-    """On eight devices: the loss is that of the whole batch, told by hand."""
-    config = small_config(label_dropout=0.5)
-    config.data.labels, config.data.num_classes = kind == "labels", 10 * (kind == "labels")
-    model = TinyNet(num_classes=config.data.num_classes,
-                    condition_channels=2 * (kind == "condition"))
-    images, labels = (x[:BATCH] for x in loading.digits("train"))
-    batch = {"images": images, kind: {
-        "labels": labels, "condition": np.concatenate([images[::-1], 255 - images], axis=-1),
-    }[kind]}
-    _, metrics = step_of(config)(
-        parallel.replicate(state_of(config, model)), parallel.shard(batch), jax.random.key(1)
-    )
-    x_0, t, _, eps, told = step_lib.draw(
-        batch, rng=jax.random.split(jax.random.fold_in(jax.random.key(1), 0))[0],
-        places=jnp.arange(BATCH), num_timesteps=20, t_sampling="uniform", loss_history={},
-        random_flip=False, label_dropout=0.5, null_label=10,
-    )
-    if kind == "condition":
-        np.testing.assert_allclose(told[kind], batch[kind] / 127.5 - 1, atol=1e-6)
-    denoise_fn = functools.partial(
-        model.apply, {"params": nonzero_params(model)}, train=False, **told)
-    loss = losses.training_loss(config_lib.schedule(config), denoise_fn, x_0, t, eps)
-    np.testing.assert_allclose(metrics["loss"], loss.mean(), **SAME)
-    params = state_of(config, model).params
-    held_out = held_out_loss(config, model, source_lib.from_array(**batch))(params)
-    assert np.isfinite(held_out)
-    swapped = source_lib.from_array(images, **{kind: batch[kind][::-1]})
-    assert abs(held_out_loss(config, model, swapped)(params) - held_out) > 1e-4
-
-
-def test_antithetic_partners_stand_side_by_side_on_any_device():
-    rng, places = jax.random.key(0), jnp.arange(1000)
-    settings = dict(num_timesteps=10, t_sampling="antithetic", loss_history={})
-    t, weight = timesteps.draw_t(rng, places, **settings)
-    np.testing.assert_array_equal(t[0::2] + t[1::2], 9)
-    np.testing.assert_array_equal(weight, 1)
-    counts = np.bincount(t, minlength=10)
-    # Pairs are drawn: 500 of 10 pairs of steps, five standard errors.
-    assert np.all(np.abs(counts - 100) < 5 * np.sqrt(500 * 0.2 * 0.8))
-    share, _ = timesteps.draw_t(rng, places[501:504], **settings)
-    np.testing.assert_array_equal(share, t[501:504])
-
-
-def test_importance_is_part_of_the_step_and_of_what_is_saved():
-    """Devices pool their losses; the gradient is that of the weighted mean."""
-    config, model = small_config(t_sampling="importance"), TinyNet()
-    x_0, t, _, eps, _ = drawn(config)
-    state, (metrics,) = run(config, model)
-    u = [jax.random.uniform(jax.random.split(key, 3)[0]) for key in randomness.image_keys(
-        jax.random.split(jax.random.fold_in(jax.random.key(1), 0))[0], jnp.arange(BATCH))]
-    t = np.floor(np.array(u) * 20).astype(int)  # all equally likely at first
-    loss = losses.training_loss(
-        config_lib.schedule(config),
-        lambda x, t: model.apply({"params": nonzero_params(model)}, x, t, train=False),
-        x_0, t, eps,
-    )
-    np.testing.assert_allclose(metrics["loss"], loss.mean(), **SAME)
-    saved = state_lib.to_saved(state)["loss_history"]
-    np.testing.assert_array_equal(saved["count"], np.bincount(t, minlength=20))
-    np.testing.assert_allclose(saved["loss"].sum(), loss.sum(), **SAME)
-
-
-def test_importance_leaves_the_mean_gradient_as_it_is():
-    """With a history that prefers late steps: the weighted loss estimates the plain one."""
-    config = small_config(t_sampling="importance", batch_size=4096, log_every=1)
-    size = np.arange(1, 21, dtype=np.float32)
-    history = {"loss": jnp.tile(size[:, None], 10), "count": jnp.full(20, 10, jnp.int32)}
-    state = state_of(config, TinyNet()).replace(loss_history=history)
-    images = np.tile(loading.digits("train")[0][:512], (8, 1, 1, 1))
-    found = {}
-    for t_sampling in ("importance", "uniform"):
-        config.train.t_sampling = t_sampling
-        _, found[t_sampling] = step_of(config)(
-            parallel.replicate(jax.tree.map(jnp.copy, state)), parallel.shard({"images": images}),
-            jax.random.key(1),
-        )
-    # 4,096 losses each, of a spread like their mean: a standard error of 2 %.
-    np.testing.assert_allclose(
-        found["importance"]["loss"], found["uniform"]["loss"], rtol=0.1
-    )
-    np.testing.assert_allclose(
-        found["importance"]["grad_norm"], found["uniform"]["grad_norm"], rtol=0.1
-    )
-
-
-@pytest.mark.parametrize("mean, variance, loss, t_sampling", [
-    ("eps", "fixed_large", "simple", "antithetic"),
-    ("x_prev", "learned", "vlb", "uniform"),
-    ("eps", "fixed_large", "rescaled_vlb", "uniform"),
-    ("eps", "learned_range", "rescaled_vlb", "importance"),
-    ("v", "learned_range", "hybrid", "uniform"),
-])
-def test_every_objective_is_learned(mean, variance, loss, t_sampling):
-    """Its held-out loss falls by a fifth at least between two evaluations."""
-    config = small_config(
-        t_sampling=t_sampling, learning_rate=1e-2, eval_images=64, batch_size=64,
-        ema_decay=0.5, log_every=1,
-    )
-    config.diffusion.mean, config.diffusion.variance = mean, variance
-    config.diffusion.loss = loss
-    model = TinyNet(out_channels=config_lib.parameterization(config).out_channels(1))
-    state, step = parallel.replicate(state_of(config, model)), step_of(config)
-    evaluate = held_out_loss(config, model, loading.load("digits", split="test"))
-    images, found = loading.digits("train")[0], []
-    for i in range(60):
-        batch = {"images": images[64 * (i % 23) : 64 * (i % 23) + 64]}
-        state, _ = step(state, parallel.shard(batch), jax.random.key(1))
-        if i in (0, 59):
-            found.append(evaluate(state.params))
-    assert found[1] < 0.8 * found[0], found
-
-
-def test_held_out_loss_counts_a_ragged_batch_exactly():
-    model, params = TinyNet(), nonzero_params(TinyNet())
-    source = loading.load("digits", split="test")
-    losses_of = {}
-    for batch in (8, 16):
-        config = small_config(batch_size=batch, eval_images=21)
-        evaluate = held_out_loss(config, model, source)
-        losses_of[batch] = evaluate(parallel.replicate(params))
-    np.testing.assert_allclose(losses_of[8], losses_of[16], **SAME)
-
-    images = source.read(np.linspace(0, 299, 21).round().astype(int)) / np.float32(127.5) - 1
-    rngs = randomness.image_keys(jax.random.key(2), jnp.arange(21))
-    eps = jax.vmap(lambda rng: jax.random.normal(rng, SHAPE))(rngs)
-    loss = losses.training_loss(
-        config_lib.schedule(config),
-        jax.jit(lambda x, t: model.apply({"params": params}, x, t, train=False)),
-        images.astype(np.float32), jnp.arange(21) * 20 // 21, eps,
-    )
-    np.testing.assert_allclose(losses_of[8], loss.mean(), **SAME)
-
-
-@pytest.mark.parametrize("make", [cifar10.get_config, digits.get_config, small_config])
-@pytest.mark.parametrize("sample_every", [1, 30, 1000, 10**6])
-def test_grids_cost_at_most_a_tenth(make, sample_every):
-    config = make()
-    config.train.sample_every = sample_every
-    for sets in (1, 2):
-        images, steps = grid_cost(config, sets=sets)
-        training_calls = 3 * min(sample_every, config.train.num_steps) * config.train.batch_size
-        assert images >= 1 and steps >= 1
-        assert images * steps * sets <= max(training_calls / 10, sets)
-
-
-def test_a_grid_is_full_where_the_run_pays_for_it():
-    assert grid_cost(cifar10.get_config(), sets=2) == (64, 1000)
-    assert grid_cost(digits.get_config(), sets=1) == (64, 150)
+from ddpm_jax.workdir import checkpoints, logs
+from ddpm_jax.workdir.checkpoints import Checkpoints, restore_part
+from records import lasting, rows, saved
+from tiny_run import tiny_config
 
 
 def test_a_row_has_what_is_finite():
     metrics = {"loss": jnp.ones(()), "grad_norm": jnp.inf, "loss_quartile_1": jnp.nan}
     assert loop.finite_row(metrics) == {"loss": 1.0}
+
+
+def traced_steps(workdir):
+    """Of each trace below TensorBoard's folder, the steps that it holds."""
+    folder = workdir / "tensorboard" / "profile" / "plugins" / "profile"
+    found = []
+    for path in sorted(folder.glob("*/*.xplane.pb")):  # Where the profile plugin looks.
+        planes = ProfileData.from_file(str(path)).planes
+        events = [e for plane in planes for line in plane.lines for e in line.events]
+        with warnings.catch_warnings():  # Of jaxlib 0.12's own binding; an error ends the process.
+            warnings.filterwarnings("ignore", "builtin type event_stats", DeprecationWarning)
+            found.append({dict(e.stats)["step_num"] for e in events if e.name == "train"})
+        assert any("PjitFunction" in e.name or "pmap" in e.name.lower() for e in events)
+    return found
+
+
+def test_a_trace_is_left_and_the_numbers_stay_bit_for_bit(tiny, tmp_path):
+    loop.train(tiny_config(), tmp_path / "plain")
+    loop.train(tiny_config(**{"train.profile": (3, 4)}), tmp_path / "traced")
+    assert traced_steps(tmp_path / "traced") == [{3, 4}]
+    assert not (tmp_path / "plain" / "tensorboard" / "profile").exists()
+    one, other = (list(map(lasting, rows(tmp_path / name))) for name in ("plain", "traced"))
+    assert one == other and len(one) == 6
+    for a, b in zip(saved(tmp_path / "plain", 6), saved(tmp_path / "traced", 6), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+CTRL_C, TERM = signal.SIGINT, signal.SIGTERM
+
+
+@pytest.fixture
+def signals(monkeypatch):
+    """Signals by the step while whose logging they come, each once."""
+    coming, advance = {}, logs.Logs.advance
+
+    def advanced(self, step):
+        advance(self, step)
+        if step in coming:
+            os.kill(os.getpid(), coming.pop(step))
+
+    monkeypatch.setattr(logs.Logs, "advance", advanced)
+    return coming
+
+
+def test_a_run_saves_the_step_and_continues_bit_for_bit(
+    tiny, tmp_path, capsys, signals
+):
+    loop.train(tiny_config(), tmp_path / "whole")
+    for step, number in ((2, CTRL_C), (3, TERM), (5, CTRL_C)):
+        signals[step] = number
+        with pytest.raises(Interrupted, match=number.name):
+            loop.train(tiny_config(), tmp_path / "stopped")
+        assert f"{number.name}: step {step} is saved; the same command" in capsys.readouterr().out
+        assert checkpoints.steps(tmp_path / "stopped")[-1] == step
+        assert rows(tmp_path / "stopped")[-1]["step"] == step
+    loop.train(tiny_config(), tmp_path / "stopped")
+    one, other = (list(map(lasting, rows(tmp_path / name))) for name in ("whole", "stopped"))
+    assert one == other and len(one) == 6
+    for a, b in zip(saved(tmp_path / "whole", 6), saved(tmp_path / "stopped", 6), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_signal_in_the_last_step_changes_nothing(tiny, tmp_path, capsys, signals):
+    signals[6] = TERM
+    loop.train(tiny_config(), tmp_path)
+    assert "done: 6 steps" in capsys.readouterr().out
+
+
+DIVERGES = {"train.learning_rate": 1e30, "train.warmup_steps": 0, "train.num_steps": 12,
+            "train.checkpoint_every": 1, "train.keep": 100, "train.max_skipped": 4}
+
+
+def test_a_run_that_is_stuck_stops_and_says_where_it_was_good(tiny, tmp_path, capsys):
+    with pytest.raises(FloatingPointError) as error:
+        loop.train(tiny_config(**DIVERGES, **{"train.debug_nans": True}), tmp_path)
+    message = str(error.value)
+    assert "\n" not in message
+    for part in ("config.train.max_skipped=4:", "in 4 steps in a row, up to step 5",
+                 "learning rate 1e+30", f"good checkpoint is {tmp_path / 'checkpoints' / '1'};"):
+        assert part in message
+    said = capsys.readouterr().out
+    for step in (2, 3, 4, 5):
+        assert f"step {step} is skipped: conv_out has an output that is not finite\n" in said, said
+    assert "step 1 is skipped" not in said
+    # No state that was saved holds anything that is not finite; what was skipped stands in rows.
+    for step in checkpoints.steps(tmp_path):
+        for name in ("params", "ema_params", "opt_state", "tally"):
+            for leaf in jax.tree.leaves(restore_part(tmp_path, name, step)[1]):
+                assert np.isfinite(leaf).all()
+    assert [(row["step"], row["skipped"]) for row in rows(tmp_path)[:4]] == [
+        (1, 0), (2, 1), (3, 2), (4, 3)]
+    assert "loss" in rows(tmp_path)[0] and "loss" not in rows(tmp_path)[1]
+
+    # Resumed within the row of skipped steps it stops where it would have.
+    for step in checkpoints.steps(tmp_path)[3:]:
+        shutil.rmtree(tmp_path / "checkpoints" / str(step))
+    with pytest.raises(FloatingPointError, match="in 4 steps in a row, up to step 5"):
+        loop.train(tiny_config(**DIVERGES), tmp_path)
+    assert "resuming at step 3" in capsys.readouterr().out
+
+
+def test_a_run_that_is_stuck_at_its_end_is_not_done(tiny, tmp_path):
+    with pytest.raises(FloatingPointError, match="up to step 5 .*good checkpoint is none"):
+        loop.train(tiny_config(**DIVERGES | {
+            "train.num_steps": 5, "train.checkpoint_every": 100}), tmp_path)
+
+
+def test_a_checkpoint_of_before_the_count_is_continued(tiny, tmp_path):
+    config = tiny_config(**{"train.num_steps": 2})
+    run = run_lib.prepare(config, tmp_path, None)
+    old = state_lib.to_saved(run_lib.fresh_state(run)) | {"step": jnp.int32(1)}
+    del old["skipped"]
+    with Checkpoints(tmp_path) as saved:
+        saved.save(1, old, run.metadata())
+    loop.train(config, tmp_path)
+    assert list(restore_part(tmp_path, "skipped", 2)[1]) == [0, 0]
+    with contextlib.closing(Checkpoints(tmp_path)) as saved:
+        assert saved.restore(state_lib.to_saved(run_lib.fresh_state(run)))[0] == 2

@@ -11,7 +11,7 @@ from ddpm_jax import validation
 from ddpm_jax import config as config_lib
 from ddpm_jax.configs import digits, lsun_bedroom256
 from ddpm_jax.runtime import memory
-from ddpm_jax.training import memory_check, monitoring
+from ddpm_jax.training import memory_check
 from ddpm_jax.training import run as run_lib
 from nonzero import TinyNet, tiny_unet
 
@@ -138,25 +138,3 @@ def test_memory_that_may_not_suffice_is_warned_about(single, monkeypatch):
     memory_check.check(needed)
     (line,) = memory_check.warnings(needed)
     assert "which has 0.06 GiB" in line and "--config.train.accumulate=2" in line
-
-
-def test_a_run_begins_with_the_warning(monkeypatch):
-    monkeypatch.setattr(config_lib, "model", lambda config, channels: TinyNet())
-    monkeypatch.setattr(validation, "check_images", lambda config, shape: None)
-    monkeypatch.setattr(
-        memory_check, "warnings", lambda need: [f"images of {need.image_shape}"]
-    )
-    run = run_lib.prepare(digits.get_config(), None, None)
-    lines = monitoring.opening_lines(run, run_lib.fresh_state(run))
-    assert lines[0] == "warning: images of (8, 8, 1)"
-
-
-def test_a_run_is_refused_before_its_data_are_opened(single, monkeypatch):
-    config = digits.get_config()
-    config.data.name = "not_there"
-    monkeypatch.setattr(memory, "device_total", lambda: 2**20)
-    with pytest.raises(ValueError, match="a training step needs at least"):
-        run_lib.prepare(config, None, None)
-    config.data.name, config.data.image_size = "digits", 0  # The data tell it.
-    with pytest.raises(ValueError, match="a training step needs at least"):
-        run_lib.prepare(config, None, None)

@@ -1,8 +1,9 @@
-"""Steps whose loss or gradient is not finite: skipped, counted, explained, and a reason to stop."""
+"""Steps whose loss or gradient is not finite: skipped, counted and explained.
 
-import contextlib
+step.py skips them and nan_search.py explains them: both use the same compiled steps.
+"""
+
 import functools
-import shutil
 
 import flax.linen as nn
 import jax
@@ -15,11 +16,7 @@ from ddpm_jax.data import loading
 from ddpm_jax.runtime import parallel
 from ddpm_jax.training import loop, nan_search
 from ddpm_jax.training import run as run_lib
-from ddpm_jax.training import state as state_lib
-from ddpm_jax.workdir import checkpoints, run_folder
-from ddpm_jax.workdir.checkpoints import Checkpoints, restore_part
-from records import rows
-from tiny_run import tiny_config
+from ddpm_jax.workdir import run_folder
 from training_step import BATCH, small_config, state_of, step_of
 
 RNG = jax.random.key(1)
@@ -156,55 +153,3 @@ def test_the_step_is_run_again_with_its_own_draws(monkeypatch):
                           settings=run_lib.step_settings(config))
     assert len(seen) == 8
     np.testing.assert_allclose(np.mean(seen), row["loss"], rtol=1e-5)  # sums of 16 in float32
-
-
-DIVERGES = {"train.learning_rate": 1e30, "train.warmup_steps": 0, "train.num_steps": 12,
-            "train.checkpoint_every": 1, "train.keep": 100, "train.max_skipped": 4}
-
-
-def test_a_run_that_is_stuck_stops_and_says_where_it_was_good(tiny, tmp_path, capsys):
-    with pytest.raises(FloatingPointError) as error:
-        loop.train(tiny_config(**DIVERGES, **{"train.debug_nans": True}), tmp_path)
-    message = str(error.value)
-    assert "\n" not in message
-    for part in ("config.train.max_skipped=4:", "in 4 steps in a row, up to step 5",
-                 "learning rate 1e+30", f"good checkpoint is {tmp_path / 'checkpoints' / '1'};"):
-        assert part in message
-    said = capsys.readouterr().out
-    for step in (2, 3, 4, 5):
-        assert f"step {step} is skipped: conv_out has an output that is not finite\n" in said, said
-    assert "step 1 is skipped" not in said
-    # No state that was saved holds anything that is not finite; what was skipped stands in rows.
-    for step in checkpoints.steps(tmp_path):
-        for name in ("params", "ema_params", "opt_state", "tally"):
-            for leaf in jax.tree.leaves(restore_part(tmp_path, name, step)[1]):
-                assert np.isfinite(leaf).all()
-    assert [(row["step"], row["skipped"]) for row in rows(tmp_path)[:4]] == [
-        (1, 0), (2, 1), (3, 2), (4, 3)]
-    assert "loss" in rows(tmp_path)[0] and "loss" not in rows(tmp_path)[1]
-
-    # Resumed within the row of skipped steps it stops where it would have.
-    for step in checkpoints.steps(tmp_path)[3:]:
-        shutil.rmtree(tmp_path / "checkpoints" / str(step))
-    with pytest.raises(FloatingPointError, match="in 4 steps in a row, up to step 5"):
-        loop.train(tiny_config(**DIVERGES), tmp_path)
-    assert "resuming at step 3" in capsys.readouterr().out
-
-
-def test_a_run_that_is_stuck_at_its_end_is_not_done(tiny, tmp_path):
-    with pytest.raises(FloatingPointError, match="up to step 5 .*good checkpoint is none"):
-        loop.train(tiny_config(**DIVERGES | {
-            "train.num_steps": 5, "train.checkpoint_every": 100}), tmp_path)
-
-
-def test_a_checkpoint_of_before_the_count_is_continued(tiny, tmp_path):
-    config = tiny_config(**{"train.num_steps": 2})
-    run = run_lib.prepare(config, tmp_path, None)
-    old = state_lib.to_saved(run_lib.fresh_state(run)) | {"step": jnp.int32(1)}
-    del old["skipped"]
-    with Checkpoints(tmp_path) as saved:
-        saved.save(1, old, run.metadata())
-    loop.train(config, tmp_path)
-    assert list(restore_part(tmp_path, "skipped", 2)[1]) == [0, 0]
-    with contextlib.closing(Checkpoints(tmp_path)) as saved:
-        assert saved.restore(state_lib.to_saved(run_lib.fresh_state(run)))[0] == 2

@@ -1,4 +1,4 @@
-"""Importance sampling of t against a history kept in plain Python lists."""
+"""Draws of t: antithetic pairs, and importance sampling against plain Python lists."""
 
 import collections
 
@@ -60,3 +60,16 @@ def test_probability_is_the_root_mean_square_and_a_little_uniform():
 
 def test_losses_of_zero_do_not_divide_by_zero():
     assert_array_equal(timesteps.probabilities(filled(np.zeros((4, 10)))), np.full(4, 0.25))
+
+
+def test_antithetic_partners_stand_side_by_side_on_any_device():
+    rng, places = jax.random.key(0), jnp.arange(1000)
+    settings = dict(num_timesteps=10, t_sampling="antithetic", loss_history={})
+    t, weight = timesteps.draw_t(rng, places, **settings)
+    np.testing.assert_array_equal(t[0::2] + t[1::2], 9)
+    np.testing.assert_array_equal(weight, 1)
+    counts = np.bincount(t, minlength=10)
+    # Pairs are drawn: 500 of 10 pairs of steps, five standard errors.
+    assert np.all(np.abs(counts - 100) < 5 * np.sqrt(500 * 0.2 * 0.8))
+    share, _ = timesteps.draw_t(rng, places[501:504], **settings)
+    np.testing.assert_array_equal(share, t[501:504])
