@@ -22,25 +22,32 @@ class UserError(ValueError):
         value: the value of that field.
         given: other fields that the rule is about, with their values.
         instead: fields with values that would work, any one of them.
+        where: the file or folder in which the mistake is; it stands first in the line.
     """
 
     def __init__(
         self, rule: str, *, field: str = "", value: Any = None,
         given: Mapping[str, Any] | None = None, instead: Mapping[str, Any] | None = None,
-        setting_of: Callable[[str], str] | None = None,
+        where: Any = "", setting_of: Callable[[str], str] | None = None,
     ):
-        self.rule, self.field, self.value = rule, field, value
+        self.rule, self.field, self.value, self.where = rule, field, value, where
         self.given, self.instead, self.setting_of = given or {}, instead or {}, setting_of
         super().__init__(self._line())
 
     def renamed(self, setting_of: Callable[[str], str]) -> "UserError":
         """The same mistake with each field named by `setting_of`, unless that was done already."""
-        if self.setting_of is not None:
-            return self
-        return UserError(
-            self.rule, field=self.field, value=self.value, given=self.given,
-            instead=self.instead, setting_of=setting_of,
+        return self if self.setting_of is not None else self._with(setting_of=setting_of)
+
+    def located(self, where: Any) -> "UserError":
+        """The same mistake in the file or folder `where`, unless it has one already."""
+        return self if self.where else self._with(where=where)
+
+    def _with(self, **changes: Any) -> "UserError":
+        parts = dict(
+            field=self.field, value=self.value, given=self.given, instead=self.instead,
+            where=self.where, setting_of=self.setting_of,
         )
+        return UserError(self.rule, **(parts | changes))
 
     def __reduce__(self):
         return UserError, (str(self),)  # Other processes need the line only.
@@ -53,7 +60,8 @@ class UserError(ValueError):
         rule = rule.replace("{instead}", " or ".join(instead))
         for field, value in self.given.items():
             rule = rule.replace(f"{{{field}}}", f"{name(field)}={value!r}")
-        return f"{name(self.field)}={self.value!r} {rule}" if self.field else rule
+        line = f"{name(self.field)}={self.value!r} {rule}" if self.field else rule
+        return f"{self.where}: {line}" if self.where else line
 
 
 class NotFiniteError(FloatingPointError):
@@ -71,6 +79,15 @@ def renamed(setting_of: Callable[[str], str]) -> Iterator[None]:
         yield
     except UserError as error:
         raise error.renamed(setting_of) from None
+
+
+@contextlib.contextmanager
+def located(where: Any) -> Iterator[None]:
+    """Names the file or folder `where` in any `UserError` raised inside that names none."""
+    try:
+        yield
+    except UserError as error:
+        raise error.located(where) from None
 
 
 def as_settings(group: str, **others: str) -> contextlib.AbstractContextManager[None]:

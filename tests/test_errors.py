@@ -60,6 +60,15 @@ def test_what_is_named_as_a_setting_stays_so():
             raise inner
 
 
+def test_a_file_stands_first_and_stays():
+    error = UserError("is odd.", field="height", value=7)
+    assert shown(error, errors.located("a.bin")) == "a.bin: height=7 is odd."
+    assert shown(error.located("a.bin"), errors.located("folder")) == "a.bin: height=7 is odd."
+    assert shown(error.located("a.bin"), errors.as_settings("data")) == (
+        "a.bin: config.data.height=7 is odd."
+    )
+
+
 def test_braces_of_a_value_stay():
     assert str(UserError("is no {x}.", field="a", value="{x}")) == "a='{x}' is no {x}."
 

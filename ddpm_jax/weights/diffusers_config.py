@@ -1,7 +1,7 @@
-"""The settings of diffusers' `UNet2DModel` and of its schedulers, and ours: both ways.
+"""Translates the settings of diffusers' `UNet2DModel` and its schedulers to ours, and back.
 
-What one side cannot express is refused, by the name of its setting there; a setting that a file
-leaves out has the default of diffusers.
+What one side cannot express is refused, by the name of the setting on the other; a setting that a
+file leaves out has the default of diffusers.
 """
 
 import json
@@ -18,7 +18,7 @@ from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.network.trained import Trained
 from ddpm_jax.network.unet import UNet
 
-VERSION = "0.30.0"  # Of diffusers, whose names of settings these are.
+VERSION = "0.30.0"  # Of diffusers, from which the names of the settings are.
 NULL_LABEL = "_null_label"  # Ours: diffusers keeps names with "_" and makes nothing of them.
 # Settings of UNet2DModel that have a counterpart here, with the defaults of diffusers.
 DEFAULTS = {
@@ -30,7 +30,7 @@ DEFAULTS = {
     "freq_shift": 0, "norm_eps": 1e-5, "norm_num_groups": 32, "attn_norm_num_groups": None,
     "resnet_time_scale_shift": "default", "num_class_embeds": None, NULL_LABEL: False,
 }
-# Those that have none: they must be as here, the default first.
+# Settings that have none: one of these values, the default first.
 FIXED = {
     "center_input_sample": (False,), "time_embedding_type": ("positional",),
     "mid_block_type": ("UNetMidBlock2D",), "mid_block_scale_factor": (1,),
@@ -52,6 +52,13 @@ SCHEDULES = {
         start + (end - start) / (1 + np.exp(-np.linspace(-6, 6, num_timesteps)))
     ),
 }
+# Of schedulers.
+PROCESS_DEFAULTS = {
+    "_class_name": "DDPMScheduler", "num_train_timesteps": 1000, "beta_start": 1e-4,
+    "beta_end": 0.02, "beta_schedule": "linear", "trained_betas": None,
+    "prediction_type": "epsilon", "variance_type": "fixed_small",
+    "rescale_betas_zero_snr": False,
+}
 CHAINS = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler")
 
 
@@ -62,83 +69,108 @@ def network(
 
     Args:
         settings: its `config.json`.
-        process: the `scheduler_config.json`, which tells whether a variance comes out too.
-        null_label: as of `pretrained.from_pretrained`.
+        process: the `scheduler_config.json`, which says whether a variance comes out too.
+        null_label: as in `pretrained.from_pretrained`.
 
     Raises:
-        ValueError: a setting is one that our network cannot express.
+        UserError: our network cannot express a setting.
     """
-    get = DEFAULTS | {name: value for name, value in settings.items() if name in DEFAULTS}
-    for name, right in _right_kinds(get).items():
-        _refuse(not right, get, name, "diffusers has another kind of value there")
-    _refuse(settings.get("_class_name", "UNet2DModel") != "UNet2DModel", settings,
-            "_class_name", "write a folder of a UNet2DModel")
-    widths = get["block_out_channels"]
-    for name, allowed in FIXED.items():
-        value = settings.get(name, allowed[0])
-        if name == "time_embedding_dim" and value == 4 * widths[0]:
-            continue
-        _refuse(value not in allowed, settings, name, f"only {json.dumps(allowed[0])} can be")
-    for name, known in (
-        ("downsample_padding", PADDINGS), ("resnet_time_scale_shift", ("default", "scale_shift")),
-        ("freq_shift", (0, 1)),
-    ):
-        _refuse_unknown(get, name, known)
-    size, groups = get["sample_size"], get["norm_num_groups"]
+    theirs = DEFAULTS | {name: value for name, value in settings.items() if name in DEFAULTS}
+    _check_kinds(theirs, _network_kinds(theirs))
+    _check_fixed(settings, theirs["block_out_channels"][0])
+    _check_known(theirs, {
+        "downsample_padding": PADDINGS, "resnet_time_scale_shift": ("default", "scale_shift"),
+        "freq_shift": (0, 1),
+    })
+    size, widths = theirs["sample_size"], theirs["block_out_channels"]
     height, width = size if isinstance(size, tuple) else (size, size)
-    _refuse(any(w % widths[0] for w in widths), get, "block_out_channels",
-            "all must be multiples of the first")
-    attends = _attends(get)
-    scale_shift = get["resnet_time_scale_shift"] == "scale_shift"
-    # With scale_shift their middle attention has a norm only where its groups are given.
-    _refuse(get["attn_norm_num_groups"] not in ((groups,) if scale_shift else (None, groups)),
-            get, "attn_norm_num_groups", f"with norm_num_groups={groups} only {groups} can be")
-    outputs = 2 if process.get("variance_type") == "learned_range" else 1
-    _refuse(get["out_channels"] % outputs, get, "out_channels", "half of them are the variance")
-    channels = get["out_channels"] // outputs
-    condition = get["in_channels"] - channels
-    _refuse(condition < 0, get, "in_channels", f"the image that comes out has {channels}")
-    num_classes = get["num_class_embeds"] or 0
-    if null_label or (null_label is None and get[NULL_LABEL]):
-        num_classes -= 1
-        _refuse(num_classes < 1, get, "num_class_embeds",
-                "a null label is one more than the classes; write null_label=False")
+    _refuse_if(any(w % widths[0] for w in widths), theirs, "block_out_channels",
+               "all must be multiples of the first")
+    attends = _attends(theirs)
+    channels, condition_channels = _channels(theirs, process)
     return UNet(
         channels=widths[0], channel_multipliers=tuple(w // widths[0] for w in widths),
-        num_res_blocks=get["layers_per_block"],
+        num_res_blocks=theirs["layers_per_block"],
         attention_resolutions=tuple(height // 2**i for i, attend in enumerate(attends) if attend),
-        dropout=get["dropout"], out_channels=get["out_channels"],
-        num_heads=_num_heads(get, attends), scale_shift=scale_shift,
-        embedding_order="cos_sin" if get["flip_sin_to_cos"] else "sin_cos",
-        embedding_freq_shift=get["freq_shift"],
-        downsample_padding=PADDINGS[get["downsample_padding"]],
-        norm_eps=get["norm_eps"], num_groups=groups, num_classes=num_classes,
-        condition_channels=condition,
+        dropout=theirs["dropout"], out_channels=theirs["out_channels"],
+        num_heads=_num_heads(theirs, attends), scale_shift=_scale_shift(theirs),
+        embedding_order="cos_sin" if theirs["flip_sin_to_cos"] else "sin_cos",
+        embedding_freq_shift=theirs["freq_shift"],
+        downsample_padding=PADDINGS[theirs["downsample_padding"]],
+        norm_eps=theirs["norm_eps"], num_groups=theirs["norm_num_groups"],
+        num_classes=_num_classes(theirs, null_label), condition_channels=condition_channels,
     ), (height, width, channels)
 
 
-def _attends(get) -> list[bool]:
+def _check_fixed(settings, first_width):
+    """Refuses settings that have no counterpart here, unless they are as here."""
+    _refuse_if(settings.get("_class_name", "UNet2DModel") != "UNet2DModel", settings,
+               "_class_name", "write a folder of a UNet2DModel")
+    for name, allowed in FIXED.items():
+        value = settings.get(name, allowed[0])
+        if name == "time_embedding_dim" and value == 4 * first_width:
+            continue
+        _refuse_if(value not in allowed, settings, name,
+                   f"only {json.dumps(allowed[0])} can be")
+
+
+def _attends(theirs) -> list[bool]:
     """Whether each level attends, from the finest."""
     for name, kind in (("down_block_types", "DownBlock2D"), ("up_block_types", "UpBlock2D")):
-        _refuse(not set(get[name]) <= {kind, f"Attn{kind}"}, get, name,
-                f"only {kind} and Attn{kind} can be")
-        _refuse(len(get[name]) != len(get["block_out_channels"]), get, name,
-                "there must be as many as of block_out_channels")
-    down, up = ([kind.startswith("Attn") for kind in get[name]]
+        _refuse_if(not set(theirs[name]) <= {kind, f"Attn{kind}"}, theirs, name,
+                   f"only {kind} and Attn{kind} can be")
+        _refuse_if(len(theirs[name]) != len(theirs["block_out_channels"]), theirs, name,
+                   "there must be as many as of block_out_channels")
+    down, up = ([kind.startswith("Attn") for kind in theirs[name]]
                 for name in ("down_block_types", "up_block_types"))
-    _refuse(up[::-1] != down, get, "up_block_types", "attention must be as in down_block_types")
+    _refuse_if(up[::-1] != down, theirs, "up_block_types",
+               "attention must be as in down_block_types")
     return down
 
 
-def _num_heads(get, attends) -> int:
-    """Ours are as many at every level; theirs have so many channels each."""
-    size, widths = get["attention_head_dim"], get["block_out_channels"]
+def _channels(theirs, process) -> tuple[int, int]:
+    """The channels of an image, and those of the image that goes in beside it."""
+    outputs = 2 if process.get("variance_type") == "learned_range" else 1
+    _refuse_if(theirs["out_channels"] % outputs, theirs, "out_channels",
+               "half of them are the variance")
+    channels = theirs["out_channels"] // outputs
+    condition_channels = theirs["in_channels"] - channels
+    _refuse_if(condition_channels < 0, theirs, "in_channels",
+               f"the image that comes out has {channels}")
+    return channels, condition_channels
+
+
+def _num_heads(theirs, attends) -> int:
+    """The number of heads at every level; theirs have a fixed number of channels each."""
+    size, widths = theirs["attention_head_dim"], theirs["block_out_channels"]
     if size is None:
         return 1
     attending = {w for w, attend in zip(widths, attends) if attend} | {widths[-1]}
-    _refuse(size < 1 or len(attending) > 1 or widths[-1] % size, get, "attention_head_dim",
-            f"attention at {sorted(attending)} channels must have one whole number of heads")
+    _refuse_if(
+        size < 1 or len(attending) > 1 or widths[-1] % size, theirs, "attention_head_dim",
+        f"attention at {sorted(attending)} channels must have one whole number of heads",
+    )
     return widths[-1] // size
+
+
+def _scale_shift(theirs) -> bool:
+    groups = theirs["norm_num_groups"]
+    scale_shift = theirs["resnet_time_scale_shift"] == "scale_shift"
+    # With scale_shift their middle attention has a norm only if its groups are given.
+    allowed = (groups,) if scale_shift else (None, groups)
+    _refuse_if(theirs["attn_norm_num_groups"] not in allowed, theirs, "attn_norm_num_groups",
+               f"with norm_num_groups={groups} only {groups} can be")
+    return scale_shift
+
+
+def _num_classes(theirs, null_label) -> int:
+    """The number of classes, without the null label that the last one may be."""
+    num_labels = theirs["num_class_embeds"] or 0
+    if null_label or (null_label is None and theirs[NULL_LABEL]):
+        _refuse_if(num_labels < 2, theirs, "num_class_embeds",
+                   "a null label is one more than the classes; write null_label=False")
+        return num_labels - 1
+    return num_labels
 
 
 def process(
@@ -147,34 +179,32 @@ def process(
     """The noise schedule and what the output means, from a `scheduler_config.json`.
 
     Raises:
-        ValueError: a setting is one that our process cannot express.
+        UserError: our process cannot express a setting.
     """
-    get = {
-        "_class_name": CHAINS[0], "num_train_timesteps": 1000, "beta_start": 1e-4,
-        "beta_end": 0.02, "beta_schedule": "linear", "trained_betas": None,
-        "prediction_type": "epsilon", "variance_type": "fixed_small",
-        "rescale_betas_zero_snr": False,
-    } | settings
-    for name, known in (
-        ("_class_name", CHAINS), ("beta_schedule", SCHEDULES), ("prediction_type", MEANS),
-        ("variance_type", VARIANCES), ("rescale_betas_zero_snr", (False,)),
-    ):
-        _refuse_unknown(get, name, known)
-    _refuse(not _is_count(get["num_train_timesteps"]), get, "num_train_timesteps",
-            "it must be at least 1")
-    betas = get["trained_betas"]
-    schedule = schedule_lib.from_betas(betas) if betas is not None else (
-        SCHEDULES[get["beta_schedule"]](
-            get["num_train_timesteps"], get["beta_start"], get["beta_end"]
-        )
-    )
+    theirs = PROCESS_DEFAULTS | settings
+    _check_known(theirs, {
+        "_class_name": CHAINS, "beta_schedule": SCHEDULES, "prediction_type": MEANS,
+        "variance_type": VARIANCES, "rescale_betas_zero_snr": (False,),
+    })
+    steps, betas = theirs["num_train_timesteps"], theirs["trained_betas"]
+    _refuse_if(not _is_count(steps), theirs, "num_train_timesteps", "it must be at least 1")
+    _check_kinds(theirs, {
+        "trained_betas": betas is None or _all(betas, _is_number),
+        "beta_start": _is_number(theirs["beta_start"]),
+        "beta_end": _is_number(theirs["beta_end"]),
+    })
+    if betas is not None:
+        schedule = schedule_lib.from_betas(betas)
+    else:
+        schedule = SCHEDULES[theirs["beta_schedule"]](
+            steps, theirs["beta_start"], theirs["beta_end"])
     return schedule, Parameterization(
-        MEANS[get["prediction_type"]], VARIANCES[get["variance_type"]]
+        MEANS[theirs["prediction_type"]], VARIANCES[theirs["variance_type"]]
     )
 
 
 def sampling_hints(settings: Mapping[str, Any]) -> list[str]:
-    """Where its chains keep x_0 in other bounds than those of `sample`, with what to write."""
+    """How its chains bound x_0 otherwise than `sample` does, and what to write for the same."""
     if settings.get("thresholding"):
         ratio = settings.get("dynamic_thresholding_ratio", 0.995)
         return [f"thresholding=true: write sample(..., dynamic_threshold={ratio})"]
@@ -192,7 +222,7 @@ def network_settings(trained: Trained) -> dict[str, Any]:
     """The `config.json` of a `UNet2DModel` like the network.
 
     Raises:
-        ValueError: a setting of ours is one that it cannot express.
+        UserError: it cannot express a setting of ours.
     """
     model, (height, width, channels) = trained.model, trained.image_shape
     if not isinstance(model, UNet):
@@ -214,8 +244,8 @@ def network_settings(trained: Trained) -> dict[str, Any]:
         "sample_size": height if height == width else (height, width),
         "in_channels": channels + model.condition_channels, "out_channels": model.out_channels,
         "block_out_channels": widths, "layers_per_block": model.num_res_blocks,
-        "down_block_types": ["Attn" * attend + "DownBlock2D" for attend in attends],
-        "up_block_types": ["Attn" * attend + "UpBlock2D" for attend in reversed(attends)],
+        "down_block_types": [f"{_attn(attend)}DownBlock2D" for attend in attends],
+        "up_block_types": [f"{_attn(attend)}UpBlock2D" for attend in reversed(attends)],
         "attention_head_dim": _head_dim(model, widths, attends), "dropout": model.dropout,
         "downsample_padding": paddings[model.downsample_padding],
         "flip_sin_to_cos": model.embedding_order == "cos_sin",
@@ -227,7 +257,12 @@ def network_settings(trained: Trained) -> dict[str, Any]:
     }
 
 
+def _attn(attends: bool) -> str:
+    return "Attn" if attends else ""
+
+
 def _head_dim(model, widths, attends) -> int | None:
+    """The channels of a head, or None for one head."""
     attending = {w for w, attend in zip(widths, attends) if attend} | {widths[-1]}
     if model.num_heads > 1 and len(attending) > 1:
         raise UserError(
@@ -240,14 +275,12 @@ def _head_dim(model, widths, attends) -> int | None:
 def _num_groups(trained) -> int:
     """The one number of groups that every norm has."""
     model, leaves = trained.model, trained_lib.leaves(trained.params)
-    norms = {
-        leaf.shape[0] for path, leaf in leaves.items() if path[-1] == "scale"
-    }
+    norms = {leaf.shape[0] for path, leaf in leaves.items() if path[-1] == "scale"}
     groups = {model.num_groups or blocks.default_num_groups(width) for width in norms}
     if len(groups) > 1:
         raise UserError(
             f"model.num_groups={model.num_groups} is {sorted(groups)} groups by width, and "
-            "diffusers has one norm_num_groups; train with such as "
+            "diffusers has one norm_num_groups; train with, for example, "
             f"--config.model.num_groups={min(groups)}."
         )
     return groups.pop()
@@ -261,19 +294,8 @@ def process_settings(trained: Trained, clip: bool) -> dict[str, Any]:
         clip: whether its chains keep x_0 in [-1, 1].
 
     Raises:
-        ValueError: a choice of ours is one that it cannot express.
+        UserError: it cannot express a choice of ours.
     """
-    found = {}
-    for ours, table, theirs in (
-        ("mean", MEANS, "prediction_type"), ("variance", VARIANCES, "variance_type"),
-    ):
-        value = getattr(trained.diffusion, ours)
-        found[theirs] = next((name for name in table if table[name] == value), None)
-        if found[theirs] is None:
-            raise UserError(
-                f"diffusion.{ours}={value!r} cannot be expressed in diffusers; only "
-                f"{', '.join(dict.fromkeys(table.values()))} can."
-            )
     beta, steps = np.asarray(trained.schedule.beta), trained.schedule.num_timesteps
     if not np.array_equal(trained.schedule.timesteps, np.arange(steps)):
         raise UserError(
@@ -281,13 +303,26 @@ def process_settings(trained: Trained, clip: bool) -> dict[str, Any]:
             "diffusers; save the model with its full schedule."
         )
     return {
-        "_class_name": "DDPMScheduler", "_diffusers_version": VERSION, **found, **_betas(beta),
-        "num_train_timesteps": steps, "clip_sample": clip,
+        "_class_name": "DDPMScheduler", "_diffusers_version": VERSION,
+        "prediction_type": _their_name(MEANS, "mean", trained.diffusion.mean),
+        "variance_type": _their_name(VARIANCES, "variance", trained.diffusion.variance),
+        **_betas(beta), "num_train_timesteps": steps, "clip_sample": clip,
     }
 
 
+def _their_name(table, field, ours):
+    """The first of their names for our value of a field of the diffusion."""
+    for name, value in table.items():
+        if value == ours:
+            return name
+    raise UserError(
+        f"diffusion.{field}={ours!r} cannot be expressed in diffusers; only "
+        f"{', '.join(dict.fromkeys(table.values()))} can."
+    )
+
+
 def _betas(beta) -> dict[str, Any]:
-    """By the name of their schedule where it is one of theirs to the bit, else one by one."""
+    """The betas by the name of their schedule if it gives the same bits, else one by one."""
     ends = {"beta_start": float(beta[0]), "beta_end": float(beta[-1])}
     for name in ("linear", "squaredcos_cap_v2"):
         if np.array_equal(SCHEDULES[name](len(beta), *ends.values()).beta, beta):
@@ -295,33 +330,45 @@ def _betas(beta) -> dict[str, Any]:
     return {"beta_schedule": "linear", "trained_betas": beta.tolist(), **ends}
 
 
+def _network_kinds(theirs) -> dict[str, bool]:
+    """Whether the values from which others are computed are of the kind that diffusers has."""
+    size, widths = theirs["sample_size"], theirs["block_out_channels"]
+    counts = ("in_channels", "out_channels", "layers_per_block", "norm_num_groups")
+    maybe = ("attention_head_dim", "attn_norm_num_groups", "num_class_embeds")
+    return {
+        **{name: _is_count(theirs[name]) for name in counts},
+        **{name: theirs[name] is None or _is_count(theirs[name]) for name in maybe},
+        **{name: _is_number(theirs[name]) for name in ("dropout", "norm_eps")},
+        **{name: _all(theirs[name], lambda x: isinstance(x, str))
+           for name in ("down_block_types", "up_block_types")},
+        "block_out_channels": _all(widths, _is_count) and len(widths) > 0,
+        "sample_size": _is_count(size) or _all(size, _is_count) and len(size) == 2,
+    }
+
+
 def _is_count(value) -> bool:
     return type(value) is int and value > 0
 
 
-def _right_kinds(get) -> dict[str, bool]:
-    """For settings by which others are computed, whether that can be done."""
-    size, widths = get["sample_size"], get["block_out_channels"]
-    counts = ("in_channels", "out_channels", "layers_per_block", "norm_num_groups")
-    maybe = ("attention_head_dim", "attn_norm_num_groups", "num_class_embeds")
-    return {
-        **{name: _is_count(get[name]) for name in counts},
-        **{name: get[name] is None or _is_count(get[name]) for name in maybe},
-        **{name: isinstance(get[name], (int, float)) for name in ("dropout", "norm_eps")},
-        **{name: isinstance(get[name], tuple) and all(isinstance(kind, str) for kind in get[name])
-           for name in ("down_block_types", "up_block_types")},
-        "block_out_channels": isinstance(widths, tuple) and widths != () and all(
-            map(_is_count, widths)),
-        "sample_size": _is_count(size) or isinstance(size, tuple) and len(size) == 2 and all(
-            map(_is_count, size)),
-    }
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float))
 
 
-def _refuse(wrong, settings, name, instead):
+def _all(values, is_right) -> bool:
+    return isinstance(values, tuple) and all(map(is_right, values))
+
+
+def _check_kinds(theirs, right):
+    for name in right:
+        _refuse_if(not right[name], theirs, name, "diffusers has another kind of value there")
+
+
+def _check_known(theirs, known):
+    for name, values in known.items():
+        _refuse_if(theirs[name] not in tuple(values), theirs, name,
+                   f"use one of {', '.join(map(str, values))}")
+
+
+def _refuse_if(wrong, theirs, name, instead):
     if wrong:
-        raise UserError(f"{name}={json.dumps(settings[name])} cannot be taken over; {instead}.")
-
-
-def _refuse_unknown(settings, name, known):
-    _refuse(settings[name] not in tuple(known), settings, name,
-            f"use one of {', '.join(map(str, known))}")
+        raise UserError(f"{name}={json.dumps(theirs[name])} cannot be taken over; {instead}.")

@@ -80,13 +80,13 @@ def read(path: Any) -> dict[str, np.ndarray]:
             return _arrays(tree, storages)
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be read ({error.strerror or error}); write the path of a "
-            "checkpoint made by torch.save."
+            f"cannot be read ({error.strerror or error}); write the path of a checkpoint made "
+            "by torch.save.", where=path,
         ) from error
     except DAMAGE as error:
         raise UserError(
-            f"{path}: not a whole PyTorch file of tensors in dicts ({one_line(error)}); "
-            "download it again, or make one by torch.save(model.state_dict(), path)."
+            f"not a whole PyTorch file of tensors in dicts ({one_line(error)}); download it "
+            "again, or make one by torch.save(model.state_dict(), path).", where=path,
         ) from error
 
 

@@ -291,6 +291,8 @@ def test_a_network_that_ours_cannot_be_is_refused(copied, setting, value, messag
     ("rescale_betas_zero_snr", True, "rescale_betas_zero_snr=true"),
     ("num_train_timesteps", 0, "num_train_timesteps=0"),
     ("trained_betas", [0.1, 2.0], r"beta\[1\]=2"),
+    ("trained_betas", [0.1, "0.2"], "trained_betas=.* another kind of value"),
+    ("beta_end", "0.02", "beta_end=\"0.02\" .* another kind of value"),
 ])
 def test_a_process_that_ours_cannot_be_is_refused(copied, setting, value, message):
     refused(copied("scheduler/scheduler_config.json", **{setting: value}), message)
