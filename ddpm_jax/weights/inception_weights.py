@@ -1,6 +1,6 @@
-"""The weights of Inception: fetched, checked, read from PyTorch's file, folded.
+"""The weights of Inception, from the PyTorch file that pytorch-fid and torch-fidelity share.
 
-The file is the one that pytorch-fid and torch-fidelity share; layers have their names there.
+They are downloaded and checked, and the norms are folded into the convolutions.
 """
 
 import http.client
@@ -28,11 +28,11 @@ NORM_EPS = 1e-3
 FILE = "pt_inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{FILE}"
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-TIMEOUT = 60  # seconds without a byte
+TIMEOUT = 60  # Seconds without a byte.
 
 
 def entry_shapes() -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the 566 entries of the PyTorch file; computes nothing.
+    """The names and shapes of the 566 entries of the PyTorch file; computes nothing.
 
     Convolutions are [out, in, h, w], the last layer [out, in], norms [out].
     """
@@ -53,24 +53,25 @@ def entry_shapes() -> dict[str, tuple[int, ...]]:
 def params_from_torch(entries: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """The parameters of `Inception`, float32 NumPy, from the entries of the PyTorch file.
 
-    Every norm is folded into the convolution before it, in float64: with s = weight /
+    Each norm is folded into the convolution before it, in float64: with s = weight /
     sqrt(running_var + 0.001) the kernel is multiplied by s, and bias - running_mean * s is
     added. The bias of the last layer is left out; see `Features.logits`.
 
     Args:
-        entries: arrays named and shaped as in `entry_shapes`; those that count the batches
-            of a training long past ("num_batches_tracked") may be absent.
+        entries: arrays named and shaped as in `entry_shapes`; the counters of training batches
+            ("num_batches_tracked") may be absent.
 
     Raises:
-        ValueError: an entry is missing, unknown or of another shape; names the first.
+        UserError: an entry is missing, unknown or of another shape; the first is named.
     """
     _check_entries(entries)
     params = {"fc.kernel": np.float32(entries["fc.weight"]).T}
     for name in entries:
         if name.endswith(".conv.weight"):
             layer = name.removesuffix(".conv.weight")
-            norm = (np.float64(entries[f"{layer}.bn.{part}"]) for part in NORM)
-            weight, bias, mean, var = norm
+            weight, bias, mean, var = (
+                np.float64(entries[f"{layer}.bn.{part}"]) for part in NORM
+            )
             scale = weight / np.sqrt(var + NORM_EPS)
             kernel = np.float64(entries[name]).transpose(2, 3, 1, 0)  # [h, w, in, out]
             params[f"{layer}.kernel"] = np.float32(kernel * scale)
@@ -98,14 +99,13 @@ def load(path: Any = None, *, sha256: str | None = SHA256) -> dict[str, Any]:
     """The trained parameters, as in `Inception().apply({"params": load()}, images)`.
 
     Args:
-        path: the PyTorch file; None for the one in the folder $DDPM_JAX_CACHE (by default
+        path: the PyTorch file; None is the one in the folder $DDPM_JAX_CACHE (by default
             ~/.cache/ddpm_jax), which is downloaded there (95.6 MB) if it is absent.
-        sha256: what the file must hash to, 64 hexadecimal digits; None for any file of the
-            same entries.
+        sha256: of the file, 64 hexadecimal digits; None takes any file with the same entries.
 
     Raises:
-        ValueError: the file is missing and cannot be downloaded, is another one, or cannot
-            be read. What was downloaded is kept only if it is whole and right.
+        UserError: the file is missing and cannot be downloaded, is another one, or cannot
+            be read. A download is kept only if it is whole and right.
     """
     path = _cached(sha256) if path is None else files.path(path)
     _check_sum(path, sha256, path)
@@ -113,7 +113,7 @@ def load(path: Any = None, *, sha256: str | None = SHA256) -> dict[str, Any]:
 
 
 def _cached(sha256) -> pathlib.Path:
-    """The file in the cache folder, after downloading it if it is absent."""
+    """The file in the cache folder, downloaded if it is absent."""
     folder = files.cache_folder()
     path = folder / FILE
     if path.exists():
@@ -124,7 +124,7 @@ def _cached(sha256) -> pathlib.Path:
             part = pathlib.Path(scratch) / FILE
             _download(part)
             _check_sum(part, sha256, URL)
-            part.replace(path)  # Whole or not at all, whoever else is downloading.
+            part.replace(path)  # Whole or not at all, even if others download it too.
     except (OSError, http.client.HTTPException) as error:
         raise UserError(
             f"{URL}: cannot be downloaded to {folder} ({error}); download it elsewhere and "

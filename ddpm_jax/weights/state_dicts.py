@@ -1,6 +1,6 @@
-"""PyTorch's names for the paper's U-Net, in three formats, and our tree of parameters.
+"""Translates PyTorch state dicts of the paper's U-Net, in three formats, to our parameters.
 
-A format is a table: what it calls each place of our network. One loop reads a state dict by it,
+A format is a table of its name for each place of our network. One loop reads a state dict by it,
 another writes one. The formats are those of diffusers (`UNet2DModel`), of pytorch_diffusion and
 DDIM (a port of the authors' names), and of improved-diffusion (Nichol and Dhariwal 2021).
 """
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.network import trained as trained_lib
@@ -17,12 +18,12 @@ from ddpm_jax.network.unet import UNet
 
 
 class Format(NamedTuple):
-    """What a format calls the places of our network.
+    """The names that a format has for the places of our network.
 
     Attributes:
-        modules: pattern of our module: its name there. {up} counts the levels from the coarsest;
-            {n} counts the blocks of improved-diffusion, which has no levels.
-        parts: our layer inside a ResBlock or an AttentionBlock: its name there.
+        modules: maps a pattern of our module to its name there. {up} counts the levels from the
+            coarsest; {n} counts the blocks of improved-diffusion, which has no levels.
+        parts: maps our layer inside a ResBlock or an AttentionBlock to its name there.
     """
 
     modules: Mapping[str, str]
@@ -88,14 +89,14 @@ FORMATS = {
         },
     ),
 }
-# The name by which each is told from the others.
+# A name that only this format has.
 KNOWN_BY = {
     "time_embedding.linear_1.weight": "diffusers",
     "temb.dense.0.weight": "pytorch_diffusion",
     "time_embed.0.weight": "improved_diffusion",
 }
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
-# diffusers before 0.13 called the layers of an attention block so.
+# Names of an attention block's layers in diffusers before 0.13, and since.
 RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
@@ -107,50 +108,57 @@ def to_params(
     Args:
         state: arrays by PyTorch's names, of any float type.
         model: the network that they are for.
-        image_shape: (h, w, c) of the images; attention stands where the network says.
+        image_shape: (h, w, c) of the images, which decides at which levels the network attends.
 
     Returns:
-        The tree of parameters, float32 NumPy. Where the state dict has a row for every class
-        and none for no class, that last one is the mean of the others.
+        The tree of parameters, float32 NumPy. If the state dict has an embedding for every class
+        and none for no class, the latter is the mean of the others.
 
     Raises:
-        ValueError: the format is none of these, or a name is missing, left over or of another
+        UserError: the format is none of these, or a name is missing, left over or of another
             shape than the network has there.
     """
     state = {name.removeprefix("module."): array for name, array in state.items()}
-    found = next((KNOWN_BY[name] for name in KNOWN_BY if name in state), None)
-    if found is None:
-        raise UserError(
-            f"the names of the weights are of no known format (such as {_some(state)}); "
-            f"{', '.join(FORMATS)} are."
-        )
+    format_name = _format_of(state)
     state = {_today(name): array for name, array in state.items()}
-    if found == "improved_diffusion":
+    if format_name == "improved_diffusion":
         state = _split_qkv(state, model.num_heads)
-    params: dict[str, Any] = {}
+    params = {}
     for path, shape in trained_lib.shapes(model, image_shape).items():
-        key = name_of(path, FORMATS[found], model, image_shape[0])
-        if key not in state:
-            raise UserError(
-                f"{key} is missing: the network has {'/'.join(path)} of shape {shape} there; use "
-                "the network that the weights were trained with."
-            )
-        leaf = _from_torch(state.pop(key), shape, path[-1])
-        if leaf.shape != shape:
-            raise UserError(
-                f"{key} is {leaf.shape} and the network's {'/'.join(path)} {shape} (in our "
-                "order); use the network that the weights were trained with."
-            )
-        node = params
-        for part in path[:-1]:
-            node = node.setdefault(part, {})
-        node[path[-1]] = leaf
+        name = name_of(path, FORMATS[format_name], model, image_shape[0])
+        params[path] = _leaf(state.pop(name, None), name, path, shape)
     if state:
         raise UserError(
             f"{_some(state)} has no place in the network; use the one that the weights were "
             "trained with."
         )
-    return params
+    return unflatten_dict(params)
+
+
+def _format_of(state: Mapping[str, np.ndarray]) -> str:
+    for name, format_name in KNOWN_BY.items():
+        if name in state:
+            return format_name
+    raise UserError(
+        f"the names of the weights are of no known format (for example {_some(state)}); "
+        f"{', '.join(FORMATS)} are."
+    )
+
+
+def _leaf(array, name, path, shape):
+    """An array of the state dict as the parameter at `path`, of that shape."""
+    if array is None:
+        raise UserError(
+            f"{name} is missing: the network has {'/'.join(path)} of shape {shape} there; use "
+            "the network that the weights were trained with."
+        )
+    leaf = _from_torch(array, shape, path[-1])
+    if leaf.shape != shape:
+        raise UserError(
+            f"{name} is {leaf.shape} and the network's {'/'.join(path)} {shape} (in our "
+            "order); use the network that the weights were trained with."
+        )
+    return leaf
 
 
 def from_params(params: Any, model: UNet, height: int) -> dict[str, np.ndarray]:
@@ -162,7 +170,7 @@ def from_params(params: Any, model: UNet, height: int) -> dict[str, np.ndarray]:
 
 
 def name_of(path: tuple[str, ...], names: Format, model: UNet, height: int) -> str:
-    """What a format calls the leaf at `path` of the network for images of this height."""
+    """The name in a format of the parameter at `path`, in a network for images of this height."""
     for pattern, there in names.modules.items():
         match = re.fullmatch(pattern, path[0])
         if match:
@@ -173,11 +181,11 @@ def name_of(path: tuple[str, ...], names: Format, model: UNet, height: int) -> s
 
 
 def _counted(name, values, model, height):
-    """The fields of a table's names: those of the pattern, and up, n and last (see `Format`)."""
+    """The fields of a table's names: those of the pattern, with up, n and last (see `Format`)."""
     if "level" not in values:
         return values
     level, last = int(values["level"]), len(model.channel_multipliers) - 1
-    blocks = model.num_res_blocks + 1  # A level's, with the layer that changes its resolution.
+    blocks = model.num_res_blocks + 1  # Per level, with the layer that changes its resolution.
     if name.startswith("down"):
         n = level * blocks + 1 + int(values.get("j", model.num_res_blocks))
     else:
@@ -187,6 +195,7 @@ def _counted(name, values, model, height):
 
 
 def _today(name):
+    """The name that today's diffusers would write."""
     parts = name.split(".")
     if "attentions" in parts:
         parts = [RENAMED.get(part, part) for part in parts]
@@ -197,8 +206,8 @@ def _split_qkv(state, num_heads):
     """improved-diffusion's one layer for q, k and v, [head, (q, k, v), channel], as three."""
     split = {}
     for name, array in state.items():
-        before, found, leaf = name.rpartition(".qkv.")
-        if not found:
+        before, qkv, leaf = name.rpartition(".qkv.")
+        if not qkv:
             split[name] = array
             continue
         try:
@@ -214,7 +223,7 @@ def _split_qkv(state, num_heads):
 
 
 def _from_torch(array, shape, leaf):
-    """A PyTorch array in our order: convolutions OIHW, dense layers OI, or a convolution's."""
+    """A PyTorch array in our order; theirs is OIHW or, for dense layers, OI or OI11."""
     array = np.asarray(array, np.float32)
     if leaf == "kernel":
         if len(shape) == 2 and array.ndim > 2 and set(array.shape[2:]) == {1}:
@@ -226,7 +235,7 @@ def _from_torch(array, shape, leaf):
 
 
 def _to_torch(array, path):
-    """The inverse of `_from_torch`; the shortcut of a block is a 1x1 convolution there."""
+    """The inverse of `_from_torch`; the shortcut of a block is a 1x1 convolution in PyTorch."""
     array = np.asarray(array, np.float32)
     if path[-1] == "kernel":
         array = np.transpose(array, (array.ndim - 1, array.ndim - 2, *range(array.ndim - 2)))

@@ -1,9 +1,9 @@
-"""Arrays from PyTorch checkpoints: without PyTorch, and without running what the file asks.
+"""Reads arrays from PyTorch checkpoints, without PyTorch and without running code of the file.
 
 `torch.save` writes a pickle, and a pickle may call any function of the machine that opens
-it. Here it may name only what a dict of tensors is made of; the rest is refused, not run.
-Two layouts are in use, and both are read: since PyTorch 1.6 a zip (`*/data.pkl`, and a file
-for every storage in `*/data/`); before, five pickles in a row and then the storages.
+it. Here it may name only the parts of a dict of tensors; anything else is refused, not run.
+Both layouts are read: since PyTorch 1.6 a zip (`*/data.pkl`, and a file for every storage in
+`*/data/`); before, five pickles in a row and then the storages.
 """
 
 import io
@@ -33,8 +33,8 @@ DTYPES = {
 }
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
-# What a damaged file makes pickle, zipfile and the look-ups here raise; a global that is
-# refused and every rule broken below are UnpicklingErrors.
+# What pickle, zipfile and the look-ups below raise on a damaged file; the rules below raise
+# UnpicklingErrors.
 DAMAGE = (
     pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error,
     AttributeError, EOFError, LookupError, MemoryError, OverflowError, RuntimeError,
@@ -47,7 +47,7 @@ class _Storage(NamedTuple):
 
     key: str
     kind: str  # A key of DTYPES.
-    size: int  # elements
+    size: int  # Elements.
 
 
 class _Tensor(NamedTuple):
@@ -60,17 +60,17 @@ class _Tensor(NamedTuple):
 
 
 def read(path: Any) -> dict[str, np.ndarray]:
-    """The tensors of a checkpoint, by name; each a C-contiguous array of its own.
+    """The tensors of a checkpoint, by name; each becomes a C-contiguous array of its own.
 
     The file holds a dict of tensors; dicts inside it are flattened, their names joined by
     dots: {"model": {"conv.weight": ...}} gives "model.conv.weight". Tensors may be strided,
-    share a storage or be parameters; bfloat16 keeps its type (of ml_dtypes).
+    share a storage or be parameters; bfloat16 keeps its type (that of ml_dtypes).
 
     Args:
-        path: a file as `torch.save` writes it, by any PyTorch from 0.4 on; local or remote.
+        path: a file that `torch.save` wrote, in any PyTorch since 0.4; local or remote.
 
     Raises:
-        ValueError: there is no such file, it is damaged or something else, or it holds
+        UserError: there is no such file, it is damaged or something else, or it holds
             anything but tensors of the types in `DTYPES` in dicts.
     """
     path = files.path(path)
@@ -98,7 +98,7 @@ class _Unpickler(pickle.Unpickler):
         self.storages: dict[str, _Storage] = {}
 
     def find_class(self, module, name):
-        """What may be named in the file: storages are names alone, tensors are ours."""
+        """The class or function for a name in the file: ours, or for a storage its name."""
         if module == "torch" and name in DTYPES:
             return name
         known = {
@@ -129,7 +129,7 @@ class _Unpickler(pickle.Unpickler):
         if any(type(n) is not int or n < 0 for n in (offset, *shape, *strides)):
             raise pickle.UnpicklingError("a tensor's offset, shape or strides are no sizes")
         last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides))
-        count = math.prod(shape)  # Above the storage's: expanded, or made to fill memory.
+        count = math.prod(shape)  # Above the storage's, it was expanded, or made to fill memory.
         if count > storage.size or (count and last >= storage.size):
             raise pickle.UnpicklingError(
                 f"a tensor of shape {list(shape)} reaches beyond its storage "
@@ -149,7 +149,7 @@ def _is_zip(file):
 
 
 def _read_zip(file):
-    """What the pickle holds, and the storages it needs as 1-D arrays by key."""
+    """The content of the pickle, and the storages that it needs as 1-D arrays by key."""
     with zipfile.ZipFile(file) as archive:
         names = archive.namelist()
         pickles = [name for name in names if name.endswith("/data.pkl")]
@@ -164,14 +164,14 @@ def _read_zip(file):
         storages = {}
         for storage in unpickler.storages.values():
             entry = archive.getinfo(f"{root}data/{storage.key}")
-            if entry.compress_type != zipfile.ZIP_STORED:  # PyTorch never does; bombs do.
+            if entry.compress_type != zipfile.ZIP_STORED:  # Only zip bombs are compressed.
                 raise pickle.UnpicklingError(f"storage {storage.key!r} is compressed")
             storages[storage.key] = _numbers(storage, archive.read(entry))
     return tree, storages
 
 
 def _read_legacy(file):
-    """As `_read_zip`, from magic number, protocol, machine, dict, keys; sizes and data."""
+    """As `_read_zip`; the file has magic number, protocol, machine, dict, keys, sizes and data."""
     end = file.seek(0, io.SEEK_END)
     file.seek(0)
     if [_Unpickler(file).load() for _ in range(2)] != [LEGACY_MAGIC, LEGACY_PROTOCOL]:

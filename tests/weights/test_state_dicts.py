@@ -203,7 +203,7 @@ def test_what_does_not_fit_is_named(tmp_path):
     refused(left, "mid.attn_1.q.weight is missing")
     refused(theirs | {"logvar": np.zeros(3, np.float32)}, "logvar has no place")
     refused(theirs | {"conv_out.bias": np.zeros(2, np.float32)}, r"conv_out.bias is \(2,\)")
-    refused({"a.weight": np.zeros(1, np.float32)}, "of no known format \\(such as a.weight\\)")
+    refused({"a.weight": np.zeros(1, np.float32)}, "of no known format \\(for example a.weight\\)")
     refused(theirs, "label_embedding/embedding of the network has no counterpart",
             tiny_unet(num_groups=2, num_classes=2))
     improved = joined(torch_weights(MODEL, IMPROVED_DIFFUSION, THEIR_PARTS)[0], 1)
