@@ -4,9 +4,10 @@
 b images, h and w pixels, c channels, d the width of the timestep embedding.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -17,6 +18,19 @@ from ddpm_jax.network.blocks import (
 )
 
 
+class _Call(NamedTuple):
+    """What every block of one call of the network is given: see `UNet.__call__`."""
+
+    temb: jax.Array  # [b, d]
+    places: jax.Array  # [b]
+    train: bool
+    remat: bool
+
+    def rematerialized(self, apply):
+        """(block, *arrays) -> h, keeping only the arrays for a backward pass, where `remat`."""
+        return nn.remat(apply) if self.remat else apply
+
+
 class UNet(nn.Module):
     """The denoising network: (x_t, t) -> an image of `out_channels`, float32.
 
@@ -25,8 +39,8 @@ class UNet(nn.Module):
     Attributes:
         channels: width of the first level; the embedding of t has 4 times as many.
         channel_multipliers: width of each level, from the finest, in units of `channels`.
-        num_res_blocks: ResBlocks a level on the way down; one more on the way up.
-        attention_resolutions: attend after every block where the height is one of these.
+        num_res_blocks: ResBlocks per level on the way down; one more on the way up.
+        attention_resolutions: heights at which attention follows every block.
         dropout: rate inside every ResBlock while training.
         out_channels: channels of the output.
         num_heads: attention heads.
@@ -36,14 +50,14 @@ class UNet(nn.Module):
         embedding_freq_shift: 1 or 0 (see `timestep_embedding`).
         downsample_padding: "asymmetric" pads bottom and right before a stride of 2 (TensorFlow's
             SAME, the paper), "symmetric" all sides (PyTorch's padding=1).
-        timestep_scale: what t is multiplied by before its embedding; 1000 / T tells every
-            chain's network steps of 0..1000 (improved-diffusion).
+        timestep_scale: t is multiplied by this before its embedding; with 1000 / T the network
+            sees 0..1000 whatever T is (improved-diffusion).
         norm_eps: added to the variance in GroupNorm.
         num_groups: groups of every GroupNorm; None for `default_num_groups`.
         num_classes: classes of a conditional network, whose embedding is added to that of t as
             in improved-diffusion; label `num_classes` is the null label. 0: unconditional.
-        condition_channels: channels of an image, of the size of x, that stands beside x at the
-            input; 0: none.
+        condition_channels: channels of a second image, of the size of x, that is concatenated
+            to x at the input. 0: none.
         dtype: of the torso; parameters, norms, softmax, the input convolution and the output
             are float32 whatever it is.
     """
@@ -76,16 +90,16 @@ class UNet(nn.Module):
             x: [b, h, w, c] float32.
             t: [b] int32 or float32 steps.
             train: draw dropout masks, from `rngs={"dropout": key}`.
-            places: int32 [b], each image's place in the global batch, which addresses its
+            places: int32 [b], each image's place in the global batch, the address of its
                 masks; 0..b-1 by default.
             labels: int32 [b] in 0..num_classes; None is the null label, `num_classes`.
             condition: [b, h, w, condition_channels] float32.
-            remat: for a backward pass keep only what goes into each block, whose inside is then
-                made again (Chen et al. 2016); the numbers are the same.
+            remat: for the backward pass keep only the inputs of each block and compute its
+                inside again (Chen et al. 2016); the numbers are the same.
 
         Raises:
-            ValueError: the setting does not suit the image size (see `check`), or the network
-                is not of the kind that takes these labels or this condition.
+            UserError: a setting does not suit the image size (see `check`), or the network does
+                not take these labels or this condition.
         """
         check(self, x.shape[1], x.shape[2])
         places = jnp.arange(x.shape[0]) if places is None else places
@@ -94,57 +108,70 @@ class UNet(nn.Module):
             temb = temb + self.embed_labels(labels, x.shape[0])
         if self.condition_channels or condition is not None:
             x = jnp.concatenate([x, self.checked(condition, x)], axis=-1)
-        norms = dict(num_groups=self.num_groups, norm_eps=self.norm_eps, dtype=self.dtype)
-
-        def res_block(module, temb, places, *parts):  # A skip is kept once, on its way down.
-            return module(jnp.concatenate(parts, axis=-1), temb, places, train=train)
-
-        def attention(module, h):
-            return module(h)
-
-        if remat:
-            res_block, attention = nn.remat(res_block), nn.remat(attention)
-
-        def block(multiplier, name, *parts):
-            channels = self.channels * multiplier
-            module = ResBlock(channels, self.dropout, self.scale_shift, name=name, **norms)
-            return res_block(module, temb, places, *parts)
-
-        def attend(h, name):
-            return attention(AttentionBlock(self.num_heads, name=name, **norms), h)
-
-        h = nn.Conv(self.channels, (3, 3), kernel_init=fan_avg, name="conv_in")(x)
-        h = h.astype(self.dtype)
-        skips = [h]
-        last = len(self.channel_multipliers) - 1
-        for level, multiplier in enumerate(self.channel_multipliers):
-            for j in range(self.num_res_blocks):
-                h = block(multiplier, f"down_{level}_block_{j}", h)
-                if h.shape[1] in self.attention_resolutions:
-                    h = attend(h, f"down_{level}_attn_{j}")
-                skips.append(h)
-            if level < last:
-                h = self.downsample(h, f"down_{level}_downsample")
-                skips.append(h)
-
-        h = block(self.channel_multipliers[-1], "mid_block_1", h)
-        h = attend(h, "mid_attn_1")
-        h = block(self.channel_multipliers[-1], "mid_block_2", h)
-
-        for level in range(last, -1, -1):
-            for j in range(self.num_res_blocks + 1):
-                multiplier = self.channel_multipliers[level]
-                h = block(multiplier, f"up_{level}_block_{j}", h, skips.pop())
-                if h.shape[1] in self.attention_resolutions:
-                    h = attend(h, f"up_{level}_attn_{j}")
-            if level > 0:
-                h = self.upsample(h, f"up_{level}_upsample")
-        assert not skips
-
+        call = _Call(temb, places, train, remat)
+        h, skips = self.down(x, call)
+        h = self.middle(h, call)
+        h = self.up(h, skips, call)
         h = group_norm(self, h.shape[-1], "norm_out")(h)
         return nn.Conv(self.out_channels, (3, 3), kernel_init=zeros, name="conv_out")(
             nn.swish(h)
         )
+
+    def down(self, x, call):
+        """The coarsest level, and what the way up takes again: every h on the way, in order."""
+        h = nn.Conv(self.channels, (3, 3), kernel_init=fan_avg, name="conv_in")(x)
+        h = h.astype(self.dtype)
+        skips = [h]
+        for level, multiplier in enumerate(self.channel_multipliers):
+            if level > 0:
+                h = self.downsample(h, f"down_{level - 1}_downsample")
+                skips.append(h)
+            for j in range(self.num_res_blocks):
+                h = self.res_block(f"down_{level}_block_{j}", multiplier, call, h)
+                if h.shape[1] in self.attention_resolutions:
+                    h = self.attend(f"down_{level}_attn_{j}", call, h)
+                skips.append(h)
+        return h, skips
+
+    def middle(self, h, call):
+        """Two blocks around attention, at the coarsest level."""
+        multiplier = self.channel_multipliers[-1]
+        h = self.res_block("mid_block_1", multiplier, call, h)
+        h = self.attend("mid_attn_1", call, h)
+        return self.res_block("mid_block_2", multiplier, call, h)
+
+    def up(self, h, skips, call):
+        """Back to the finest level; each block has one of `skips` beside h, the last first."""
+        for level, multiplier in reversed(list(enumerate(self.channel_multipliers))):
+            for j in range(self.num_res_blocks + 1):
+                h = self.res_block(f"up_{level}_block_{j}", multiplier, call, h, skips.pop())
+                if h.shape[1] in self.attention_resolutions:
+                    h = self.attend(f"up_{level}_attn_{j}", call, h)
+            if level > 0:
+                h = self.upsample(h, f"up_{level}_upsample")
+        assert not skips
+        return h
+
+    def res_block(self, name, multiplier, call, *parts):
+        """A ResBlock of the parts side by side."""
+        def apply(block, temb, places, *parts):  # A skip is kept once, on its way down.
+            return block(jnp.concatenate(parts, axis=-1), temb, places, train=call.train)
+
+        block = ResBlock(
+            self.channels * multiplier, self.dropout, self.scale_shift, self.num_groups,
+            self.norm_eps, self.dtype, name=name,
+        )
+        return call.rematerialized(apply)(block, call.temb, call.places, *parts)
+
+    def attend(self, name, call, h):
+        """Self-attention."""
+        def apply(block, h):
+            return block(h)
+
+        block = AttentionBlock(
+            self.num_heads, self.num_groups, self.norm_eps, self.dtype, name=name
+        )
+        return call.rematerialized(apply)(block, h)
 
     def embed(self, t):  # [b] -> [b, d]
         temb = timestep_embedding(
