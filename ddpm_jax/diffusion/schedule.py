@@ -33,7 +33,7 @@ class Schedule:
             0 at t = 0.
         posterior_log_variance: its logarithm, with index 0 borrowed from index 1 (beta_0
             where T = 1), as in the authors' code.
-        timesteps: what the network is told at each index: 0..T-1, or the indices of the
+        timesteps: the t that the network gets at each index: 0..T-1, or the indices into the
             full schedule after `respace`.
     """
 
@@ -64,14 +64,14 @@ def at(
 
 
 def from_betas(beta: np.ndarray | Sequence[float]) -> Schedule:
-    """Derives every coefficient from beta, in float64; only the look-up at t rounds.
+    """The schedule with these betas; every coefficient is derived in float64.
 
     Args:
-        beta: [T] variances in (0, 1], T >= 1; 1 is allowed at the last step alone, where it
-            erases x_0 (then the noise can no longer be predicted, but x_0 can).
+        beta: [T] variances in (0, 1), T >= 1. Only the last may be 1: it erases x_0, which can
+            then still be predicted, but the noise cannot.
 
     Raises:
-        ValueError: beta is empty, not one-dimensional, or leaves (0, 1].
+        UserError: beta is empty, not one-dimensional, or leaves that range.
     """
     beta = np.asarray(beta, np.float64)
     if beta.ndim != 1 or beta.size == 0:
@@ -205,7 +205,7 @@ NAMED = {
 
 
 def named(name: str, num_timesteps: int, start: float, end: float) -> Schedule:
-    """The schedule called `name` (a key of `NAMED`); those without `start`, `end` skip them.
+    """The schedule of this name, a key of `NAMED`; not every one has a `start` and an `end`.
 
     Raises:
         UserError: the name is unknown, or a number makes no schedule.
@@ -220,23 +220,24 @@ def named(name: str, num_timesteps: int, start: float, end: float) -> Schedule:
 def respace(schedule: Schedule, timesteps: Sequence[int] | np.ndarray) -> Schedule:
     """The chain that visits only `timesteps`, its betas re-derived from alpha_bar in float64.
 
-    The marginals q(x_t | x_0) at the visited steps stay what they were, and the network is
-    still told the original t (Nichol and Dhariwal 2021, Sec. 4).
+    The marginals q(x_t | x_0) at the visited steps stay what they were, and the network still
+    gets the original t (Nichol and Dhariwal 2021, Sec. 4).
 
     Args:
         schedule: the full schedule, as host arrays.
         timesteps: increasing indices into it, at least one.
 
     Raises:
-        ValueError: `timesteps` is empty, leaves 0..T-1, or does not increase.
+        UserError: `timesteps` is empty, leaves 0..T-1, or does not increase.
     """
     timesteps = np.asarray(timesteps)
     inside = timesteps.size and 0 <= timesteps[0] and timesteps[-1] < schedule.num_timesteps
     if not inside or np.any(np.diff(timesteps) <= 0):
-        last = schedule.num_timesteps - 1
+        num_timesteps = schedule.num_timesteps
         raise UserError(
-            f"must be steps that increase within 0..{last}", field="timesteps",
-            value=timesteps.tolist(), instead={"timesteps": [0, last // 2, last]},
+            f"must increase within 0..{num_timesteps - 1}", field="timesteps",
+            value=timesteps.tolist(),
+            instead={"timesteps": evenly_spaced(num_timesteps, min(3, num_timesteps)).tolist()},
         )
     alpha_bar = np.asarray(schedule.alpha_bar, np.float64)[timesteps]
     respaced = from_betas(1 - alpha_bar / np.append(1.0, alpha_bar[:-1]))
@@ -244,9 +245,12 @@ def respace(schedule: Schedule, timesteps: Sequence[int] | np.ndarray) -> Schedu
 
 
 def evenly_spaced(num_timesteps: int, num_steps: int) -> np.ndarray:
-    """`num_steps` different indices spread evenly over 0..T-1, both ends among them.
+    """`num_steps` different indices spread evenly over 0..T-1, both ends included.
 
-    One step alone is the last, T - 1, where the chain starts.
+    A single step is the last, T - 1, where the chain starts.
+
+    Raises:
+        UserError: num_steps leaves 1..T.
     """
     if not 1 <= num_steps <= num_timesteps:
         raise UserError(
@@ -261,25 +265,29 @@ def evenly_spaced(num_timesteps: int, num_steps: int) -> np.ndarray:
 def half_log_snr(schedule: Schedule, t: float | ArrayLike) -> float | np.ndarray:
     """lambda = log(signal / noise) = 0.5 log(alpha_bar / (1 - alpha_bar)) at fractional t.
 
-    lambda falls with t. Between two steps it is taken to be linear in t, as in
-    `ode_likelihood.ode_log_density`.
+    lambda falls with t. Between two steps it is linear in t.
 
     Args:
         schedule: as host arrays.
         t: in units of `schedule.timesteps`, between its first and last.
 
     Raises:
-        ValueError: the last beta is 1, so that lambda has no end.
+        UserError: the last beta is 1, so lambda has no end.
     """
     return np.interp(t, schedule.timesteps, half_log_snr_table(schedule))
 
 
-def at_half_log_snr(schedule: Schedule, half_log_snr: float | ArrayLike) -> float | np.ndarray:
-    """The fractional t of these lambda; the inverse of `half_log_snr`."""
+def t_at_half_log_snr(schedule: Schedule, half_log_snr: float | ArrayLike) -> float | np.ndarray:
+    """The fractional t with this lambda; the inverse of `half_log_snr`."""
     return np.interp(-np.asarray(half_log_snr), -half_log_snr_table(schedule), schedule.timesteps)
 
 
-def half_log_snr_table(schedule: Schedule) -> np.ndarray:
+def half_log_snr_table(schedule: Schedule) -> Float[np.ndarray, " T"]:
+    """lambda at every step of the schedule, falling, in float64.
+
+    Raises:
+        UserError: the last beta is 1, so lambda has no end.
+    """
     alpha_bar = np.asarray(schedule.alpha_bar, np.float64)
     if alpha_bar[-1] == 0:
         raise UserError(

@@ -189,4 +189,4 @@ def log_snr(schedule: Schedule, num_levels: int) -> np.ndarray:
             is 1.
     """
     low, high = half_log_snr_ends(schedule, num_levels)
-    return schedule_lib.at_half_log_snr(schedule, np.linspace(low, high, num_levels))[::-1]
+    return schedule_lib.t_at_half_log_snr(schedule, np.linspace(low, high, num_levels))[::-1]

@@ -49,4 +49,4 @@ def karras(schedule: Schedule, num_levels: int, rho: float = 7.0) -> np.ndarray:
     """
     low, high = half_log_snr_ends(schedule, num_levels)
     roots = np.linspace(np.exp(-low / rho), np.exp(-high / rho), num_levels)
-    return schedule_lib.at_half_log_snr(schedule, -rho * np.log(roots))[::-1]
+    return schedule_lib.t_at_half_log_snr(schedule, -rho * np.log(roots))[::-1]

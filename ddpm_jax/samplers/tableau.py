@@ -185,7 +185,7 @@ def plan_of_rows(schedule: Schedule, calls: list[dict]) -> Plan:
     }
     half_log_snr, spread = columns.pop("half_log_snr"), columns.pop("spread")
     return Plan(
-        t=schedule_lib.at_half_log_snr(schedule, half_log_snr),
+        t=schedule_lib.t_at_half_log_snr(schedule, half_log_snr),
         signal=signal_at(half_log_snr),
         sigma=sigma_at(half_log_snr),
         weights=np.array([

@@ -359,5 +359,6 @@ def test_half_log_snr_at_whole_steps_and_between():
     assert_allclose(schedule_lib.half_log_snr(schedule, 7.25), 0.75 * here + 0.25 * there)
     t = np.linspace(0, 999, 77)
     assert_allclose(
-        schedule_lib.at_half_log_snr(schedule, schedule_lib.half_log_snr(schedule, t)), t, atol=1e-9
+        schedule_lib.t_at_half_log_snr(schedule, schedule_lib.half_log_snr(schedule, t)), t,
+        atol=1e-9,
     )
