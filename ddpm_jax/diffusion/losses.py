@@ -1,22 +1,21 @@
-"""Training objectives: one number an image, from a function that denoises.
+"""Training objectives: one number per image, from a function that denoises.
 
-L_simple and the terms of the variational bound are those of Ho, Jain and Abbeel 2020, the
+L_simple and the terms of the variational bound are those of Ho, Jain and Abbeel 2020; the
 hybrid objective is that of Nichol and Dhariwal 2021. The bound is in bits/dim everywhere.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from ddpm_jax.diffusion.process import (
-    PIXEL_AXES,
-    Images, LEARNED, Parameterization, Prediction, Timesteps, predict, q_posterior, q_sample,
-    split_output, v_from_eps,
+    LEARNED, PIXEL_AXES, Images, Parameterization, Prediction, Timesteps, predict, q_posterior,
+    q_sample, split_output, v_from_eps,
 )
 from ddpm_jax.diffusion.schedule import Schedule, at
 from ddpm_jax.errors import UserError
@@ -30,15 +29,15 @@ class Objective:
     """What training minimises.
 
     Attributes:
-        loss: "simple", the squared error of the prediction (Eq. 14; Eq. 8 unweighted for
-            "x_prev"); "vlb", the term of the bound at t, in bits/dim (Eq. 5), and
-            "rescaled_vlb", T times it, an estimate of the whole bound L; "hybrid", the squared
-            error plus the term of the bound, the latter training the variance alone, and
-            "rescaled_hybrid", where that term counts T / 1000 times: L_simple + 0.001 L_vlb
+        loss: "simple", the squared error of the prediction (Eq. 14; for "x_prev" Eq. 8,
+            unweighted); "vlb", the term of the bound at t, in bits/dim (Eq. 5);
+            "rescaled_vlb", T times that, an estimate of the whole bound L; "hybrid", the squared
+            error plus the term of the bound, which trains the variance alone; or
+            "rescaled_hybrid", the same with T / 1000 times the term: L_simple + 0.001 L_vlb
             (Nichol and Dhariwal 2021, Eq. 16).
-        weighting: of the squared error by t: "constant"; "min_snr", min(SNR, gamma) on the
-            error of x_0 (Hang et al. 2023); "p2", 1 / (k + SNR)^gamma on the error of eps (Choi
-            et al. 2022).
+        weighting: of the squared error, by t: "constant"; "min_snr", min(SNR, gamma) on the
+            error of x_0 (Hang et al. 2023); or "p2", 1 / (k + SNR)^gamma on the error of eps
+            (Choi et al. 2022).
         min_snr_gamma: gamma of "min_snr".
         p2_k: k of "p2".
         p2_gamma: gamma of "p2".
@@ -97,14 +96,14 @@ def training_loss(
     parameterization: Parameterization = Parameterization(),
     objective: Objective = Objective(),
 ) -> Float[Array, " b"]:
-    """The objective at one t an image; the network is called once.
+    """The objective at one t per image; calls the network once.
 
     Args:
         schedule: the noise schedule.
         denoise_fn: (x_t, t) -> the network's output, [b, h, w, c or 2 c].
         x_0: images in [-1, 1].
-        t: one step an image, 0..T-1.
-        eps: the standard normal noise that makes x_t.
+        t: one step per image, 0..T-1.
+        eps: the standard normal noise in x_t.
         parameterization: what the output means.
         objective: what to compute from it.
     """
@@ -113,7 +112,7 @@ def training_loss(
     mean, num_timesteps = parameterization.mean, schedule.num_timesteps
 
     def vlb(output):
-        # Unclipped: where x_0 is clipped no gradient would flow.
+        # Not clipped: no gradient flows through a clipped x_0.
         prediction = predict(
             schedule, output, x_t, t, mean=mean, variance=parameterization.variance, clip=False
         )
@@ -136,7 +135,7 @@ def training_loss(
 def target(
     schedule: Schedule, x_0: Images, x_t: Images, t: Timesteps, eps: Images, mean: str
 ) -> Images:
-    """What a network of this `mean` should put out."""
+    """The output that a network of this `mean` is trained to give."""
     if mean == "x_prev":
         return q_posterior(schedule, x_0, x_t, t)[0]
     return {"eps": eps, "x_0": x_0, "v": v_from_eps(schedule, x_0, t, eps)}[mean]
@@ -145,9 +144,9 @@ def target(
 def weight(
     schedule: Schedule, t: Timesteps, mean: str, objective: Objective
 ) -> Float[Array, " b"]:
-    """Weight of the squared error of `mean` at t.
+    """Weight of the squared error of the network's output at t.
 
-    A squared error of eps is SNR times that of x_0 and (SNR + 1) / SNR times that of v, with
+    The squared error of eps is SNR times that of x_0 and SNR / (SNR + 1) times that of v, where
     SNR = alpha_bar / (1 - alpha_bar).
     """
     if objective.weighting == "constant":
@@ -159,21 +158,21 @@ def weight(
     if objective.weighting == "min_snr":
         clipped = jnp.minimum(snr, objective.min_snr_gamma)
         return {"eps": clipped / snr, "x_0": clipped, "v": clipped / (snr + 1)}[mean]
-    of_eps = (objective.p2_k + snr) ** -objective.p2_gamma
-    return {"eps": of_eps, "x_0": of_eps * snr, "v": of_eps * snr / (snr + 1)}[mean]
+    on_eps = (objective.p2_k + snr) ** -objective.p2_gamma
+    return {"eps": on_eps, "x_0": on_eps * snr, "v": on_eps * snr / (snr + 1)}[mean]
 
 
 def vlb_term(
     schedule: Schedule, prediction: Prediction, x_0: Images, x_t: Images, t: Timesteps
 ) -> Float[Array, " b"]:
-    """L_{t-1} of Eq. 5, and at t = 0 L_0 with the decoder of Eq. 13, in bits/dim.
+    """L_{t-1} of Eq. 5 in bits/dim; at t = 0 L_0, with the decoder of Eq. 13.
 
     Args:
-        schedule: of the chain.
+        schedule: the chain's.
         prediction: of p(x_{t-1} | x_t).
-        x_0: images in [-1, 1], on the grid v / 127.5 - 1 for L_0 to be a likelihood.
-        x_t: noised to t.
-        t: one step an image.
+        x_0: images in [-1, 1]; L_0 is a likelihood only on the grid v / 127.5 - 1.
+        x_t: x_0 noised to t.
+        t: one step per image.
     """
     true_mean, _, true_log_variance = q_posterior(schedule, x_0, x_t, t)
     kl = normal_kl(true_mean, true_log_variance, prediction.mean, prediction.log_variance)
@@ -184,29 +183,33 @@ def vlb_term(
     return nats / math.log(2)
 
 
-def normal_kl(mean_1, log_variance_1, mean_2, log_variance_2):
-    """KL(N(mean_1, exp(log_variance_1)) || N(mean_2, exp(log_variance_2))) in nats.
+def normal_kl(
+    mean_1: ArrayLike, log_variance_1: ArrayLike, mean_2: ArrayLike, log_variance_2: ArrayLike
+) -> Array:
+    """KL(N(mean_1, exp(log_variance_1)) || N(mean_2, exp(log_variance_2))) in nats, elementwise.
 
-    Elementwise; the arguments broadcast.
+    The arguments broadcast.
     """
     difference = log_variance_2 - log_variance_1
-    spread = difference + jnp.expm1(-difference)  # Small where the two are nearly equal.
+    spread = difference + jnp.expm1(-difference)  # No cancellation where the two nearly agree.
     return 0.5 * (spread + jnp.square(mean_1 - mean_2) * jnp.exp(-log_variance_2))
 
 
-def discretized_gaussian_log_likelihood(x: Any, mean: Any, log_scale: Any) -> Array:
+def discretized_gaussian_log_likelihood(
+    x: ArrayLike, mean: ArrayLike, log_scale: ArrayLike
+) -> Array:
     """log-probability in nats of the pixel's bin of width 2/255 under N(mean, exp(log_scale)^2).
 
-    The decoder of Sec. 3.3 (Eq. 13): the bins of black and white are open to their side. The
+    This is the decoder of Sec. 3.3 (Eq. 13); the bins of black and white extend to infinity. The
     CDF is approximated by a tanh and probabilities are at least 1e-12, as in the authors' code.
 
     Args:
-        x: pixels v / 127.5 - 1, v whole in 0..255; any shape.
+        x: pixels v / 127.5 - 1, v whole in 0..255.
         mean: of the Gaussian.
-        log_scale: log of its standard deviation; all three broadcast.
+        log_scale: log of its standard deviation. All three broadcast.
     """
     # CDF(z) = sigmoid(2 u(z)), and sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b)
-    # (1 - exp(b - a)): no cancellation in float32, however far x is from the mean.
+    # (1 - exp(b - a)). So nothing cancels in float32, however far x is from the mean.
     inverse = jnp.exp(-log_scale)
     z_above, z_below = (
         jnp.clip(inverse * (x - mean + edge), -100.0, 100.0) for edge in (1 / 255, -1 / 255)
@@ -226,5 +229,5 @@ _SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
 
 
 def _cdf_argument(z):
-    """u(z): 0.5 (1 + tanh(u)) is within 2e-4 of the standard normal CDF."""
+    """u(z) such that 0.5 (1 + tanh(u)) is within 2e-4 of the standard normal CDF."""
     return _SQRT_2_OVER_PI * (z + 0.044715 * z**3)

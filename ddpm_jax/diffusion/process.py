@@ -1,7 +1,7 @@
 """The diffusion process: q(x_t | x_0), its posterior, and what the network's output means.
 
 Equation numbers are those of Ho, Jain and Abbeel 2020; indices are 0-based (see `schedule`).
-Every function is pure, takes images [b, h, w, c] in [-1, 1] with one t an image, and gets its
+Every function is pure, takes images [b, h, w, c] in [-1, 1] with one t per image, and gets its
 noise as an argument.
 """
 
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from ddpm_jax.diffusion.schedule import Schedule, at
 from ddpm_jax.errors import UserError
 
-PIXEL_AXES = (1, 2, 3)
+PIXEL_AXES = (1, 2, 3)  # Of images: what a mean per image is taken over.
 Images = Float[Array | np.ndarray, "b h w c"]
 Timesteps = Int[Array | np.ndarray, " b"]
 Level = Float[Array, "b 1 1 1"] | Float[Array, ""]  # Scale of x_0, or of the noise, in x_t.
@@ -35,10 +35,10 @@ class Parameterization:
         mean: "eps", the noise (Eq. 11); "x_0", the data; "x_prev", the posterior mean of
             x_{t-1} (mu-tilde, Eq. 8); or "v", sqrt(alpha-bar) eps - sqrt(1 - alpha-bar) x_0
             (Salimans and Ho 2022, Sec. 4).
-        variance: "fixed_large" (beta) or "fixed_small" (beta-tilde), Sec. 3.2; "learned", a
-            second set of output channels is log sigma^2 itself (Table 2); "learned_range", it
-            says where log sigma^2 lies between those of the two fixed ones (Nichol and
-            Dhariwal 2021, Eq. 15).
+        variance: "fixed_large" (beta) or "fixed_small" (beta-tilde), Sec. 3.2; "learned", where
+            a second set of output channels is log sigma^2 itself (Table 2); or "learned_range",
+            where it says how far log sigma^2 lies between those of the two fixed ones (Nichol
+            and Dhariwal 2021, Eq. 15).
     """
 
     mean: str = "eps"
@@ -70,11 +70,12 @@ class Prediction:
     """What the network's output says about one reverse step.
 
     Attributes:
-        eps: [b, h, w, c] the noise in x_t; as a rule consistent with x_0 (after clipping).
+        eps: [b, h, w, c] the predicted noise in x_t; it follows from x_0 after clipping, unless
+            `predict` was asked to leave it.
         x_0: [b, h, w, c] the predicted data, in [-1, 1] if clipped (Eq. 15).
         mean: [b, h, w, c] mean of p(x_{t-1} | x_t).
-        log_variance: log of its variance, broadcasting against the mean; None where it is the
-            mean itself, as of DDIM without noise.
+        log_variance: log of its variance, which broadcasts against the mean; None where x_{t-1}
+            is the mean itself, as in DDIM without noise.
     """
 
     eps: jax.Array
@@ -209,12 +210,12 @@ def split_output(output: Array, variance: str) -> tuple[Array, Array | None]:
 def model_log_variance(
     schedule: Schedule, x_t: Images, t: Timesteps, variance: str, output: Array | None = None
 ) -> Float[Array, "b ..."]:
-    """log sigma_t^2 of the reverse step (Sec. 3.2), broadcasting against images.
+    """log sigma_t^2 of the reverse step (Sec. 3.2), which broadcasts against images.
 
     "fixed_small" is beta-tilde; "fixed_large" is [beta-tilde_1, beta_1, beta_2, ...]: index 0
-    has no noise but is the scale of the decoder, and there both take the posterior's.
-    "learned" is `output`; "learned_range" lies between log beta-tilde at -1 and log beta at 1
-    (beta_0 at index 0), neither squashed nor clipped.
+    adds no noise but is the scale of the decoder, so both have the posterior's there. "learned"
+    is `output`; "learned_range" is log beta-tilde where the output is -1 and log beta where it
+    is 1 (beta_0 at index 0), neither squashed nor clipped.
     """
     if variance == "learned":
         return output
@@ -239,25 +240,25 @@ def predict(
     denoised_fn: Callable[[Array], Array] | None = None,
     rederive_eps: bool = True,
 ) -> Prediction:
-    """Interprets the network's output; the one place that does.
+    """The reverse step that the network's output describes.
 
-    x_0 is clipped to [-1, 1] before the mean of the reverse step is formed from it, as the
-    authors' code does; unclipped, the mean is Eq. 11. A network that predicts x_{t-1} says the
-    mean itself, and there only the reported x_0 is clipped (and `eps` follows it), as in that
-    code. `eps` is re-derived from what x_0 became, so that the two always agree, unless
-    `rederive_eps` is False.
+    x_0 is clipped to [-1, 1] before the mean of the reverse step is formed from it, as in the
+    authors' code; without clipping, the mean is Eq. 11. A network that predicts x_{t-1} gives
+    the mean itself. Then only the reported x_0 is clipped, and `eps` follows it, as in that
+    code. `eps` is derived from the clipped x_0, so the two always agree, unless `rederive_eps`
+    is False.
 
     Args:
         schedule: the schedule of the chain, respaced or not.
-        output: the network's output for (x_t, t), of the kind that `mean` says; with a learned
-            variance it has 2 c channels, the second c for the variance.
+        output: the network's output for (x_t, t); with a learned variance it has 2 c channels,
+            the second c for the variance.
         x_t: noised images.
         t: index into `schedule`.
-        mean: one of `MEANS`.
+        mean: what the output is, one of `MEANS`.
         variance: one of `VARIANCES`.
         clip: keep x_0 in [-1, 1].
-        denoised_fn: applied to x_0 before clipping; the mean is then formed from x_0 always.
-        rederive_eps: False leaves `eps` as the network has it, before `denoised_fn` and
+        denoised_fn: applied to x_0 before clipping; the mean is then always formed from x_0.
+        rederive_eps: False keeps `eps` as the network has it, before `denoised_fn` and
             clipping: diffusers' default for DDIM, where improved-diffusion re-derives it.
     """
     output, variance_output = split_output(output, variance)
@@ -284,26 +285,26 @@ def predict_fn(
     full: Schedule | None = None,
     **settings,
 ) -> Callable[[Array, Array], Prediction]:
-    """Closes `predict` over a network: (x_t, t) -> Prediction, which samplers take.
+    """(x_t, t) -> Prediction, which samplers take: `predict` closed over a network.
 
     Args:
-        schedule: the chain's, respaced or not. The network is told `schedule.timesteps[t]`,
-            the original step.
+        schedule: the chain's, respaced or not. The network gets `schedule.timesteps[t]`, the
+            original step.
         denoise_fn: (x_t, t) -> the network's output.
         mean: one of `MEANS`.
         variance: one of `VARIANCES`.
         full: the schedule that the network was trained with, where `schedule` is a respacing
-            of it; needed by "x_prev" and "learned", which speak of its single steps.
+            of it; needed by "x_prev" and "learned", whose outputs are about its single steps.
         **settings: further keyword arguments of `predict`.
     """
 
     def predict_at(x_t, t):
         step = jnp.asarray(schedule.timesteps)[t]
         output = denoise_fn(x_t, step)
-        kinds = dict(mean=mean, variance=variance)
+        meaning = dict(mean=mean, variance=variance)
         if full is not None:
-            output, kinds = for_longer_steps(full, output, x_t, step, **kinds)
-        return predict(schedule, output, x_t, t, **kinds, **settings)
+            output, meaning = for_longer_steps(full, output, x_t, step, **meaning)
+        return predict(schedule, output, x_t, t, **meaning, **settings)
 
     return predict_at
 
@@ -313,8 +314,8 @@ def for_longer_steps(
 ) -> tuple[Array, dict[str, str]]:
     """An output about single steps of `schedule`, restated so that it holds on a respacing.
 
-    x_{t-1} becomes the x_0 that it implies, and a learned log-variance its place between those
-    of the two fixed ones; other outputs mean the same there.
+    x_{t-1} becomes the x_0 that it implies, and a learned log-variance its position between
+    those of the two fixed ones; other outputs mean the same on both.
 
     Returns:
         The output, and its `mean` and `variance`.
@@ -333,10 +334,10 @@ def for_longer_steps(
 
 
 def dynamic_threshold(x_0: Images, percentile: float = 0.995) -> Float[Array, "b h w c"]:
-    """Divides each image by its largest pixels instead of clipping them all to 1.
+    """x_0 clipped to [-s, s] and divided by s, a percentile of the image's own |x_0|.
 
-    s is the `percentile` of |x_0| over the image, at least 1; x_0 is clipped to [-s, s] and
-    divided by s (Saharia et al. 2022, Imagen, Sec. 2.3). For `denoised_fn`.
+    s is at least 1, so images within [-1, 1] stay as they are (Saharia et al. 2022, Imagen,
+    Sec. 2.3). For `denoised_fn`.
 
     Args:
         x_0: predicted images.
@@ -350,6 +351,6 @@ def dynamic_threshold(x_0: Images, percentile: float = 0.995) -> Float[Array, "b
             "must lie in (0, 1]", field="percentile", value=percentile,
             instead={"percentile": 0.995},
         )
-    s = jnp.quantile(jnp.abs(x_0), percentile, axis=(1, 2, 3), keepdims=True)
+    s = jnp.quantile(jnp.abs(x_0), percentile, axis=PIXEL_AXES, keepdims=True)
     s = jnp.maximum(s, 1.0)
     return jnp.clip(x_0, -s, s) / s

@@ -70,7 +70,7 @@ def as_key(rng) -> jax.Array:
     """A typed threefry key from a typed key, a legacy `PRNGKey` or an int.
 
     Raises:
-        ValueError: `rng` is none of these, or a key of another generator.
+        UserError: `rng` is none of these, or a key of another generator.
     """
     if isinstance(rng, (int, np.integer)) and not isinstance(rng, bool):
         return jax.random.key(int(rng), impl=IMPL)
@@ -81,8 +81,8 @@ def as_key(rng) -> jax.Array:
         elif rng.shape == (2,) and rng.dtype == np.uint32:
             return jax.random.wrap_key_data(jnp.asarray(rng), impl=IMPL)
     raise UserError(
-        f"rng={rng!r} is not one {IMPL} key; write jax.random.key(0), "
-        "jax.random.PRNGKey(0) or an int."
+        f"is not one {IMPL} key; write jax.random.key(0), jax.random.PRNGKey(0) or an int.",
+        field="rng", value=rng,
     )
 
 

@@ -1,8 +1,8 @@
-"""The variational bound of each image, and its rate and distortion.
+"""The variational bound of each image, and the rate and distortion of progressive coding.
 
 Equation numbers are those of Ho, Jain and Abbeel 2020. Everything is in bits/dim: a mean over
-pixels and channels, in units of ln 2 nats. Indices are 0-based (see `schedule`): code index t of
-the bound is the paper's L_t.
+pixels and channels, in units of ln 2 nats. Indices are 0-based (see `schedule`), and code index t
+of the bound is the paper's L_t.
 """
 
 import dataclasses
@@ -34,10 +34,10 @@ class Terms:
             given x_t (in code indices); index 0 is L_0, the cost of the pixels given x_0
             noised once, by the decoder of Eq. 13.
         prior: float32 [b], bits/dim; L_T, the cost of x_T.
-        mse_x_0: float32 [b, T], mean squared error of x_0 predicted from x_t, in units of
-            pixels in [-1, 1].
-        mse_eps: float32 [b, T], the same of the noise; of the noise re-derived from x_0
-            where the prediction clips.
+        mse_x_0: float32 [b, T], mean squared error of the x_0 predicted from x_t, on the scale
+            of [-1, 1].
+        mse_eps: float32 [b, T], mean squared error of the noise; where the prediction clips, of
+            the noise re-derived from x_0.
     """
 
     vlb: Any
@@ -53,8 +53,8 @@ def prior_term(schedule: Schedule, x_0: Images) -> Float[Array, " b"]:
         schedule: as host arrays.
         x_0: images in [-1, 1].
     """
-    # 0.5 (alpha_bar x_0^2 - alpha_bar - log(1 - alpha_bar)). The last two nearly cancel
-    # (4e-5 leaves 8e-10), so float64; what float32 adds up is positive.
+    # 0.5 (alpha_bar x_0^2 - alpha_bar - log(1 - alpha_bar)). The last two terms nearly cancel
+    # (of 4e-5 remains 8e-10), so they are summed in float64; float32 sums only positive terms.
     alpha_bar = float(schedule.alpha_bar[-1])
     rest = -alpha_bar - math.log1p(-alpha_bar)
     nats = 0.5 * (alpha_bar * jnp.mean(jnp.square(x_0), axis=PIXEL_AXES) + rest)
@@ -69,23 +69,22 @@ def vlb_terms(
     *,
     on_step: Callable[[Array], None] | None = None,
 ) -> Terms:
-    """Every term of the bound L (Eq. 5) for each image, one draw of noise a term.
+    """Every term of the bound L (Eq. 5) for each image, with one draw of noise per term.
 
-    An image costs `total_bits` of the result, in expectation over the draws. The noise of
-    image i at t is drawn from `fold_in(rngs[i], t)`, so that image i depends on its own key
-    alone.
+    The bound of an image is `total_bits` of the result, in expectation over the draws. The noise
+    of image i at t is drawn from `fold_in(rngs[i], t)`, so an image depends on its own key alone.
 
     Args:
-        schedule: T steps; the scan has this length and calls the network once in each.
-        predict_fn: (x_t, t [b] int32) -> Prediction, as `process.predict_fn` makes it;
-            with clip=True for an evaluation like the paper's.
-        x_0: float32 pixels v / 127.5 - 1, v whole in 0..255. The decoder sums over bins
-            around these values, so noise added to them or bfloat16 makes L_0 wrong.
+        schedule: T steps; the scan calls the network once per step.
+        predict_fn: (x_t, t [b] int32) -> Prediction, as `process.predict_fn` makes it; the
+            paper's evaluation has clip=True.
+        x_0: float32 pixels v / 127.5 - 1, v whole in 0..255. The decoder integrates over bins
+            around these values, so added noise or bfloat16 would make L_0 wrong.
         rngs: [b] keys.
         on_step: called inside the scan with t, before the step; for progress reports.
 
     Raises:
-        ValueError: x_0 is not float32.
+        UserError: x_0 is not float32.
     """
     if x_0.dtype != jnp.float32:
         raise UserError(
@@ -113,18 +112,18 @@ def vlb_terms(
 
 
 def total_bits(terms: Terms) -> np.ndarray:
-    """The bound L of each image (Eq. 5), [b] in bits/dim; summed on the host in float64."""
+    """The bound L of each image (Eq. 5), [b] in bits/dim, summed on the host in float64."""
     return np.sum(np.asarray(terms.vlb, np.float64), axis=-1) + np.asarray(terms.prior)
 
 
 @dataclasses.dataclass(frozen=True)
 class RateDistortion:
-    """Progressive coding (Sec. 4.3), one entry for each number of reverse steps begun.
+    """The curve of progressive coding (Sec. 4.3), one entry per number of reverse steps begun.
 
     Attributes:
         reverse_steps: int [T], n = 1..T; the paper's T - t + 1 for its t, and T - t in
             code.
-        rate: float64 [T], bits/dim received by then.
+        rate: float64 [T], bits/dim received so far.
         distortion: float64 [T], root mean squared error of the predicted x_0 on the scale
             0..255.
     """
@@ -137,24 +136,23 @@ class RateDistortion:
 def rate_distortion(
     vlb: ArrayLike, prior: ArrayLike, mse_x_0: ArrayLike
 ) -> RateDistortion:
-    """The curve of Fig. 5 and Table 4, from averages over a set; float64 on the host.
+    """The curve of Fig. 5 and Table 4 from averages over a set, in float64 on the host.
 
     Before its n-th reverse step the receiver knows x_t at code index t = T - n. It has paid
     for x_T (the prior) and for the steps T - 1 down to t + 1, which gave it x_t: the rate
     is prior + vlb[T - 1] + ... + vlb[t + 1]. The distortion is that of the x_0 that the
     network predicts from this x_t, mse_x_0[t]. So n = 1 costs the prior alone, and n = T
-    costs L_1 + ... + L_T (1.78 of the paper's 3.75 bits/dim, at an error of 0.95). vlb[0],
-    the decoder's L_0, is no part of the curve: who pays it too has the image without loss,
-    at the whole bound and an error of 0.
+    costs L_1 + ... + L_T (1.78 of the paper's 3.75 bits/dim, at an error of 0.95). The curve
+    leaves out vlb[0], the decoder's L_0: with it the image comes without loss, at the whole
+    bound.
 
     Args:
         vlb: [T] bits/dim, `Terms.vlb` averaged over images.
         prior: bits/dim, `Terms.prior` averaged over images.
-        mse_x_0: [T], `Terms.mse_x_0` averaged over images; the root is taken of the
-            average.
+        mse_x_0: [T], `Terms.mse_x_0` averaged over images; the root is that of the average.
 
     Raises:
-        ValueError: vlb or mse_x_0 is not [T].
+        UserError: vlb or mse_x_0 is not [T].
     """
     vlb, mse_x_0 = np.asarray(vlb, np.float64), np.asarray(mse_x_0, np.float64)
     if vlb.ndim != 1 or vlb.shape != mse_x_0.shape:

@@ -19,21 +19,21 @@ zeros = nn.initializers.zeros
 
 
 def default_num_groups(channels: int) -> int:
-    """The paper's 32, or for narrow nets the largest divisor that leaves 4 channels a group.
+    """The paper's 32 groups, or in narrow networks as many as leave 4 channels per group.
 
-    With one channel a group the norm would remove the timestep's bias again.
+    With one channel per group the norm would remove the timestep's bias again.
     """
     return max(g for g in range(1, 33) if channels % g == 0 and (channels >= 4 * g or g == 1))
 
 
 def group_norm(module: nn.Module, channels: int, name: str) -> GroupNorm:
-    """GroupNorm as `module` asks for it."""
+    """GroupNorm with the settings of `module`."""
     num_groups = module.num_groups or default_num_groups(channels)
     return GroupNorm(num_groups, module.norm_eps, name=name)
 
 
 def conv3x3(channels: int, kernel_init: Any, dtype: Any, name: str) -> nn.Conv:
-    """A 3x3 convolution of the torso, which keeps the size."""
+    """A 3x3 convolution of the torso, which keeps the image's size."""
     return nn.Conv(
         channels, (3, 3), dtype=dtype, kernel_init=kernel_init, name=name,
         conv_general_dilated=conv_general_dilated,
@@ -46,8 +46,8 @@ def timestep_embedding(
     """Sinusoids of t at `dim // 2` frequencies from 1 down to 1e-4, float32 [b, dim].
 
     Args:
-        t: [b] int32 or float32 steps, as they are (0..T-1, not scaled).
-        dim: width; an odd one is padded with a zero.
+        t: [b] int32 or float32 steps, not scaled.
+        dim: width; an odd one ends with a zero.
         order: "sin_cos" as in the paper's code, or "cos_sin" as in improved-diffusion.
         freq_shift: frequencies are exp(-i ln(1e4) / (dim // 2 - freq_shift)); 1 in the
             paper's code, 0 in improved-diffusion.
@@ -61,10 +61,11 @@ def timestep_embedding(
 
 
 class Dropout(nn.Module):
-    """Dropout whose mask of each image is drawn from that image's place in the global batch.
+    """Dropout whose mask for an image depends on the image's place in the global batch.
 
-    So neither the number of devices nor the micro-batch changes it. A value takes 16 random bits:
-    its rate is rounded to whole 65536ths, and what stays is scaled by that.
+    So neither the number of devices nor micro-batches change it. The address of a mask is flax's
+    of the module, then the place. Each value takes 16 random bits: the rate is rounded to a
+    multiple of 1/65536, and the values that stay are scaled by the rounded rate.
     """
 
     rate: float
@@ -76,7 +77,7 @@ class Dropout(nn.Module):
         rng = self.make_rng("dropout")
         size, dropped = math.prod(x.shape[1:]), min(round(self.rate * 2**16), 2**16 - 1)
 
-        def keep(place):  # Threefry is what a mask costs: both halves of each word are used.
+        def keep(place):  # Threefry takes most of the time, so both halves of a word are used.
             words = jax.random.bits(jax.random.fold_in(rng, place), (-(-size // 2),), jnp.uint32)
             halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(-1)[:size]
             return halves.reshape(x.shape[1:]) >= np.uint16(dropped)

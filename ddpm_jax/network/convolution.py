@@ -1,13 +1,13 @@
 """3x3 convolutions: on CPU with half the multiplications, elsewhere the platform's own.
 
 Four neighbouring outputs of a row of 3 taps need 6 products of sums of inputs and of taps, not 12:
-F(4, 3) of Winograd (1980), here along the width of the image only, as Lavin and Gray (2016) have
-it along both. The products are convolutions of 3 taps along the height, so what remains runs as
-fast as any. The sums cost less than they save from 32 channels and one million products a tap
-on. A kernel's gradient is the transpose of the same sums. A large batch is taken a few images at a
-time: what the sums write would leave the cache before it is read.
+F(4, 3) of Winograd (1980), here along the width of the image only, where Lavin and Gray (2016)
+apply it along both axes. The products are convolutions of 3 taps along the height, and run as fast
+as any convolution. The sums cost less than they save from 32 channels and one million products
+per tap on. A kernel's gradient is the transpose of the same sums. A large batch is processed a few
+images at a time, so that the sums are still in the cache when they are read.
 
-In float32, with two to three times the rounding error of the plain sum. Where
+The rounding error is two to three times that of the plain sum in float32. Where
 `jax.default_matmul_precision` is "highest" every product is taken.
 """
 
@@ -19,17 +19,17 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 NHWC = ("NHWC", "HWIO", "NHWC")
-EXACT = ("highest", "float32")  # JAX's two words for one precision.
-# Of Lavin and Gray (2016): the sums of 6 inputs, of 3 taps, and of 6 products to 4 outputs.
+EXACT = ("highest", "float32")  # JAX's two names for one precision.
+# Coefficients of Lavin and Gray (2016): of 6 inputs, of 3 taps, and of 6 products in 4 outputs.
 INPUTS = ((4, 0, -5, 0, 1, 0), (0, -4, -4, 1, 1, 0), (0, 4, -4, -1, 1, 0), (0, -2, -1, 2, 1, 0),
           (0, 2, -1, -2, 1, 0), (0, 4, 0, -5, 0, 1))
 TAPS = ((1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6), (1 / 24, 1 / 12, 1 / 6),
         (1 / 24, -1 / 12, 1 / 6), (0, 0, 1))
 OUTPUTS = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
-# About where the sums become faster, seen on two cores.
+# From about here on the sums are faster, measured on two cores.
 FEWEST_PRODUCTS, FEWEST_CHANNELS = 2**20, 32
-TURNED_PIXELS = 16  # A channel: about where it becomes faster to turn a kernel than to read it so.
-CACHED_PIXELS = 4096  # Of 64 to 512 channels; twice or half as many are as fast.
+TURNED_PIXELS = 16  # With more pixels per channel it is faster to transpose a turned kernel first.
+CACHED_PIXELS = 4096  # Per piece, at 64 to 512 channels; twice or half as many are as fast.
 
 
 def conv_general_dilated(
@@ -52,7 +52,7 @@ def conv_general_dilated(
 
 
 def _is_3x3(settings, shape) -> bool:
-    """Whether it is the convolution of a 3x3 kernel that keeps the size, and nothing more."""
+    """Whether this is a plain 3x3 convolution that keeps the image's size."""
     plain = dict(window_strides=(1, 1), padding="SAME", lhs_dilation=(1, 1), rhs_dilation=(1, 1),
                  feature_group_count=1)
     return shape[:2] == (3, 3) and all(
@@ -62,7 +62,7 @@ def _is_3x3(settings, shape) -> bool:
 
 
 def _pays(x, kernel) -> bool:
-    """Whether the sums cost less than the products saved, and may stand for them."""
+    """Whether the sums may replace the products here, and cost less."""
     return (
         x.dtype == kernel.dtype == jnp.float32
         and x.shape[2] % 4 == 0
@@ -73,29 +73,30 @@ def _pays(x, kernel) -> bool:
 
 
 def direct(x: jax.Array, kernel: jax.Array, *, turned: bool = False) -> jax.Array:
-    """[b, h, w, c] and [3, 3, c, k] -> [b, h, w, k], every product taken.
+    """The convolution [b, h, w, c] and [3, 3, c, k] -> [b, h, w, k] with every product taken.
 
-    With the kernel `turned` about its centre, [3, 3, k, c], it is the transpose by the image.
+    With `turned` the kernel is [3, 3, k, c] and is turned about its centre: the transpose of the
+    convolution by its image.
     """
     kernel = jnp.flip(kernel, (0, 1)).swapaxes(2, 3) if turned else kernel
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=NHWC)
 
 
 def direct_kernel(x: jax.Array, y: jax.Array) -> jax.Array:
-    """`direct`'s transpose, [b, h, w, c] and [b, h, w, k] -> [3, 3, c, k]: a kernel's gradient."""
+    """The kernel's gradient, [b, h, w, c] and [b, h, w, k] -> [3, 3, c, k]: `direct` transposed."""
     kernel = jax.ShapeDtypeStruct((3, 3, x.shape[-1], y.shape[-1]), x.dtype)
     return jax.linear_transpose(lambda kernel: direct(x, kernel), kernel)(y)[0]
 
 
 def winograd(x: jax.Array, kernel: jax.Array, *, turned: bool = False) -> jax.Array:
-    """The same as `direct`, by F(4, 3) along the width, which must divide by 4."""
+    """The convolution of `direct`, by F(4, 3) along the width, which must divide by 4."""
     kernel = jnp.flip(kernel, (0, 1)) if turned else kernel
     taps = _sums(TAPS, [kernel[:, j] for j in range(3)])
     product = _along_height
     if turned and math.prod(x.shape[:3]) <= TURNED_PIXELS * min(kernel.shape[2:]):
         product = _along_height_turned
     elif turned:
-        taps = [g.swapaxes(1, 2) for g in taps]  # Last: sums along rows are fast.
+        taps = [g.swapaxes(1, 2) for g in taps]  # After the sums, which are fast along rows.
 
     def of_some(x):
         products = [product(d, g) for d, g in zip(_sums(INPUTS, _columns(x)), taps)]
@@ -107,7 +108,7 @@ def winograd(x: jax.Array, kernel: jax.Array, *, turned: bool = False) -> jax.Ar
 def _along_height(d, g):
     """[b, h, w, c] and [3, c, k] -> [b, h, w, k], by 3 taps along the height."""
     b, h, w, c = d.shape
-    # In one dimension, a row of the image apart: a 3x1 kernel runs on one core.
+    # In one dimension, with taps one row apart: XLA runs a 3x1 kernel on a single core.
     y = jax.lax.conv_general_dilated(
         d.reshape(b, h * w, c), g, (1,), ((w, w),), rhs_dilation=(w,),
         dimension_numbers=("NHC", "HIO", "NHC"),
@@ -116,20 +117,20 @@ def _along_height(d, g):
 
 
 def _along_height_turned(d, g):
-    """The same for [3, k, c]: products of matrices read it as it lies, where to turn it is slow."""
+    """`_along_height` of [3, k, c]; matrix products read it in this order, transposing is slow."""
     h = d.shape[1]
     d = jnp.pad(d, ((0, 0), (1, 1), (0, 0), (0, 0)))
     return sum(jnp.einsum("bhwc,kc->bhwk", d[:, i:i + h], g[i]) for i in range(3))
 
 
 def winograd_kernel(x: jax.Array, y: jax.Array) -> jax.Array:
-    """The same as `direct_kernel`: `winograd`'s transpose."""
+    """The gradient of `direct_kernel`, as the transpose of `winograd`."""
     b, h, w, c = x.shape
     k = y.shape[-1]
 
     def add_some(kernel, images):
         x, y = images
-        # One that is padded is written, where XLA would make another again in each of the sums.
+        # The padding makes XLA write the array once; otherwise every sum would compute it again.
         fours = jnp.pad(y, ((0, 0), (1, 1), (0, 0), (0, 0))).reshape(-1, h + 2, w // 4, 4, k)
         taps = []
         for d, m in zip(
@@ -145,26 +146,26 @@ def winograd_kernel(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _in_turn(x):
-    """[b, h, w, c] -> [b / n, n, h, w, c]: n images whose sums the processor's cache holds."""
+    """[b, h, w, c] -> [b / n, n, h, w, c], with n images whose sums fit into the cache."""
     b, h, w, _ = x.shape
     n = max(n for n in range(1, b + 1) if b % n == 0 and (n == 1 or n * h * w <= CACHED_PIXELS))
     return x.reshape(b // n, n, *x.shape[1:])
 
 
 def _columns(x):
-    """The 6 columns that 4 neighbouring outputs see, each [b, h, w / 4, c]."""
+    """The 6 columns that 4 neighbouring outputs depend on, each [b, h, w / 4, c]."""
     b, h, w, c = x.shape
     fours = jnp.pad(x, ((0, 0), (0, 0), (1, 3), (0, 0))).reshape(b, h, w // 4 + 1, 4, c)
     return [fours[:, :, :-1, j] for j in range(4)] + [fours[:, :, 1:, j] for j in range(2)]
 
 
 def _sums(rows, terms):
-    """sum_j row[j] terms[j] of each row, without the terms that are 0."""
+    """sum_j row[j] terms[j] for each row; zeros are left out."""
     return [sum(float(a) * term for a, term in zip(row, terms) if a) for row in rows]
 
 
 def _primitive(name, shape, plain, on_cpu):
-    """A product of two arrays that is `on_cpu` on CPU and `plain` elsewhere."""
+    """A bilinear operation that runs `on_cpu` on CPU and `plain` elsewhere."""
     product = Primitive(name)
     product.def_impl(jax.jit(product.bind, static_argnames="turned"))
     product.def_abstract_eval(
@@ -187,14 +188,14 @@ _kernel3x3 = _primitive(
 
 def _batched_conv(args, axes, **turned):
     x, kernel = args
-    if axes[1] is not None:  # A kernel an example: nobody's training.
+    if axes[1] is not None:  # A kernel per example occurs in nobody's training.
         return jax.vmap(lambda x, kernel: direct(x, kernel, **turned), axes)(x, kernel), 0
     x = jnp.moveaxis(x, axes[0], 0)
     y = _conv3x3.bind(x.reshape(-1, *x.shape[2:]), kernel, **turned)
     return y.reshape(*x.shape[:2], *y.shape[1:]), 0
 
 
-# Each is linear in both arguments, and the transpose by either is one of the two again.
+# Both are linear in each argument, and the transpose by either is again one of the two.
 ad.defbilinear(
     _conv3x3,
     lambda y, x, kernel, turned: _conv3x3.bind(y, kernel, turned=not turned),

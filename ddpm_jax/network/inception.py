@@ -22,18 +22,18 @@ PRECISION = jax.lax.Precision.HIGHEST
 
 
 class Features(NamedTuple):
-    """What the network says of b images, float32.
+    """The network's outputs for b images, float32.
 
     Attributes:
         pool: [b, 2048], not negative, the mean over the last 8 x 8 positions (`pool_3` in
-            TensorFlow): of FID, KID, precision and recall.
+            TensorFlow); for FID, KID, precision and recall.
         spatial: [b, 2023], the first 7 channels of `mixed_6/conv`, flattened in the order
-            [17, 17, 7] (row, column, channel): of sFID (Nash et al. 2021), as the evaluator
-            of ADM takes them (Dhariwal and Nichol 2021). In the PyTorch file that layer, a
-            1x1 convolution with its norm and ReLU, is `Mixed_6d.branch1x1`.
+            [17, 17, 7] (row, column, channel); for sFID (Nash et al. 2021), as in the evaluator
+            of ADM (Dhariwal and Nichol 2021). In the PyTorch file that layer, a 1x1 convolution
+            with its norm and ReLU, is `Mixed_6d.branch1x1`.
         logits: [b, 1008], of the classes, WITHOUT the last layer's bias: OpenAI's code for
-            the Inception Score multiplies `pool` with the weights alone, and scores to be
-            compared follow it (torch-fidelity calls these "logits_unbiased").
+            the Inception Score multiplies `pool` by the weights alone, and comparable scores
+            follow it (torch-fidelity calls these "logits_unbiased").
     """
 
     pool: jax.Array
@@ -42,11 +42,11 @@ class Features(NamedTuple):
 
 
 def resize(images: jax.Array, size: int) -> jax.Array:
-    """Bilinear as in TensorFlow 1, float32 [b, size, size, c]; no clipping, no rounding.
+    """Images resized bilinearly as in TensorFlow 1, float32 [b, size, size, c], not rounded.
 
     Output pixel i lies at i * n / size of the n input pixels and mixes the two around it:
-    corners are not aligned, centres not shifted by a half, and shrinking smooths nothing.
-    FID has been computed so ever since; other resizing changes it.
+    corners are not aligned, centres are not shifted by a half, and shrinking does not smooth.
+    FID is defined with this resizing; another one changes it.
 
     Args:
         images: float32 [b, h, w, c] of any size.
@@ -68,7 +68,7 @@ def _mixing(n: int, size: int) -> np.ndarray:
 
 
 def conv(x, name, channels, kernel=(1, 1), stride=1, padding="SAME"):  # [b, h, w, c]
-    """Convolution, bias and ReLU; `params_from_torch` folds the norm into the first two."""
+    """Convolution, bias and ReLU; the norm is folded into the first two when weights load."""
     return nn.relu(
         nn.Conv(channels, kernel, stride, padding, precision=PRECISION, name=name)(x)
     )
@@ -85,12 +85,12 @@ def max_pool(x):
 
 
 def halve(x):
-    """Maxima over 3x3 pixels at every other place, inside the image."""
+    """Maxima over 3x3 pixels inside the image, at every second pixel."""
     return nn.max_pool(x, (3, 3), (2, 2))
 
 
 class InceptionA(nn.Module):
-    """1x1, 5x5, two 3x3 and a pool, side by side; 35x35 pixels."""
+    """Branches of 1x1, 5x5, two 3x3 and a pool, at 35x35 pixels."""
 
     pool_channels: int
 
@@ -122,7 +122,7 @@ class InceptionB(nn.Module):
 
 
 class InceptionC(nn.Module):
-    """1x1, 7x7 once and twice, each as a row and a column, and a pool; 17x17 pixels."""
+    """Branches of 1x1, one and two 7x7 as rows and columns, and a pool, at 17x17 pixels."""
 
     channels: int
 
@@ -160,7 +160,7 @@ class InceptionD(nn.Module):
 
 
 class InceptionE(nn.Module):
-    """1x1, a row beside a column of 3, the same after a 3x3, and a pool; 8x8 pixels."""
+    """Branches of 1x1, a row and a column of 3, the same after a 3x3, and a pool, at 8x8."""
 
     pool: Callable
 
@@ -180,7 +180,7 @@ class InceptionE(nn.Module):
 
 
 class Inception(nn.Module):
-    """images -> Features, with the parameters of `load`; 11 billion FLOPs an image."""
+    """images -> Features, with converted weights; 11 billion FLOPs per image."""
 
     @nn.compact
     def __call__(self, images) -> Features:
@@ -190,12 +190,12 @@ class Inception(nn.Module):
             images: [b, h, w, 3], uint8 or float32 in 0..255 (also in between), of any size.
 
         Raises:
-            ValueError: the images have not 3 channels.
+            UserError: the images do not have 3 channels.
         """
         if images.ndim != 4 or images.shape[-1] != 3:
             raise UserError(
-                f"images have shape {list(images.shape)}, and Inception needs "
-                "[b, h, w, 3]; make three channels of one with images.repeat(3, axis=-1)."
+                f"images have shape {list(images.shape)}, but Inception needs [b, h, w, 3]; turn "
+                "one channel into three with images.repeat(3, axis=-1)."
             )
         x = (resize(jnp.float32(images), SIZE) - 128) / 128
         x = conv(x, "Conv2d_1a_3x3", 32, (3, 3), 2, "VALID")

@@ -1,8 +1,8 @@
 """Group normalization (Wu and He 2018), with a derivative of its own.
 
-The statistics are taken by channel and then by group, so that every pass over the images is a
-plain one along their channels, which a CPU can vectorize. The derivative takes two sums over the
-pixels, from which those for the image, the scale and the bias all follow.
+The statistics are taken by channel and then by group, so every pass over the images runs along
+their channels, which a CPU can vectorize. The derivative takes two sums over the pixels, from
+which those by the image, the scale and the bias all follow.
 """
 
 import flax.linen as nn
@@ -54,8 +54,8 @@ def _normalize_jvp(num_groups, epsilon, primals, tangents):
     dx, dscale, dbias = tangents
     deviation, sigma = _statistics(x, num_groups, epsilon)
     scale, dx = _row(scale), dx / sigma
-    # What is the same at all pixels is summed up before it is spread over them: the transpose
-    # then takes one sum over the pixels for it, and one for what the deviation multiplies.
+    # Terms that are the same at all pixels are added before they are broadcast: the transpose
+    # then takes one sum over the pixels for them, and one for the factor of the deviation.
     of_mean = _row(dbias) - scale * _group_mean(dx, num_groups)
     of_variance = (_row(dscale) - scale * _group_mean(deviation * dx, num_groups) / sigma) / sigma
     return _normalize(x, primals[1], bias, num_groups, epsilon), (
