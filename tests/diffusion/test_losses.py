@@ -91,7 +91,7 @@ def average(values):
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
 @pytest.mark.parametrize("mean", MEANS)
 def test_simple_is_the_mean_squared_error_of_what_is_predicted(mean, transform):
-    output = 0.1 * EPS  # alike for all: the targets differ
+    output = 0.1 * EPS  # the same for every mean; the targets differ
     actual = transform(lambda x_0, t, eps: training_loss(
         SCHEDULE, lambda x_t, t: jnp.asarray(output), x_0, t, eps,
         parameterization=Parameterization(mean),
@@ -162,8 +162,8 @@ def snr(step):
 
 @pytest.mark.parametrize("mean", ["eps", "x_0", "v"])
 @pytest.mark.parametrize("weighting", ["min_snr", "p2"])
-def test_weightings_weigh_one_and_the_same_error(mean, weighting):
-    """An error of eps counts alike however it is said: through x_0, through v."""
+def test_a_weighting_weighs_the_same_error_for_every_mean(mean, weighting):
+    """An error of eps counts the same whether eps, x_0 or v is predicted."""
     settings = dict(min_snr_gamma=2.0, p2_k=0.7, p2_gamma=1.5)
     plain = np.asarray(loss_of(mean, "fixed_large"), np.float64)
     weighted = loss_of(mean, "fixed_large", weighting=weighting, **settings)
@@ -191,7 +191,7 @@ def test_the_network_sees_x_t_once():
         assert_allclose(x_t, each(x_t_at), rtol=0, atol=1e-6)
 
 
-def test_the_network_is_told_the_original_step():
+def test_the_network_gets_the_original_step():
     respaced = schedule_lib.respace(SCHEDULE, [7, 30, 49])
     seen = []
     training_loss(
@@ -263,7 +263,7 @@ def test_the_decoder_has_a_gradient_wherever_the_network_may_stray():
             assert np.all(np.isfinite(gradient)), (mean, log_scale)
 
 
-@pytest.mark.parametrize("objective, mean, variance, says", [
+@pytest.mark.parametrize("objective, mean, variance, message", [
     ({"loss": "L2"}, "eps", "fixed_large", "loss='L2' is not known; use one of simple"),
     ({"weighting": "snr"}, "eps", "fixed_large", "weighting='snr' is not known"),
     ({}, "eps", "learned_range", "loss='simple' cannot .* write loss='hybrid'"),
@@ -272,8 +272,8 @@ def test_the_decoder_has_a_gradient_wherever_the_network_may_stray():
     ({"loss": "vlb", "weighting": "p2"}, "eps", "fixed_large", "weighting='p2' cannot go"),
     ({"weighting": "min_snr"}, "x_prev", "fixed_large", "cannot go with mean='x_prev'"),
 ])
-def test_pairs_that_train_nothing_are_refused(objective, mean, variance, says):
-    with pytest.raises(ValueError, match=says):
+def test_pairs_that_train_nothing_are_refused(objective, mean, variance, message):
+    with pytest.raises(ValueError, match=message):
         Objective(**objective).check(Parameterization(mean, variance))
 
 

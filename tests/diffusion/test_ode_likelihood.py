@@ -102,7 +102,7 @@ def test_ode_of_a_gaussian_is_its_log_density():
     # The error of a step of 9.7 / 400 in log sigma: 7e-5 on average, more where x_T is
     # large.
     assert_allclose(density, ode_limit(x, covariance), rtol=0, atol=2e-4)
-    # x_T is 0.006 x_0 away from the prior: 5e-4 for an image, less on average.
+    # x_T is 0.006 x_0 away from the prior: 5e-4 per image, less on average.
     truth = gaussian_log_density(x, covariance + sigmas(LINEAR)[0] ** 2 * np.eye(64))
     assert_allclose(density, truth, rtol=0, atol=8e-4)
 
@@ -199,7 +199,7 @@ def test_ode_matches_a_walk_with_the_whole_jacobian():
         denoise, num_steps, x, num_probes=num_probes,
         schedule=schedule_lib.respace(full, timesteps),
     )
-    # Nodes: log sigma from first to last, told as the t of the full schedule, which lies
+    # Nodes: log sigma from first to last, given as the t of the full schedule, which lies
     # between the visited steps.
     scale, spread = np.transpose([oracle.compose(full.beta, t + 1) for t in timesteps])
     log_sigma = np.log(np.sqrt(spread) / scale)
@@ -282,7 +282,7 @@ def test_one_scan_of_the_ode():
     names = [e.primitive.name for e in tracing.equations(jaxpr)]
     scan, = (e for e in tracing.equations(jaxpr) if e.primitive.name == "scan")
     assert scan.params["length"] == 7 and "while" not in names
-    # Two calls a step, of two convolutions and their derivatives: forward ones as well.
+    # Two calls per step, of two convolutions and their derivatives: forward ones as well.
     assert names.count("conv_general_dilated") == 8
 
 

@@ -9,8 +9,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 import oracle
 from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.diffusion.process import (
-    LEARNED, MEANS, Parameterization, VARIANCES, eps_from_x_0, model_log_variance, predict,
-    dynamic_threshold, predict_fn, q_mean_variance, q_posterior, q_sample, q_step, x_0_from_eps,
+    LEARNED, MEANS, MEANS_OF_LEVELS, VARIANCES, Parameterization, dynamic_threshold, eps_from_x_0,
+    model_log_variance, predict, predict_fn, q_mean_variance, q_posterior, q_sample, q_step,
+    x_0_and_eps, x_0_from_eps,
 )
 
 SCHEDULES = {
@@ -329,6 +330,20 @@ def test_every_output_holds_on_a_respaced_chain(mean, variance, transform):
         else:
             middle = oracle.reverse_variance(beta, i + 1, variance)
         assert_allclose(actual.log_variance[i].item(), np.log(middle), rtol=0, atol=5e-4)
+
+
+@EITHER_WAY
+@pytest.mark.parametrize("shape", [(), (2, 1, 1, 1)], ids=["one level", "one per image"])
+@pytest.mark.parametrize("mean", MEANS_OF_LEVELS)
+def test_an_output_means_x_0_and_eps_at_its_level(mean, shape, transform):
+    x_0, eps = (np.float32(np.random.default_rng(i).normal(size=(2, 3, 3, 1))) for i in (0, 1))
+    signal, sigma = jnp.full(shape, 0.28, jnp.float32), jnp.full(shape, 0.96, jnp.float32)
+    output = {"eps": eps, "x_0": x_0, "v": signal * eps - sigma * x_0}[mean]
+    read = transform(lambda *arrays: x_0_and_eps(*arrays, mean))
+    actual = read(output, signal * x_0 + sigma * eps, signal, sigma)
+    # A few float32 roundings of numbers up to 3, over a signal of 0.28.
+    assert_allclose(actual[0], x_0, rtol=0, atol=1e-5)
+    assert_allclose(actual[1], eps, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -69,8 +69,8 @@ def test_image_keys_differ_between_keys_and_stay_threefry():
 @pytest.mark.parametrize("names", ADDRESSES)
 def test_addresses_are_what_they_were(names):
     """Else a resumed run would draw other numbers, and kept samples would not be those drawn."""
-    found = [getattr(randomness, name) for name in names.split()]
-    assert found == list(range(len(found)))
+    values = [getattr(randomness, name) for name in names.split()]
+    assert values == list(range(len(values)))
 
 
 def test_every_address_stands_in_the_table():

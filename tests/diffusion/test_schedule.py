@@ -261,7 +261,7 @@ def test_unknown_name_is_refused():
 
 
 def test_respaced_betas_are_the_published_ones():
-    """Ten evenly spaced steps, the original one of each still told to the network."""
+    """Ten evenly spaced steps; the network still gets the original t of each."""
     timesteps = [0, 111, 222, 333, 444, 555, 666, 777, 888, 999]
     respaced = respace(schedule_lib.linear(), timesteps)
     assert_array_equal(respaced.timesteps, timesteps)

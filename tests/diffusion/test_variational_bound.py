@@ -108,26 +108,26 @@ def walk(beta, x_0, noise, network, mean="eps", variance="fixed_large", clip=Tru
     Returns (bits, error of x_0, error of eps), each [T] with step 1 first.
     """
     x_0 = np.float64(x_0)
-    found = []
+    rows = []
     for step in range(1, len(beta) + 1):
         scale, spread = oracle.compose(beta, step)
         eps = np.float64(noise[step - 1])
         x_t = scale * x_0 + np.sqrt(spread) * eps
         output = np.float64(network(np.float32(x_t)[None], np.int32([step - 1]))[0])
         channels = x_0.shape[-1]
-        said, learned = output[..., :channels], output[..., channels:]
+        predicted, learned = output[..., :channels], output[..., channels:]
         if mean == "eps":
-            guess = (x_t - np.sqrt(spread) * said) / scale
+            guess = (x_t - np.sqrt(spread) * predicted) / scale
         elif mean == "v":
-            guess = scale * x_t - np.sqrt(spread) * said
+            guess = scale * x_t - np.sqrt(spread) * predicted
         elif mean == "x_0":
-            guess = said
+            guess = predicted
         else:  # The posterior mean is affine in x_0.
             at_0 = oracle.posterior(beta, step, 0.0, x_t)[0]
             at_1 = oracle.posterior(beta, step, 1.0, x_t)[0]
-            guess = (said - at_0) / (at_1 - at_0)
+            guess = (predicted - at_0) / (at_1 - at_0)
         guess = np.clip(guess, -1, 1) if clip else guess
-        centre = oracle.posterior(beta, step, guess, x_t)[0] if mean != "x_prev" else said
+        centre = oracle.posterior(beta, step, guess, x_t)[0] if mean != "x_prev" else predicted
         sigma2 = step_variance(beta, step, variance, learned)
         if step == 1:
             bits = decoder_bits(x_0, centre, np.sqrt(sigma2))
@@ -136,8 +136,8 @@ def walk(beta, x_0, noise, network, mean="eps", variance="fixed_large", clip=Tru
             nats = np.log(sigma2 / tau2) + (tau2 + (truth - centre) ** 2) / sigma2 - 1
             bits = nats / 2 / np.log(2)
         eps_error = (x_t - scale * guess) / np.sqrt(spread) - eps
-        found.append([np.mean(bits), np.mean((guess - x_0) ** 2), np.mean(eps_error**2)])
-    return np.transpose(found)
+        rows.append([np.mean(bits), np.mean((guess - x_0) ** 2), np.mean(eps_error**2)])
+    return np.transpose(rows)
 
 
 def prior_bits(beta, x_0):
@@ -156,13 +156,13 @@ def tiny_output(params, x_t, t):
 
 def as_kind(mean, variance, raw, x_t):
     """The two channels of `raw` as the output of this kind, not too far from the truth."""
-    said, learned = raw[..., :1], raw[..., 1:]
+    predicted, learned = raw[..., :1], raw[..., 1:]
     if mean in ("x_0", "x_prev"):
-        said = x_t + 0.1 * said  # As is, it would hit the decoder's floor in every pixel.
+        predicted = x_t + 0.1 * predicted  # As is, it would hit the decoder's floor in every pixel.
     if variance == "learned":
         learned = learned - 5
     learns = variance in ("learned", "learned_range")
-    return jnp.concatenate([said, learned], axis=-1) if learns else said
+    return jnp.concatenate([predicted, learned], axis=-1) if learns else predicted
 
 
 @pytest.mark.parametrize("clip", [True, False])
@@ -180,9 +180,9 @@ def test_every_kind_of_network_matches_the_walk(clip):
             def read(i):
                 mean, variance = KINDS[i]
                 x = x_t[i : i + 1]
-                said = as_kind(mean, variance, raw[i : i + 1], x)
+                output = as_kind(mean, variance, raw[i : i + 1], x)
                 prediction = predict_fn(
-                    schedule, lambda x_t, t: said, mean=mean, variance=variance, clip=clip
+                    schedule, lambda x_t, t: output, mean=mean, variance=variance, clip=clip
                 )(x, t[i : i + 1])
                 log_variance = jnp.broadcast_to(prediction.log_variance, x.shape)
                 return prediction.replace(log_variance=log_variance)
@@ -305,7 +305,7 @@ def gaussian_terms(beta, variance):
     Returns (variance of x_0 given x_t, cost of a perfect mean, cost of a unit error of
     x_0), each [T] with step 1 first; of the costs the first entry means nothing.
     """
-    found = []
+    rows = []
     for step in range(1, len(beta) + 1):
         scale, spread = oracle.compose(beta, step)
         left = 1 / (1 / S**2 + scale**2 / spread)
@@ -313,8 +313,8 @@ def gaussian_terms(beta, variance):
         sigma2 = oracle.reverse_variance(beta, step, variance)
         weight = oracle.posterior(beta, step, 1.0, 0.0)[0]  # Its mean is linear in both.
         mismatch = (np.log(sigma2 / tau2) + tau2 / sigma2 - 1) / 2
-        found.append([left, mismatch / np.log(2), weight**2 / sigma2 / 2 / np.log(2)])
-    return np.transpose(found)
+        rows.append([left, mismatch / np.log(2), weight**2 / sigma2 / 2 / np.log(2)])
+    return np.transpose(rows)
 
 
 @pytest.mark.parametrize("variance", ["fixed_large", "fixed_small"])
@@ -332,8 +332,8 @@ def test_terms_of_a_gaussian_are_their_closed_form(variance):
     assert_allclose(terms.vlb[:, 1:], expected[:, 1:], rtol=2e-4, atol=1e-6)
     average = mismatch + weight * left
     error = np.sqrt(2 / (n * 64)) * weight * left  # Of a mean of Gaussian squares.
-    found = np.float64(terms.vlb).mean(axis=0)
-    assert np.all(abs(found - average)[1:] < 5 * error[1:] + 1e-6)
+    vlb = np.float64(terms.vlb).mean(axis=0)
+    assert np.all(abs(vlb - average)[1:] < 5 * error[1:] + 1e-6)
     assert abs(mse_x_0.mean(axis=0) / left - 1).max() < 5 * np.sqrt(2 / (n * 64))
 
 
@@ -377,7 +377,7 @@ def test_rate_and_distortion_by_hand():
 
 
 def test_rate_and_distortion_of_a_gaussian():
-    """At the paper's T - t + 1 steps: what x_t has cost, and how well it tells x_0."""
+    """At the paper's T - t + 1 steps: what x_t has cost, and how well it predicts x_0."""
     schedule = schedule_lib.linear(20, 1e-3, 0.4)
     n = 256
     x_0 = np.random.default_rng(0).normal(M, S, (n, *SHAPE)).astype(np.float32)

@@ -240,16 +240,16 @@ def test_time_reaches_every_block_of_the_network(tiny, scale_shift):
 def test_groups_of_every_norm(settings, groups):
     """An explicit number wins."""
     model = UNet(**{"channel_multipliers": (1,), "attention_resolutions": (), **settings})
-    found = set()
+    seen = set()
 
     def see(call, args, kwargs, context):
         if isinstance(context.module, GroupNorm):
-            found.add(context.module.num_groups)
+            seen.add(context.module.num_groups)
         return call(*args, **kwargs)
 
     with nn.intercept_methods(see):
         jax.eval_shape(lambda p: apply(model, p), unet_shapes(model))
-    assert found == {groups}
+    assert seen == {groups}
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -294,7 +294,7 @@ def test_settings_that_do_not_suit_are_refused(settings, size, message):
         (dict(channels=1, scale_shift=True), r"channels=1"),
         (dict(num_groups=8), r"num_groups=8"),
     ],
-    ids=["one channel", "one channel, scale and shift", "one channel a group"],
+    ids=["one channel", "one channel, scale and shift", "one channel per group"],
 )
 def test_settings_that_lose_the_time_are_refused(settings, message):
     """One channel has no sinusoid, and a norm of one channel removes the time's bias."""
@@ -318,12 +318,12 @@ def test_bfloat16_is_close_and_float32_outside(tiny, fresh):
 def test_bfloat16_only_inside_convolutions_and_projections(tiny):
     """Norms and softmax, the first and the last convolution compute in float32."""
     jaxpr = jax.make_jaxpr(lambda p: apply(BF16, p))(tiny).jaxpr
-    found = list(tracing.equations(jaxpr))
-    for equation in found:
+    equations = list(tracing.equations(jaxpr))
+    for equation in equations:
         if equation.primitive.name in ("exp", "rsqrt", "reduce_sum", "reduce_max", "div"):
             dtypes = {v.aval.dtype for v in (*equation.invars, *equation.outvars)}
             assert jnp.dtype("bfloat16") not in dtypes, equation
-    convolutions = [e for e in found if e.primitive.name == "conv_general_dilated"]
+    convolutions = [e for e in equations if e.primitive.name == "conv_general_dilated"]
     first, *torso, last = ({v.aval.dtype for v in e.invars} for e in convolutions)
     assert first == last == {jnp.dtype("float32")}
     assert torso and all(dtypes == {jnp.dtype("bfloat16")} for dtypes in torso)
@@ -390,10 +390,10 @@ def test_remat_keeps_every_number():
 
 
 def test_remat_keeps_the_names_of_parameters(tiny):
-    found = jax.eval_shape(lambda: TINY.init(
+    variables = jax.eval_shape(lambda: TINY.init(
         {"params": jax.random.key(0), "dropout": jax.random.key(1)}, X, T, train=True, remat=True
     ))
-    assert jax.tree.map(np.shape, found["params"]) == jax.tree.map(np.shape, tiny)
+    assert jax.tree.map(np.shape, variables["params"]) == jax.tree.map(np.shape, tiny)
 
 
 def test_remat_is_of_every_block_and_of_nothing_else(tiny):
