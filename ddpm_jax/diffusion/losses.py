@@ -18,7 +18,7 @@ from ddpm_jax.diffusion.process import (
     q_sample, split_output, v_from_eps,
 )
 from ddpm_jax.diffusion.schedule import Schedule, at
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, check_known
 
 LOSSES = ("simple", "vlb", "rescaled_vlb", "hybrid", "rescaled_hybrid")
 WEIGHTINGS = ("constant", "min_snr", "p2")
@@ -51,13 +51,8 @@ class Objective:
 
     def check(self, parameterization: Parameterization) -> None:
         """Raises UserError where a choice is unknown or cannot train what is predicted."""
-        for field, value, known in (
-            ("loss", self.loss, LOSSES), ("weighting", self.weighting, WEIGHTINGS),
-        ):
-            if value not in known:
-                raise UserError(
-                    f"is not known; use one of {', '.join(known)}.", field=field, value=value
-                )
+        check_known("loss", self.loss, LOSSES)
+        check_known("weighting", self.weighting, WEIGHTINGS)
         mean, variance = parameterization.mean, parameterization.variance
         if self.loss == "simple" and variance in LEARNED:
             raise UserError(

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ddpm_jax.diffusion.schedule import Schedule, at
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, check_known
 
 PIXEL_AXES = (1, 2, 3)  # Of images: what a mean per image is taken over.
 Images = Float[Array | np.ndarray, "b h w c"]
@@ -50,13 +50,8 @@ class Parameterization:
 
     def check(self, schedule: Schedule) -> None:
         """Raises UserError where a choice is unknown or does not suit the schedule."""
-        for field, value, known in (
-            ("mean", self.mean, MEANS), ("variance", self.variance, VARIANCES),
-        ):
-            if value not in known:
-                raise UserError(
-                    f"is not known; use one of {', '.join(known)}.", field=field, value=value
-                )
+        check_known("mean", self.mean, MEANS)
+        check_known("variance", self.variance, VARIANCES)
         if self.mean == "eps" and np.asarray(schedule.beta)[-1] == 1:
             raise UserError(
                 "cannot go with a schedule whose last beta is 1: x_T keeps nothing of x_0, so "

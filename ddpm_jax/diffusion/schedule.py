@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, check_known
 
 
 @flax.struct.dataclass
@@ -210,10 +210,7 @@ def named(name: str, num_timesteps: int, start: float, end: float) -> Schedule:
     Raises:
         UserError: the name is unknown, or a number makes no schedule.
     """
-    if name not in NAMED:
-        raise UserError(
-            f"is not known; use one of {', '.join(NAMED)}.", field="schedule", value=name
-        )
+    check_known("schedule", name, NAMED)
     return NAMED[name](num_timesteps, start, end)
 
 

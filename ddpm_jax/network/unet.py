@@ -11,11 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, check_known
 from ddpm_jax.network.blocks import (
     AttentionBlock, ResBlock, conv3x3, default_num_groups, fan_avg, group_norm, timestep_embedding,
     zeros,
 )
+
+
+PADDINGS = {"asymmetric": (0, 1), "symmetric": (1, 1)}  # Before and after, on either axis.
 
 
 class _Call(NamedTuple):
@@ -205,7 +208,7 @@ class UNet(nn.Module):
         return condition
 
     def downsample(self, h, name):  # [b, h, w, c] -> [b, h/2, w/2, c]
-        padding = {"asymmetric": (0, 1), "symmetric": (1, 1)}[self.downsample_padding]
+        padding = PADDINGS[self.downsample_padding]
         return nn.Conv(
             h.shape[-1], (3, 3), strides=2, padding=(padding, padding), dtype=self.dtype,
             kernel_init=fan_avg, name=name,
@@ -227,15 +230,8 @@ def check(model: UNet, height: int, width: int) -> None:
     """
     _check_size(model, height, width)
     _check_channels(model)
-    for field, known in (
-        ("embedding_order", ("sin_cos", "cos_sin")),
-        ("downsample_padding", ("asymmetric", "symmetric")),
-    ):
-        value = getattr(model, field)
-        if value not in known:
-            raise UserError(
-                f"is not known; use one of {', '.join(known)}.", field=field, value=value
-            )
+    check_known("embedding_order", model.embedding_order, ("sin_cos", "cos_sin"))
+    check_known("downsample_padding", model.downsample_padding, tuple(PADDINGS))
 
 
 def _check_size(model: UNet, height: int, width: int) -> None:
