@@ -1,4 +1,4 @@
-"""Do conditional digits do as they are told? Guidance, super-resolution and segmentation.
+"""Do labels and conditions have their effect? Guidance, super-resolution and segmentation.
 
     python main.py --config=configs/digits_conditional.py --workdir=runs/digits_conditional
     python -m benchmarks.quality.conditional --task=guidance --workdir=runs/digits_conditional
@@ -7,11 +7,12 @@
     python main.py --config=configs/digits_segment.py --workdir=runs/digits_segment
     python -m benchmarks.quality.conditional --task=segment --workdir=runs/digits_segment
 
-Guidance: the share of samples that the classifier of `digits.py` takes for their
-label, by scale. Super-resolution: of the 300 held-out digits, the error of the mean of 16 draws
-beside that of bicubic interpolation and of ridge regression, and how far a draw, shrunk again,
-is from its input. Segmentation: Dice of the mean of 16 draws on the held-out digits, beside that
-of the best threshold of the noisy digit. Needs `pip install -e ".[test]"` for scikit-learn.
+Guidance: the share of samples whose label the classifier of `digits.py` predicts, by scale.
+Super-resolution: the error of the mean of 16 draws on the 300 held-out digits, compared with
+bicubic interpolation and ridge regression, and the difference between a reduced draw and its
+condition.
+Segmentation: Dice of the mean of 16 draws on the held-out digits, compared with the best threshold
+of the noisy digit. Needs `pip install -e ".[test]"` for scikit-learn.
 """
 
 import argparse
@@ -31,12 +32,12 @@ _CHAIN = dict(sampler="ddim", eta=1.0, num_steps=50, output="uint8", progress=Tr
 
 
 def with_error(values):
-    """Mean and standard error of the mean, as text."""
+    """The mean and its standard error, as text."""
     return f"{values.mean():.4f} +- {values.std(ddof=1) / len(values) ** 0.5:.4f}"
 
 
 def guidance(trained, seed):
-    """Share of 1,000 samples that are taken for their label, by guidance scale."""
+    """Prints the share of 1,000 samples whose label the classifier predicts, by guidance scale."""
     classifier, labels = fitted_classifier(), np.arange(1000) % 10
     images, truth = loading.digits("test")
     print("held-out digits:", with_error(classifier.predict(scaled(images)) == truth))
@@ -44,29 +45,29 @@ def guidance(trained, seed):
         samples = ddpm_jax.sample(
             trained, seed, len(labels), labels=labels, guidance=scale, **_CHAIN)
         right = classifier.predict(scaled(samples)) == labels
-        print(f"guidance {scale:g}: as their label {with_error(right)}, spread of a pixel within "
-              f"a class {_spread(samples, labels):.1f}; of held-out digits "
+        print(f"guidance {scale:g}: label predicted {with_error(right)}, standard deviation of a "
+              f"pixel within a class {_spread(samples, labels):.1f}; of held-out digits "
               f"{_spread(images, truth):.1f}")
 
 
 def _spread(images, labels):
-    """Mean over classes and pixels of the standard deviation, in grey levels."""
+    """The standard deviation of a pixel within a class, in grey levels, averaged."""
     return np.mean([images[labels == k].std(axis=0, dtype=np.float64) for k in range(10)])
 
 
 def drawn(trained, seed, source):
-    """(draws [n, 16, ...], truth [n, ...], condition [n, ...]) of a whole source."""
-    told = source.examples(np.arange(len(source)))
-    condition = told["condition"].repeat(_DRAWS, axis=0)
-    found = ddpm_jax.sample(trained, seed, len(condition), condition=condition, **_CHAIN)
-    return (found.reshape(len(source), _DRAWS, *found.shape[1:]), told["images"],
-            told["condition"])
+    """(draws [n, 16, ...], truth [n, ...], condition [n, ...]) for all images of a source."""
+    examples = source.examples(np.arange(len(source)))
+    condition = examples["condition"].repeat(_DRAWS, axis=0)
+    draws = ddpm_jax.sample(trained, seed, len(condition), condition=condition, **_CHAIN)
+    return (draws.reshape(len(source), _DRAWS, *draws.shape[1:]), examples["images"],
+            examples["condition"])
 
 
 def superres(trained, seed):
-    """Errors in grey levels, on the 300 held-out digits."""
+    """Prints errors in grey levels, on the 300 held-out digits."""
     source = loading.load("digits", split="test", condition="low_resolution", factor=2)
-    found, truth, condition = drawn(trained, seed, source)
+    draws, truth, condition = drawn(trained, seed, source)
     small = image_pairs.shrink(condition, 2)
     bicubic = np.stack([
         np.asarray(Image.fromarray(x[..., 0]).resize((8, 8), Image.Resampling.BICUBIC))
@@ -80,37 +81,38 @@ def superres(trained, seed):
     def error(images):
         return np.sqrt(np.square(images - truth.astype(float)).mean(axis=(1, 2, 3)))
 
-    together = conditional_draws.summary(found, truth)
+    together = conditional_draws.summary(draws, truth)
     print(f"mean of {_DRAWS} draws: RMSE {with_error(together.error)}")
     print(f"one draw: {with_error(together.single_error)}")
     print(f"bicubic: {with_error(error(bicubic.astype(float)))}")
     print(f"ridge regression: {with_error(error(regressed.clip(0, 255)))}")
-    again = image_pairs.shrink(found.reshape(-1, *truth.shape[1:]), 2).astype(float)
+    again = image_pairs.shrink(draws.reshape(-1, *truth.shape[1:]), 2).astype(float)
     inputs = small.repeat(_DRAWS, axis=0)
     off = np.sqrt(np.square(again - inputs).mean(axis=(1, 2, 3)))
-    print(f"a draw shrunk again, from its input: RMSE {with_error(off)}, the worst {off.max():.2f}")
-    print(f"draws of one input differ by {with_error(together.disagreement.mean(axis=(1, 2, 3)))}")
+    print(f"a reduced draw and its condition: RMSE {with_error(off)}, maximum {off.max():.2f}")
+    spread = together.disagreement.mean(axis=(1, 2, 3))
+    print(f"draws for one condition differ by {with_error(spread)}")
 
 
 def segment(trained, seed):
-    """Dice on the 300 held-out digits."""
+    """Prints Dice on the 300 held-out digits."""
     source = loading.load("digits", split="test", condition="noisy")
-    found, truth, condition = drawn(trained, seed, source)
-    together = conditional_draws.summary(found, truth)
+    draws, truth, condition = drawn(trained, seed, source)
+    together = conditional_draws.summary(draws, truth)
     print(f"mean of {_DRAWS} draws: Dice {with_error(together.dice)}")
 
     def dice(masks):
         masks, wanted = masks.reshape(len(masks), -1), truth.reshape(len(truth), -1) == 255
         return 2 * (masks & wanted).sum(1) / (masks.sum(1) + wanted.sum(1))
 
-    single = dice(found[:, 0] >= 128)
+    single = dice(draws[:, 0] >= 128)
     print(f"one draw: {with_error(single)}")
     best = max((dice(condition >= level) for level in range(64, 200, 4)), key=np.mean)
     print(f"best threshold of the noisy digit: {with_error(best)}")
 
 
 def main():
-    """Prints the figures of one task for the newest checkpoint of a workdir."""
+    """Prints the numbers of one task for the newest checkpoint of a workdir."""
     tasks = {"guidance": guidance, "superres": superres, "segment": segment}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--task", choices=tasks, required=True)

@@ -1,12 +1,12 @@
-"""Are sampled digits digits, and new ones? Judged by a classifier and by nearest neighbours.
+"""Do samples look like digits, and are they new? A classifier and nearest neighbours judge.
 
     python -m benchmarks.quality.digits --workdir=runs/digits
 
-A calibrated support-vector classifier, fitted on the 1,497 training digits, says how sure it is
-of each sample and of each of the 300 held-out digits; the mean top probabilities should agree to
-0.03. Every class should make up at least 3 % of the samples, and the median distance from a
-sample to its nearest training digit should not be below that of held-out digits (then samples
-would be copies). Needs `pip install -e ".[test]"` for scikit-learn.
+A calibrated support-vector classifier is fitted on the 1,497 training digits. Its mean top
+probability should agree to 0.03 between the samples and the 300 held-out digits. Every class should
+have at least 3 % of the samples. The median distance to the nearest training digit should not be
+smaller for samples than for held-out digits; otherwise samples would be copies. Needs
+`pip install -e ".[test]"` for scikit-learn.
 """
 
 import argparse
@@ -22,30 +22,30 @@ from ddpm_jax.data import loading
 
 
 def scaled(images):
-    """uint8 [n, 8, 8, 1] to the 0..16 of scikit-learn, float64 [n, 64]."""
+    """Converts uint8 [n, 8, 8, 1] to scikit-learn's scale 0..16, float64 [n, 64]."""
     return images.reshape(len(images), -1) / 255 * 16
 
 
 def nearest(images, train):
-    """Distance of each image to its nearest in `train`, [n], on the 0..16 scale."""
+    """The distance of each image to the nearest one in `train`, [n], on the scale 0..16."""
     return np.sqrt(((images[:, None] - train[None]) ** 2).sum(axis=-1)).min(axis=1)
 
 
 def fitted_classifier():
-    """A calibrated classifier of the training digits."""
+    """Fits a calibrated classifier on the training digits."""
     images, labels = loading.digits("train")
     classifier = CalibratedClassifierCV(SVC(gamma=0.001), ensemble=False)
     return classifier.fit(scaled(images), labels)
 
 
 def top_probability(classifier, images):
-    """How sure the classifier is of uint8 [n, 8, 8, 1]: mean and standard error."""
+    """The classifier's top probability for uint8 [n, 8, 8, 1]: mean and standard error."""
     top = classifier.predict_proba(scaled(images)).max(axis=1)
     return top.mean(), top.std(ddof=1) / len(top) ** 0.5
 
 
 def main():
-    """Prints the figures for the newest checkpoint of a workdir."""
+    """Prints the numbers for the newest checkpoint of a workdir."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--num_images", type=int, default=512)

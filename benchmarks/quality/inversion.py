@@ -1,10 +1,10 @@
-"""How much of a picture survives DDIM's way to x_T and back, by the number of steps.
+"""How much of an image survives DDIM inversion to x_T and back, by the number of steps?
 
     python -m benchmarks.quality.inversion --workdir=runs/digits
 
-Prints the mean squared error of a pixel, in [0, 1], over the 300 held-out digits, for as many
-steps each way as in Table 2 of Song, Meng and Ermon 2021 (DDIM), whose figures on the CIFAR-10
-test set stand beside them: other images, but the same fall.
+Prints the mean squared error per pixel, in [0, 1], over the 300 held-out digits, for the numbers of
+steps in Table 2 of Song, Meng and Ermon 2021 (DDIM). The paper's numbers, on the CIFAR-10 test set,
+stand beside them: they are for other images but fall in the same way.
 """
 
 import argparse
@@ -33,8 +33,8 @@ def main():
     print("| steps each way | digits | CIFAR-10 (paper) |\n|---|---|---|")
     for num_steps, paper in PAPER.items():
         settings = Settings("ddim", num_steps)
-        found = editing.reconstruct(trained, digits, settings=settings)
-        error = np.mean(np.square(np.float64(found - digits) / 2), axis=(1, 2, 3))
+        reconstructed = editing.reconstruct(trained, digits, settings=settings)
+        error = np.mean(np.square(np.float64(reconstructed - digits) / 2), axis=(1, 2, 3))
         spread = error.std(ddof=1) / len(error) ** 0.5
         print(f"| {num_steps} | {error.mean():.2g} ± {spread:.1g} | {paper} |", flush=True)
 

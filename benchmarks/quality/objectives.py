@@ -1,11 +1,11 @@
-"""Every objective on the digits: does it learn, and what does it reach in bits/dim?
+"""Does each training objective learn the digits, and which bits/dim does it reach?
 
     python -m benchmarks.quality.objectives --workdir=runs/objectives [--only=3,5] [--num_steps=600]
 
-Trains `configs/digits.py` with each objective for the same number of steps and prints a
-Markdown row: the held-out loss at its first evaluation and at the end (of its own objective,
-so rows do not compare), and the bits/dim of 100 held-out digits, the column that does
-compare. A second start continues.
+Trains `configs/digits.py` with each objective for the same number of steps and prints a Markdown
+row: the held-out loss at the first evaluation and at the end, and the bits/dim of 100 held-out
+digits. Each loss is that of its own objective, so only the bits/dim can be compared between rows. A
+second start resumes.
 """
 
 import argparse
@@ -35,7 +35,7 @@ OBJECTIVES = [  # mean, variance, loss, weighting, t
 
 
 def config_of(objective, num_steps):
-    """The digits' config with another objective, looked at every tenth of the run."""
+    """The digits' config with another objective, evaluated at every tenth of the run."""
     config = digits.get_config()
     diffusion = config.diffusion
     (diffusion.mean, diffusion.variance, diffusion.loss, diffusion.weighting,
@@ -49,11 +49,11 @@ def config_of(objective, num_steps):
 
 
 def main():
-    """Prints one row an objective."""
+    """Prints one row per objective."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--num_steps", type=int, default=600)
-    parser.add_argument("--only", default="", help="rows, such as 0,12; all by default")
+    parser.add_argument("--only", default="", help="rows, for example 0,12; default all")
     args = parser.parse_args()
     chosen = [int(i) for i in args.only.split(",") if i] or range(len(OBJECTIVES))
     print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}, {args.num_steps} steps")

@@ -1,11 +1,11 @@
-"""Do fast samplers draw digits as good as those of the whole chain?
+"""Are digits of fast samplers as good as those of the full chain?
 
     python -m benchmarks.quality.samplers --workdir=runs/digits
 
-Prints a Markdown row a sampler: network calls, and the mean top probability that the calibrated
-classifier of `digits.py` gives its samples, with standard error. DDIM with 20 calls
-and DPM-Solver++ with 10 should come within 0.03 of the whole chain. All samplers start from the
-same prior draws.
+Prints a Markdown row per sampler: its network calls, and the mean top probability that the
+calibrated classifier of `digits.py` gives to its samples, with the standard error. DDIM with 20
+calls and DPM-Solver++ with 10 should be within 0.03 of the full chain. All samplers start from the
+same x_T.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import jax
 import ddpm_jax
 from benchmarks.quality import digits
 
-CHAINS = [  # sampler, network calls; None is the whole chain
+CHAINS = [  # sampler, network calls; None is the full chain
     ("ancestral", None),
     ("ancestral", 50),
     ("ddim", 20),

@@ -1,4 +1,4 @@
-"""The clock of training: the seconds behind a run's own rows, and the end when they are over."""
+"""The clock of training: the seconds behind a run's rows, and the signal that ends it."""
 
 import contextlib
 import os
@@ -9,20 +9,20 @@ from typing import Any
 
 import numpy as np
 
-_POLL = 0.5  # Seconds between two looks.
+_POLL = 0.5  # Seconds between checks.
 
 
 def seconds(rows: Sequence[dict[str, Any]], starts: Collection[int]) -> tuple[float, np.ndarray]:
-    """How long the steps of a run took, and what each of its starts took beside them.
+    """The time of all steps of a run, and the extra time of each of its starts.
 
-    A row's speed leaves out what training waits for: held-out loss, pictures, checkpoints. The
-    first row of a start holds its compilation too: its steps count as those of the next row that
-    holds none (of the one before, where none comes), and the rest is the start's. Until there is
-    such a row all is the starts'.
+    A row's speed leaves out what training waits for: held-out loss, images, checkpoints. The first
+    row after a start includes compilation. Its steps count at the speed of the next row without
+    compilation (or of the previous one, if there is no next), and the rest of its time belongs to
+    the start. Without any such row all time belongs to the starts.
 
     Args:
-        rows: of `read_metrics`, from the first.
-        starts: the steps from which training was started or taken up again.
+        rows: all rows of `read_metrics`.
+        starts: the steps at which training was started or resumed.
 
     Returns:
         Seconds of all steps up to the last row, and of each start that has a row.
@@ -43,9 +43,9 @@ def seconds(rows: Sequence[dict[str, Any]], starts: Collection[int]) -> tuple[fl
 
 @contextlib.contextmanager
 def ended_when(due: Callable[[], bool]) -> Iterator[threading.Event]:
-    """Asks the training inside to stop once `due()`, as SIGTERM does; gives whether it did.
+    """Sends SIGTERM to the training inside once `due()`; yields an event that says whether it did.
 
-    Only where somebody listens: a process without a handler would end.
+    It sends the signal only if there is a handler; a process without one would end.
     """
     over, asked = threading.Event(), threading.Event()
 

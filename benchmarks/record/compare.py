@@ -1,9 +1,9 @@
-"""Records side by side: what differs in their settings, and what each reached.
+"""Compares records: the settings in which they differ, and what each reached.
 
     python -m benchmarks.record.compare runs/paper/record runs/fast/record
 
-Of bits/dim the last column is the difference to the first record's, image by image, whose
-standard error is far below that of each: the same images, the same noise.
+The last column is the difference in bits/dim to the first record, image by image. Its standard
+error is far below that of each value, because images and noise are the same.
 """
 
 import argparse
@@ -16,31 +16,31 @@ from ddpm_jax import config as config_lib
 
 
 def table(records):
-    """A Markdown table.
+    """A Markdown table of records.
 
     Args:
-        records: by name, the content of each `metrics.json`; the first is compared with.
+        records: the content of each `metrics.json`, by name; all are compared with the first.
 
     Raises:
-        ValueError: a record has no row of training, or another data set than the first.
+        ValueError: a record has no training row, or another data set than the first.
     """
     for name, record in records.items():
         if "train" not in record:
-            raise ValueError(f"{name} has no row of training; let benchmarks.record.run finish.")
+            raise ValueError(f"{name} has no training row; let benchmarks.record.run finish.")
     settings = {
         name: dict(config_lib.leaves(record["train"]["config"]))
         for name, record in records.items()
     }
     first = next(iter(records))
-    for name, found in settings.items():
-        if found["data.name"] != settings[first]["data.name"]:
+    for name, own in settings.items():
+        if own["data.name"] != settings[first]["data.name"]:
             raise ValueError(
-                f"{name} is of {found['data.name']} and {first} of "
+                f"{name} is of {own['data.name']} and {first} of "
                 f"{settings[first]['data.name']}; name records of one data set."
             )
     differing = [
         key for key, value in settings[first].items() if key.startswith(("model.", "train."))
-        and any(found.get(key) != value for found in settings.values())
+        and any(own.get(key) != value for own in settings.values())
     ]
     lines = [
         "| record | " + "".join(f"{key} | " for key in differing)
@@ -70,7 +70,7 @@ def _error(error):
 
 
 def _difference(row, first):
-    """Of two rows of bits/dim, image by image where they are of the same images and noise."""
+    """The difference of two rows of bits/dim, if they have the same images and noise."""
     if row is first or row is None or first is None:
         return ""
     same = ("num_images", "split", "seed")
@@ -89,7 +89,7 @@ def main(argv=None):
     folders = parser.parse_args(argv).records
     for folder in folders:
         if not (folder / "metrics.json").exists():
-            parser.error(f"{folder} has no metrics.json; name a folder such as runs/fast/record.")
+            parser.error(f"{folder} has no metrics.json; name one like runs/fast/record.")
     try:
         print(table({
             str(folder): json.loads((folder / "metrics.json").read_text()) for folder in folders

@@ -1,17 +1,16 @@
-"""Trains for so many minutes, then measures and draws what came of it, into a folder of files.
+"""Trains for a fixed time, then measures the result and draws samples, into a folder of files.
 
     python -m benchmarks.record.run --config=benchmarks/record/settings.py:fast \\
         --workdir=runs/record --minutes=25
 
-WORKDIR/record then holds `metrics.json` (speed, losses, bits/dim, the settings), grids of samples
-as they came, the samples themselves as uint8, images on their way from noise, and the running
-average of the weights in bfloat16, every file of at most --file_mib. --config.GROUP.NAME=V
-changes a setting.
+WORKDIR/record then holds `metrics.json` (speed, losses, bits/dim, the settings), grids of
+unselected samples, the samples themselves as uint8, images while they are generated, and the EMA
+weights in bfloat16. No file is larger than --file_mib. --config.GROUP.NAME=V changes a setting.
 
-It may be cut at any moment: the same command goes on with what is not there yet. --minutes is
-training's own clock, over all starts: compiling, checkpoints and held-out loss are not counted.
---total_minutes is the wall clock of this command: training stops, saved, before it ends, and a
-stage that would take longer than what is left is left out, with a line that says so.
+You can interrupt it at any time: the same command resumes with what is missing. --minutes is the
+training time over all starts, without compilation, checkpoints and held-out loss. --total_minutes
+limits the wall-clock time of this command: training saves and stops before the limit, and a stage
+that would take longer than the rest is skipped, with a line that says so.
 """
 
 import argparse
@@ -35,12 +34,12 @@ from ddpm_jax.workdir import checkpoints, run_folder
 from ddpm_jax.workdir.logs import format_duration
 from ddpm_jax.workdir.metrics_file import read_metrics
 
-_TO_SAVE = 30.0  # Seconds before the end at which training is asked to stop.
-_LAST = 10  # Rows over which the loss is averaged.
+_TO_SAVE = 30.0  # Training is asked to stop this many seconds before the limit.
+_LAST = 10  # The loss is averaged over this many rows.
 
 
 def trained(workdir, record):
-    """(step, seconds, seconds of each start, rows) of the newest checkpoint of a run."""
+    """(step, seconds, seconds of each start, rows) until the newest checkpoint of a run."""
     steps = checkpoints.steps(workdir) if workdir.exists() else []
     rows = [row for row in read_metrics(workdir) if row["step"] <= steps[-1]] if steps else []
     if not rows:
@@ -49,10 +48,10 @@ def trained(workdir, record):
 
 
 def train(config, workdir, record, *, seconds, deadline):
-    """Trains until the run has so many seconds behind it, or the deadline is near.
+    """Trains until the run has trained for this many seconds, or the deadline is near.
 
     Returns:
-        Whether it is done.
+        Whether training is done.
     """
     def is_done():
         step, spent, *_ = trained(workdir, record)
@@ -78,13 +77,13 @@ def train(config, workdir, record, *, seconds, deadline):
 
 
 def training_row(config, workdir, record):
-    """What `metrics.json` says of training."""
+    """The row of `metrics.json` about training."""
     step, seconds, starting, rows = trained(workdir, record)
     last = rows[-_LAST:]
 
     def mean(name):
-        found = [row[name] for row in last if row.get(name) is not None]
-        return float(np.mean(found)) if found else None
+        values = [row[name] for row in last if row.get(name) is not None]
+        return float(np.mean(values)) if values else None
 
     speed = float(np.median([row["steps_per_second"] for row in rows]))
     device = jax.devices()[0]
@@ -99,19 +98,19 @@ def training_row(config, workdir, record):
     }
 
 
-def said(row):
-    """A line of `training_row`."""
+def training_line(row):
+    """One line for the terminal about a `training_row`."""
     quartiles = ", ".join("none" if x is None else f"{x:.4f}" for x in row["loss_quartiles"])
     return (
         f"trained: {row['step']:,} steps in {row['minutes']:.1f} minutes, "
         f"{row['steps_per_second']:.2f} steps/s, {row['images_per_second']:,.0f} images/s; "
-        f"starting took {format_duration(sum(row['starting_seconds']))} beside; loss "
+        f"starting took another {format_duration(sum(row['starting_seconds']))}; loss "
         f"{row['loss']:.4f}, by quartile of t {quartiles}"
     )
 
 
 def main(argv=None):
-    """Does what is not there yet."""
+    """Does everything that is missing."""
     began, argv = time.monotonic(), sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", required=True, help="file, or file:argument")
@@ -150,7 +149,7 @@ def config_of(arguments):
 
 
 def work(config, args, began, command):
-    """Training and every stage that is not there yet and fits."""
+    """Trains, and runs every stage that is missing and fits into the time."""
     compilation_cache.enable()
     deadline = began + 60 * args.total_minutes
     record = stages.Record(args.workdir / "record", int(args.file_mib * 2**20))
@@ -158,38 +157,38 @@ def work(config, args, began, command):
         config, args.workdir, record, seconds=60 * args.minutes, deadline=deadline
     )
     if not trained(args.workdir, record)[-1]:
-        print(f"no row is logged yet; go on with: {command}", flush=True)
+        print(f"no row is logged yet; continue with: {command}", flush=True)
         return
     config = run_folder.config_for(config, args.workdir)
     row = training_row(config, args.workdir, record)
     record.add("train", row)
-    print(said(row), flush=True)
+    print(training_line(row), flush=True)
     if not done:
-        print(f"{row['minutes']:.1f} of {args.minutes:g} minutes; go on with: {command}")
+        print(f"{row['minutes']:.1f} of {args.minutes:g} minutes; continue with: {command}")
         return
     for stage in stages.stages(
         config.diffusion.num_timesteps, bits_images=args.bits_images,
         ddim_images=args.ddim_images, chain_images=args.chain_images,
     ):
-        asked = {"step": row["step"], "images": stage.num_images, "calls": stage.num_calls}
-        if record.has(stage.name, asked):
-            print(f"{stage.name}: there already", flush=True)
+        request = {"step": row["step"], "images": stage.num_images, "calls": stage.num_calls}
+        if record.has(stage.name, request):
+            print(f"{stage.name}: already done", flush=True)
             continue
         needed = stage.seconds(row["images_per_second"], max(row["starting_seconds"], default=0))
         left = deadline - time.monotonic()
         if needed > left:
-            print(f"{stage.name}: left out, would take some {format_duration(needed)} of the "
-                  f"{format_duration(max(left, 0))} left; go on with: {command}", flush=True)
+            print(f"{stage.name}: skipped, would take about {format_duration(needed)} of the "
+                  f"{format_duration(max(left, 0))} left; continue with: {command}", flush=True)
             continue
         start = time.monotonic()
-        found = stage.run(
+        result = stage.run(
             stages.job_of(config, args.workdir, stage.num_images), record, stage
         )
         took = time.monotonic() - start
-        record.add(stage.name, asked | found | {"seconds": took})
-        value = f" {found['value']:.4f}" if found.get("value") is not None else ""
-        error = f" +- {found['standard_error']:.4f}" if found.get("standard_error") else ""
-        files = f"; {', '.join(found['files'])}" if "files" in found else ""
+        record.add(stage.name, request | result | {"seconds": took})
+        value = f" {result['value']:.4f}" if result.get("value") is not None else ""
+        error = f" +- {result['standard_error']:.4f}" if result.get("standard_error") else ""
+        files = f"; {', '.join(result['files'])}" if "files" in result else ""
         print(f"{stage.name}:{value}{error} in {format_duration(took)}{files}", flush=True)
 
 

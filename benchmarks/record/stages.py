@@ -1,8 +1,8 @@
-"""What is measured and drawn of a checkpoint, and the folder of files that keeps it.
+"""The stages that measure a checkpoint and draw samples, and the folder that keeps the results.
 
-A stage leaves files and a row in `metrics.json`, written last: a row with the same step, images
-and calls is never computed again. Sampling and bits/dim keep finished rounds in the workdir's
-`evaluations/`, where `--mode=evaluate` finds them too, so that a stage that was cut goes on.
+A stage writes files and then a row in `metrics.json`. A row with the same step, images and calls is
+never computed again. Sampling and bits/dim keep finished rounds in `evaluations/` of the workdir,
+where `--mode=evaluate` finds them too, so that an interrupted stage resumes.
 """
 
 import dataclasses
@@ -31,17 +31,17 @@ from ddpm_jax.weights import pretrained, state_dicts
 from ddpm_jax.workdir import pictures, run_folder
 
 DDIM_STEPS = 50
-_SHOWN = 64  # Images of a grid: the first.
-_ON_THEIR_WAY, _FRAMES = 16, 20  # Images and moments of the pictures of the process.
-_HEADER = 65536  # Bytes that names and shapes take in a file, at most.
+_SHOWN = 64  # A grid shows the first images.
+_PROCESS_IMAGES, _FRAMES = 16, 20  # Images and moments in the pictures of the process.
+_HEADER = 65536  # Upper bound of the bytes for names and shapes in a file.
 
 
 class Record:
-    """A folder of files below a size, and `metrics.json`, which says what they are.
+    """A folder of files of limited size, and `metrics.json`, which describes them.
 
     Args:
-        folder: made where missing.
-        file_bytes: a file is at most so long.
+        folder: created if missing.
+        file_bytes: maximum size of a file.
     """
 
     def __init__(self, folder: Any, file_bytes: int):
@@ -49,22 +49,22 @@ class Record:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """The rows, by name; none where nothing was written yet."""
+        """The rows by name; empty if nothing was written yet."""
         path = self.folder / "metrics.json"
         return json.loads(path.read_text()) if path.exists() else {}
 
-    def has(self, name: str, asked: dict[str, Any]) -> bool:
-        """Whether there is a row that answers what is asked, with all of its files."""
+    def has(self, name: str, request: dict[str, Any]) -> bool:
+        """Whether there is a row for this request, with all of its files."""
         row = self.metrics.get(name, {})
-        return bool(row) and asked.items() <= row.items() and all(
+        return bool(row) and request.items() <= row.items() and all(
             (self.folder / file).exists() for file in row.get("files", ())
         )
 
     def add(self, name: str, row: Any) -> None:
-        """Writes a row; files of the one before that are not of this one are removed.
+        """Writes a row, and removes files that only the previous row of this name had.
 
         Raises:
-            ValueError: a file is too long.
+            ValueError: a file is too large.
         """
         metrics = self.metrics
         new = row.get("files", ()) if isinstance(row, dict) else ()
@@ -83,7 +83,7 @@ class Record:
             (self.folder / file).unlink(missing_ok=True)
 
     def write_parts(self, stem: str, contents: Iterable[bytes], ending: str) -> list[str]:
-        """Writes files STEM_1_of_N.ENDING and so on; their names."""
+        """Writes files STEM_1_of_N.ENDING and so on, and returns their names."""
         contents = list(contents)
         names = [f"{stem}_{i + 1}_of_{len(contents)}.{ending}" for i in range(len(contents))]
         for name, content in zip(names, contents):
@@ -93,13 +93,13 @@ class Record:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A part of the work behind training.
+    """A part of the work after training.
 
     Attributes:
-        name: of its row.
-        run: (job, record, stage) -> what its row says.
-        num_images: how many images.
-        num_calls: network calls an image.
+        name: name of its row.
+        run: (job, record, stage) -> content of its row.
+        num_images: number of images.
+        num_calls: network calls per image.
     """
 
     name: str
@@ -108,16 +108,16 @@ class Stage:
     num_calls: int
 
     def seconds(self, images_per_second: float, starting: float) -> float:
-        """What it will take, by the speed of training and what starting that took.
+        """An estimate of its seconds from the speed of training and the time of its start.
 
-        An image of training costs about three network calls; compiling a chain no more than
+        An image of training costs about three network calls. Compiling a chain takes no longer than
         compiling a training step.
         """
         return starting + self.num_images * self.num_calls / (3 * images_per_second)
 
 
 def job_of(config: ml_collections.ConfigDict, workdir: Any, num_images: int = 0) -> job_lib.Job:
-    """The newest checkpoint of a run, to be measured and sampled from."""
+    """The job that measures the newest checkpoint of a run and samples from it."""
     config = config.copy_and_resolve_references()
     config.evaluate.metrics, config.evaluate.checkpoints = ("bpd",), "newest"
     config.evaluate.num_images = config.evaluate.num_samples = num_images
@@ -128,7 +128,7 @@ def job_of(config: ml_collections.ConfigDict, workdir: Any, num_images: int = 0)
 
 
 def weights(job, record, stage) -> dict[str, Any]:
-    """The parameters in bfloat16, by the names of diffusers; `read_weights` reads them."""
+    """Writes the parameters in bfloat16 with the names of diffusers, for `read_weights`."""
     trained = job.trained
     state = state_dicts.from_params(trained.params, trained.model, trained.image_shape[0])
     pieces, size = [{}], 0
@@ -147,7 +147,7 @@ def weights(job, record, stage) -> dict[str, Any]:
 
 
 def read_weights(folder: Any) -> trained_lib.Trained:
-    """The model whose weights a record holds.
+    """The model with the weights of a record.
 
     Raises:
         ValueError: a file is missing or damaged.
@@ -164,7 +164,7 @@ def read_weights(folder: Any) -> trained_lib.Trained:
 
 
 def held_out(job, record, stage) -> dict[str, Any]:
-    """The training loss of all held-out images, each at its own t with its own noise."""
+    """Measures the training loss of all held-out images, each at its own t with its own noise."""
     source, trained = job.source("test"), job.trained
     loss = monitoring.held_out_loss(
         source, job.rng(randomness.HELD_OUT_LOSS), model=trained.model, schedule=trained.schedule,
@@ -175,7 +175,7 @@ def held_out(job, record, stage) -> dict[str, Any]:
 
 
 def bits(job, record, stage) -> dict[str, Any]:
-    """Bits/dim with their terms, by `--mode=evaluate`; `each` is that of every image."""
+    """Measures bits/dim and their terms like `--mode=evaluate`; `each` has the values per image."""
     row, = evaluate_lib.evaluate(job.config, job.folder.parent.parent)
     folder = job.folder / f"bpd-{job_lib.key(row['protocol'])}"
     with np.load(folder / "terms.npz") as terms:
@@ -183,12 +183,12 @@ def bits(job, record, stage) -> dict[str, Any]:
 
 
 def ddim(job, record, stage) -> dict[str, Any]:
-    """Samples by DDIM."""
+    """Draws samples with DDIM."""
     return _samples(job, record, stage, "ddim")
 
 
 def chain(job, record, stage) -> dict[str, Any]:
-    """Samples by the full chain (Algorithm 2)."""
+    """Draws samples with the full chain (Algorithm 2)."""
     return _samples(job, record, stage, "ancestral")
 
 
@@ -207,7 +207,7 @@ def _samples(job, record, stage, sampler):
 
 
 def process(job, record, stage) -> dict[str, Any]:
-    """Images on their way by the full chain: x_t, and the x_0 predicted of it."""
+    """Draws images with the full chain and keeps x_t and the x_0 predicted from it."""
     with jax.default_matmul_precision(job.config.evaluate.matmul_precision):
         x_t, x_0 = progressive.generate(
             job.trained, job.config.evaluate.seed, stage.num_images, num_frames=_FRAMES,
@@ -226,13 +226,13 @@ def _npz(uint8):
 
 
 def stages(num_timesteps: int, *, bits_images: int, ddim_images: int, chain_images: int):
-    """All stages in their order, the most telling first; those of no images are left out."""
-    found = [
+    """All stages in order, the most informative first, without those that have no images."""
+    every_stage = [
         Stage("weights", weights, 1, 0),
         Stage("held_out", held_out, 1, 1),
         Stage("bits", bits, bits_images, num_timesteps),
         Stage("ddim", ddim, ddim_images, min(DDIM_STEPS, num_timesteps)),
         Stage("chain", chain, chain_images, num_timesteps),
-        Stage("process", process, _ON_THEIR_WAY, num_timesteps),
+        Stage("process", process, _PROCESS_IMAGES, num_timesteps),
     ]
-    return [stage for stage in found if stage.num_images]
+    return [stage for stage in every_stage if stage.num_images]

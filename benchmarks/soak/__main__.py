@@ -1,12 +1,12 @@
-"""Does a long run stay as it began? Memory, open files, threads and speed over 20,000 steps.
+"""Do memory, open files, threads and speed of a run stay the same over 20,000 steps?
 
     python -m benchmarks.soak --workdir=runs/soak
 
-Trains `configs/digits.py` in a process of its own, which is looked at from outside after every
-logged row. The first quarter is warm-up; afterwards resident memory should grow by less than
-1 MB per 1,000 steps, open files and threads not at all, and the last quarter should be within
-10 % as fast as the first. On a machine with other work the CPU time of a step says more than
-its seconds. About 40 minutes on two CPU cores; needs `pip install -e ".[test]"` for psutil.
+Trains `configs/digits.py` in its own process and observes it from outside after every logged row.
+After the first quarter, which is warm-up, resident memory should grow by less than 1 MB per 1,000
+steps, and open files and threads not at all. The speed of the last quarter should be within 10 % of
+the first. On a machine with other load the CPU time of a step says more than its seconds. Takes
+about 40 minutes on two CPU cores; needs `pip install -e ".[test]"` for psutil.
 """
 
 import argparse
@@ -27,7 +27,7 @@ RESULTS = pathlib.Path(__file__).parents[1] / "results"
 
 
 def watched(workdir, num_steps):
-    """Trains, and yields what the process holds after each logged row."""
+    """Trains, and yields the resources of the process after each logged row."""
     command = [sys.executable, "main.py", "--config=configs/digits.py", f"--workdir={workdir}",
                f"--config.train.num_steps={num_steps}"]
     rows = workdir / "metrics.jsonl"
@@ -53,11 +53,11 @@ def watched(workdir, num_steps):
 
 
 def judged(seen, rows):
-    """(quantity, value, bound, whether it holds) of a run.
+    """(quantity, value, bound, whether it holds) for each quantity of a run.
 
     Args:
-        seen: of `watched`.
-        rows: of metrics.jsonl.
+        seen: the observations of `watched`.
+        rows: the rows of metrics.jsonl.
     """
     last = rows[-1]["step"]
     later = [row for row in seen if row["step"] > last / 4]
@@ -85,12 +85,12 @@ def judged(seen, rows):
     fourth = speed(3) / speed(0)
     return [
         ("resident memory, MB per 1,000 steps", slope, "below 1", slope < 1),
-        ("most open files, second half less first", grown("files"), "0 or less",
+        ("maximum of open files, second half minus first", grown("files"), "0 or less",
          grown("files") <= 0),
-        ("most threads, second half less first", grown("threads"), "0 or less",
+        ("maximum of threads, second half minus first", grown("threads"), "0 or less",
          grown("threads") <= 0),
         ("steps/s, last quarter over first", fourth, "0.9 to 1.1", 0.9 <= fourth <= 1.1),
-        ("CPU seconds a step, last quarter over second", cpu(3) / cpu(1), "told", True),
+        ("CPU seconds per step, last quarter over second", cpu(3) / cpu(1), "none", True),
     ]
 
 

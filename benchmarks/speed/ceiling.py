@@ -1,11 +1,11 @@
-"""How fast could a training step be? Its products alone, beside the whole of it and a profile.
+"""How fast could a training step be? Times its products alone, the whole step, and a profile.
 
     python -m benchmarks.ceiling [--network=cifar10] [--batch_size=8] [--dtype=float32]
 
-Every matrix product and convolution of the step, there and back, is timed alone, as often as it
-occurs: with what does these products here no step is faster. What the step takes more is
-told apart by a trace of its operations. Writes benchmarks/results/ceiling_NETWORK_DEVICE.md and
-.json; docs/speed.md says how to read them. One device; a few minutes.
+Every matrix product and convolution of the forward and backward pass is timed alone. With the same
+kernels, no step can be faster than their sum. A trace of the operations shows what else the step
+does. Writes benchmarks/results/ceiling_NETWORK_DEVICE.md and .json; docs/speed.md says how to read
+them. Uses one device and takes a few minutes.
 """
 
 import argparse
@@ -31,16 +31,16 @@ from benchmarks.speed.contestants import ours
 from ddpm_jax.runtime import huge_pages
 from ddpm_jax.workdir.checkpoints import library_versions
 
-COPIES = 4  # Of a product in a call, each of its own numbers: the start of a call weighs less.
-SECONDS = 0.3  # A product is repeated at least so long.
-FEWEST_FLOPS = 1e-3  # Of the step's: products with less in all are left out.
-STEPS = 5  # Timed one by one, and traced.
-SHOWN = 20  # Products in the page.
+COPIES = 4  # Products per call, each with other numbers, so that the call's start matters less.
+SECONDS = 0.3  # Repeat a product for at least this long.
+FEWEST_FLOPS = 1e-3  # Leave out products with a smaller share of the step's FLOPs.
+STEPS = 5  # Steps that are timed, and traced.
+SHOWN = 20  # Products on the page.
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = .*? ([a-z][a-z\-]*)\((.*)")
 _CALLED = re.compile(r"(?:calls|to_apply)=%?([\w.\-]+)")
 _TARGET = re.compile(r'custom_call_target="[^"]*(?:conv|gemm|matmul|dnn|fmha)', re.IGNORECASE)
-_AROUND = {"while", "call", "conditional"}  # What they run has events of its own.
+_AROUND = {"while", "call", "conditional"}  # What they run has its own events.
 _MOVES = {"copy", "transpose", "pad", "concatenate", "slice", "dynamic-slice", "reverse", "gather",
           "dynamic-update-slice", "broadcast", "iota", "reshape", "copy-start", "copy-done"}
 _NOTHING = {"parameter", "constant", "bitcast", "tuple", "get-tuple-element"}
@@ -48,12 +48,12 @@ _NOTHING = {"parameter", "constant", "bitcast", "tuple", "get-tuple-element"}
 
 @dataclasses.dataclass(frozen=True)
 class Product:
-    """One convolution or matrix product, whatever its numbers.
+    """One convolution or matrix product, without its numbers.
 
     Attributes:
-        primitive: JAX's.
+        primitive: the primitive of JAX.
         params: its settings, (name, value) pairs.
-        inputs: (shape, dtype) of each.
+        inputs: (shape, dtype) of each input.
         flops: its floating-point operations.
     """
 
@@ -67,7 +67,7 @@ class Product:
         return f"{self.primitive.name} of {shapes}"
 
     def seconds(self) -> float:
-        """What one takes here, of `COPIES` in a program."""
+        """The time of one product, with `COPIES` of them in a program."""
         program = jax.jit(lambda copies: [
             self.primitive.bind(*copy, **dict(self.params)) for copy in copies
         ])
@@ -85,32 +85,32 @@ class Product:
 
 
 def products(jaxpr: Any, times: int = 1) -> collections.Counter:
-    """How often each `Product` occurs in a jaxpr and in what it calls."""
-    found = collections.Counter()
+    """Counts each `Product` in a jaxpr and in the programs that it calls."""
+    counts = collections.Counter()
     for equation in jaxpr.eqns:
         if equation.primitive.name in flops.PRODUCTS:
-            found[Product(
+            counts[Product(
                 equation.primitive, tuple(equation.params.items()),
                 tuple((v.aval.shape, v.aval.dtype) for v in equation.invars),
                 flops.of_equation(equation),
             )] += times
         for turns, inner in flops.inside(equation):
-            found += products(inner, times * turns)
-    return found
+            counts += products(inner, times * turns)
+    return counts
 
 
 def kinds(text: str) -> dict[str, str]:
-    """What each operation of a compiled program is for, by its name in the program's text.
+    """The purpose of each operation of a compiled program, by its name in the program's text.
 
-    "products", "sums" (over pixels, groups, keys), "random bits", "exchange" between devices,
-    "copies" (moved, not computed), else "elementwise".
+    One of "products", "sums" (over pixels, groups, keys), "random bits", "exchange" (between
+    devices), "copies" (moved, not computed) and "elementwise" (the rest).
     """
     computations, instructions = collections.defaultdict(set), {}
     for line in text.splitlines():
-        if found := _COMPUTATION.match(line):
-            inside = computations[found[1]]
-        elif found := _INSTRUCTION.match(line):
-            name, opcode, rest = found.groups()
+        if match := _COMPUTATION.match(line):
+            inside = computations[match[1]]
+        elif match := _INSTRUCTION.match(line):
+            name, opcode, rest = match.groups()
             instructions[name] = opcode, rest
             inside.add(opcode)
     return {
@@ -133,7 +133,7 @@ def _kind(opcodes, rest):
 
 
 def operations(folder: pathlib.Path):
-    """(name, seconds) of every operation in a trace; of a GPU every kernel, by its operation."""
+    """Yields (name, seconds) of every operation in a trace; on a GPU, of every kernel."""
     path, = folder.rglob("*.xplane.pb")
     planes = list(ProfileData.from_file(str(path)).planes)
     devices = [plane for plane in planes if plane.name.startswith("/device:")]
@@ -147,7 +147,7 @@ def operations(folder: pathlib.Path):
 
 
 def measured(task: dict) -> dict:
-    """Seconds of the step, of its start, of its products alone, of its operations by kind."""
+    """Measures the step, its start, its products alone, and its operations by purpose."""
     run, step_fn, state, *inputs = ours.program(task)
     counted = products(jax.make_jaxpr(step_fn)(state, *inputs).jaxpr)
     total = sum(product.flops * times for product, times in counted.items())
@@ -170,7 +170,7 @@ def measured(task: dict) -> dict:
                 step()
         on_cpu = jax.default_backend() == "cpu"
         for name, taken in operations(pathlib.Path(folder)):
-            if name in known or not on_cpu:  # A CPU's trace has the host's own doings too.
+            if name in known or not on_cpu:  # A CPU's trace also has events of the host.
                 by_kind[known.get(name, "without a name")] += taken / STEPS
     del state
     alone = [
@@ -182,15 +182,15 @@ def measured(task: dict) -> dict:
         "shape": run.source.image_shape, "flops": total, "step": statistics.median(seconds),
         "low": min(seconds), "high": max(seconds), "start": statistics.median(started),
         "kinds": dict(by_kind),
-        "products": sorted(alone, key=lambda found: -found["seconds"] * found["times"]),
+        "products": sorted(alone, key=lambda product: -product["seconds"] * product["times"]),
     }
 
 
 def page(results: dict) -> str:
     """The results as Markdown."""
     peak, total, step = results["peak"], results["flops"], results["step"]
-    alone = sum(found["seconds"] * found["times"] for found in results["products"])
-    timed = sum(found["flops"] * found["times"] for found in results["products"])
+    alone = sum(product["seconds"] * product["times"] for product in results["products"])
+    timed = sum(product["flops"] * product["times"] for product in results["products"])
 
     def row(name, seconds, flops):
         rate = flops / seconds
@@ -207,27 +207,27 @@ def page(results: dict) -> str:
         "| | ms | GFLOP/s | of the fastest product of large matrices |", "|---|---|---|---|",
         row(f"a training step, median of {STEPS}", step, total),
         row(f"its products, each alone ({timed / total:.1%} of the FLOPs)", alone, timed), "",
-        f"A step took {1e3 * results['low']:,.4g} to {1e3 * results['high']:,.4g} ms, of which the "
-        f"host was busy with its start for {1e3 * results['start']:,.3g}; the fastest product "
+        f"A step took {1e3 * results['low']:,.4g} to {1e3 * results['high']:,.4g} ms. The host "
+        f"needed {1e3 * results['start']:,.3g} ms of that to start it. The fastest product "
         f"reached {peak / 1e9:,.4g} GFLOP/s.", "",
-        "## What a step's operations are for", "",
-        "| kind | ms, of all that run at a time together | share |", "|---|---|---|",
+        "## The purpose of a step's operations", "",
+        "| purpose | ms, summed over parallel operations | share |", "|---|---|---|",
         *(f"| {kind} | {1e3 * seconds:,.4g} | {seconds / traced:.0%} |"
           for kind, seconds in sorted(results["kinds"].items(), key=lambda item: -item[1])), "",
-        f"## The {min(SHOWN, len(results['products']))} products that take longest", "",
+        f"## The {min(SHOWN, len(results['products']))} slowest products", "",
         "| product | times | ms each, alone | GFLOP/s |", "|---|---|---|---|",
-        *(f"| {found['product']} | {found['times']} | {1e3 * found['seconds']:,.3g} | "
-          f"{found['flops'] / found['seconds'] / 1e9:,.4g} |"
-          for found in results["products"][:SHOWN]), "",
+        *(f"| {product['product']} | {product['times']} | {1e3 * product['seconds']:,.3g} | "
+          f"{product['flops'] / product['seconds'] / 1e9:,.4g} |"
+          for product in results["products"][:SHOWN]), "",
     ])
 
 
 def main():
     huge_pages.use()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--network", default="cifar10", help="a config's name")
-    parser.add_argument("--batch_size", type=int, help="8 on a CPU, else 128")
-    parser.add_argument("--dtype", help="of the torso; float32 on a CPU, else bfloat16")
+    parser.add_argument("--network", default="cifar10", help="name of a config")
+    parser.add_argument("--batch_size", type=int, help="default 8 on a CPU, else 128")
+    parser.add_argument("--dtype", help="of the torso; default float32 on a CPU, else bfloat16")
     parser.add_argument("--results", type=pathlib.Path, default=compare.RESULTS)
     arguments = parser.parse_args()
     on_cpu = jax.default_backend() == "cpu"
@@ -236,7 +236,7 @@ def main():
         "dtype": arguments.dtype or ("float32" if on_cpu else "bfloat16"),
     }
     _, peak = ours.peak(task)
-    rate = max(found["count"] / found["seconds"] for found in (peak() for _ in range(3)))
+    rate = max(run["count"] / run["seconds"] for run in (peak() for _ in range(3)))
     device = jax.devices()[0].device_kind
     results = task | measured(task | {"settings": {"model.dtype": task["dtype"]}}) | {
         "peak": rate, "device": device, "machine": compare.machine(),

@@ -1,11 +1,11 @@
-"""How fast is this package, and how fast are its peers? Measured in turn on the same machine.
+"""How fast is this package compared with its peers? All are measured in turn on one machine.
 
     python -m benchmarks.speed [--suite=small|full] [--peers=PYTHON] [--tasks=train,ancestral]
         [--networks=cifar10,digits] [--batch_sizes=8,32] [--rounds=5] [--dropout=0.1]
 
-`peers` is the python of an environment with PyTorch, diffusers and perhaps
-denoising_diffusion_pytorch; what is missing there is a line of the result. Writes
-`benchmarks/results/speed_DEVICE.md` and `.json`. docs/speed.md says what is measured.
+`peers` is the Python of an environment with PyTorch, diffusers and denoising_diffusion_pytorch. The
+result says which of them are missing. Writes `benchmarks/results/speed_DEVICE.md` and `.json`.
+docs/speed.md says what is measured.
 """
 
 import argparse
@@ -32,20 +32,20 @@ from ddpm_jax.weights import diffusers_config
 ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 NETWORKS = ("cifar10", "digits")
-# diffusers has one number of groups for all norms, so digits gets one.
+# diffusers has one number of groups for all norms.
 SETTINGS = {"cifar10": {}, "digits": {"model.num_groups": 8}}
 WITH_BATCHES = ("train", "ancestral", "ddim", "bits_per_dim", "data")
 SMALL = [("train", "cifar10"), ("ancestral", "cifar10"), ("ddim", "digits"), ("data", "cifar10"),
          ("checkpoint", "cifar10"), ("logging", "digits"), ("start", "cifar10")]
 TASKS = (*WITH_BATCHES, "checkpoint", "logging", "start")
 DIGITS = {"ancestral": 1000, "ddim": 50, "bits_per_dim": 1000}
-CALLS = {  # Network calls an image; all of the large network's would take a CPU hours.
+CALLS = {  # Network calls per image; a CPU would need hours for all of the large network's.
     "cpu": {"cifar10": {"ancestral": 10, "ddim": 10, "bits_per_dim": 10}, "digits": DIGITS},
     "gpu": {"cifar10": {"ancestral": 100, "ddim": 50, "bits_per_dim": 100}, "digits": DIGITS},
 }
 PEERS = ("diffusers_", "lucidrains_")
 MODES = ("eager", "channels_last", "compiled")
-SUITES = {  # By task, (contestant, mode); ours is in all of them.
+SUITES = {  # (contestant, mode) by task; ours is always measured.
     "full": {
         **{task: [(peer, mode) for peer in PEERS for mode in MODES]
            for task in ("train", "ancestral", "ddim")},
@@ -64,7 +64,7 @@ EVERYWHERE = {
 
 
 def network_facts(network, dropout, dtype):
-    """What a task says of its network, for ours and for peers."""
+    """The description of a network in a task, for ours and for the peers."""
     config = importlib.import_module(f"configs.{network}").get_config()
     settings = SETTINGS[network] | {"model.dtype": dtype}
     settings |= {} if dropout is None else {"model.dropout": dropout}
@@ -97,16 +97,16 @@ def command(module, peers):
 
 
 def started(module, peers, task, caches):
-    """A contestant with caches of its own; memory of a GPU is taken as it is needed."""
+    """Starts a contestant with its own caches; it allocates GPU memory as needed."""
     env = {"CUDA_VISIBLE_DEVICES": "0", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | os.environ | {
         "JAX_COMPILATION_CACHE_DIR": f"{caches}/jax",
         "TORCHINDUCTOR_CACHE_DIR": f"{caches}/torch",
-    } | (huge_pages.environment() if module == "ours" else {})  # As the command line has it.
+    } | (huge_pages.environment() if module == "ours" else {})  # Like the command line.
     return contest.Contestant(command(module, peers), task, env, ROOT)
 
 
 def measured(task, chosen, peers, rounds):
-    """By (contestant, mode): what `contest.in_turn` found."""
+    """The results of `contest.in_turn` by (contestant, mode)."""
     with tempfile.TemporaryDirectory() as folder:
         return contest.in_turn({
             (module, mode): functools.partial(
@@ -116,24 +116,25 @@ def measured(task, chosen, peers, rounds):
 
 
 def starts(task, chosen, peers, rounds):
-    """By the cache, then by (contestant, mode): seconds to the end of the first step."""
-    found = {cache: {who: {"facts": {}, "seconds": []} for who in chosen}
-             for cache in ("cold", "warm")}
+    """Seconds until the end of the first step, by cache, then by (contestant, mode)."""
+    results = {
+        cache: {who: {"facts": {}, "seconds": []} for who in chosen} for cache in ("cold", "warm")
+    }
     for _ in range(rounds):
         for module, mode in chosen:
             with tempfile.TemporaryDirectory() as caches:
-                for there in (found[cache][module, mode] for cache in found):
+                for there in (results[cache][module, mode] for cache in results):
                     try:
                         with started(module, peers, task | {"mode": mode}, caches) as contestant:
                             there["seconds"].append(contestant.seconds)
                             there |= contestant.ask("end")
                     except contest.Failed as error:
                         there["failed"] = str(error)
-    return found
+    return results
 
 
 def cases(arguments):
-    """(task, network, batch size) in the order in which they are measured."""
+    """Yields (task, network, batch size) in the order of measurement."""
     for task in arguments.tasks:
         for network in arguments.networks:
             if arguments.suite == "full" or (task, network) in SMALL:
@@ -143,8 +144,8 @@ def cases(arguments):
 
 
 def peaks(peers, rounds):
-    """What the contestants say of themselves, with FLOP/s of a matrix product; the absent, why."""
-    found, absent = {}, {}
+    """The facts of each contestant with its peak FLOP/s, and why others are absent."""
+    facts, absent = {}, {}
     for dtype in ("float32", "bfloat16"):
         chosen = [(module, "eager") for module in ("ours", *PEERS) if module not in absent]
         answers = measured({"task": "peak", "dtype": dtype}, chosen, peers, rounds)
@@ -152,15 +153,15 @@ def peaks(peers, rounds):
             if "failed" in answer:
                 absent[module] = answer["failed"]
                 continue
-            about = found.setdefault(module, answer["facts"] | {"peak": {}})
+            about = facts.setdefault(module, answer["facts"] | {"peak": {}})
             about["peak"][dtype] = contest.summary(answer["seconds"])["high"]
-        if found["ours"]["platform"] == "cpu":
+        if facts["ours"]["platform"] == "cpu":
             break
-    ours = found["ours"]["platform"]
-    for module, about in found.items():
+    ours = facts["ours"]["platform"]
+    for module, about in facts.items():
         if about["platform"] != ours:
             absent[module] = f"it runs on {about['platform']} here, and ours on {ours}"
-    return {module: about for module, about in found.items() if module not in absent}, absent
+    return {module: about for module, about in facts.items() if module not in absent}, absent
 
 
 def read_arguments():
@@ -178,20 +179,20 @@ def read_arguments():
         "python -m benchmarks.speed", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--suite", choices=SUITES, default="small")
-    parser.add_argument("--peers", default=sys.executable, help="python of their environment")
+    parser.add_argument("--peers", default=sys.executable, help="Python of their environment")
     parser.add_argument("--tasks", type=names(TASKS), default=TASKS)
     parser.add_argument("--networks", type=names(NETWORKS), default=NETWORKS)
     parser.add_argument("--batch_sizes", type=lambda text: [int(n) for n in text.split(",")],
-                        help="8,32 on a CPU, else 128,512; the small suite has the first")
-    parser.add_argument("--rounds", type=int, help="stretches of each; 3, or 5 of the full suite")
-    parser.add_argument("--dropout", type=float, help="in place of the config's")
+                        help="default 8,32 on a CPU, else 128,512; small: the first")
+    parser.add_argument("--rounds", type=int, help="default 3; full suite: 5")
+    parser.add_argument("--dropout", type=float, help="instead of the config's")
     parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
     return parser, parser.parse_args()
 
 
 def main():
     parser, arguments = read_arguments()
-    jax.config.update("jax_platforms", "cpu")  # Of this process, which counts shapes alone.
+    jax.config.update("jax_platforms", "cpu")  # This process only counts shapes.
     rounds = arguments.rounds or {"small": 3, "full": 5}[arguments.suite]
     about, absent = peaks(arguments.peers, rounds)
     kind = "cpu" if about["ours"]["platform"] == "cpu" else "gpu"
@@ -201,24 +202,24 @@ def main():
     matches, modes = [], SUITES[arguments.suite] | EVERYWHERE
     for task, network, batch_size in cases(arguments):
         calls = CALLS[kind][network].get(task, 1)
-        asked = network_facts(network, arguments.dropout, dtype) | {
+        described = network_facts(network, arguments.dropout, dtype) | {
             "task": task, "batch_size": batch_size, "calls": calls,
         }
         chosen = [who for who in [("ours", ""), *modes[task]] if who[0] not in absent]
         if task == "start":
-            once = 1 if arguments.suite == "small" else rounds  # It compiles everything anew.
-            found = starts(asked, chosen, arguments.peers, once)
+            once = 1 if arguments.suite == "small" else rounds  # It recompiles everything.
+            results = starts(described, chosen, arguments.peers, once)
         else:
-            found = {"": measured(asked, chosen, arguments.peers, rounds)}
-        for cache, entries in found.items():
+            results = {"": measured(described, chosen, arguments.peers, rounds)}
+        for cache, entries in results.items():
             matches.append({
                 "task": f"start, {cache} cache" if cache else task, "network": network,
-                "batch_size": batch_size, "calls": calls, "dropout": asked["dropout"],
+                "batch_size": batch_size, "calls": calls, "dropout": described["dropout"],
                 "entries": [{"who": who, "mode": mode} | entry
                             for (who, mode), entry in entries.items()],
             })
             print(tables.match_table(matches[-1], about, dtype), flush=True)
-            write(arguments, kind, {  # After each: a suite takes hours, and may be stopped.
+            write(arguments, kind, {  # After each: a suite takes hours and may be stopped.
                 "command": shlex.join(["python", "-m", "benchmarks.speed", *sys.argv[1:]]),
                 "date": datetime.date.today().isoformat(), "machine": machine(), "dtype": dtype,
                 "rounds": rounds, "about": about, "absent": absent, "matches": matches,
@@ -228,7 +229,7 @@ def main():
 
 
 def write(arguments, kind, results):
-    """The page and its JSON, by the name of the device."""
+    """Writes the page and its JSON, named by the device."""
     device = results["about"]["ours"]["device"]
     stem = arguments.results / f"speed_{'cpu' if kind == 'cpu' else device}"
     stem = stem.with_name(stem.name.lower().replace(" ", "_"))
@@ -238,7 +239,7 @@ def write(arguments, kind, results):
 
 
 def machine():
-    """Processor, cores that this process may use, Python."""
+    """The processor, the number of cores that this process may use, and the Python version."""
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

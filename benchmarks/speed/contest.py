@@ -1,9 +1,9 @@
-"""Programs measured in turn, A B A B, each in a process of its own that lives through all rounds.
+"""Measures programs in turn, A B A B, each in its own process that stays alive for all rounds.
 
-A contestant reads lines of JSON and answers each with one: first its task, whose answer is what
-getting ready took, then "measure", as often as it is told, and "end". What it prints otherwise
-goes with its errors; one that ends early has failed, and its last word there is the reason. Needs
-the standard library alone, so that programs of other environments can take part.
+A contestant reads lines of JSON and answers each with one line. The first line is its task; the
+answer is a dict of facts. Then follow any number of "measure" and one "end". Its other output goes
+to standard error. A contestant that ends early has failed; its last line of errors is the reason.
+This file needs only the standard library, so that programs in other environments can use it.
 """
 
 import json
@@ -17,24 +17,24 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-SECONDS = 2.0  # A stretch lasts at least so long.
+SECONDS = 2.0  # A stretch lasts at least this long.
 
 
 class Failed(Exception):
-    """A contestant that ended early; the message is its last word."""
+    """A contestant that ended early; the message is its last line of errors."""
 
 
 class Contestant:
-    """A program in a process of its own; also a context manager, which ends it.
+    """A program in its own process; as a context manager it ends the process.
 
     Args:
-        command: what starts it.
-        task: what it is asked for, JSON.
+        command: starts the program.
+        task: its task, as JSON.
         env: its environment.
-        folder: where it runs.
+        folder: its working directory.
 
     Raises:
-        Failed: it cannot be started, or ended before its answer.
+        Failed: it cannot be started, or it ended before its answer.
 
     Attributes:
         facts: its answer to the task.
@@ -60,7 +60,7 @@ class Contestant:
         self.seconds = time.perf_counter() - began
 
     def ask(self, what: Any) -> Any:
-        """Its answer; raises Failed where there is none."""
+        """The contestant's answer; raises Failed if there is none."""
         try:
             self._process.stdin.write(json.dumps(what) + "\n")
             self._process.stdin.flush()
@@ -68,11 +68,11 @@ class Contestant:
         except (BrokenPipeError, json.JSONDecodeError):
             try:
                 status = self._process.wait(timeout=10)
-            except subprocess.TimeoutExpired:  # Alive, and what it says is no answer.
+            except subprocess.TimeoutExpired:  # It is alive, and what it wrote is no answer.
                 status = "unknown"
             self._errors.seek(0)
             words = self._errors.read().split("\n")
-            last = next((line.strip() for line in reversed(words) if line.strip()), "no word")
+            last = next((line.strip() for line in reversed(words) if line.strip()), "no message")
             raise Failed(f"status {status}: {last[:200]}") from None
 
     def __enter__(self):
@@ -86,15 +86,15 @@ class Contestant:
 
 def serve(prepare: Callable[[dict], tuple[dict, Callable[[], dict]]],
           peak_bytes: Callable[[], int]) -> None:
-    """The contestant's side: gets ready, measures when asked, and ends.
+    """The contestant's side: prepares, measures when asked, and ends.
 
     Args:
-        prepare: task -> (what there is to tell of getting ready, `measure`), where `measure()`
-            works for a stretch and gives `seconds` and the `count` of things done in them.
-        peak_bytes: the most memory that was held until now.
+        prepare: task -> (facts, `measure`), where `measure()` works for a stretch and returns its
+            `seconds` and the `count` of things done.
+        peak_bytes: returns the maximum of memory held so far.
     """
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # What libraries print is no answer.
+    os.dup2(2, 1)  # Output of libraries is no answer.
 
     def answer(what):
         print(json.dumps(what), file=answers, flush=True)
@@ -107,18 +107,18 @@ def serve(prepare: Callable[[dict], tuple[dict, Callable[[], dict]]],
 
 
 def product_size(platform: str) -> int:
-    """Rows of the square matrices whose product tells the peak of a device."""
+    """The number of rows of the square matrices whose product measures a device's peak."""
     return 2048 if platform == "cpu" else 16384
 
 
 def resident_peak() -> int:
-    """The most memory that this process held, in bytes (Linux)."""
+    """The maximum of memory that this process held, in bytes (Linux)."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def stretch(call: Callable[[], Any], count: int, wait: Callable[[], Any] = lambda: None,
             fewest: int = 2) -> Callable[[], dict]:
-    """A `measure` that repeats a call of `count` things for a while, and then waits for them."""
+    """Returns a `measure` that repeats a call of `count` things and then waits for them."""
     def measure():
         began, calls = time.perf_counter(), 0
         while calls < fewest or time.perf_counter() - began < SECONDS:
@@ -131,52 +131,52 @@ def stretch(call: Callable[[], Any], count: int, wait: Callable[[], Any] = lambd
 
 
 def timed(call: Callable[[], Any]) -> tuple[Any, float]:
-    """What a call gives, and its seconds."""
+    """The result of a call, and its seconds."""
     began = time.perf_counter()
     return call(), time.perf_counter() - began
 
 
 def in_turn(starts: dict[str, Callable[[], Contestant]], rounds: int) -> dict[str, dict]:
-    """Lets contestants get ready one after the other, then measure in turn.
+    """Lets contestants prepare one after the other, then measures them in turn.
 
     Args:
-        starts: by name, what starts each.
+        starts: functions that start the contestants, by name.
         rounds: stretches of each.
 
     Returns:
-        By name: `facts`, `seconds` (a thing, one entry a round) and `peak_bytes`, or `failed`, the
-        reason.
+        By name: `facts`, `seconds` (per thing, one entry per round) and `peak_bytes`; or `failed`,
+        the reason.
     """
-    found, there = {}, {}
+    results, running = {}, {}
     try:
         for name, start in starts.items():
             try:
-                there[name] = start()
-                found[name] = {"facts": there[name].facts, "seconds": []}
+                running[name] = start()
+                results[name] = {"facts": running[name].facts, "seconds": []}
             except Failed as error:
-                found[name] = {"failed": str(error)}
+                results[name] = {"failed": str(error)}
 
-        def told(what):
-            for name, contestant in list(there.items()):
+        def answers(question):
+            for name, contestant in list(running.items()):
                 try:
-                    yield name, contestant.ask(what)
+                    yield name, contestant.ask(question)
                 except Failed as error:
-                    there.pop(name).__exit__()
-                    found[name] = {"failed": str(error)}
+                    running.pop(name).__exit__()
+                    results[name] = {"failed": str(error)}
 
         for _ in range(rounds):
-            for name, stretch in told("measure"):
-                found[name]["seconds"].append(stretch["seconds"] / stretch["count"])
-        for name, last in told("end"):
-            found[name].update(last)
+            for name, stretch in answers("measure"):
+                results[name]["seconds"].append(stretch["seconds"] / stretch["count"])
+        for name, last in answers("end"):
+            results[name].update(last)
     finally:
-        for contestant in there.values():
+        for contestant in running.values():
             contestant.__exit__()
-    return found
+    return results
 
 
 def summary(seconds: Sequence[float]) -> dict[str, float]:
-    """Things a second: `median`, `low` and `high`, of the seconds that one took in each round."""
+    """`median`, `low` and `high` of things per second, from the seconds per thing of each round."""
     return {
         "median": 1 / statistics.median(seconds),
         "low": 1 / max(seconds),

@@ -1,9 +1,9 @@
-"""Images a second that reach a training loop, by kind of source.
+"""How many images per second reach a training loop, by kind of source?
 
     python -m benchmarks.speed.data [--data_dir=PATH]
 
 `data_dir` is a TFDS directory with CIFAR-10 (default: $TFDS_DATA_DIR or
-~/tensorflow_datasets). Each number is the median of five repeats, with their range.
+~/tensorflow_datasets). Each number is the median of five repetitions, with their range.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def report(what, rates):
 
 
 def batch_rates(source, num_batches):
-    """Images a second of consecutive runs of batches, after the first batch."""
+    """Images per second of consecutive runs of batches, after the first batch."""
     iterator = batching.batches(source, seed=0, batch_size=BATCH_SIZE)
     next(iterator)
     rates = []

@@ -1,7 +1,7 @@
-"""Floating-point operations of a JAX function: its matrix products and convolutions, no others.
+"""Counts the floating-point operations of a JAX function: its matrix products and convolutions.
 
-Multiplying and adding are two, as everywhere; what is left out (norms, activations) is a few
-percent of a U-Net. A training step is taken for three forward passes.
+A multiply-add counts as two operations, as usual. Norms and activations, a few percent of a U-Net,
+are left out. A training step counts as three forward passes.
 """
 
 import math
@@ -13,15 +13,15 @@ import jax
 TRAINING = 3  # Forward, and the gradients of inputs and of parameters.
 
 
-# How JAX names them; the last two are `ddpm_jax.convolution`'s own.
+# JAX's names; the last two are primitives of `ddpm_jax.network.convolution`.
 PRODUCTS = ("dot_general", "conv_general_dilated", "conv3x3", "kernel3x3")
 
 
 def count(fn: Callable, *args: Any) -> int:
-    """FLOPs of `fn(*args)`, traced and not run.
+    """The FLOPs of `fn(*args)`, which is traced and not run.
 
     Args:
-        fn: a function without a `while` loop, whose turns nobody knows.
+        fn: a function without `while` loops, whose number of iterations is unknown.
         *args: arrays or `jax.ShapeDtypeStruct`.
     """
     return _of(jax.make_jaxpr(fn)(*args).jaxpr)
@@ -35,7 +35,7 @@ def _of(jaxpr):
 
 
 def of_equation(equation: Any) -> int:
-    """FLOPs of one equation of a jaxpr, every product taken; 0 where it is none of `PRODUCTS`."""
+    """The FLOPs of one equation of a jaxpr with all products; 0 if it is none of `PRODUCTS`."""
     kind, params = equation.primitive.name, equation.params
     if kind not in PRODUCTS:
         return 0
@@ -51,9 +51,9 @@ def of_equation(equation: Any) -> int:
 
 
 def inside(equation: Any) -> Iterator[tuple[int, Any]]:
-    """(how often it runs, jaxpr) of each program inside an equation."""
+    """Yields (how often it runs, jaxpr) of each program inside an equation."""
     turns = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
     for value in equation.params.values():
-        for found in value if isinstance(value, (tuple, list)) else (value,):
-            if hasattr(found, "eqns"):
-                yield turns, getattr(found, "jaxpr", found)
+        for program in value if isinstance(value, (tuple, list)) else (value,):
+            if hasattr(program, "eqns"):
+                yield turns, getattr(program, "jaxpr", program)

@@ -1,12 +1,13 @@
-"""How a training step scales over devices: what is exchanged, timed on a CPU, and predicted.
+"""How does a training step scale over devices? Counts exchanges, times on a CPU, and predicts.
 
     python -m benchmarks.speed.scaling
 
-Counts the collectives in the compiled training step of a small network on 1, 2, 4 and 8 forced CPU
-devices, a process each, and times it: weak scaling at 8 images a device, strong scaling at 64 in
-all. The devices share the machine's cores, so this checks the program, not hardware: n devices
-should need n times the processor time of one, with as many images each. Then predicts steps of the
-paper's networks on two larger machines. Writes benchmarks/results/scaling.md and scaling.json.
+Counts the collectives in the compiled training step of a small network on 1, 2, 4 and 8 CPU
+devices, each in its own process. Times the step: weak scaling with 8 images per device, strong
+scaling with 64 in total. The devices share the machine's cores, so this checks the program, not the
+hardware: with equally many images each, n devices should need n times the processor time of one.
+Then predicts steps of the paper's networks on two larger machines. Writes
+benchmarks/results/scaling.md and scaling.json.
 """
 
 import argparse
@@ -23,7 +24,7 @@ import sys
 import time
 
 DEVICES = (1, 2, 4, 8)
-WEAK, STRONG = 8, 64  # Images a device, and in all.
+WEAK, STRONG = 8, 64  # Images per device, and in total.
 RESULTS = pathlib.Path(__file__).parents[1] / "results"
 _BYTES = {"f32": 4, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "pred": 1, "f64": 8, "s64": 8}
 _COLLECTIVE = re.compile(
@@ -39,9 +40,9 @@ class Machine:
 
     Attributes:
         name: for the table.
-        devices: chips that pmap sees, or TensorCores joined to chips.
-        flops: peak of one in bfloat16, FLOP/s.
-        bytes_per_second: what one can send while it receives as much.
+        devices: how many chips pmap sees.
+        flops: peak of one device in bfloat16, FLOP/s.
+        bytes_per_second: what one device can send while it receives as much.
     """
 
     name: str
@@ -56,9 +57,9 @@ class Work:
 
     Attributes:
         name: for the table.
-        batch_size: images, over all devices.
-        flops: of one image, forward.
-        num_params: in float32, and as many numbers of gradient.
+        batch_size: images on all devices.
+        flops: of the forward pass, per image.
+        num_params: float32 parameters; the gradient has as many numbers.
     """
 
     name: str
@@ -67,7 +68,7 @@ class Work:
     num_params: int
 
 
-# Where the rates come from: docs/scaling.md.
+# docs/scaling.md has the sources of these rates.
 MACHINES = (
     Machine("TPU v4-32", devices=16, flops=275e12, bytes_per_second=100e9),
     Machine("8 x H200", devices=8, flops=989e12, bytes_per_second=450e9),
@@ -76,31 +77,31 @@ WORKS = (
     Work("CIFAR-10", batch_size=128, flops=2 * 6.22e9, num_params=35_746_307),
     Work("256x256", batch_size=64, flops=2 * 248.5e9, num_params=113_673_219),
 )
-SHARES = (0.1, 0.3)  # Of the peak that the network reaches: assumed, low and high.
+SHARES = (0.1, 0.3)  # Share of the peak that the network reaches: assumed, low and high.
 
 
 def all_reduce_seconds(num_bytes: float, devices: int, bytes_per_second: float) -> float:
-    """A ring's: each device sends, and receives, 2 (n-1)/n of the bytes.
+    """The time of an all-reduce in a ring: each device sends and receives 2 (n-1)/n of the bytes.
 
     Args:
-        num_bytes: of what is summed.
+        num_bytes: size of the arrays that are summed.
         devices: n.
-        bytes_per_second: what one sends while it receives as much.
+        bytes_per_second: what one device can send while it receives as much.
     """
     return 2 * (devices - 1) / devices * num_bytes / bytes_per_second
 
 
 def predict(work: Work, machine: Machine, share: float) -> dict[str, float]:
-    """Seconds of a step: its arithmetic, the all-reduce, and both, one behind the other.
+    """The seconds of a step: its arithmetic, the all-reduce, and both, one after the other.
 
     Args:
-        work: the step; its backward pass costs twice the forward one.
-        machine: where.
-        share: of the peak that the arithmetic reaches, in (0, 1].
+        work: the step; its backward pass costs twice the forward pass.
+        machine: the machine that it runs on.
+        share: share of the peak that the arithmetic reaches, in (0, 1].
 
     Returns:
-        `compute`, `all_reduce`, `step` (their sum: nothing overlaps) in seconds, and
-        `efficiency`: the arithmetic's part of the step, so that all else is perfect.
+        `compute`, `all_reduce` and `step` (their sum, without overlap) in seconds, and
+        `efficiency`, the arithmetic's share of the step.
     """
     compute = 3 * work.flops * work.batch_size / (machine.devices * machine.flops * share)
     all_reduce = all_reduce_seconds(
@@ -115,12 +116,12 @@ def predict(work: Work, machine: Machine, share: float) -> dict[str, float]:
 def collectives(text: str) -> list[tuple[str, int]]:
     """(kind, bytes of its result) of each collective in a compiled program's text.
 
-    Of one that runs beside others (`-start`) the result holds its operands too, if it is no
-    all-reduce: then the bytes are those of both.
+    The result of an asynchronous collective (`-start`) also holds its operands, unless it is an
+    all-reduce; then the bytes count both.
     """
     return [
-        (found["kind"], sum(map(_num_bytes, _SHAPE.findall(found["shapes"]))))
-        for found in map(_COLLECTIVE.search, text.splitlines()) if found
+        (match["kind"], sum(map(_num_bytes, _SHAPE.findall(match["shapes"]))))
+        for match in map(_COLLECTIVE.search, text.splitlines()) if match
     ]
 
 
@@ -133,10 +134,10 @@ def _num_bytes(shape):
 
 
 def compiled_step(batch_size: int):
-    """A small network's training step on all devices, compiled, and the arguments of a call.
+    """A small network's compiled training step on all devices, and the arguments of a call.
 
     Args:
-        batch_size: over all devices.
+        batch_size: images on all devices.
     """
     import jax
     import numpy as np
@@ -159,11 +160,11 @@ def compiled_step(batch_size: int):
 
 
 def measure(batch_size: int, num_steps: int) -> dict:
-    """Collectives and the median time of a step, in this process, on all of its devices.
+    """The collectives and the median time of a step, in this process, on all of its devices.
 
     Args:
-        batch_size: over all devices.
-        num_steps: timed, after two that are not.
+        batch_size: images on all devices.
+        num_steps: number of timed steps, after two that are not timed.
     """
     import jax
 
@@ -184,7 +185,7 @@ def measure(batch_size: int, num_steps: int) -> dict:
 
 
 def in_process(devices: int, batch_size: int, num_steps: int) -> dict:
-    """`measure` in a process that has so many CPU devices."""
+    """The result of `measure` in a process with this number of CPU devices."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.speed.scaling", f"--batch_size={batch_size}",
          f"--num_steps={num_steps}"],
@@ -195,14 +196,14 @@ def in_process(devices: int, batch_size: int, num_steps: int) -> dict:
 
 
 def measured_table(rows: list[dict], per_image: float) -> str:
-    """Markdown of `measure`'s rows.
+    """A Markdown table of results of `measure`.
 
     Args:
-        rows: to show.
-        per_image: processor seconds of an image on one device, to compare with.
+        rows: the results.
+        per_image: processor seconds per image on one device, to compare with.
     """
-    lines = ["| devices | images | gradients' all-reduce | all-gathers | ms a step | processor ms "
-             "an image | of one device's |", "|---|---|---|---|---|---|---|"]
+    lines = ["| devices | images | all-reduce of gradients | all-gathers | ms per step | "
+             "processor ms per image | relative to one device |", "|---|---|---|---|---|---|---|"]
     for row in rows:
         reduced = [size for kind, size in row["collectives"] if kind == "all-reduce"]
         gathered = [size for kind, size in row["collectives"] if kind == "all-gather"]
@@ -216,31 +217,31 @@ def measured_table(rows: list[dict], per_image: float) -> str:
 
 
 def predicted_table() -> str:
-    """Markdown of `predict` for each machine, network and share."""
+    """A Markdown table of `predict` for each machine, network and share."""
     lines = ["| machine | network | batch | share of peak | arithmetic, ms | all-reduce, ms | "
              "steps/s | efficiency |", "|---|---|---|---|---|---|---|---|"]
     for machine in MACHINES:
         for work in WORKS:
             for share in SHARES:
-                found = predict(work, machine, share)
+                predicted = predict(work, machine, share)
                 lines.append(
                     f"| {machine.name} | {work.name} | {work.batch_size} | {share:.0%} | "
-                    f"{1e3 * found['compute']:.2f} | {1e3 * found['all_reduce']:.2f} | "
-                    f"{1 / found['step']:.0f} | {found['efficiency']:.0%} |"
+                    f"{1e3 * predicted['compute']:.2f} | {1e3 * predicted['all_reduce']:.2f} | "
+                    f"{1 / predicted['step']:.0f} | {predicted['efficiency']:.0%} |"
                 )
     return "\n".join(lines)
 
 
 def main():
-    """Measures in a process a row, and writes the results."""
+    """Measures each row in its own process, and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--num_steps", type=int, default=20, help="timed")
-    parser.add_argument("--batch_size", type=int, help="measure this one here, and print JSON")
+    parser.add_argument("--num_steps", type=int, default=20, help="number of timed steps")
+    parser.add_argument("--batch_size", type=int, help="measure only this batch, and print JSON")
     args = parser.parse_args()
     if args.batch_size:
         print(json.dumps(measure(args.batch_size, args.num_steps)))
         return
-    from benchmarks.speed import compare  # It imports JAX, which a child does when it is set up.
+    from benchmarks.speed import compare  # Imports JAX, which a child must not do before its setup.
     from ddpm_jax.workdir.checkpoints import library_versions
 
     weak = [in_process(n, n * WEAK, args.num_steps) for n in DEVICES]

@@ -1,4 +1,4 @@
-"""The results of `compare.py` as Markdown."""
+"""Markdown tables of the results of `compare.py`."""
 
 from benchmarks.speed.contest import summary
 from benchmarks.speed.flops import TRAINING
@@ -13,7 +13,7 @@ def page(results):
     """The whole page."""
     about, matches = results["about"], results["matches"]
     versions = ", ".join(sorted(
-        {f"{name} {v}" for found in about.values() for name, v in found["versions"].items()}
+        {f"{name} {v}" for facts in about.values() for name, v in facts["versions"].items()}
     ))
     machine = results["machine"]
     peaks = "; ".join(
@@ -25,10 +25,10 @@ def page(results):
         f"{machine['python']}, {versions}. Networks in {results['dtype']}. Peak, the fastest "
         f"product of large matrices in either framework: {peaks}.", "",
         f"Median of {results['rounds']} rounds, measured in turn, with the lowest and highest; "
-        "docs/speed.md says what each task is.", "",
+        "docs/speed.md describes each task.", "",
         *(f"{NAMES[who]} was left out: {reason}\n" for who, reason in results["absent"].items()),
-        "## Ours to the fastest of the others", "",
-        "| task | network | batch | ours/fastest other | which |", "|---|---|---|---|---|",
+        "## Ours compared with the fastest peer", "",
+        "| task | network | batch | ours/fastest peer | which |", "|---|---|---|---|---|",
         *(ratio_row(match) for match in matches), "", "## All", "",
         *(match_table(match, about, results["dtype"]) for match in matches),
     ]
@@ -36,12 +36,12 @@ def page(results):
 
 
 def peak(about, dtype):
-    """FLOP/s."""
-    return max(found["peak"][dtype] for found in about.values())
+    """The peak of the machine, FLOP/s."""
+    return max(facts["peak"][dtype] for facts in about.values())
 
 
 def fastest_other(match):
-    """(entry, ours over it in things a second) of the peers, or (None, None)."""
+    """The fastest peer's entry and how many times as fast ours is, or (None, None)."""
     ours, *others = match["entries"]
     others = [entry for entry in others if "failed" not in entry]
     if "failed" in ours or not others:
@@ -51,7 +51,7 @@ def fastest_other(match):
 
 
 def ratio(entry, other):
-    """How many times as fast as another one is, by their medians."""
+    """How many times as fast as another entry is one, by their medians?"""
     return summary(entry["seconds"])["median"] / summary(other["seconds"])["median"]
 
 
@@ -67,9 +67,9 @@ def called(entry):
 
 
 def match_table(match, about, dtype):
-    """A heading, and a row an entry."""
+    """A heading and a table with one row per entry."""
     timed = not match["task"].startswith(("start", "checkpoint", "logging"))
-    calls = f", {match['calls']:,} network calls an image" if match["calls"] > 1 else ""
+    calls = f", {match['calls']:,} network calls per image" if match["calls"] > 1 else ""
     dropout = f", dropout {match['dropout']}" if match["task"] == "train" else ""
     ours = match["entries"][0]
     lines = [
@@ -103,7 +103,7 @@ def match_table(match, about, dtype):
 
 
 def notes(match):
-    """What is to be said of this match alone."""
+    """Remarks about this match only."""
     written = [f"{called(entry)} {entry['facts']['on_disk']:.3g} s" for entry in match["entries"]
                if "on_disk" in entry.get("facts", {})]
-    return ["Until all is on disk: " + ", ".join(written) + ".", ""] if written else []
+    return ["Until everything is on disk: " + ", ".join(written) + ".", ""] if written else []

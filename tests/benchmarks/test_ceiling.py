@@ -191,6 +191,6 @@ def test_the_page_adds_up():
     })
     assert "| a training step, median of 5 | 800 | 50 | 50% |" in page
     assert "| its products, each alone (95.0% of the FLOPs) | 500 | 76 | 76% |" in page
-    assert "took 700 to 1,000 ms, of which the host was busy with its start for 5;" in page
+    assert "took 700 to 1,000 ms. The host needed 5 ms of that to start it." in page
     assert "| products | 750 | 75% |\n| sums | 250 | 25% |" in page
     assert "| a | 2 | 200 | 75 |\n| b | 1 | 100 | 80 |" in page

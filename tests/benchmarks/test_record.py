@@ -206,7 +206,7 @@ def test_what_is_there_is_not_done_again(small, recorded, capsys, monkeypatch):
     monkeypatch.setattr(loop, "train", never)
     monkeypatch.setattr(stages, "job_of", never)
     out = work(capsys, recorded)
-    assert [f"{name}: there already" in out for name in STAGES] == [True] * 6
+    assert [f"{name}: already done" in out for name in STAGES] == [True] * 6
     del before["metrics.json"]
     assert before.items() <= files(recorded).items()
 
@@ -219,10 +219,10 @@ def test_a_stage_is_done_again_where_a_file_is_missing_or_other_numbers_are_aske
     whole = samples(recorded, "chain")
     (recorded / "record" / before[-1]).unlink()
     out = work(capsys, recorded)
-    assert out.count("there already") == 5 and "\nchain: " in out
+    assert out.count("already done") == 5 and "\nchain: " in out
     assert_array_equal(samples(recorded, "chain"), whole)
     out = work(capsys, recorded, ddim_images=20)
-    assert out.count("there already") == 5 and "ddim_1_of_1.npz" in out
+    assert out.count("already done") == 5 and "ddim_1_of_1.npz" in out
     assert not (recorded / "record/ddim_2_of_2.npz").exists()
     assert len(samples(recorded, "ddim")) == 20
     assert "chain: " not in work(capsys, recorded, ddim_images=20, chain_images=0)
@@ -261,7 +261,7 @@ def test_what_no_longer_fits_is_left_out_and_said(small, recorded, capsys, monke
     monkeypatch.setattr(stages.Stage, "seconds", lambda stage, speed, start: took[stage.name])
     monkeypatch.setattr(run, "time", types.SimpleNamespace(monotonic=lambda: 1000.0))
     out = work(capsys, recorded, total_minutes=1)
-    assert "chain: left out, would take some 1 min 30 s of the 1 min 00 s left; go on with: " in out
+    assert "chain: skipped, would take about 1 min 30 s of the 1 min 00 s left; continue" in out
     assert f"python -m benchmarks.record.run --config={CONFIG} --workdir={recorded}" in out
     assert (recorded / "record/ddim.png").exists()
     assert not (recorded / "record/chain.png").exists()
@@ -294,7 +294,7 @@ def test_training_ends_with_its_minutes_and_is_not_taken_up_again(
     monkeypatch.setattr(stages, "stages", lambda *_, **__: [])
     out = work(capsys, tmp_path, *LONG, **ALONE)
     step = checkpoints.steps(tmp_path)[-1]
-    assert 10 <= step < 4000 and f"trained: {step:,} steps" in out and "go on" not in out
+    assert 10 <= step < 4000 and f"trained: {step:,} steps" in out and "continue with" not in out
     assert "starting at" not in work(capsys, tmp_path, *LONG, **ALONE)
     more = ALONE | dict(minutes=(step // 2 + 2) / 60)
     assert f"resuming at step {step:,}" in work(capsys, tmp_path, *LONG, **more)
@@ -303,7 +303,8 @@ def test_training_ends_with_its_minutes_and_is_not_taken_up_again(
 
 
 @pytest.mark.parametrize("total, says", [
-    (6, " of 100 minutes; go on with: python"), (1, "no row is logged yet; go on with: python"),
+    (6, " of 100 minutes; continue with: python"),
+    (1, "no row is logged yet; continue with: python"),
 ])
 def test_training_stops_before_the_command_ends(
     small, played, tmp_path, capsys, monkeypatch, total, says
@@ -422,7 +423,7 @@ def test_records_that_do_not_compare_are_refused(tmp_path, capsys):
     with pytest.raises(ValueError, match="b is of digits and a of cifar10"):
         compare.table({"a": entry(1.0, [1.0, 2.0]), "b": other})
     (tmp_path / "metrics.json").write_text("{}")
-    for folder, says in ((tmp_path, "has no row of training"),
+    for folder, says in ((tmp_path, "has no training row"),
                          (tmp_path / "none", "has no metrics.json")):
         with pytest.raises(SystemExit):
             compare.main([str(folder)])

@@ -299,7 +299,7 @@ def test_starts_and_saves_are_told_in_seconds():
     table = tables.match_table(saved, ABOUT, "float32")
     assert rows(table)[0][1] == "seconds"
     assert rows(table)[2][1:4] == ["0.5", "0.25 to 1", "1.00"]
-    assert "Until all is on disk: ddpm_jax 7.25 s." in table
+    assert "Until everything is on disk: ddpm_jax 7.25 s." in table
 
 
 def fake_program(monkeypatch, tmp_path, **changed):

@@ -104,15 +104,24 @@ def test_settings_files_and_names_exist(page):
 
 def resolves(path):
     """Whether `ddpm_jax` + path, such as ".data.digits", is a module or a name in one."""
-    found, *names = ddpm_jax, *path.split(".")[1:]
+    value, *names = ddpm_jax, *path.split(".")[1:]
     for i, name in enumerate(names):
         try:
-            found = importlib.import_module(".".join(["ddpm_jax", *names[: i + 1]]))
+            value = importlib.import_module(".".join(["ddpm_jax", *names[: i + 1]]))
         except ModuleNotFoundError:
-            if not hasattr(found, name):
+            if not hasattr(value, name):
                 return False
-            found = getattr(found, name)
+            value = getattr(value, name)
     return True
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_named_tests_are_in_the_named_files(page):
+    """In "`test_a`, `test_b` of `tests/room/test_file.py`"."""
+    names = r"((?:`test_\w+`(?: \(slow\))?(?:,? and |, | ))+)of `(tests/[\w/]+\.py)`"
+    for tests, file in re.findall(names, " ".join(page.read_text().split())):
+        for name in re.findall(r"test_\w+", tests):
+            assert f"def {name}(" in (ROOT / file).read_text(), f"{page_id(page)}: {name}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
@@ -140,28 +149,28 @@ def test_commands_are_such(page):
                 check(words, f"{page_id(page)}: {' '.join(words)}")
 
 
-def check(words, said):
+def check(words, where):
     """A command: its program exists, and takes its flags with their values."""
     program, *rest = words
     if re.match("[A-Z_]+=", program):  # A variable of the environment.
-        return check(rest, said)
-    assert program in PROGRAMS, said
+        return check(rest, where)
+    assert program in PROGRAMS, where
     if program == "srun":
-        check(words[words.index("python"):], said)
+        check(words[words.index("python"):], where)
     elif program == "gcloud":
         remote, = (word.partition("=")[2] for word in rest if word.startswith("--command="))
-        check(shlex.split(remote), said)
+        check(shlex.split(remote), where)
     elif program == "pip":
         for extra in ",".join(re.findall(r"^\.\[(.+)\]$", rest[-1])).split(","):
-            assert f"\n{extra} =\n" in (ROOT / "setup.cfg").read_text() or not extra, said
+            assert f"\n{extra} =\n" in (ROOT / "setup.cfg").read_text() or not extra, where
     elif words[:2] == ["python", "-m"]:
         source = source_of(rest[1])
         for flag in re.findall(r" (--\w+)", f" {' '.join(rest)}"):
-            assert f'add_argument("{flag}"' in source, said
+            assert f'add_argument("{flag}"' in source, where
     elif program == "ddpm-jax" or rest[:1] == ["main.py"]:
-        check_run(rest[program == "python":], said)
+        check_run(rest[1:] if program == "python" else rest, where)
     else:
-        assert program != "python" or rest[0] == "-c" or (ROOT / rest[0]).exists(), said
+        assert program != "python" or rest[0] == "-c" or (ROOT / rest[0]).exists(), where
 
 
 def source_of(module):
@@ -173,26 +182,26 @@ def source_of(module):
     return source_of(elsewhere[1]) if elsewhere else source
 
 
-def check_run(arguments, said):
+def check_run(arguments, where):
     """Flags and values of the command line, read and checked as it does before it works."""
     given, values = {a.partition("=")[0].lstrip("-") for a in arguments}, flags.FlagValues()
-    assert all(flag in FLAGS or flag.startswith("config.") for flag in given), said
+    assert all(flag in FLAGS or flag.startswith("config.") for flag in given), where
     arguments = [a for a in cli.with_bundled(["", *arguments]) if a[:8] in ("", "--config")]
     config_flags.DEFINE_config_file("config", sys_argv=arguments, flag_values=values)
     try:
         assert values(arguments)[1:] == []
         config = values["config"].value
     except (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error) as error:
-        pytest.fail(f"{said}: {error}")
-    mode = dict(re.findall(r"--(mode)=(\w+)", said)).get("mode", "train")
-    assert mode in cli.MODES and ("workdir" in given or mode == "plan"), said
-    assert config or mode in ("sample", "evaluate"), said
+        pytest.fail(f"{where}: {error}")
+    mode = dict(re.findall(r"--(mode)=(\w+)", where)).get("mode", "train")
+    assert mode in cli.MODES and ("workdir" in given or mode == "plan"), where
+    assert config or mode in ("sample", "evaluate"), where
     if config:
         validation.validate(config, num_devices=1)
         catalogue.check_evaluation(config)
-        how = config_lib.sampling_settings(config)
-        how.check()
-        settings_lib.chain_of(how, config_lib.schedule(config))
+        sampling = config_lib.sampling_settings(config)
+        sampling.check()
+        settings_lib.chain_of(sampling, config_lib.schedule(config))
         if config.sample.task or config.sample.inputs:
             sample_command.check(config.sample)
 

@@ -65,14 +65,14 @@ def outputs(notebook):
     return [output for cell in notebook.cells for output in cell.get("outputs", ())]
 
 
-def said(notebook):
+def printed(notebook):
     return "".join(o.text for o in outputs(notebook) if o.output_type == "stream")
 
 
 def pictures(notebook, kind="image/png"):
     """The pictures shown, as Pillow opens them."""
-    found = (o.get("data", {}).get(kind) for o in outputs(notebook))
-    return [Image.open(io.BytesIO(base64.b64decode(data))) for data in found if data]
+    data = (o.get("data", {}).get(kind) for o in outputs(notebook))
+    return [Image.open(io.BytesIO(base64.b64decode(png))) for png in data if png]
 
 
 def test_every_notebook_is_tested():
@@ -95,7 +95,7 @@ def test_jax_stays_as_it_is(name):
 
 def test_training(executed):
     done, folder = executed
-    text = said(done["train"])
+    text = printed(done["train"])
     assert "1,497 images of 8x8x1" in text and "40 steps" in text
     assert "done: 40 steps" in text
     curve, last_grid, samples = pictures(done["train"])
@@ -112,7 +112,7 @@ def test_sampling(executed):
     assert between.size == (11 * 66 + 2, 3 * 66 + 2)
     gif, = pictures(done["sample"], "image/gif")
     assert gif.n_frames == 20
-    bits = re.search(r"([\d.]+) \+- [\d.]+ bits/dim, 4 images", said(done["sample"]))
+    bits = re.search(r"([\d.]+) \+- [\d.]+ bits/dim, 4 images", printed(done["sample"]))
     assert 0 < float(bits[1]) < 20
 
 
@@ -131,13 +131,13 @@ def test_published_weights_need_no_workdir(tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_drives_and_buckets_are_told_of_and_opened(name):
+def test_drives_and_buckets_are_described_and_opened(name):
     notebook = read(name)
     before = notebook.cells[:notebook.cells.index(parameters(notebook))]
-    told = "".join(cell.source for cell in before)
+    text = "".join(cell.source for cell in before)
     cell, = (c for c in notebook.cells if "google.colab" in c.source)
     for path in ("/content/drive/MyDrive/first", "gs://bucket/first"):
-        assert path in told
+        assert path in text
         colab = types.SimpleNamespace(auth=mock.Mock(), drive=mock.Mock())
         with mock.patch.dict(sys.modules, {"google.colab": colab}):
             exec(cell.source, {"WORKDIR": path, "sys": sys})

@@ -1,7 +1,7 @@
 """diffusers as a contestant: `python -m benchmarks.speed.contestants.diffusers_`, see `contest.py`.
 
-`UNet2DModel` with the loop of its example `train_unconditional.py`, Adam in place of AdamW, and
-the loops of `DDPMPipeline` and `DDIMPipeline`.
+`UNet2DModel` with the loop of its example `train_unconditional.py`, but with Adam instead of AdamW,
+and the loops of `DDPMPipeline` and `DDIMPipeline`.
 """
 
 import torch
@@ -35,7 +35,7 @@ def average(network, grouped):
 def chain(task, network):
     kind = {"ancestral": DDPMScheduler, "ddim": DDIMScheduler}[task["task"]]
     settings = task["process"]
-    if kind is DDIMScheduler:  # It has no variances of these names.
+    if kind is DDIMScheduler:  # It has no variances with these names.
         settings = {name: x for name, x in settings.items() if name != "variance_type"}
     scheduler = kind.from_config(settings)
 

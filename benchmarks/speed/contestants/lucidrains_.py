@@ -1,8 +1,8 @@
 """denoising_diffusion_pytorch (lucidrains) as a contestant, see `contest.py`.
 
 `python -m benchmarks.speed.contestants.lucidrains_`. Its `Unet` is another network (7x7 input
-convolution, linear attention at every level but the last): the width, a multiple of 8, is the one
-whose parameters come nearest. The loop is that of its `Trainer`.
+convolution, linear attention at every level but the last). The width is the multiple of 8 with the
+closest number of parameters. The loop is that of its `Trainer`.
 """
 
 import torch
@@ -39,7 +39,7 @@ def loss(task, network):
 
 
 def average(network, grouped):
-    ema = EMA(  # After every step, as the others have it; its Trainer does so every 10.
+    ema = EMA(  # After every step, like the others; its Trainer does it every 10.
         network, beta=0.9999, update_after_step=0, update_every=1, use_foreach=grouped,
         include_online_model=False,
     )
@@ -48,10 +48,10 @@ def average(network, grouped):
 
 def chain(task, network):
     calls, steps = task["calls"], task["process"]["num_train_timesteps"]
-    # Its ancestral chain visits every step: it gets a schedule of as many as there are calls.
+    # Its ancestral chain visits every step, so the schedule has as many steps as there are calls.
     ancestral = task["task"] == "ancestral"
-    found = process(task, network, *((calls,) if ancestral else (steps, calls)))
-    return lambda: found.sample(task["batch_size"]).cpu().permute(0, 2, 3, 1).numpy()
+    diffusion = process(task, network, *((calls,) if ancestral else (steps, calls)))
+    return lambda: diffusion.sample(task["batch_size"]).cpu().permute(0, 2, 3, 1).numpy()
 
 
 if __name__ == "__main__":

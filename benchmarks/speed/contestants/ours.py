@@ -1,7 +1,7 @@
 """This package as a contestant: `python -m benchmarks.speed.contestants.ours`, see `contest.py`.
 
-Training is `pmap_train_step` in a loop like that of `train`; sampling and bits/dim are what users
-call.
+Training is `pmap_train_step` in a loop like that of `train`. Sampling and bits/dim are the public
+functions.
 """
 
 import collections
@@ -29,7 +29,7 @@ from ddpm_jax.training.step import pmap_train_step
 from ddpm_jax.workdir.checkpoints import Checkpoints, library_versions
 from ddpm_jax.workdir.logs import Logs, Rate
 
-NUM_IMAGES = 50_000  # Of the data task: CIFAR-10's.
+NUM_IMAGES = 50_000  # In the data task, as in CIFAR-10.
 
 
 def prepare(task):
@@ -37,7 +37,7 @@ def prepare(task):
 
 
 def config_of(task):
-    """The network's config, with the task's batch, dropout and precision."""
+    """The network's config with the task's batch, dropout and precision."""
     config = importlib.import_module(f"configs.{task['network']}").get_config()
     config.update_from_flattened_dict(task["settings"])
     config.train.batch_size = task["batch_size"]
@@ -58,8 +58,8 @@ def trained_of(run, schedule):
     )
 
 
-def told(run, params, first):
-    """What every task with a network tells of it, and the seconds of its first call."""
+def network_facts(run, params, first):
+    """The facts about the network of a task, with the seconds of its first call."""
     x = jax.ShapeDtypeStruct((1, *run.source.image_shape), jnp.float32)
     t = jax.ShapeDtypeStruct((1,), jnp.int32)
     forward = flops.count(lambda x, t: run.model.apply({"params": params}, x, t, train=False), x, t)
@@ -67,7 +67,7 @@ def told(run, params, first):
 
 
 def program(task):
-    """The run, its training step and what goes into it: the state, a batch, the key."""
+    """The run, its training step and the step's inputs: the state, a batch, the key."""
     run = run_of(task)
     step_fn = pmap_train_step(
         schedule=run.schedule, learning_rate=run.learning_rate, settings=run.step_settings
@@ -78,7 +78,7 @@ def program(task):
 
 
 def steps(task):
-    """The run and a function that makes one training step of its batch; none is made yet."""
+    """The run and a function that makes one training step with its batch."""
     run, step_fn, state, *inputs = program(task)
 
     def step():
@@ -90,7 +90,7 @@ def steps(task):
 
 
 def start(task):
-    """Ready when the first step is done: the driver has the clock."""
+    """Is ready after the first step; the driver measures the time."""
     jax.block_until_ready(steps(task)[1]())
     return {}, lambda: {}
 
@@ -98,7 +98,7 @@ def start(task):
 def train(task):
     run, step = steps(task)
     (state, _), first = timed(lambda: jax.block_until_ready(step()))
-    facts, in_flight = told(run, state.params, first), collections.deque()
+    facts, in_flight = network_facts(run, state.params, first), collections.deque()
     del state  # It is donated to the next step.
 
     def call():
@@ -119,7 +119,7 @@ def sampling(task):
         )
 
     _, first = timed(draw)
-    return told(run, trained.params, first), stretch(draw, batch_size, fewest=1)
+    return network_facts(run, trained.params, first), stretch(draw, batch_size, fewest=1)
 
 
 def bits_per_dim(task):
@@ -133,25 +133,26 @@ def bits_per_dim(task):
         return ddpm_jax.bits_per_dim(trained, 0, images)
 
     _, first = timed(measured)
-    return told(run, trained.params, first), stretch(measured, batch_size, fewest=1)
+    return network_facts(run, trained.params, first), stretch(measured, batch_size, fewest=1)
 
 
 def batches(task):
     """Shuffled batches as floats on the device."""
     shape = config_lib.image_shape(config_of(task))
     images = np.random.default_rng(0).integers(0, 256, (NUM_IMAGES, *shape), np.uint8)
-    found = batching.batches(source_lib.from_array(images), seed=0, batch_size=task["batch_size"])
+    source = source_lib.from_array(images)
+    shuffled = batching.batches(source, seed=0, batch_size=task["batch_size"])
     as_float = jax.jit(pixels.to_float)
 
     def call():
-        return jax.block_until_ready(as_float(next(found)["images"]))
+        return jax.block_until_ready(as_float(next(shuffled)["images"]))
 
     _, first = timed(call)
     return {"first_call": first}, stretch(call, task["batch_size"])
 
 
 def checkpoint(task):
-    """How long `save` holds up the loop; `on_disk` is how long until everything is written."""
+    """Measures how long `save` blocks the loop, and as `on_disk` how long until all is written."""
     run = run_of(task)
     state = parallel.replicate(run_lib.fresh_state(run))
 
@@ -169,7 +170,7 @@ def checkpoint(task):
 
 
 def logging(task):
-    """How long a row holds up the loop, of metrics that are computed."""
+    """Measures how long a row blocks the loop, once its metrics are computed."""
     run, step = steps(task)
     metrics, first = timed(lambda: jax.block_until_ready(step()[1]))
     rate = Rate(start_step=0, num_steps=2, batch_size=task["batch_size"])
@@ -185,7 +186,7 @@ def logging(task):
 
 
 def peak(task):
-    """The rate of a large matrix product; a thing is one FLOP."""
+    """Measures the rate of a large matrix product; a thing is one FLOP."""
     device = jax.devices()[0]
     size = product_size(device.platform)
     x = jnp.full((size, size), 1e-3, task["dtype"])
@@ -202,7 +203,7 @@ def peak(task):
 
 
 def peak_bytes():
-    """Of the device where it counts, else of the process."""
+    """The peak memory of the device if it counts, else of the process."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return stats.get("peak_bytes_in_use") or resident_peak()
 

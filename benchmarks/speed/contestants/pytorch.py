@@ -1,9 +1,8 @@
-"""What contestants in PyTorch share: the training loop, batches, checkpoints, the peak.
+"""The parts that contestants in PyTorch share: training loop, batches, checkpoints, the peak.
 
-Modes: "eager" is as their examples do it; "channels_last" adds what needs no compiler, that layout
-and the fused or grouped forms of Adam and of the running average; "compiled" adds
-`torch.compile`. On a GPU the torso runs in bfloat16 by autocast, and what stays in float32 uses
-TF32, as XLA does there.
+Mode "eager" follows their examples. "channels_last" adds what needs no compiler: that layout, and
+the fused or grouped forms of Adam and the EMA. "compiled" adds `torch.compile`. On a GPU the torso
+runs in bfloat16 by autocast, and what stays float32 uses TF32, as in XLA.
 """
 
 import dataclasses
@@ -21,20 +20,20 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.speed.contest import product_size, resident_peak, serve, stretch, timed
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-NUM_IMAGES = 50_000  # Of the data task: CIFAR-10's.
-torch.set_float32_matmul_precision("high")  # On a GPU; a CPU knows one precision.
+NUM_IMAGES = 50_000  # In the data task, as in CIFAR-10.
+torch.set_float32_matmul_precision("high")  # For a GPU; a CPU has one precision.
 
 
 @dataclasses.dataclass(frozen=True)
 class Peer:
-    """What differs between them.
+    """The parts in which the contestants differ.
 
     Attributes:
-        name: of the package, on PyPI.
+        name: the package's name on PyPI.
         network: task -> module on the CPU.
         loss: (task, network) -> (x_0 [b, c, h, w] in [-1, 1] -> the mean loss).
-        average: (network, whether grouped) -> (update, what a checkpoint holds of it).
-        chain: (task, network) -> (() -> one batch of images, on the host).
+        average: (network, whether grouped) -> (update, state for a checkpoint).
+        chain: (task, network) -> (() -> one batch of images on the host).
     """
 
     name: str
@@ -44,7 +43,7 @@ class Peer:
     chain: Callable[[dict, torch.nn.Module], Callable]
 
     def serve(self) -> None:
-        """Takes part, as `contest.serve` tells."""
+        """Takes part as `contest.serve` describes."""
         tasks = {
             "train": train, "ancestral": sampling, "ddim": sampling, "data": batches,
             "checkpoint": checkpoint, "start": start, "peak": peak,
@@ -53,7 +52,7 @@ class Peer:
 
 
 def peak_bytes():
-    """Of the device where it counts, else of the process."""
+    """The peak memory of the GPU, or of the process on a CPU."""
     return torch.cuda.max_memory_allocated() if DEVICE.type == "cuda" else resident_peak()
 
 
@@ -71,11 +70,11 @@ def layout(task):
 
 
 def network_of(peer, task):
-    """The network as the mode has it, and what there is to tell of it."""
+    """The network in the task's mode, and its facts."""
     torch.manual_seed(0)
     network = peer.network(task).to(DEVICE, memory_format=layout(task))
     counter, products = FlopCounterMode(display=False), sdpa_kernel(SDPBackend.MATH)
-    with torch.no_grad(), products, counter:  # It does not know a CPU's fused attention.
+    with torch.no_grad(), products, counter:  # It does not count a CPU's fused attention.
         network(torch.zeros(1, *task["shape"], device=DEVICE), torch.zeros(1, device=DEVICE))
     if task["mode"] == "compiled":
         network.compile()
@@ -84,7 +83,7 @@ def network_of(peer, task):
 
 
 def steps(peer, task):
-    """A function that makes one training step of a batch, what there is to tell, and the state."""
+    """A function that makes a training step, the network's facts, and a function for the state."""
     network, facts = network_of(peer, task)
     tuned = task["mode"] != "eager"
     loss, (average, averaged) = peer.loss(task, network), peer.average(network, tuned)
@@ -118,15 +117,15 @@ def steps(peer, task):
 
 def synchronised(call):
     def done():
-        found = call()
+        result = call()
         wait()
-        return found
+        return result
 
     return done
 
 
 def start(peer, task):
-    """Ready when the first step is done: the driver has the clock."""
+    """Is ready after the first step; the driver measures the time."""
     synchronised(steps(peer, task)[0])()
     return {}, lambda: {}
 
@@ -150,7 +149,7 @@ def sampling(peer, task):
 
 
 class Pictures(Dataset):
-    """Decoded uint8 images [n, h, w, c], given as `torchvision`'s ToTensor and Normalize would."""
+    """Decoded uint8 images [n, h, w, c], converted like ToTensor and Normalize of `torchvision`."""
 
     def __init__(self, shape):
         channels, *size = shape
@@ -178,17 +177,17 @@ def batches(peer, task):
         while True:
             yield from loader
 
-    found = forever()
+    examples = forever()
 
     def call():
-        return next(found).to(DEVICE)
+        return next(examples).to(DEVICE)
 
     _, first = timed(synchronised(call))
     return {"first_call": first}, stretch(synchronised(call), task["batch_size"])
 
 
 def checkpoint(peer, task):
-    """`torch.save` of network, average and optimizer: the loop waits until they are written."""
+    """Measures `torch.save` of network, EMA and optimizer; the loop waits for it."""
     step, facts, state = steps(peer, task)
     step()  # Adam has no state before.
 
@@ -201,7 +200,7 @@ def checkpoint(peer, task):
 
 
 def peak(peer, task):
-    """The rate of a large matrix product; a thing is one FLOP."""
+    """Measures the rate of a large matrix product; a thing is one FLOP."""
     size = product_size(DEVICE.type)
     x = torch.full((size, size), 1e-3, dtype=getattr(torch, task["dtype"]), device=DEVICE)
     product = synchronised(lambda: x @ x)
