@@ -1,7 +1,7 @@
-"""Paths that users name, and files of which a reader never sees half.
+"""Paths that users name, and files that appear whole or not at all.
 
-A path is local, a mounted drive's too, or an object of a store, such as gs://bucket/name. Local
-files are written aside and renamed into place; an object appears whole, when all of it is there.
+A path is local, mounted drives included, or an object of a store, for example gs://bucket/name.
+Local files are written beside their place and renamed; an object appears once all of it is there.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from etils import epath
 
 from ddpm_jax.errors import UserError
 
-# What zipfile and NumPy raise on an `.npz` that they cannot read.
+# What zipfile and NumPy raise on an `.npz` that cannot be read.
 NPZ_DAMAGE = (
     OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, MemoryError,
     zipfile.BadZipFile, zlib.error,
@@ -34,22 +34,21 @@ def path(name: Any) -> epath.Path:
         name: str or path, gs:// too.
 
     Raises:
-        ValueError: it is in a store that cannot be reached from here: nobody knows its kind, or
-            its package is not installed.
+        UserError: it is in a store of an unknown kind, or of one whose package is not installed.
     """
     scheme, separator, _ = os.fspath(name).partition("://")
     if separator and not (scheme == "gs" and importlib.util.find_spec("tensorflow")):
-        # What others write is to be seen: another trainer, a run that is followed.
+        # Disable listing caches, so that other processes' files appear.
         fsspec.config.conf.setdefault(scheme, {}).setdefault("use_listings_cache", False)
         try:
             epath.Path(f"{scheme}://")
             fsspec.get_filesystem_class(scheme)
         except ImportError as error:
-            how = 'pip install "ddpm_jax[gcs]"' if scheme == "gs" else str(error)
-            raise UserError(f"{name} needs a package for {scheme}://; {how}.") from None
+            advice = 'pip install "ddpm_jax[gcs]"' if scheme == "gs" else str(error)
+            raise UserError(f"{name} needs a package for {scheme}://; {advice}.") from None
         except KeyError:
             raise UserError(
-                f"{name} is in no store that is known; write a local path, or gs://BUCKET/NAME."
+                f"{name} is in no known store; write a local path, or gs://BUCKET/NAME."
             ) from None
     return epath.Path(name).expanduser()
 
@@ -60,7 +59,7 @@ def in_store(path: Any) -> bool:
 
 
 def write(path: Any, fill: bytes | Callable[[Any], None]) -> None:
-    """Writes a file, making its folder and replacing what is there.
+    """Writes a file whole, makes its folder, and replaces what was there.
 
     Args:
         path: str or path, gs:// too.
@@ -93,13 +92,13 @@ def _content(fill) -> bytes:
 
 
 def write_folder(path: Any, contents: Mapping[str, bytes]) -> None:
-    """Writes a folder of files, under a name that does not exist yet or is an empty folder.
+    """Writes a folder of files; there may be an empty folder of that name, but nothing else.
 
-    In a store the last file is what makes the folder whole.
+    In a store the last file completes the folder.
 
     Args:
         path: str or path.
-        contents: each file's content by its path below the folder.
+        contents: the content of each file by its path below the folder.
     """
     path = epath.Path(path)
     temporary = path if in_store(path) else path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -124,7 +123,7 @@ def sha256(path: Any) -> str:
 
 
 def cache_folder() -> pathlib.Path:
-    """What is fetched or costly to compute is kept in $DDPM_JAX_CACHE or ~/.cache/ddpm_jax."""
+    """The folder for downloads and costly results: $DDPM_JAX_CACHE or ~/.cache/ddpm_jax."""
     return pathlib.Path(os.environ.get("DDPM_JAX_CACHE") or "~/.cache/ddpm_jax").expanduser()
 
 

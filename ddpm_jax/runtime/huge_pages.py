@@ -1,8 +1,8 @@
-"""Pages of 2 MiB for what a program on a Linux machine allocates.
+"""Pages of 2 MiB for the memory of a program on Linux.
 
-A training step on a CPU writes to hundreds of megabytes that it has just been given. In pages of
-4 KiB the kernel hands out, and the processor looks up, each of some hundred thousand. glibc asks
-for large ones where GLIBC_TUNABLES says so when a process starts, and not later.
+A training step on a CPU writes to hundreds of megabytes of fresh memory. With pages of 4 KiB the
+kernel must hand out, and the processor look up, some hundred thousand of them. glibc asks for
+large pages if GLIBC_TUNABLES says so when the process starts, and not later.
 """
 
 import os
@@ -14,10 +14,10 @@ _ENABLED = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def use() -> None:
-    """Starts the program over, in the same process, with large pages; first thing in its `main`.
+    """Restarts the program in the same process with large pages; call it first in `main`.
 
-    It goes on as it is where `environment` has nothing to add, and in an interactive session,
-    which would be lost.
+    Does nothing if `environment` has nothing to add, or in an interactive session, which would
+    be lost.
     """
     added = environment()
     if added and not hasattr(sys, "ps1"):
@@ -25,10 +25,10 @@ def use() -> None:
 
 
 def environment() -> dict[str, str]:
-    """What a program's environment must have beside this one's to get large pages.
+    """The variables that a program's environment needs besides this one's to get large pages.
 
-    Nothing where they are asked for already, where GLIBC_TUNABLES forbids them
-    (glibc.malloc.hugetlb=0), and where the kernel gives them unasked, or never.
+    None if it asks for them already, if GLIBC_TUNABLES forbids them (glibc.malloc.hugetlb=0), or
+    if the kernel gives them unasked, or never.
     """
     chosen = os.environ.get("GLIBC_TUNABLES", "")
     on_request = _ENABLED.exists() and "[madvise]" in _ENABLED.read_text()

@@ -1,9 +1,9 @@
-"""Devices and processes: the axis that `pmap` names, replication, shares, and agreement.
+"""Devices and processes: `pmap` and its axis, replication, shares, and agreement.
 
 State is replicated without an extra axis (`in_axes=None`, `out_axes=None`); batches are
 [local_devices, b, ...]. A job of several processes has one on each host, with the same number of
-devices each; every process makes the same calls in the same order, and works on its share. The
-first, process 0, alone says and writes things, and decides what has to be read or looked up.
+devices each; every process makes the same calls in the same order, and works on its share. Only
+the first, process 0, prints and writes, and decides what must be read or looked up.
 """
 
 import contextlib
@@ -20,88 +20,88 @@ from ddpm_jax.errors import UserError, one_line
 
 AXIS = "batch"
 _LOOPBACK = ("127.0.0.1", "localhost")
-PATIENCE = 60  # Seconds that a process which ends waits for the others, before they are ended.
-_CHUNK = 2**20  # Bytes sent at a time, so that one size is compiled.
+PATIENCE = 60  # Seconds for which a process that ends waits for the others; then JAX ends them.
+_CHUNK = 2**20  # Bytes sent at a time; one size, so that one program is compiled.
 
 
 def initialize(
     coordinator: str | None = None, num_processes: int | None = None,
     process_id: int | None = None, *, preemptible: bool = True,
 ) -> None:
-    """Joins this process to the others of its job; to be called before anything else of JAX.
+    """Joins this process to the others of its job; call it before anything else of JAX.
 
-    Without arguments everything is found: on TPU pods, under Slurm, Open MPI and Kubernetes. On
-    one machine processes need devices of their own, such as by CUDA_VISIBLE_DEVICES.
+    Without arguments, JAX finds them: on TPU pods, under Slurm, Open MPI and Kubernetes. On one
+    machine each process needs its own devices, for example by CUDA_VISIBLE_DEVICES.
 
     A process that ends, by an error or because it is done, waits a minute for the others; then
-    they are ended too, as are those of a host that fell silent (after 100 seconds). A script
-    whose processes end far apart calls `barrier` at its end.
+    JAX ends them too, and after 100 seconds those of a host that does not answer. A script whose
+    processes end far apart should call `barrier` at its end.
 
     Args:
-        coordinator: "host:port" of process 0, which the others can reach; its port is not
-            guarded, so it belongs on a private network.
+        coordinator: "host:port" of process 0, where the others can reach it; the port is not
+            protected, so it belongs on a private network.
         num_processes: of the job.
         process_id: of this process, 0..num_processes-1.
-        preemptible: SIGTERM, and the platform's notices, are left to `train`, which saves and
-            stops in all processes at the same step; nothing else hears them. False leaves
+        preemptible: leave SIGTERM, and the platform's notices, to `train`, which saves and
+            stops in all processes at the same step; nothing else gets them. False leaves
             SIGTERM as it is, for work that has nothing to save.
 
     Raises:
-        ValueError: some of the three are given and others not, they are out of range, or there
-            is no cluster in which to find them.
+        UserError: only some of the three are given, they are out of range, or there is no
+            cluster in which JAX finds them.
     """
     given = dict(coordinator=coordinator, num_processes=num_processes, process_id=process_id)
-    said = ", ".join(f"{name}={value}" for name, value in given.items())
+    shown = ", ".join(f"{name}={value}" for name, value in given.items())
     if None in given.values() and set(given.values()) != {None}:
         raise UserError(
-            f"{said}: these go together; write such as --coordinator=10.0.0.1:1234 "
-            "--num_processes=2 --process_id=0, or --multihost where a cluster tells them."
+            f"{shown}: these go together; write for example --coordinator=10.0.0.1:1234 "
+            "--num_processes=2 --process_id=0, or --multihost in a cluster that knows them."
         )
     host, _, port = (coordinator or "").rpartition(":")
     if coordinator and not (host and port.isdigit() and 0 <= process_id < num_processes):
         raise UserError(
-            f"{said}: must be host:port, a number of processes, and one of 0..num_processes-1; "
-            "write such as --coordinator=10.0.0.1:1234 --num_processes=2 --process_id=0."
+            f"{shown}: must be host:port, a number of processes, and one of 0..num_processes-1; "
+            "write for example --coordinator=10.0.0.1:1234 --num_processes=2 --process_id=0."
         )
     jax.config.update("jax_enable_preemption_service", preemptible)
     try:
         jax.distributed.initialize(
             coordinator, num_processes, process_id, shutdown_timeout_seconds=PATIENCE,
-            # Elsewhere the address may be one that only the others see.
+            # Other addresses may exist only outside of this host.
             coordinator_bind_address=coordinator if host in _LOOPBACK else None,
         )
     except (ValueError, RuntimeError) as error:
         raise UserError(
-            f"{said}: no other processes were found ({one_line(error)[:200]}); write "
+            f"{shown}: no other processes were found ({one_line(error)[:200]}); write "
             "--coordinator=host:port --num_processes=N --process_id=I, or leave them out for one."
         ) from None
 
 
 def is_first() -> bool:
-    """Whether this is the process that says and writes things."""
+    """Whether this is the process that prints and writes."""
     return jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
-    """Waits until every process is here.
+    """Waits until every process calls it.
 
     Args:
-        name: of the place, the same in every process.
+        name: of the place in the program, the same in every process.
     """
     multihost_utils.sync_global_devices(f"ddpm_jax.{name}")
 
 
 def from_first(produce: Callable[[], Any]) -> Any:
-    """What `produce` returns in the first process, in every process; the others do not call it.
+    """What `produce` returns in the first process; the others do not call it, but get its result.
 
-    For what the processes have to agree on, and might see differently: files that are being
+    For what the processes must agree on but might see differently: files that are being
     written, or that not all of them have.
 
     Args:
         produce: returns something that can be pickled.
 
     Raises:
-        ValueError, OSError: in every process, where `produce` raises one.
+        ValueError, OSError: in every process, if `produce` raises one.
     """
     if jax.process_count() == 1:
         return produce()
@@ -116,7 +116,7 @@ def from_first(produce: Callable[[], Any]) -> Any:
 
 
 def _outcome(produce):
-    """(what it returns, None), or (None, what it raises)."""
+    """(the result, None), or (None, the error)."""
     try:
         return produce(), None
     except (ValueError, OSError) as error:
@@ -124,12 +124,12 @@ def _outcome(produce):
 
 
 def everywhere(holds: bool) -> bool:
-    """Whether something holds in all of the processes."""
+    """Whether something holds in all processes."""
     return bool(np.all(multihost_utils.process_allgather(np.int32(holds))))
 
 
 def gather(tree: Any) -> Any:
-    """The shares of all processes in every process, in order.
+    """The shares of all processes, in order, in every process.
 
     Args:
         tree: NumPy arrays [n/p, ...] of p processes, of 32 bits or fewer.
@@ -141,25 +141,29 @@ def gather(tree: Any) -> Any:
 
 
 def check_same(**values: Any) -> None:
-    """Raises ValueError where the first process has another value of something.
+    """Raises UserError unless all processes have the same values.
 
     Args:
-        **values: whatever `repr` tells apart, by the name to call it.
+        **values: compared by their `repr`, each with its name for the message.
     """
-    said = {name: repr(value) for name, value in values.items()}
-    wanted = from_first(lambda: said)
-    if not everywhere(said == wanted):
-        other = [name for name in said if said[name] != wanted[name]]
+    ours = {name: repr(value) for name, value in values.items()}
+    wanted = from_first(lambda: ours)
+    if everywhere(ours == wanted):
+        return
+    other = [name for name in ours if ours[name] != wanted[name]]
+    if other:
         raise UserError(
             f"the processes disagree about {' and '.join(other)}; start each with the same flags, "
-            "on the same data." if other else
-            "another process of this job was started with other flags or data; see what it says."
+            "on the same data."
         )
+    raise UserError(
+        "another process of this job was started with other flags or data; see what it says."
+    )
 
 
 @contextlib.contextmanager
 def first_goes_ahead() -> Iterator[None]:
-    """What is inside happens in the first process, then in the others: they find what it got."""
+    """Runs the inside in the first process, then in the others, which find what it has fetched."""
     if not is_first():
         barrier("ahead")
     try:
@@ -182,8 +186,8 @@ def pmap(
         function: what one device does with its share.
         in_axes: one entry per argument: 0 for arrays [local_devices, ...], one row per device;
             None for what every device gets whole.
-        out_axes: 0 for a row from each device, None where all devices return the same.
-        donate_argnums: arguments whose memory the outputs may take.
+        out_axes: 0 for a row from each device, None if all devices return the same.
+        donate_argnums: arguments whose memory the outputs may reuse.
     """
     return jax.pmap(
         function, axis_name=AXIS, in_axes=in_axes, out_axes=out_axes,
@@ -192,7 +196,7 @@ def pmap(
 
 
 def share(places: np.ndarray) -> np.ndarray:
-    """This process's part of the places of a batch, [n] -> [n/p]."""
+    """This process's share of the places in a batch, [n] -> [n/p]."""
     return np.split(places, jax.process_count())[jax.process_index()]
 
 
@@ -209,5 +213,5 @@ def shard(tree: Any) -> Any:
 
 
 def places(batch_size: int) -> jax.Array:
-    """Where this device's images stand in the global batch, int32 [batch_size]; under `pmap`."""
+    """The places of this device's images in the global batch, int32 [batch_size]; under `pmap`."""
     return jax.lax.axis_index(AXIS) * batch_size + jax.numpy.arange(batch_size)

@@ -1,6 +1,6 @@
-"""Long work kept part by part in a folder, so that a second start takes it up again.
+"""Long work kept part by part in a folder, so that a second start continues it.
 
-Of several processes the first alone reads and writes; each makes every call.
+Of several processes only the first reads and writes; each makes every call.
 """
 
 import io
@@ -14,7 +14,7 @@ from ddpm_jax.runtime import files, parallel
 
 
 def finished(folder: Any) -> Iterator[dict[str, np.ndarray]]:
-    """The parts in order, from row 0 on, up to the first that is missing or damaged.
+    """The finished parts in order, from row 0 up to the first that is missing or damaged.
 
     Args:
         folder: str or path; may not exist.
@@ -26,11 +26,11 @@ def finished(folder: Any) -> Iterator[dict[str, np.ndarray]]:
 
 
 def keep(folder: Any, done: int, part: dict[str, np.ndarray]) -> None:
-    """Writes the part that starts at row `done`; a reader never sees half of it.
+    """Writes the part that starts at row `done`; readers never see half of it.
 
     Args:
-        folder: str or path; made where missing.
-        done: rows of the parts before it.
+        folder: str or path; made if missing.
+        done: number of rows in the parts before it.
         part: arrays with the same number of rows, at least one.
     """
     if parallel.is_first():
@@ -38,7 +38,7 @@ def keep(folder: Any, done: int, part: dict[str, np.ndarray]) -> None:
 
 
 def remove(folder: Any) -> None:
-    """Removes what was kept, once the whole of it is done."""
+    """Removes the parts, once all of the work is done."""
     if parallel.is_first():
         epath.Path(folder).rmtree()
 

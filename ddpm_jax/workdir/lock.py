@@ -1,8 +1,8 @@
-"""One trainer a workdir: the first owns it, and the next is refused.
+"""One trainer per workdir: the first owns it, and the next is refused.
 
 On a file system the owner locks `owner.json`, and the kernel frees the lock however the process
-ends. A store has no locks: there the owner writes the time into the file once a minute, and what
-has been silent for five minutes is taken over; an owner that was only slow notices, and stops.
+ends. A store has no locks: there the owner writes the time into the file once a minute, and another
+trainer may take over after five minutes of silence; an owner that was only slow notices and stops.
 """
 
 import contextlib
@@ -29,20 +29,20 @@ SETTLE = 2.0  # Seconds after which two trainers that start at once have seen ea
 
 @contextlib.contextmanager
 def hold(workdir: Any) -> Iterator[Callable[[], None]]:
-    """Owns the workdir while inside, by the first process of a run.
+    """Owns the workdir inside the context, for all processes of a run.
 
-    Gives a function, to be called now and then, that raises ValueError once another trainer has
+    Gives a function, to be called now and then, that raises UserError once another trainer has
     taken the workdir over.
 
     Args:
         workdir: a folder that exists, or one of a store, gs:// too.
 
     Raises:
-        ValueError: another trainer owns it.
+        UserError: another trainer owns it.
     """
     path = files.path(workdir) / "owner.json"
-    held = []  # In the first process; a refusal is told to all.
-    parallel.from_first(lambda: held.append(_owned(path)))
+    held = []  # Filled in the first process; a refusal is raised in all.
+    parallel.from_first(lambda: held.append(_acquire(path)))
     lock, heart = held[0] if held else (None, None)
     try:
         yield heart.check if heart else lambda: None
@@ -53,14 +53,14 @@ def hold(workdir: Any) -> Iterator[Callable[[], None]]:
             heart.stop()
 
 
-def _owned(path: epath.Path) -> tuple[Any, Any]:
-    """A lock, or where there are none a heart."""
+def _acquire(path: epath.Path) -> tuple[Any, Any]:
+    """(a lock, None), or, if nothing can be locked there, (None, a heart)."""
     lock = None if files.in_store(path) else _locked(path)
     return lock, None if lock else _Heart(path)
 
 
 def _locked(path: epath.Path) -> Any:
-    """The file, locked until it is closed; None where the file system has no locks."""
+    """The file, locked until it is closed; None if the file system has no locks."""
     file = path.open("a")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -70,7 +70,7 @@ def _locked(path: epath.Path) -> Any:
             raise UserError(_refusal(path, "stop it")) from None
         return None
     file.truncate(0)
-    file.write(_said())
+    file.write(_entry())
     file.flush()
     return file
 
@@ -79,7 +79,7 @@ class _Heart:
     """Ownership by a file that says when its owner was last alive."""
 
     def __init__(self, path: epath.Path):
-        self._path, self._token, self._taken = path, uuid.uuid4().hex, None
+        self._path, self._token, self._taken_over = path, uuid.uuid4().hex, ""
         silent = time.time() - _owner(path).get("time", 0)
         if silent < STALE:
             raise UserError(_refusal(path, (
@@ -95,32 +95,34 @@ class _Heart:
         self._thread.start()
 
     def _write(self):
-        files.write(self._path, _said(token=self._token).encode())
+        files.write(self._path, _entry(token=self._token).encode())
 
     def _beat(self):
         while not self._stopping.wait(HEARTBEAT):
-            # A store's errors have nothing in common. What fails is tried again a minute later.
+            # Errors of stores have no common class. The next beat tries again.
             with contextlib.suppress(Exception):
                 if _owner(self._path).get("token", self._token) != self._token:
-                    self._taken = _refusal(self._path, "it took over from this one, which stops")
+                    self._taken_over = _refusal(
+                        self._path, "it took over from this one, which stops")
                     return
                 self._write()
 
     def check(self) -> None:
-        """Raises ValueError where another has taken over."""
-        if self._taken:
-            raise UserError(self._taken)
+        """Raises UserError if another trainer has taken over."""
+        if self._taken_over:
+            raise UserError(self._taken_over)
 
     def stop(self) -> None:
         """Gives the workdir up."""
         self._stopping.set()
         self._thread.join()
-        with contextlib.suppress(Exception):  # Nobody waits longer than until it is stale.
+        with contextlib.suppress(Exception):  # A file that stays is stale in five minutes.
             if _owner(self._path).get("token") == self._token:
                 self._path.unlink()
 
 
-def _said(**more: Any) -> str:
+def _entry(**more: Any) -> str:
+    """The content of the file."""
     owner = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
     return json.dumps(owner | more) + "\n"
 
@@ -129,9 +131,9 @@ def _owner(path: epath.Path) -> dict[str, Any]:
     return next(iter(metrics_file.read(path)), {})
 
 
-def _refusal(path: epath.Path, how: str) -> str:
+def _refusal(path: epath.Path, advice: str) -> str:
     owner = _owner(path)
     return (
         f"workdir={path.parent} is being trained by process {owner.get('pid', 'unknown')} on "
-        f"{owner.get('host', 'unknown')}; {how}, or name another --workdir."
+        f"{owner.get('host', 'unknown')}; {advice}, or name another --workdir."
     )

@@ -1,8 +1,8 @@
-"""Rows of JSON, one a line, and those of a run's metrics: each step once.
+"""Files of one JSON row per line, and the metrics of a run in them, each step once.
 
-Local files are appended. A store cannot: there each start writes a part of its own, whole each
-time; `metrics.jsonl` begins at step 0, `metrics.from_00001000.jsonl` behind step 1,000. Where a
-part begins those before it end.
+Local files are appended to. A store cannot append, so there each start has its own part, which is
+written whole each time: `metrics.jsonl` begins at step 0, `metrics.from_00001000.jsonl` after step
+1,000. A part ends where the next one begins.
 """
 
 import json
@@ -21,12 +21,12 @@ _PERIOD = 10.0  # Seconds between two writes of a part.
 
 
 class MetricsFile:
-    """The metrics that one start of a run writes.
+    """Writes the metrics of one start of a run.
 
     Args:
         workdir: gets `metrics.jsonl`.
         start_step: updates done; rows of later steps are dropped.
-        clock: seconds from any origin.
+        clock: gives seconds from any origin.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class MetricsFile:
         self._file = None if files.in_store(workdir) else self._path.open("a")
 
     def write(self, row: dict[str, Any]) -> None:
-        """Adds a row with `step`; a reader of a store sees it some seconds later."""
+        """Adds a row, which has `step`; readers of a store see it some seconds later."""
         self._new.append(_line(row))
         if self._file is not None or self._clock() - self._written >= _PERIOD:
             self.flush()
@@ -70,7 +70,7 @@ class MetricsFile:
 
 
 def read_metrics(workdir: Any) -> list[dict[str, Any]]:
-    """What a run has logged: its rows in order, each with `step`, the updates done by then.
+    """The rows that a run has logged, in order, each with `step`, the updates done by then.
 
     A number that was not finite is None.
 
@@ -78,7 +78,7 @@ def read_metrics(workdir: Any) -> list[dict[str, Any]]:
         workdir: of the run, gs:// too; it may still be training.
 
     Raises:
-        ValueError: there is no such folder.
+        UserError: there is no such folder.
     """
     workdir = files.path(workdir)
     if not workdir.exists():
@@ -87,7 +87,7 @@ def read_metrics(workdir: Any) -> list[dict[str, Any]]:
 
 
 def read(path: Any) -> list[dict[str, Any]]:
-    """The rows of a file, less what a kill has torn; none where there is no file."""
+    """The rows of a file, without lines cut off by a kill; none if there is no file."""
     path = files.path(path)
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     return [row for row in map(_row, lines) if row is not None]
@@ -110,10 +110,10 @@ def _part(workdir: epath.Path, start: int) -> epath.Path:
 
 
 def _parts(workdir: epath.Path) -> list[tuple[int, epath.Path]]:
-    """The parts in order, each with the step behind which it begins."""
+    """The parts in order, each with the step after which it begins."""
     names = [path.name for path in workdir.iterdir()] if workdir.exists() else []
-    found = [re.fullmatch(r"metrics(?:\.from_(\d+))?\.jsonl", name) for name in names]
-    return sorted((int(m[1] or 0), workdir / m[0]) for m in found if m)
+    matches = [re.fullmatch(r"metrics(?:\.from_(\d+))?\.jsonl", name) for name in names]
+    return sorted((int(match[1] or 0), workdir / match[0]) for match in matches if match)
 
 
 def _merged(parts: list[tuple[int, epath.Path]]) -> list[dict[str, Any]]:

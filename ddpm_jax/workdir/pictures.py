@@ -12,7 +12,8 @@ from PIL import Image
 from ddpm_jax.errors import UserError
 from ddpm_jax.runtime import files
 
-GREY = 128  # of borders and gaps: stands out from black, white and most pictures
+GREY = 128  # Of borders and gaps; it differs from black, white and most pictures.
+HAS_VIDEO = importlib.util.find_spec("av") is not None  # PyAV, which writes MP4.
 
 
 def grid(
@@ -20,30 +21,30 @@ def grid(
 ) -> np.ndarray:
     """One picture of n images, row by row, uint8 [H, W, c].
 
-    Every tile is enlarged by one whole factor, pixels staying square and sharp, until its
-    shorter side is at least `min_tile` pixels. A grey border runs around and between the
-    tiles, and fills the places left over in the last row.
+    Each tile is enlarged by the same whole factor, its pixels square and sharp, until its
+    shorter side has at least `min_tile` pixels. A grey border runs around and between the
+    tiles, and fills the rest of the last row.
 
     Args:
-        images: uint8 [n, h, w, c]. With c of 1, 3 or 4 an image is a tile; with any other c
-            it is c grey tiles side by side, one a channel, and the result has one channel.
-        columns: images a row; None is ceil(sqrt(n)), the squarest.
+        images: uint8 [n, h, w, c]. With c of 1, 3 or 4 each image is a tile; with any other c
+            it is c grey tiles side by side, one per channel, and the result has one channel.
+        columns: images per row; None is ceil(sqrt(n)), the nearest to a square.
         border: pixels.
-        min_tile: pixels; 1 keeps the images at their own size.
+        min_tile: pixels; 1 keeps the size of the images.
 
     Raises:
         ValueError: not uint8 [n, h, w, c] with n >= 1, or columns < 1.
     """
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
-        raise UserError(
+        raise ValueError(
             f"images are {images.dtype} {list(images.shape)}; a grid needs uint8 "
             "[n, h, w, c] with n >= 1: use ddpm_jax.data.to_uint8 on floats in [-1, 1]."
         )
     if columns is None:
         columns = math.ceil(math.sqrt(len(images)))
     if columns < 1:
-        raise UserError(f"columns={columns} must be at least 1; None chooses a square.")
+        raise ValueError(f"columns={columns} must be at least 1; None chooses a square.")
     n, h, w, c = images.shape
     if c not in (1, 3, 4):
         images = images.transpose(0, 3, 1, 2).reshape(n * c, h, w, 1)
@@ -66,23 +67,23 @@ def _tile(tiles: np.ndarray, columns: int, border: int) -> np.ndarray:
 def _grey(h: int, w: int, c: int) -> np.ndarray:
     canvas = np.full((h, w, c), GREY, np.uint8)
     if c == 4:
-        canvas[..., 3] = 255  # opaque
+        canvas[..., 3] = 255  # Opaque.
     return canvas
 
 
 def beside(left: np.ndarray, right: np.ndarray, gap: int = 16) -> np.ndarray:
-    """Two pictures uint8 [h, w, c] in one, aligned at the top, `gap` grey pixels between.
+    """Two pictures uint8 [h, w, c] side by side, `gap` grey pixels apart, aligned at the top.
 
-    Of a grey and a coloured one the grey one becomes RGB.
+    A grey one beside a coloured one becomes RGB.
 
     Raises:
-        ValueError: they differ in channels otherwise.
+        UserError: their channels differ otherwise.
     """
     if {left.shape[2], right.shape[2]} == {1, 3}:
         left, right = (np.broadcast_to(x, (*x.shape[:2], 3)) for x in (left, right))
     if left.shape[2] != right.shape[2]:
         raise UserError(
-            f"pictures of {left.shape[2]} and {right.shape[2]} channels cannot stand in "
+            f"pictures of {left.shape[2]} and {right.shape[2]} channels cannot be put into "
             "one: give both the same number of channels."
         )
     (h_left, w_left, c), (h_right, w_right, _) = left.shape, right.shape
@@ -93,12 +94,12 @@ def beside(left: np.ndarray, right: np.ndarray, gap: int = 16) -> np.ndarray:
 
 
 def below(top: np.ndarray, bottom: np.ndarray, gap: int = 16) -> np.ndarray:
-    """As `beside`, one above the other, aligned at the left."""
+    """Two pictures as in `beside`, but one above the other, aligned at the left."""
     return beside(top.swapaxes(0, 1), bottom.swapaxes(0, 1), gap).swapaxes(0, 1)
 
 
 def save_png(path, image: np.ndarray) -> None:
-    """Writes uint8 [h, w, c] as a PNG, making its folder; a reader never sees half a file.
+    """Writes uint8 [h, w, c] as a PNG, and makes its folder; readers never see half a file.
 
     Args:
         path: str or path; replaced if it exists.
@@ -109,7 +110,7 @@ def save_png(path, image: np.ndarray) -> None:
     """
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3, 4):
-        raise UserError(
+        raise ValueError(
             f"the image is {image.dtype} {list(image.shape)}; a PNG needs uint8 [h, w, c] "
             "with c of 1, 3 or 4: use pictures.grid on a batch, ddpm_jax.data.to_uint8 on floats."
         )
@@ -117,12 +118,12 @@ def save_png(path, image: np.ndarray) -> None:
 
 
 def save_gif(path, frames: Sequence[np.ndarray], milliseconds: int = 100) -> None:
-    """Writes pictures as a GIF that repeats for ever; the last stays for a second.
+    """Writes pictures as a GIF that repeats for ever and shows the last for a second.
 
     Args:
         path: str or path; replaced if it exists.
         frames: uint8 [h, w, c], all of one shape.
-        milliseconds: that each frame stays.
+        milliseconds: how long each frame is shown.
     """
     first, *others = (_pillow(frame).convert("RGB") for frame in frames)
     durations = [milliseconds] * len(others) + [1000]
@@ -132,14 +133,13 @@ def save_gif(path, frames: Sequence[np.ndarray], milliseconds: int = 100) -> Non
 
 
 def save_mp4(path, frames: Sequence[np.ndarray], milliseconds: int = 100) -> None:
-    """Writes pictures as an H.264 video; the last stays for a second.
+    """Writes pictures as an H.264 video that shows the last for a second.
 
     Args:
-        path, frames, milliseconds: as of `save_gif`; an odd side is made even by a row or
-            column of grey.
+        path, frames, milliseconds: as in `save_gif`; an odd side gets a row or column of grey.
 
     Raises:
-        ModuleNotFoundError: PyAV is not there (`pip install -e ".[video]"`); see `HAS_VIDEO`.
+        ModuleNotFoundError: PyAV is not installed (`pip install -e ".[video]"`); see `HAS_VIDEO`.
     """
     import av
 
@@ -157,14 +157,11 @@ def save_mp4(path, frames: Sequence[np.ndarray], milliseconds: int = 100) -> Non
     files.write(path, file.getvalue())
 
 
-HAS_VIDEO = importlib.util.find_spec("av") is not None
-
-
 def save_process(stem, x_t: np.ndarray, x_0: np.ndarray) -> list[str]:
-    """Pictures of images on their way from noise: STEM.png, STEM.gif and, with PyAV, STEM.mp4.
+    """Writes how images emerge from noise: STEM.png, STEM.gif and, with PyAV, STEM.mp4.
 
-    In the PNG an image has two rows, x_t and below it the x_0 predicted of it; time goes from
-    left to right. In GIF and MP4 all x_t stand left and all x_0 right.
+    In the PNG each image has two rows, x_t and below it the x_0 predicted from it; time runs from
+    left to right. In GIF and MP4 all x_t are at the left and all x_0 at the right.
 
     Args:
         stem: path without its ending.

@@ -1,4 +1,4 @@
-"""Curves as PNG files: what the bound is made of, rate against distortion, fast samplers."""
+"""Plots as PNG files: the terms of the bound, rate against distortion, sampler sweeps."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from ddpm_jax.runtime import files
 
 
 def bound(path: Any, vlb: np.ndarray, mse_eps: np.ndarray) -> None:
-    """Each term of the bound, and the error of eps, by the step t.
+    """Plots each term of the bound, and the error of eps, by the step t.
 
     Args:
         path: of the PNG.
@@ -29,7 +29,7 @@ def bound(path: Any, vlb: np.ndarray, mse_eps: np.ndarray) -> None:
 
 
 def rate_distortion(path: Any, curve: RateDistortion) -> None:
-    """Distortion and rate by reverse steps, and one against the other (the paper's Fig. 5)."""
+    """Plots distortion and rate by reverse steps, and against each other (the paper's Fig. 5)."""
     figure, (left, middle, right) = _figure(3)
     left.plot(curve.reverse_steps, curve.distortion)
     left.set(xlabel="reverse process steps (T - t)", ylabel="distortion (RMSE)")
@@ -47,14 +47,14 @@ def sweep(
     rows: dict[str, Sequence[float]],
     errors: dict[str, Sequence[float]],
 ) -> None:
-    """A score against the number of network calls, one line a sampler.
+    """Plots a score against the number of network calls, one line per sampler.
 
     Args:
         path: of the PNG.
-        name: of the score, such as "fid/train".
-        steps: network calls.
+        name: of the score, for example "fid/train".
+        steps: numbers of network calls.
         rows: by sampler, a value for each of `steps`.
-        errors: the same of their standard errors, 0 where there is none.
+        errors: by sampler, the standard errors of these values; 0 where there is none.
     """
     figure, axes = _figure(1)
     order = np.argsort(steps)
@@ -63,7 +63,7 @@ def sweep(
         axes.errorbar(x, y, error if error.any() else None, marker="o", markersize=4, label=sampler)
     if min(map(min, rows.values())) > 0:
         axes.set_yscale("log")
-    axes.set(xlabel="network calls an image", ylabel=name, xscale="log")
+    axes.set(xlabel="network calls per image", ylabel=name, xscale="log")
     axes.set_xticks(steps, [str(calls) for calls in steps])
     axes.minorticks_off()
     axes.legend()

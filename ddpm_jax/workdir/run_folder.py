@@ -1,4 +1,4 @@
-"""A run's folder: made, found writable, and tied to the config that it was started with."""
+"""The folder of a run, tied to the config that the run was started with."""
 
 import json
 import uuid
@@ -17,10 +17,10 @@ from ddpm_jax.workdir.checkpoints import restore_part
 
 
 def create(workdir: Any) -> epath.Path:
-    """Makes the folder and shows that it can be written to.
+    """Makes the folder, and tests that it can be written to.
 
     Raises:
-        ValueError: it cannot be made or written to.
+        UserError: it cannot be made or written to.
     """
     workdir = files.path(workdir)
     probe = workdir / f".writable-{uuid.uuid4().hex}"
@@ -31,7 +31,7 @@ def create(workdir: Any) -> epath.Path:
     except OSError as error:
         raise UserError(
             f"workdir={workdir} cannot be written to ({error.strerror or error}); name a folder "
-            "that can, such as --workdir=runs/first."
+            "that can, for example --workdir=runs/first."
         ) from None
     return workdir
 
@@ -40,7 +40,7 @@ def store_config(config: ml_collections.ConfigDict, workdir: epath.Path) -> None
     """Writes `config.json`, unless the folder was made with another model.
 
     Raises:
-        ValueError: a setting on which the parameters depend differs from the stored one.
+        UserError: a setting on which the parameters depend differs from the stored one.
     """
     path = workdir / "config.json"
     if path.exists():
@@ -53,7 +53,7 @@ def stored_config(workdir: Any) -> ml_collections.ConfigDict:
     """The config in `config.json`.
 
     Raises:
-        ValueError: there is none.
+        UserError: there is none.
     """
     path = files.path(workdir) / "config.json"
     if not path.exists():
@@ -67,10 +67,10 @@ def stored_config(workdir: Any) -> ml_collections.ConfigDict:
 def config_for(
     config: ml_collections.ConfigDict | None, workdir: Any
 ) -> ml_collections.ConfigDict:
-    """`config` for use with the finished or running run in `workdir`; None is the run's own.
+    """`config` for use with the model of the run in `workdir`; None is the run's own config.
 
     Raises:
-        ValueError: there is no run, or `config` describes another model than its.
+        UserError: there is no run, or `config` describes another model.
     """
     stored = stored_config(workdir)
     return stored if config is None else as_stored(config, stored, workdir)
@@ -82,13 +82,13 @@ def dump(config: ml_collections.ConfigDict) -> str:
 
 
 def parse(text: str) -> ml_collections.ConfigDict:
-    """The config that `dump` wrote, locked, lists as tuples again.
+    """The config that `dump` wrote, locked, with lists as tuples again.
 
-    Settings that it does not have, being older than they are, get the value of
-    `configs/cifar10.py`, which is what they were before they could be set.
+    Settings that did not exist when it was written get the value of `configs/cifar10.py`, which
+    is what they were before they could be set.
 
     Raises:
-        ValueError: it is no JSON, or has other settings than those of `configs/cifar10.py`.
+        UserError: it is no JSON, or has other settings than those of `configs/cifar10.py`.
     """
     def frozen(value: Any) -> Any:
         if isinstance(value, dict):
@@ -106,7 +106,7 @@ def parse(text: str) -> ml_collections.ConfigDict:
     return config
 
 
-# What a workdir's parameters and optimizer state depend on; the rest may change on resume.
+# The parameters and the optimizer state depend on these; the rest may change on resume.
 _FIXED = ("model", "diffusion", "data.image_size", "data.image_width", "data.channels",
           "data.labels", "data.num_classes", "data.condition", "data.condition_channels",
           "data.factor", "train.extra_ema_decays", "train.t_sampling")
@@ -116,7 +116,7 @@ _FREE = tuple(f"model.{name}" for name in unet.FREE)
 def check_same_run(
     config: ml_collections.ConfigDict, stored: ml_collections.ConfigDict, workdir: Any
 ) -> None:
-    """Raises ValueError naming the first setting in which `workdir` holds another model."""
+    """Raises UserError naming the first setting that makes the model in `workdir` another one."""
     now, before = (dict(config_lib.leaves(c)) for c in (config, stored))
     for name, value in now.items():
         fixed = name.startswith(tuple(f"{group}." for group in _FIXED)) or name in _FIXED
@@ -130,10 +130,10 @@ def check_same_run(
 def as_stored(
     config: ml_collections.ConfigDict, stored: ml_collections.ConfigDict, workdir: Any
 ) -> ml_collections.ConfigDict:
-    """`config` for use with a finished run: how to sample is its own, the model the run's.
+    """`config` for use with a run: it decides how to sample, the run decides the model.
 
     Raises:
-        ValueError: it describes another model than the run's.
+        UserError: it describes another model.
     """
     config = config.copy_and_resolve_references()
     for name in ("image_size", "image_width", "channels", "num_classes", "condition_channels"):
@@ -150,10 +150,10 @@ def load(workdir: Any, *, step: int | None = None, weights: str = "ema") -> Trai
         workdir: as given to `train`.
         step: which checkpoint; the newest by default.
         weights: "ema", the running average; "raw", the parameters themselves; or one of
-            `config.train.extra_ema_decays`, such as "0.999".
+            `config.train.extra_ema_decays`, for example "0.999".
 
     Raises:
-        ValueError: there is no run, no checkpoint or no such weights.
+        UserError: there is no run, no checkpoint or no such weights.
     """
     return load_step(workdir, step=step, weights=weights)[1]
 
@@ -161,7 +161,7 @@ def load(workdir: Any, *, step: int | None = None, weights: str = "ema") -> Trai
 def load_step(
     workdir: Any, *, step: int | None = None, weights: str = "ema"
 ) -> tuple[int, Trained]:
-    """As `load`, with the number of updates that the parameters have seen before it."""
+    """(step, model): as `load`, with the number of updates that the parameters have seen."""
     stored = stored_config(workdir)
     extra = [str(decay) for decay in stored.train.extra_ema_decays]
     if weights not in ("ema", "raw", *extra):

@@ -1,4 +1,4 @@
-"""TensorBoard's event files, which grow: in a store they are copies of files that grow here."""
+"""TensorBoard's event files; since a store cannot append, it gets copies of local ones."""
 
 import tempfile
 import time
@@ -13,22 +13,22 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from ddpm_jax.runtime import files
 
-FULL = 2**24  # Bytes, after which a copied file is left alone and another begun.
+FULL = 2**24  # Bytes of a file that is copied to a store; then a new one begins.
 
 
 class EventFiles:
     """The event files of one start; also a context manager.
 
-    What was written is there after `flush` or `close`, or else within seconds on a disk and
+    Readers see what was written after `flush` or `close`, or else within seconds on a disk and
     within a minute in a store. (tensorboardX's own writer has a queue that no flush waits for.)
 
     Args:
-        folder: for them, gs:// too.
-        purge_step: TensorBoard drops what was written before for this step and later ones.
-        clock: seconds from any origin.
+        folder: for the files, gs:// too.
+        purge_step: TensorBoard drops what was written earlier for this step and later ones.
+        clock: gives seconds from any origin.
 
     Attributes:
-        folder: where anything else for TensorBoard may be put; local.
+        folder: local, for anything else that TensorBoard should show.
     """
 
     def __init__(
@@ -46,8 +46,8 @@ class EventFiles:
             self._write(purge_step, session_log=SessionLog(status=SessionLog.START))
 
     def _begin(self):
-        # Event files are named and read by the second; the suffix keeps two within one second
-        # apart, and in order.
+        # Names of event files have the second; the suffix keeps two within one second apart,
+        # and in order.
         self._writer = EventsWriter(str(self.folder / "events"), f".{time.time_ns()}")
 
     def _write(self, step, **what):
@@ -56,15 +56,15 @@ class EventFiles:
             self.flush()
 
     def scalar(self, name: str, value: float, step: int) -> None:
-        """A point of a curve."""
+        """Adds a point to a curve."""
         self._write(step, summary=summary.scalar(name, value))
 
     def image(self, name: str, picture: np.ndarray, step: int) -> None:
-        """A picture, uint8 [h, w, c] with c of 1, 3 or 4."""
+        """Adds a picture, uint8 [h, w, c] with c of 1, 3 or 4."""
         self._write(step, summary=summary.image(name, picture, dataformats="HWC"))
 
     def text(self, name: str, text: str, step: int) -> None:
-        """Markdown."""
+        """Adds Markdown."""
         self._write(step, summary=summary.text(name, text))
 
     def flush(self) -> None:
@@ -76,7 +76,7 @@ class EventFiles:
             self._begin()
 
     def _copy(self) -> int:
-        """Copies what has grown; the size of the largest such file."""
+        """Copies the files that have grown, and gives the size of the largest of them."""
         largest = 0
         for folder, _, names in self.folder.walk():
             for path in (folder / name for name in names):

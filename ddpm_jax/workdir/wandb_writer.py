@@ -1,4 +1,4 @@
-"""The same records in Weights & Biases (wandb.ai), for those who have it installed."""
+"""A run's metrics and pictures in Weights & Biases (wandb.ai), an optional package."""
 
 import os
 import uuid
@@ -12,7 +12,7 @@ from ddpm_jax.runtime import files
 
 
 def check(project: str) -> None:
-    """Raises ValueError where a project is named and the package is not installed."""
+    """Raises UserError if a project is named and the package is not installed."""
     if not project:
         return
     try:
@@ -27,14 +27,14 @@ def check(project: str) -> None:
 class WandbWriter:
     """One run of a project; a second start in the same workdir continues it.
 
-    The service takes steps in order only and leaves out those that it has, which a resumed run
-    repeats bit for bit. Who you are, and whether anything is sent, are settings of wandb:
-    `wandb login`, WANDB_ENTITY, WANDB_MODE=offline.
+    The service takes steps in order, and ignores those that it has; a resumed run repeats them
+    bit for bit. Settings of wandb say who you are and whether anything is sent: `wandb login`,
+    WANDB_ENTITY, WANDB_MODE=offline.
 
     Args:
         project: its name.
-        workdir: keeps the run's id in `wandb_id.txt`, and wandb's files in `wandb/`; in a store
-            they stand where WANDB_DIR says.
+        workdir: keeps the run's id in `wandb_id.txt`, and wandb's files in `wandb/`; if it is in
+            a store, those are where WANDB_DIR says.
         config: the run's settings, JSON.
     """
 
@@ -52,16 +52,16 @@ class WandbWriter:
         )
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """The scalars of a step."""
+        """Logs the scalars of a step."""
         self._run.log(metrics, step=int(step))
 
     def images(self, name: str, uint8_grid: np.ndarray, step: int) -> None:
-        """A picture, uint8 [h, w, c] with c of 1, 3 or 4."""
+        """Logs a picture, uint8 [h, w, c] with c of 1, 3 or 4."""
         grey = uint8_grid.shape[-1] == 1
-        # Not the array, of which wandb would guess the range.
+        # A picture, because wandb would guess the range of an array.
         picture = Image.fromarray(uint8_grid[..., 0] if grey else uint8_grid)
         self._run.log({name: self._image(picture)}, step=int(step))
 
     def close(self) -> None:
-        """Sends what is left."""
+        """Sends the rest."""
         self._run.finish()

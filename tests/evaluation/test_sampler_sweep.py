@@ -55,7 +55,7 @@ def test_the_table_has_rows_of_samplers_and_columns_of_calls(tmp_path, figures):
     bars = [container.lines[2] for container in axes.containers]
     assert not bars[0] and bars[1][0].get_segments()[0][:, 1].tolist() == [39.25, 41.75]
     assert axes.get_xscale() == axes.get_yscale() == "log"
-    assert (axes.get_ylabel(), axes.get_xlabel()) == ("fid/train", "network calls an image")
+    assert (axes.get_ylabel(), axes.get_xlabel()) == ("fid/train", "network calls per image")
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["10", "50", "20"]
     assert_png(tmp_path / "sweep.png", 1)
 

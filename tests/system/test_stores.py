@@ -32,7 +32,7 @@ def test_a_store_without_its_package_is_one_line(monkeypatch):
 
 @pytest.mark.parametrize("name", ["memory://x", "http://x/y", "nothing://x"])
 def test_other_stores_are_refused(name):
-    with pytest.raises(ValueError, match=f"^{name} is in no store .* gs://BUCKET/NAME.$"):
+    with pytest.raises(ValueError, match=f"^{name} is in no known store.* gs://BUCKET/NAME.$"):
         files.path(name)
 
 
