@@ -32,7 +32,7 @@ from ddpm_jax.training.state import TrainState
 from ddpm_jax.training.step import pmap_train_step
 from ddpm_jax.workdir.logs import format_duration
 
-_SECONDS = 1.0  # To measure a speed for, after a first call that is not counted.
+SECONDS = 1.0  # To measure a speed for, after a first call that is not counted.
 _FEWEST = 2  # Calls to measure, however long they take.
 _CHAIN = 4  # Network calls in a loop, as samplers make them.
 _STAND_IN = 1000  # Images, training or held out, where the data are not there.
@@ -286,7 +286,7 @@ def speed(
     )
     jax.block_until_ready(call())
     in_flight, began, num_calls = collections.deque(), clock(), 0
-    while num_calls < _FEWEST or clock() - began < _SECONDS:
+    while num_calls < _FEWEST or clock() - began < SECONDS:
         in_flight.append(call())
         num_calls += 1
         if len(in_flight) > loop.IN_FLIGHT:

@@ -44,7 +44,7 @@ def tiny_run(**settings):
 @pytest.fixture(scope="module", autouse=True)
 def briefly():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planning, "_SECONDS", 0.0)
+        patch.setattr(planning, "SECONDS", 0.0)
         yield
 
 
@@ -138,7 +138,7 @@ COMPILED = types.SimpleNamespace(memory_analysis=lambda: types.SimpleNamespace(
 
 @pytest.mark.parametrize("seconds, num_calls", [(0.25, 40), (4.0, 3), (60.0, 2)])
 def test_speed_is_measured_for_a_while_and_at_least_twice(monkeypatch, seconds, num_calls):
-    monkeypatch.setattr(planning, "_SECONDS", 10.0)
+    monkeypatch.setattr(planning, "SECONDS", 10.0)
     program = Program(seconds)
     found = planning.speed(program, LOWERED, COMPILED, clock=lambda: program.now)
     assert found == planning.Speed(seconds, num_calls, 8 * 5.0, 1174)
@@ -280,7 +280,7 @@ def test_whether_data_are_there(tmp_path):
 
 
 def test_the_command_line_plans_without_a_workdir_and_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("test_runs.ROOT", tmp_path)  # where `run` starts programs
+    monkeypatch.setattr("program.ROOT", tmp_path)  # where `run` starts programs
     flags = [f"--config.{k}={v}" for k, v in SMALL.items()]
     arguments = [sys.executable, str(ROOT / "main.py"), "--mode=plan"]
     said = run([*arguments, f"--config={ROOT}/configs/digits.py", *flags])

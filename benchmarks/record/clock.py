@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-_POLL = 0.5  # Seconds between checks.
+POLL = 0.5  # Seconds between checks.
 
 
 def seconds(rows: Sequence[dict[str, Any]], starts: Collection[int]) -> tuple[float, np.ndarray]:
@@ -50,7 +50,7 @@ def ended_when(due: Callable[[], bool]) -> Iterator[threading.Event]:
     over, asked = threading.Event(), threading.Event()
 
     def watch():
-        while not over.wait(_POLL):
+        while not over.wait(POLL):
             if due() and callable(signal.getsignal(signal.SIGTERM)):
                 asked.set()
                 os.kill(os.getpid(), signal.SIGTERM)

@@ -34,7 +34,7 @@ from ddpm_jax.workdir import checkpoints, run_folder
 from ddpm_jax.workdir.logs import format_duration
 from ddpm_jax.workdir.metrics_file import read_metrics
 
-_TO_SAVE = 30.0  # Training is asked to stop this many seconds before the limit.
+TO_SAVE = 30.0  # Training is asked to stop this many seconds before the limit.
 _LAST = 10  # The loss is averaged over this many rows.
 
 
@@ -58,7 +58,7 @@ def train(config, workdir, record, *, seconds, deadline):
         return spent >= seconds or step >= config.train.num_steps
 
     def due():
-        if time.monotonic() >= deadline - _TO_SAVE:
+        if time.monotonic() >= deadline - TO_SAVE:
             return True
         rows = read_metrics(workdir)
         return bool(rows) and clock.seconds(rows, record.metrics["starts"])[0] >= seconds

@@ -33,7 +33,7 @@ from ddpm_jax.workdir import pictures, run_folder
 DDIM_STEPS = 50
 _SHOWN = 64  # A grid shows the first images.
 _PROCESS_IMAGES, _FRAMES = 16, 20  # Images and moments in the pictures of the process.
-_HEADER = 65536  # Upper bound of the bytes for names and shapes in a file.
+HEADER = 65536  # Upper bound of the bytes for names and shapes in a file.
 
 
 class Record:
@@ -134,7 +134,7 @@ def weights(job, record, stage) -> dict[str, Any]:
     pieces, size = [{}], 0
     for name, array in state.items():
         array = np.asarray(array).astype(ml_dtypes.bfloat16)
-        if size + array.nbytes > record.file_bytes - _HEADER and pieces[-1]:
+        if size + array.nbytes > record.file_bytes - HEADER and pieces[-1]:
             pieces.append({})
             size = 0
         pieces[-1][name] = array
@@ -199,7 +199,7 @@ def _samples(job, record, stage, sampler):
     job = dataclasses.replace(job, config=config)
     with jax.default_matmul_precision(config.evaluate.matmul_precision):
         uint8 = np.concatenate(list(job.samples()))
-    most = (record.file_bytes - _HEADER) // uint8[0].size
+    most = (record.file_bytes - HEADER) // uint8[0].size
     parts = np.array_split(uint8, -(-len(uint8) // most))
     picture = f"{stage.name}.png"
     pictures.save_png(record.folder / picture, pictures.grid(uint8[:_SHOWN]))

@@ -37,6 +37,7 @@ class Contestant:
         Failed: it cannot be started, or it ended before its answer.
 
     Attributes:
+        process: the `subprocess.Popen` of it.
         facts: its answer to the task.
         seconds: from the start of its process to that answer.
     """
@@ -45,7 +46,7 @@ class Contestant:
         self._errors = tempfile.TemporaryFile("w+")
         began = time.perf_counter()
         try:
-            self._process = subprocess.Popen(
+            self.process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
                 text=True, env=env, cwd=folder,
             )
@@ -62,12 +63,12 @@ class Contestant:
     def ask(self, what: Any) -> Any:
         """The contestant's answer; raises Failed if there is none."""
         try:
-            self._process.stdin.write(json.dumps(what) + "\n")
-            self._process.stdin.flush()
-            return json.loads(self._process.stdout.readline())
+            self.process.stdin.write(json.dumps(what) + "\n")
+            self.process.stdin.flush()
+            return json.loads(self.process.stdout.readline())
         except (BrokenPipeError, json.JSONDecodeError):
             try:
-                status = self._process.wait(timeout=10)
+                status = self.process.wait(timeout=10)
             except subprocess.TimeoutExpired:  # It is alive, and what it wrote is no answer.
                 status = "unknown"
             self._errors.seek(0)
@@ -79,8 +80,8 @@ class Contestant:
         return self
 
     def __exit__(self, *_):
-        self._process.kill()
-        self._process.communicate()
+        self.process.kill()
+        self.process.communicate()
         self._errors.close()
 
 

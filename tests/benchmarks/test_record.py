@@ -65,7 +65,7 @@ def test_seconds_of_training_and_of_starting(rows, starts, training_seconds, sta
 
 
 def test_training_is_ended_once_it_is_due_and_somebody_listens(monkeypatch):
-    monkeypatch.setattr(clock, "_POLL", 0.001)
+    monkeypatch.setattr(clock, "POLL", 0.001)
     looked, heard = threading.Event(), threading.Event()
 
     def due():
@@ -108,7 +108,7 @@ def small(monkeypatch):
         return {"/".join(path): x for path, x in trained_lib.leaves(params).items()}
 
     monkeypatch.setattr(state_dicts, "from_params", named)
-    monkeypatch.setattr(stages, "_HEADER", 2**20 - 40 * 64)  # 40 images a file.
+    monkeypatch.setattr(stages, "HEADER", 2**20 - 40 * 64)  # 40 images a file.
 
 
 @pytest.fixture(scope="module")
@@ -279,7 +279,7 @@ def test_a_stage_takes_its_calls_at_a_third_of_training_and_a_start():
 @pytest.fixture
 def played(monkeypatch):
     """A clock by which a row of training is a second, of so many that were asked for."""
-    monkeypatch.setattr(clock, "_POLL", 0.001)
+    monkeypatch.setattr(clock, "POLL", 0.001)
     monkeypatch.setattr(clock, "seconds", lambda rows, starts: (float(len(rows)), np.ones(1)))
 
 
@@ -313,7 +313,7 @@ def test_training_stops_before_the_command_ends(
         return 60.0 * len(read_metrics(tmp_path))
 
     monkeypatch.setattr(run, "time", types.SimpleNamespace(monotonic=monotonic))
-    monkeypatch.setattr(run, "_TO_SAVE", 60.0)
+    monkeypatch.setattr(run, "TO_SAVE", 60.0)
     out = work(capsys, tmp_path, *LONG, total_minutes=total, **ALONE | dict(minutes=100))
     step = checkpoints.steps(tmp_path)[-1]
     assert 2 * (total - 1) <= step < 4000 and says in out

@@ -100,7 +100,7 @@ def test_processes_end_with_the_contest(fake, monkeypatch):
 
     with pytest.raises(KeyboardInterrupt):
         contest.in_turn({"a": starts, "b": interrupted}, rounds=1)
-    assert [contestant._process.poll() is None for contestant in there] == [False, False]
+    assert [contestant.process.poll() is None for contestant in there] == [False, False]
 
 
 def test_a_contestant_tells_how_long_it_took_to_be_ready(fake):
