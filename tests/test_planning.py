@@ -279,12 +279,11 @@ def test_whether_data_are_there(tmp_path):
         loading.is_there("mnist:9.9.9", str(tmp_path))
 
 
-def test_the_command_line_plans_without_a_workdir_and_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("program.ROOT", tmp_path)  # where `run` starts programs
+def test_the_command_line_plans_without_a_workdir_and_leaves_nothing(tmp_path):
     flags = [f"--config.{k}={v}" for k, v in SMALL.items()]
     arguments = [sys.executable, str(ROOT / "main.py"), "--mode=plan"]
-    said = run([*arguments, f"--config={ROOT}/configs/digits.py", *flags])
+    said = run([*arguments, f"--config={ROOT}/configs/digits.py", *flags], folder=tmp_path)
     for line in ("1,497 images of 8x8x1", "2 cpu (cpu)", "1,500 steps", "64 images, 20 calls"):
         assert line in said
     assert not list(tmp_path.iterdir())
-    assert "--config is missing" in run(arguments, fails=True)
+    assert "--config is missing" in run(arguments, fails=True, folder=tmp_path)

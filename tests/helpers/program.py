@@ -27,9 +27,9 @@ def on(devices):
     return os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
 
 
-def run(arguments, *, devices=2, fails=False):
+def run(arguments, *, devices=2, fails=False, folder=ROOT):
     """What the program says; its exit status tells whether the work was done."""
-    done = subprocess.run(arguments, env=on(devices), capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(arguments, env=on(devices), capture_output=True, text=True, cwd=folder)
     assert (done.returncode != 0) == fails, done.stdout + done.stderr
     return done.stdout + done.stderr
 
