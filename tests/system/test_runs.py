@@ -177,7 +177,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, flags, says):
     assert not (workdir / "config.json").exists()
 
 
-def test_no_config_and_no_workdir_are_told():
+def test_a_missing_config_or_workdir_is_one_line():
     for flags, says in (([], "--workdir is missing"), (["--workdir=x"], "--config is missing"),
                         (["--config.seed=1", "--workdir=x"], "add --config=FILE")):
         done = subprocess.run([sys.executable, str(ROOT / "main.py"), *flags],
@@ -185,12 +185,15 @@ def test_no_config_and_no_workdir_are_told():
         assert done.returncode == 2 and says in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_help_is_instant_because_jax_stays_away():
+@pytest.mark.parametrize("command", ["import ddpm_jax", "from ddpm_jax import cli; cli.main()"],
+                         ids=["import", "help"])
+def test_what_must_be_instant_imports_neither_jax_nor_numpy(command):
     program = (
-        "import sys; sys.argv = ['main.py', '--help']\n"
-        "from ddpm_jax import cli; cli.main(); assert 'jax' not in sys.modules"
+        f"import sys; sys.argv = ['main.py', '--help']\n{command}\n"
+        "assert not {'flax', 'jax', 'numpy', 'tensorflow'} & set(sys.modules), sys.modules.keys()"
     )
-    assert "--workdir=FOLDER" in run([sys.executable, "-c", program])
+    out = run([sys.executable, "-c", program])
+    assert ("--workdir=FOLDER" in out) == ("cli" in command)
 
 
 def test_importing_the_package_touches_no_device():
