@@ -19,6 +19,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.network import unet
 from ddpm_jax.samplers import settings as settings_lib
 
+_SAMPLING = tuple(field.name for field in dataclasses.fields(settings_lib.Settings))
 DTYPES = ("float32", "bfloat16")
 MAX_TIMESTEPS = 1_000_000
 
@@ -110,29 +111,27 @@ def data_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     )
 
 
+def read_sampling(config: ml_collections.ConfigDict) -> settings_lib.Settings:
+    """The settings of `config.sample`, unchecked."""
+    return settings_lib.Settings(**{name: config.sample[name] for name in _SAMPLING})
+
+
 def sampling_settings(config: ml_collections.ConfigDict) -> settings_lib.Settings:
-    """How to sample, checked."""
-    settings = config.sample
-    found = settings_lib.Settings(
-        settings.sampler, settings.num_steps or None, settings.eta, settings.grid, settings.clip,
-        settings.guidance, tuple(settings.guidance_interval),
-        settings.rederive_eps, settings.dynamic_threshold,
-    )
-    found.check()
-    return found
+    """The settings of `config.sample`, checked on the schedule of the config."""
+    settings, noise_schedule = read_sampling(config), schedule(config)
+    with errors.renamed(lambda name: f"config.sample.{name}" if name in _SAMPLING else name):
+        settings.check()
+        settings.chain(noise_schedule)
+    return settings
 
 
 def with_sampler(
     config: ml_collections.ConfigDict, sampler: str, num_steps: int
 ) -> ml_collections.ConfigDict:
-    """A copy of the config that samples so; what the sampler has no use for is at its default."""
+    """A copy of the config with another sampler, as of `Settings.with_sampler`."""
+    settings = dataclasses.asdict(read_sampling(config).with_sampler(sampler, num_steps))
     config = config.copy_and_resolve_references()
-    settings = config.sample
-    settings.sampler, settings.num_steps = sampler, num_steps
-    if sampler != "ddim":
-        settings.eta, settings.rederive_eps = 0.0, True
-    if sampler not in ("ddim", "ancestral"):
-        settings.grid = "uniform"
+    config.sample.update(settings | {"num_steps": num_steps})
     return config
 
 

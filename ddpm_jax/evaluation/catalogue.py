@@ -65,7 +65,8 @@ def _check_sweep(config):
     for sampler in settings.sweep_samplers:
         for steps in settings.sweep_steps:
             try:
-                how = config_lib.sampling_settings(config_lib.with_sampler(config, sampler, steps))
+                how = config_lib.read_sampling(config).with_sampler(sampler, steps)
+                how.check()
                 calls = how.num_calls(found)
             except ValueError as error:
                 raise UserError(

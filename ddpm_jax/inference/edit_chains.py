@@ -22,7 +22,6 @@ from ddpm_jax.network.trained import Trained
 from ddpm_jax.runtime import parallel
 from ddpm_jax.samplers import inpainting, reverse_chain
 from ddpm_jax.samplers import ddim as ddim_lib
-from ddpm_jax.samplers import settings as settings_lib
 from ddpm_jax.samplers.settings import Settings
 
 
@@ -113,7 +112,7 @@ def run(
         ValueError: the settings are a solver's, the model is conditional, or its parameters do
             not fit.
     """
-    schedule, full = steps(settings, trained.schedule)
+    steps = step_chain(settings, trained.schedule)
     model = trained.model
     if getattr(model, "num_classes", 0) or getattr(model, "condition_channels", 0):
         raise UserError(
@@ -123,10 +122,10 @@ def run(
     trained.diffusion.check(trained.schedule)
     trained_lib.check_params(trained)
     if num_calls is None:
-        num_calls = rows.num_calls if rows else schedule.num_timesteps
-    mapped = _pmapped(chain, model, trained.diffusion, settings, num_calls, progress)
+        num_calls = rows.num_calls if rows else steps.num_calls
+    mapped = _pmapped(chain, model, trained.diffusion, num_calls, progress)
     return np.concatenate(list(batched_map.run(
-        mapped, (parallel.replicate(trained.params), schedule, full, rows),
+        mapped, (parallel.replicate(trained.params), steps, rows),
         lambda places: (rngs[places], tuple(array[places] for array in arrays)), len(rngs),
         batched_map.batch_size(trained, len(rngs), batch_size), num_steps=num_calls,
         progress=progress,
@@ -134,21 +133,20 @@ def run(
 
 
 @functools.lru_cache(maxsize=64)
-def _pmapped(chain, model, diffusion, settings, num_calls, progress):
-    def run(params, schedule, full, rows, rngs, arrays):
-        predict_fn = settings_lib.reverse(
-            settings, diffusion, schedule, full,
-            functools.partial(model.apply, {"params": params}, train=False),
-            settings.denoised_fn,
-        )
+def _pmapped(edit, model, diffusion, num_calls, progress):
+    """(params, StepChain, rows or None, keys [d, b], arrays [d, b, ...]) -> images."""
+
+    def chain(params, steps, rows, rngs, arrays):
+        denoise_fn = functools.partial(model.apply, {"params": params}, train=False)
+        predict_fn = steps.predict_fn(denoise_fn, diffusion)
         report = batched_map.on_step(num_calls, progress)
-        return chain(Reverse(schedule, predict_fn, rows, num_calls, report), rngs, *arrays)
+        return edit(Reverse(steps.schedule, predict_fn, rows, num_calls, report), rngs, *arrays)
 
-    return parallel.pmap(run, in_axes=(None, None, None, None, 0, 0))
+    return parallel.pmap(chain, in_axes=(None, None, None, 0, 0))
 
 
-def steps(settings: Settings, schedule: Schedule) -> tuple[Schedule, Schedule | None]:
-    """(the chain's schedule, the full one if that is a respacing of it).
+def step_chain(settings: Settings, schedule: Schedule) -> reverse_chain.StepChain:
+    """The chain of the settings, on whole steps of the schedule.
 
     Raises:
         ValueError: the settings are wrong, a solver's or guided.
@@ -164,4 +162,4 @@ def steps(settings: Settings, schedule: Schedule) -> tuple[Schedule, Schedule | 
             f"guidance={settings.guidance} follows labels, and editing takes an unconditional "
             "model; write guidance=1."
         )
-    return settings_lib.chain_of(settings, schedule)[:2]
+    return settings.chain(schedule)

@@ -89,7 +89,7 @@ def interpolate(
     a, b = _checked(trained, a, "a"), _checked(trained, b, "b")
     if len(a) != len(b):
         raise UserError(f"a has {len(a)} images and b {len(b)}; write as many of both, in pairs.")
-    chain, _ = edit_chains.steps(settings, trained.schedule)
+    chain = edit_chains.step_chain(settings, trained.schedule).schedule
     t = (trained.schedule.num_timesteps // 2,) if t is None else t
     starts = [_start(chain, noisings, trained.schedule) for noisings in t]
     n, shape = len(a), (len(a), len(starts), len(lam))
@@ -329,8 +329,8 @@ def colourise(
 
 
 def _hold(trained, rng, arrays, settings, jump_length, resamplings, how):
-    schedule, _ = edit_chains.steps(settings, trained.schedule)
-    rows = inpainting.repaint(schedule, jump_length=jump_length, resamplings=resamplings)
+    chain = edit_chains.step_chain(settings, trained.schedule)
+    rows = inpainting.repaint(chain.schedule, jump_length=jump_length, resamplings=resamplings)
     return edit_chains.run(
         edit_chains.hold, trained, _keys(rng, len(arrays[0])), arrays, settings, rows=rows, **how)
 

@@ -17,9 +17,8 @@ from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.network.trained import Trained
 from ddpm_jax.network.unet import UNet
 from ddpm_jax.runtime import memory, parallel
-from ddpm_jax.samplers import reverse_chain, tableau
 from ddpm_jax.samplers import guidance as guidance_lib
-from ddpm_jax.samplers import settings as settings_lib
+from ddpm_jax.samplers import reverse_chain
 from ddpm_jax.samplers.settings import Settings
 
 
@@ -172,15 +171,15 @@ def _rounds(
             f"guidance={settings.guidance} follows labels, and this model is not "
             "class-conditional; write guidance=1, or train with --config.data.labels=True."
         )
-    plan, full, num_calls = settings_lib.chain_of(settings, trained.schedule)
+    reverse = settings.chain(trained.schedule)
     chain = _pmap_chain(
         trained.model, trained.diffusion, trained.image_shape, settings, trajectory, denoised_fn,
         progress,
     )
     return batched_map.run(
-        chain, (parallel.replicate(trained.params), plan, full),
+        chain, (parallel.replicate(trained.params), reverse),
         lambda places: (rngs[places], {k: x[places] for k, x in told.items()}), len(rngs),
-        batch_size, num_steps=num_calls, progress=progress, done=done,
+        batch_size, num_steps=reverse.num_calls, progress=progress, done=done,
     )
 
 
@@ -224,11 +223,9 @@ def _keys(rng, n, seeds) -> jax.Array:
 
 @functools.lru_cache(maxsize=64)
 def _pmap_chain(model, diffusion, image_shape, settings, trajectory, denoised_fn, progress):
-    """(params, schedule or plan, full or None, keys [d, b], told) -> what `_rounds` gives."""
+    """(params, StepChain or PlanChain, keys [d, b], told) -> what `_rounds` gives."""
 
-    denoised_fn = denoised_fn or settings.denoised_fn
-
-    def chain(params, plan, full, rngs, told):
+    def chain(params, reverse, rngs, told):
         rngs_z = randomness.fold_each(rngs, randomness.Z)
         x_T = randomness.standard_normal(randomness.fold_each(rngs, randomness.X_T), image_shape)
         told = conditions.as_float(told)
@@ -239,22 +236,12 @@ def _pmap_chain(model, diffusion, image_shape, settings, trajectory, denoised_fn
                 apply_fn, told, null_label=model.num_classes, scale=settings.guidance,
                 interval=settings.guidance_interval, variance=diffusion.variance,
             )
-
-        if settings.by_grid:
-            x_0 = reverse_chain.ancestral(
-                plan,
-                settings_lib.reverse(settings, diffusion, plan, full, denoise_fn, denoised_fn),
-                x_T, rngs_z, trajectory=trajectory,
-                on_step=batched_map.on_step(plan.num_timesteps, progress),
-            )
-        else:
-            x_0 = tableau.solve(
-                plan, denoise_fn, x_T, rngs_z, trajectory=trajectory, mean=diffusion.mean,
-                variance=diffusion.variance, clip=settings.clip, denoised_fn=denoised_fn,
-                on_step=batched_map.on_step(plan.num_calls, progress),
-            )
+        images = reverse.run(
+            denoise_fn, diffusion, x_T, rngs_z, denoised_fn=denoised_fn, trajectory=trajectory,
+            on_step=batched_map.on_step(reverse.num_calls, progress),
+        )
         if not trajectory:
-            return x_0, None
-        return x_0[0], jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), x_0[1])
+            return images, None
+        return images[0], jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), images[1])
 
-    return parallel.pmap(chain, in_axes=(None, None, None, 0, 0))
+    return parallel.pmap(chain, in_axes=(None, None, 0, 0))

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Key
 from ddpm_jax.diffusion.process import Images, Prediction, q_sample
 from ddpm_jax.diffusion.schedule import Schedule, at
 from ddpm_jax.errors import UserError
-from ddpm_jax.samplers.reverse_chain import Trajectory, ancestral
+from ddpm_jax.samplers.reverse_chain import StepSampler, Trajectory, ancestral
 
 
 def ddim(
@@ -67,11 +67,7 @@ def ddim_fn(
     Raises:
         ValueError: eta leaves 0..1.
     """
-    if not 0 <= eta <= 1:
-        raise UserError(
-            f"eta={eta} must lie in 0..1; write eta=0 for no noise or eta=1 for that of "
-            "the ancestral chain."
-        )
+    check_eta(eta)
 
     def predict(x_t, t):
         prediction = predict_fn(x_t, t)
@@ -87,6 +83,21 @@ def ddim_fn(
         return prediction.replace(mean=mean, log_variance=spread)
 
     return predict
+
+
+def check_eta(eta: float) -> None:
+    """Raises ValueError where eta leaves 0..1."""
+    if not 0 <= eta <= 1:
+        raise UserError(
+            "must lie in 0..1: 0 adds no noise, 1 that of the ancestral chain",
+            field="eta", value=eta, instead={"eta": 1.0},
+        )
+
+
+DDIM = StepSampler(
+    step=lambda schedule, predict_fn, settings: ddim_fn(schedule, predict_fn, settings.eta),
+    uses=frozenset({"grid", "eta", "rederive_eps"}),
+)
 
 
 def invert(

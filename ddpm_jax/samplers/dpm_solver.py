@@ -1,13 +1,15 @@
 """DPM-Solver and DPM-Solver++ (Lu et al. 2022, 2022b) as tables for `tableau.solve`."""
 
+import functools
+
 import numpy as np
 
 from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.diffusion.schedule import Schedule
 from ddpm_jax.errors import UserError
 from ddpm_jax.samplers.tableau import (
-    Plan, call_row, half_log_snr_ends, half_log_snr_levels, plan_of_rows, sigma_at, signal_at,
-    x_0_row,
+    Plan, Solver, call_row, half_log_snr_ends, half_log_snr_levels, plan_of_rows, sigma_at,
+    signal_at, x_0_row,
 )
 
 _FEW = 15  # Calls below which a multistep chain ends with steps of lower order.
@@ -190,3 +192,10 @@ def log_snr(schedule: Schedule, num_levels: int) -> np.ndarray:
     """
     low, high = half_log_snr_ends(schedule, num_levels)
     return schedule_lib.t_at_half_log_snr(schedule, np.linspace(low, high, num_levels))[::-1]
+
+
+DPM_SOLVER = Solver(dpm_solver)
+DPM_SOLVER_2 = Solver(functools.partial(dpm_solver, order=2))
+DPM_SOLVER_PP = Solver(dpm_solver_pp)
+DPM_SOLVER_PP_3 = Solver(functools.partial(dpm_solver_pp, order=3))
+DPM_SOLVER_PP_SDE = Solver(functools.partial(dpm_solver_pp, sde=True))

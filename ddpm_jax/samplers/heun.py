@@ -6,7 +6,8 @@ from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.diffusion.schedule import Schedule
 from ddpm_jax.errors import UserError
 from ddpm_jax.samplers.tableau import (
-    Plan, call_row, half_log_snr_ends, half_log_snr_levels, plan_of_rows, signal_at, x_0_row,
+    Plan, Solver, call_row, half_log_snr_ends, half_log_snr_levels, plan_of_rows, signal_at,
+    x_0_row,
 )
 
 
@@ -50,3 +51,6 @@ def karras(schedule: Schedule, num_levels: int, rho: float = 7.0) -> np.ndarray:
     low, high = half_log_snr_ends(schedule, num_levels)
     roots = np.linspace(np.exp(-low / rho), np.exp(-high / rho), num_levels)
     return schedule_lib.t_at_half_log_snr(schedule, -rho * np.log(roots))[::-1]
+
+
+HEUN = Solver(heun)

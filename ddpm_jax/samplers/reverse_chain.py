@@ -1,10 +1,11 @@
-"""Reverse chains: each one function, pure, one `jax.lax.scan`.
+"""The reverse chain on whole steps of a schedule: one `jax.lax.scan`.
 
-A sampler takes the schedule of the chain that it runs (respaced or not), a function
-`predict_fn(x_t, t) -> Prediction`, the prior draw and one key an image, so that image i
-depends on its own key alone.
+It takes the schedule of the chain (respaced or not), a function `predict_fn(x_t, t) ->
+Prediction`, the prior draw and one key per image, so that image i depends on its own key alone.
+`StepSampler` describes a sampler that runs it, and `ANCESTRAL` is the first of them.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,10 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Key
 
-from ddpm_jax.diffusion import randomness
+from ddpm_jax.diffusion import process, randomness
+from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.diffusion.process import Images, Prediction
 from ddpm_jax.diffusion.schedule import Schedule
 from ddpm_jax.errors import UserError
+from ddpm_jax.samplers import steps
 
 
 def reverse_step(prediction: Prediction, t: Array, rngs: Key[Array, " b"]) -> Array:
@@ -145,3 +148,93 @@ def ancestral(
     t = jnp.arange(stop, start, dtype=jnp.int32)
     (x_0, kept), _ = jax.lax.scan(step, (x_T, kept), t, reverse=True)
     return x_0 if kept is None else (x_0, kept)
+
+
+@flax.struct.dataclass
+class StepChain:
+    """A reverse chain on whole steps of a schedule; a pytree whose settings are static.
+
+    Attributes:
+        schedule: of the chain.
+        full: the schedule that the network was trained with if `schedule` is a respacing of it,
+            else None.
+        sampler: the `StepSampler`.
+        settings: the `settings.Settings`.
+    """
+
+    schedule: Any
+    full: Any
+    sampler: Any = flax.struct.field(pytree_node=False)
+    settings: Any = flax.struct.field(pytree_node=False)
+
+    @property
+    def num_calls(self) -> int:
+        """Network calls per image."""
+        return self.schedule.num_timesteps
+
+    def predict_fn(
+        self,
+        denoise_fn: Callable[[Array, Array], Array],
+        diffusion: process.Parameterization,
+        denoised_fn: Callable[[Array], Array] | None = None,
+    ) -> Callable[[Array, Array], Prediction]:
+        """(x_t, t) -> Prediction, with the mean and variance of the sampler's step from x_t.
+
+        Args:
+            denoise_fn: (x_t, t) -> the network's output.
+            diffusion: what the output means.
+            denoised_fn: applied to x_0 before clipping; by default what the settings ask for.
+        """
+        predict_fn = process.predict_fn(
+            self.schedule, denoise_fn, full=self.full, mean=diffusion.mean,
+            variance=diffusion.variance, clip=self.settings.clip,
+            denoised_fn=denoised_fn or self.settings.denoised_fn,
+            rederive_eps=self.settings.rederive_eps,
+        )
+        return self.sampler.step(self.schedule, predict_fn, self.settings)
+
+    def run(
+        self,
+        denoise_fn: Callable[[Array, Array], Array],
+        diffusion: process.Parameterization,
+        x_T: Images,
+        rngs: Key[Array, " b"],
+        *,
+        denoised_fn: Callable[[Array], Array] | None = None,
+        trajectory: Sequence[int] = (),
+        on_step: Callable[[Array], None] | None = None,
+    ) -> Images | tuple[Images, Trajectory]:
+        """Images from noise, by `ancestral` with `predict_fn`."""
+        return ancestral(
+            self.schedule, self.predict_fn(denoise_fn, diffusion, denoised_fn), x_T, rngs,
+            trajectory=trajectory, on_step=on_step,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class StepSampler:
+    """A sampler that visits whole steps of the schedule: all of them, or those of a grid.
+
+    Attributes:
+        step: (schedule, predict_fn, settings) -> predict_fn with the mean and the log-variance
+            of x_{t-1} given x_t as this sampler draws it.
+        uses: the settings among `settings.SPECIAL` that it reads.
+    """
+
+    step: Callable[..., Callable[[Array, Array], Prediction]]
+    uses: frozenset[str] = frozenset({"grid"})
+
+    def chain(self, schedule: Schedule, settings: Any) -> StepChain:
+        """The chain on this schedule.
+
+        Raises:
+            ValueError: the grid does not fit the schedule, as `steps.named` says.
+        """
+        if settings.grid == "uniform" and not settings.num_steps:
+            return StepChain(schedule, None, self, settings)
+        visited = steps.named(settings.grid, schedule.num_timesteps, settings.num_steps or None)
+        return StepChain(schedule_lib.respace(schedule, visited), schedule, self, settings)
+
+
+# Its step is the one that `process.predict` gives.
+ANCESTRAL = StepSampler(step=lambda schedule, predict_fn, settings: predict_fn)

@@ -1,52 +1,53 @@
-"""How to sample: the samplers by name, `Settings`, and the chain that settings describe."""
+"""The table of samplers, and `Settings`: how to sample."""
 
 import dataclasses
 import functools
 from collections.abc import Callable, Hashable
-from typing import Any
 
 import jax
 
 from ddpm_jax.diffusion import process
-from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.diffusion.schedule import Schedule
 from ddpm_jax.errors import UserError
-from ddpm_jax.samplers import dpm_solver
-from ddpm_jax.samplers import ddim as ddim_lib
-from ddpm_jax.samplers import heun as heun_lib
-from ddpm_jax.samplers import steps as steps_lib
-from ddpm_jax.samplers.tableau import Plan
+from ddpm_jax.samplers import ddim, dpm_solver, heun, reverse_chain
+from ddpm_jax.samplers.reverse_chain import StepChain
+from ddpm_jax.samplers.tableau import PlanChain, Solver
 
-NAMED = {
-    "dpm_solver": dpm_solver.dpm_solver,
-    "dpm_solver_2": functools.partial(dpm_solver.dpm_solver, order=2),
-    "dpm_solver_pp": dpm_solver.dpm_solver_pp,
-    "dpm_solver_pp_3": functools.partial(dpm_solver.dpm_solver_pp, order=3),
-    "dpm_solver_pp_sde": functools.partial(dpm_solver.dpm_solver_pp, sde=True),
-    "heun": heun_lib.heun,
+# Every sampler by its name. A new one is a file and a line here.
+SAMPLERS = {
+    "ancestral": reverse_chain.ANCESTRAL,
+    "ddim": ddim.DDIM,
+    "dpm_solver": dpm_solver.DPM_SOLVER,
+    "dpm_solver_2": dpm_solver.DPM_SOLVER_2,
+    "dpm_solver_pp": dpm_solver.DPM_SOLVER_PP,
+    "dpm_solver_pp_3": dpm_solver.DPM_SOLVER_PP_3,
+    "dpm_solver_pp_sde": dpm_solver.DPM_SOLVER_PP_SDE,
+    "heun": heun.HEUN,
 }
-SAMPLERS = ("ancestral", "ddim", *NAMED)
+SOLVERS = tuple(name for name, sampler in SAMPLERS.items() if isinstance(sampler, Solver))
+# Settings that some samplers read and others have no use for.
+SPECIAL = frozenset().union(*(sampler.uses for sampler in SAMPLERS.values()))
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How to sample, hashable.
+    """How to sample: the sampler, its number of steps, what is done to x_0. Hashable.
 
     Attributes:
-        sampler: "ancestral" (Ho et al. 2020, Algorithm 2), "ddim" (Song, Meng and Ermon 2021)
-            or one of `settings.NAMED`.
-        num_steps: network calls an image; None is all steps of the schedule, which the
-            solvers need to be told.
+        sampler: a key of `SAMPLERS`: "ancestral" (Ho et al. 2020, Algorithm 2), "ddim" (Song,
+            Meng and Ermon 2021), or one of `SOLVERS`.
+        num_steps: network calls per image. None or 0 is all steps of the schedule; solvers need
+            a number.
         eta: noise of "ddim", 0 (none) to 1 (as much as the ancestral chain).
-        grid: which steps "ancestral" and "ddim" visit where they are fewer: "uniform",
-            "quadratic", "trailing", section counts such as "10,10,20" or "ddim50", or the
+        grid: which steps "ancestral" and "ddim" visit if they visit fewer than all: "uniform",
+            "quadratic", "trailing", section counts, for example "10,10,20" or "ddim50", or the
             indices themselves; see `steps.named`.
         clip: keep the predicted x_0 in [-1, 1] at every step.
         guidance: scale of classifier-free guidance towards the label; 1 is none.
         guidance_interval: first and last step t at which to guide; () is every step.
-        rederive_eps: let eps follow the x_0 that was clipped; False keeps the network's, as
-            diffusers does. For "ddim", where x_0 is changed at all.
-        dynamic_threshold: percentile of `process.dynamic_threshold` as a fraction, such as
+        rederive_eps: recompute eps from the clipped x_0; False keeps the network's, as diffusers
+            does. For "ddim", and only where x_0 is clipped or thresholded.
+        dynamic_threshold: percentile of `process.dynamic_threshold` as a fraction, for example
             0.995, by which x_0 is divided before clipping; 0 is off.
     """
 
@@ -60,115 +61,119 @@ class Settings:
     rederive_eps: bool = True
     dynamic_threshold: float = 0.0
 
+    def __post_init__(self):
+        """Makes lists hashable, and 0 steps None."""
+        object.__setattr__(self, "num_steps", self.num_steps or None)
+        object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
+        if not isinstance(self.grid, str):
+            object.__setattr__(self, "grid", tuple(self.grid))
+
     @property
     def by_grid(self) -> bool:
         """Whether the chain visits whole steps of the schedule."""
-        return self.sampler in ("ancestral", "ddim")
+        return not isinstance(SAMPLERS.get(self.sampler), Solver)
 
     @property
     def denoised_fn(self) -> Callable[[jax.Array], jax.Array] | None:
-        """The hook on x_0 that `dynamic_threshold` asks for."""
+        """The function applied to x_0 for `dynamic_threshold`, or None."""
         if not self.dynamic_threshold:
             return None
         return functools.partial(process.dynamic_threshold, percentile=self.dynamic_threshold)
 
+    def with_sampler(self, name: str, num_steps: int | None) -> "Settings":
+        """These settings with another sampler; those that it does not read become the defaults.
+
+        Raises:
+            ValueError: no sampler has this name.
+        """
+        _check_name(name)
+        unread = {field: getattr(Settings, field) for field in SPECIAL - SAMPLERS[name].uses}
+        return dataclasses.replace(self, sampler=name, num_steps=num_steps, **unread)
+
     def check(self, denoised_fn: Callable[[jax.Array], jax.Array] | None = None) -> None:
-        """Raises ValueError where a choice, or the hook on x_0, is unknown or has no effect."""
-        if self.sampler not in SAMPLERS:
-            raise UserError(
-                f"sampler={self.sampler!r} is not known; use one of {', '.join(SAMPLERS)}."
-            )
-        if not 0 <= self.eta <= 1 or (self.eta and self.sampler != "ddim"):
-            raise UserError(
-                f"eta={self.eta} must lie in 0..1, and is for sampler='ddim' alone; write eta=0."
-            )
-        if not self.by_grid and self.grid != "uniform":
-            raise UserError(
-                f"grid={self.grid!r} is for sampler='ancestral' and 'ddim'; {self.sampler!r} has "
-                "levels of its own: write grid='uniform'."
-            )
+        """Raises ValueError where a setting is out of range or has no effect.
+
+        Args:
+            denoised_fn: a function of the user's own on x_0, or None.
+        """
+        _check_name(self.sampler)
+        self._check_read()
+        self._check_guidance()
+        self._check_x_0(denoised_fn)
+
+    def _check_read(self):
+        """That the sampler reads the special settings that are not at their defaults."""
+        ddim.check_eta(self.eta)
+        uses = SAMPLERS[self.sampler].uses
+        for field in sorted(SPECIAL - uses):
+            if getattr(self, field) != getattr(Settings, field):
+                readers = (name for name, sampler in SAMPLERS.items() if field in sampler.uses)
+                raise UserError(
+                    f"is for sampler={' and '.join(map(repr, readers))} alone, and has no effect "
+                    f"on {self.sampler!r}",
+                    field=field, value=getattr(self, field),
+                    instead={field: getattr(Settings, field)},
+                )
         if not self.by_grid and not self.num_steps:
             raise UserError(
-                f"sampler={self.sampler!r} needs num_steps, the network calls an image; write "
-                "such as num_steps=21."
+                "needs num_steps, the network calls per image",
+                field="sampler", value=self.sampler, instead={"num_steps": 21},
             )
+
+    def _check_guidance(self):
         if self.guidance < 0:
             raise UserError(
-                f"guidance={self.guidance} must be at least 0; 1 is no guidance, write such as "
-                "guidance=2.0."
+                "must be at least 0, where 1 is no guidance",
+                field="guidance", value=self.guidance, instead={"guidance": 2.0},
             )
         interval = self.guidance_interval
         if interval and (len(interval) != 2 or interval[0] > interval[1] or self.guidance == 1):
             raise UserError(
-                f"guidance_interval={interval} must be the first and the last step to guide at, "
-                "with guidance other than 1; write such as guidance_interval=(100, 700)."
+                "must be the first and the last step to guide at, with guidance other than 1",
+                field="guidance_interval", value=interval,
+                instead={"guidance_interval": (100, 700)},
             )
-        if not 0 <= self.dynamic_threshold <= 1:
+
+    def _check_x_0(self, denoised_fn):
+        """What is done to the predicted x_0."""
+        threshold = self.dynamic_threshold
+        if not 0 <= threshold <= 1:
             raise UserError(
-                f"dynamic_threshold={self.dynamic_threshold} must lie in 0..1, a fraction; write "
-                "such as dynamic_threshold=0.995, or 0 for none."
+                "must lie in 0..1, a fraction, where 0 is none",
+                field="dynamic_threshold", value=threshold, instead={"dynamic_threshold": 0.995},
             )
-        if denoised_fn is not None and self.dynamic_threshold:
+        if denoised_fn is not None and threshold:
             raise UserError(
-                f"dynamic_threshold={self.dynamic_threshold} takes the place of denoised_fn; "
-                "write one of them."
+                "takes the place of denoised_fn; write one of them.",
+                field="dynamic_threshold", value=threshold,
             )
         if not (denoised_fn is None or callable(denoised_fn) and isinstance(denoised_fn, Hashable)):
             raise UserError(
-                f"denoised_fn={denoised_fn!r} must be a hashable function x_0 -> x_0; write such "
-                "as denoised_fn=ddpm_jax.solvers.dynamic_threshold."
+                "must be a hashable function x_0 -> x_0, for example jax.numpy.tanh.",
+                field="denoised_fn", value=denoised_fn,
             )
-        changed = self.clip or self.dynamic_threshold or denoised_fn is not None
-        if not self.rederive_eps and not (self.sampler == "ddim" and changed):
+        untouched = not self.clip and not threshold and denoised_fn is None
+        if untouched and not self.rederive_eps:
             raise UserError(
-                f"rederive_eps=False is for sampler='ddim' whose x_0 is clipped or thresholded; "
-                f"with sampler={self.sampler!r} and clip={self.clip} it has no effect: write "
-                "rederive_eps=True."
+                "has no effect where x_0 is neither clipped nor thresholded",
+                field="rederive_eps", value=self.rederive_eps, instead={"rederive_eps": True},
             )
 
-    def num_calls(self, schedule: schedule_lib.Schedule) -> int:
-        """Network calls an image, on this schedule."""
-        return chain_of(self, schedule)[2]
+    def chain(self, schedule: Schedule) -> StepChain | PlanChain:
+        """The chain that these settings describe, on the schedule that the network knows.
+
+        Raises:
+            ValueError: the steps asked for do not fit the schedule.
+        """
+        return SAMPLERS[self.sampler].chain(schedule, self)
+
+    def num_calls(self, schedule: Schedule) -> int:
+        """Network calls per image on this schedule."""
+        return self.chain(schedule).num_calls
 
 
-def chain_of(settings: Settings, schedule: schedule_lib.Schedule) -> tuple[Any, Any, int]:
-    """(the chain's schedule or the solver's plan, the full schedule if respaced, calls)."""
-    if not settings.by_grid:
-        plan = named(settings.sampler, schedule, settings.num_steps)
-        return plan, None, plan.num_calls
-    if not settings.num_steps and settings.grid == "uniform":
-        return schedule, None, schedule.num_timesteps
-    steps = steps_lib.named(settings.grid, schedule.num_timesteps, settings.num_steps or None)
-    return schedule_lib.respace(schedule, steps), schedule, len(steps)
-
-
-def reverse(
-    settings: Settings, diffusion, schedule, full, denoise_fn, denoised_fn=None
-) -> Callable[[jax.Array, jax.Array], process.Prediction]:
-    """(x_t, t) -> Prediction, with the step that "ancestral" or "ddim" takes from x_t.
-
-    Args:
-        settings: one of these two.
-        diffusion: `process.Parameterization`.
-        schedule, full: as of `process.predict_fn`.
-        denoise_fn: (x_t, t) -> the network's output.
-        denoised_fn: as of `process.predict`.
-    """
-    predict_fn = process.predict_fn(
-        schedule, denoise_fn, full=full, mean=diffusion.mean, variance=diffusion.variance,
-        clip=settings.clip, denoised_fn=denoised_fn, rederive_eps=settings.rederive_eps,
-    )
-    if settings.sampler == "ddim":
-        return ddim_lib.ddim_fn(schedule, predict_fn, settings.eta)
-    return predict_fn
-
-
-def named(name: str, schedule: Schedule, num_steps: int) -> Plan:
-    """The plan of the solver called `name` (a key of `NAMED`) with `num_steps` calls.
-
-    Raises:
-        ValueError: the name is unknown, or as that solver does.
-    """
-    if name not in NAMED:
-        raise UserError(f"solver={name!r} is not known; use one of {', '.join(NAMED)}.")
-    return NAMED[name](schedule, num_steps)
+def _check_name(name):
+    if name not in SAMPLERS:
+        raise UserError(
+            f"is not known; use one of {', '.join(SAMPLERS)}.", field="sampler", value=name
+        )

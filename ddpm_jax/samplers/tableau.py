@@ -6,6 +6,7 @@ adds up the network's outputs, with weights known before the chain starts. So a 
 function from a schedule to a `Plan`, in float64 on the host, and `solve` runs any plan.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +18,9 @@ from jaxtyping import Array, Key
 
 from ddpm_jax.diffusion import randomness
 from ddpm_jax.diffusion import schedule as schedule_lib
-from ddpm_jax.diffusion.process import MEANS_OF_LEVELS, Images, split_output, thresholded
+from ddpm_jax.diffusion.process import (
+    MEANS_OF_LEVELS, Images, Parameterization, split_output, thresholded,
+)
 from ddpm_jax.diffusion.schedule import Schedule
 from ddpm_jax.errors import UserError
 from ddpm_jax.samplers.reverse_chain import Trajectory, asked_for
@@ -138,6 +141,63 @@ def solve(
     kept = Trajectory.empty(trajectory.size, x_T) if trajectory.size else None
     (x, _, _, kept), _ = jax.lax.scan(step, (x_T, x_T, nothing, kept), (numbers, calls))
     return x if kept is None else (x, kept)
+
+
+@flax.struct.dataclass
+class PlanChain:
+    """The chain of a solver's plan; a pytree whose settings are static.
+
+    Attributes:
+        plan: the `Plan`.
+        settings: the `settings.Settings`.
+    """
+
+    plan: Any
+    settings: Any = flax.struct.field(pytree_node=False)
+
+    @property
+    def num_calls(self) -> int:
+        """Network calls per image."""
+        return self.plan.num_calls
+
+    def run(
+        self,
+        denoise_fn: Callable[[Array, Array], Array],
+        diffusion: Parameterization,
+        x_T: Images,
+        rngs: Key[Array, " b"],
+        *,
+        denoised_fn: Callable[[Array], Array] | None = None,
+        trajectory: Sequence[int] = (),
+        on_step: Callable[[Array], None] | None = None,
+    ) -> Images | tuple[Images, Trajectory]:
+        """Images from noise, by `solve`; arguments as of `reverse_chain.StepChain.run`."""
+        return solve(
+            self.plan, denoise_fn, x_T, rngs, mean=diffusion.mean, variance=diffusion.variance,
+            clip=self.settings.clip, denoised_fn=denoised_fn or self.settings.denoised_fn,
+            trajectory=trajectory, on_step=on_step,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Solver:
+    """A sampler that goes between noise levels of its own, by a `Plan`.
+
+    Attributes:
+        plan: (schedule, num_steps) -> its plan with so many network calls.
+        uses: the settings among `settings.SPECIAL` that it reads.
+    """
+
+    plan: Callable[[Schedule, int], Plan]
+    uses: frozenset[str] = frozenset()
+
+    def chain(self, schedule: Schedule, settings: Any) -> PlanChain:
+        """The chain on this schedule.
+
+        Raises:
+            ValueError: the solver cannot make so many calls, or the schedule has no levels.
+        """
+        return PlanChain(self.plan(schedule, settings.num_steps), settings)
 
 
 def half_log_snr_ends(schedule: Schedule, num_levels: int) -> tuple[float, float]:

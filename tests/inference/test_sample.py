@@ -259,13 +259,14 @@ class Unhashable:
 
 @pytest.mark.parametrize("arguments, says", [
     (dict(sampler="heun"), "sampler='heun' needs num_steps"),
-    (dict(eta=0.5), "eta=0.5 must lie in 0..1, and is for sampler='ddim' alone"),
+    (dict(eta=0.5), "eta=0.5 is for sampler='ddim' alone, and has no effect on 'ancestral'; write"),
     (dict(sampler="ddim", eta=1.5), "eta=1.5 must lie"),
-    (dict(sampler="heun", num_steps=5, grid="quadratic"), "grid='quadratic' is for"),
+    (dict(sampler="heun", num_steps=5, grid="quadratic"),
+     "grid='quadratic' is for sampler='ancestral' and 'ddim' alone"),
     (dict(sampler="heun", num_steps=5, trajectory=(5,)), "trajectory=.5. must lie in 0..4"),
     (dict(rederive_eps=False), "rederive_eps=False is for sampler='ddim'"),
     (dict(sampler="heun", num_steps=5, rederive_eps=False), "rederive_eps=False is for"),
-    (dict(sampler="ddim", clip=False, rederive_eps=False), "clip=False it has no effect"),
+    (dict(sampler="ddim", clip=False, rederive_eps=False), "rederive_eps=False has no effect"),
     (dict(dynamic_threshold=99.5), "dynamic_threshold=99.5 must lie in 0..1"),
     (dict(dynamic_threshold=0.9, denoised_fn=np.tanh), "takes the place of denoised_fn"),
     (dict(denoised_fn=3), "denoised_fn=3 must be a hashable function"),

@@ -24,7 +24,6 @@ from ddpm_jax import config as config_lib
 from ddpm_jax.configs import cifar10
 from ddpm_jax.evaluation import catalogue
 from ddpm_jax.inference import sample_command
-from ddpm_jax.samplers import settings as settings_lib
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # absl's
 ROOT = pages.ROOT
@@ -199,9 +198,7 @@ def check_run(arguments, where):
     if config:
         validation.validate(config, num_devices=1)
         catalogue.check_evaluation(config)
-        sampling = config_lib.sampling_settings(config)
-        sampling.check()
-        settings_lib.chain_of(sampling, config_lib.schedule(config))
+        config_lib.sampling_settings(config)
         if config.sample.task or config.sample.inputs:
             sample_command.check(config.sample)
 

@@ -174,7 +174,7 @@ def test_ddim_keeps_start_stop_and_the_trajectory():
     with pytest.raises(ValueError, match="start=21 and stop=0 must be"):
         run(x_T, rngs, start=21)
     for eta in (-0.1, 1.1):
-        with pytest.raises(ValueError, match=f"eta={eta} must lie in 0..1; write eta=0"):
+        with pytest.raises(ValueError, match=f"eta={eta} must lie in 0..1: 0 adds no noise"):
             ddim_lib.ddim(FULL, predict, x_T, rngs, eta=eta)
 
 

@@ -6,7 +6,7 @@ from numpy.testing import assert_allclose
 
 from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.samplers import dpm_solver
-from ddpm_jax.samplers import settings as settings_lib
+from ddpm_jax.samplers.settings import SAMPLERS
 from gaussian import best_eps, level, ode_end, run
 
 LINEAR = schedule_lib.linear()
@@ -14,7 +14,7 @@ LINEAR = schedule_lib.linear()
 
 def test_3m_has_less_error_than_2m():
     errors = [
-        abs(run(settings_lib.named(name, LINEAR, 161), best_eps, 1.0)[-2] - ode_end(LINEAR, 1.0))
+        abs(run(SAMPLERS[name].plan(LINEAR, 161), best_eps, 1.0)[-2] - ode_end(LINEAR, 1.0))
         for name in ("dpm_solver_pp_3", "dpm_solver_pp")
     ]
     assert 0.25 < errors[0] / errors[1] < 0.5
@@ -96,7 +96,6 @@ def test_orders_of_the_multistep(calls, orders):
 
 
 @pytest.mark.parametrize("make, says", [
-    (lambda: settings_lib.named("euler", LINEAR, 5), "solver='euler' is not known; use one"),
     (lambda: dpm_solver.dpm_solver(LINEAR, 5, order=1), "order=1 is not known; write order=2"),
     (lambda: dpm_solver.dpm_solver_pp(LINEAR, 5, order=4), "order=4 is not known"),
     (lambda: dpm_solver.dpm_solver_pp(LINEAR, 5, order=3, sde=True), "order=3 cannot go with"),

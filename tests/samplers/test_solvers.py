@@ -7,11 +7,11 @@ from numpy.testing import assert_allclose
 from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.samplers import dpm_solver
 from ddpm_jax.samplers import heun as heun_lib
-from ddpm_jax.samplers import settings as settings_lib
+from ddpm_jax.samplers.settings import SAMPLERS, SOLVERS
 from gaussian import best_eps, ode_end, run
 
 LINEAR = schedule_lib.linear()
-CALLS = {name: 19 if name == "heun" else 20 for name in settings_lib.NAMED}
+CALLS = {name: 19 if name == "heun" else 20 for name in SOLVERS}
 
 
 @pytest.mark.parametrize("schedule", [LINEAR, schedule_lib.cosine()], ids=["linear", "cosine"])
@@ -26,7 +26,7 @@ def test_solvers_converge_to_the_ode(schedule, name, fewest, low, high):
     calls = [fewest * 2**i for i in range(5)]
     one_more = name != "dpm_solver"
     errors = np.array([
-        abs(run(settings_lib.named(name, schedule, n + one_more), best_eps, 1.0)[-2]
+        abs(run(SAMPLERS[name].plan(schedule, n + one_more), best_eps, 1.0)[-2]
             - ode_end(schedule, 1.0))
         for n in calls
     ])
@@ -35,13 +35,13 @@ def test_solvers_converge_to_the_ode(schedule, name, fewest, low, high):
     assert np.all(errors[1:] < errors[:-1]) and errors[-1] < 2e-5
 
 
-@pytest.mark.parametrize("name", settings_lib.NAMED)
+@pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 4, 5, 13, 14, 15, 16])
 def test_every_step_is_exact_where_nothing_changes(name, num_steps):
     """The network says one x_0, or one eps, always: then x is on the line between them."""
     if name == "heun":
         num_steps = 2 * num_steps - 1
-    plan = settings_lib.named(name, LINEAR, num_steps)
+    plan = SAMPLERS[name].plan(LINEAR, num_steps)
     assert plan.num_calls == num_steps == len(plan.weights) == len(plan.keep)
     x_0, noise = 0.7, -1.3
     x = plan.signal[0] * x_0 + plan.sigma[0] * noise
@@ -69,7 +69,7 @@ def test_every_step_is_exact_where_nothing_changes(name, num_steps):
 def test_levels_are_told_as_fractional_t():
     """The network hears the t whose level x is of."""
     for name, calls in CALLS.items():
-        plan = settings_lib.named(name, LINEAR, calls)
+        plan = SAMPLERS[name].plan(LINEAR, calls)
         ratio = np.exp(schedule_lib.half_log_snr(LINEAR, plan.t))
         assert_allclose(plan.signal / plan.sigma, ratio, rtol=1e-9)
         assert_allclose(plan.signal**2 + plan.sigma**2, 1)

@@ -11,20 +11,20 @@ from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.diffusion.randomness import standard_normal
 from ddpm_jax.samplers import dpm_solver, tableau
 from ddpm_jax.samplers import heun as heun_lib
-from ddpm_jax.samplers import settings as settings_lib
+from ddpm_jax.samplers.settings import SAMPLERS, SOLVERS
 from gaussian import M, S, SHAPE, best_eps, keys, optimal, run
 from nonzero import convolution
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 LINEAR = schedule_lib.linear()
-CALLS = {name: 19 if name == "heun" else 20 for name in settings_lib.NAMED}
+CALLS = {name: 19 if name == "heun" else 20 for name in SOLVERS}
 
 
-@pytest.mark.parametrize("name, mean", [(name, "eps") for name in settings_lib.NAMED] + [
+@pytest.mark.parametrize("name, mean", [(name, "eps") for name in SOLVERS] + [
     (name, mean) for name in ("dpm_solver", "dpm_solver_pp") for mean in ("x_0", "v")
 ])
 def test_solve_is_the_loop(name, mean):
-    plan = settings_lib.named(name, LINEAR, CALLS[name])
+    plan = SAMPLERS[name].plan(LINEAR, CALLS[name])
     x_T = np.linspace(-2, 2, 5)
     rngs = keys(5)
     chain = jax.jit(lambda x, rngs: tableau.solve(
@@ -59,11 +59,11 @@ TOLERANCES = {
 }
 
 
-@pytest.mark.parametrize("name", settings_lib.NAMED)
+@pytest.mark.parametrize("name", SOLVERS)
 def test_gaussian_world(name):
     """Some ten calls bring the noise to the data."""
     calls, of_mean, of_deviation = TOLERANCES[name]
-    plan = settings_lib.named(name, LINEAR, calls)
+    plan = SAMPLERS[name].plan(LINEAR, calls)
     x_T = standard_normal(keys(512, seed=1), SHAPE)
     chain = jax.jit(lambda x, rngs: tableau.solve(plan, optimal(LINEAR), x, rngs, clip=False))
     samples = np.float64(chain(x_T, keys(512)))
@@ -86,7 +86,7 @@ def test_the_sde_converges_in_distribution():
     assert abs(np.corrcoef(samples.ravel(), np.ravel(x_T))[0, 1]) < 5 / np.sqrt(n)
 
 
-@pytest.mark.parametrize("name", settings_lib.NAMED)
+@pytest.mark.parametrize("name", SOLVERS)
 def test_one_scan_that_calls_the_network_once(name):
     calls = []
 
@@ -94,7 +94,7 @@ def test_one_scan_that_calls_the_network_once(name):
         calls.append(t)
         return convolution(x_t, t)
 
-    plan = settings_lib.named(name, LINEAR, CALLS[name])
+    plan = SAMPLERS[name].plan(LINEAR, CALLS[name])
     jaxpr = jax.make_jaxpr(lambda x, rngs: tableau.solve(plan, denoise, x, rngs))(
         jnp.zeros((2, *SHAPE)), keys(2)
     ).jaxpr
@@ -131,7 +131,7 @@ def test_on_step_and_the_network_hear_of_every_call():
 @pytest.mark.parametrize("name", ["dpm_solver", "dpm_solver_pp_sde", "heun"])
 def test_a_trajectory_holds_the_calls_asked_for(name):
     """By calls left, in the order asked for; x before each, and the x_0 that it is clipped to."""
-    plan = settings_lib.named(name, LINEAR, 7)
+    plan = SAMPLERS[name].plan(LINEAR, 7)
     x_T, rngs = standard_normal(keys(2, seed=1), SHAPE), keys(2)
     seen = []
 
@@ -160,7 +160,7 @@ def test_a_trajectory_holds_the_calls_asked_for(name):
 
 @pytest.mark.parametrize("name", ["dpm_solver", "dpm_solver_pp_sde"])
 def test_an_image_depends_on_its_own_key_alone(name):
-    plan = settings_lib.named(name, LINEAR, 8)
+    plan = SAMPLERS[name].plan(LINEAR, 8)
     rngs, x_T = keys(5), standard_normal(keys(5, seed=1), SHAPE)
     chain = jax.jit(lambda x, rngs: tableau.solve(plan, convolution, x, rngs))
     every = np.asarray(chain(x_T, rngs))
@@ -173,10 +173,10 @@ def test_an_image_depends_on_its_own_key_alone(name):
     assert (np.abs(other - every).max() > 0.1) == (name == "dpm_solver_pp_sde")
 
 
-@pytest.mark.parametrize("name", settings_lib.NAMED)
+@pytest.mark.parametrize("name", SOLVERS)
 def test_clipped_samples_stay_inside_even_of_the_cosine(name):
     """Of a network that is wrong by far, at alpha_bar = 2e-9 and below."""
-    plan = settings_lib.named(name, schedule_lib.cosine(), CALLS[name])
+    plan = SAMPLERS[name].plan(schedule_lib.cosine(), CALLS[name])
     x_T = standard_normal(keys(2, seed=1), SHAPE)
     chain = jax.jit(lambda x, rngs: tableau.solve(
         plan, lambda x, t: 3 * convolution(x, t), x, rngs
@@ -189,7 +189,7 @@ def test_the_cosine_without_clipping():
     schedule = schedule_lib.cosine()
     x_T = np.linspace(-2, 2, 5)
     for name in ("dpm_solver", "dpm_solver_pp"):
-        plan = settings_lib.named(name, schedule, 50)
+        plan = SAMPLERS[name].plan(schedule, 50)
         samples = jax.jit(lambda x, rngs: tableau.solve(
             plan, optimal(schedule), x, rngs, clip=False
         ))(jnp.asarray(x_T, jnp.float32).reshape(-1, 1, 1, 1), keys(5))
@@ -255,9 +255,9 @@ def test_a_plan_may_be_an_argument():
 
 def test_a_schedule_of_one_step():
     one = schedule_lib.linear(1)
-    for name in settings_lib.NAMED:
+    for name in SOLVERS:
         x_0 = tableau.solve(
-            settings_lib.named(name, one, 1), lambda x, t: jnp.zeros_like(x),
+            SAMPLERS[name].plan(one, 1), lambda x, t: jnp.zeros_like(x),
             jnp.full((1, 1, 1, 1), 0.5), keys(1),
         )
         assert_allclose(x_0.item(), 0.5 / np.sqrt(one.alpha_bar[0]), rtol=1e-6)

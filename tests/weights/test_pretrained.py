@@ -22,8 +22,7 @@ import ddpm_jax
 from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.diffusion.process import Parameterization
 from ddpm_jax.network.trained import Trained
-from ddpm_jax.samplers import reverse_chain
-from ddpm_jax.samplers.settings import Settings, reverse
+from ddpm_jax.samplers.settings import Settings
 from ddpm_jax.weights import state_dicts
 from nonzero import TinyNet, nonzero_params, tiny_unet
 
@@ -102,16 +101,17 @@ def test_no_class_is_the_mean_of_classes_unless_the_last_label_is_it(conditional
 def test_fifty_steps_are_those_of_diffusers(plain, chain, draw_given):
     x, noises = SCRIPT["draws"]("plain")
     steps = np.arange(0, 1000, 1000 // SCRIPT["STEPS"])  # "leading", as its schedulers do.
-    visited = schedule_lib.respace(plain.schedule, steps)
     eta = SCRIPT["CHAINS"][chain].get("eta", 0.0)
-    settings = Settings() if chain == "DDPM" else Settings("ddim", eta=eta, rederive_eps=False)
+    settings = Settings(grid=steps)
+    if chain != "DDPM":
+        settings = Settings("ddim", grid=steps, eta=eta, rederive_eps=False)
     rngs = draw_given(noises[::-1])
 
     def run(params, x):
         denoise = ddpm_jax.denoise_fn(plain.replace(params=params))
-        step = reverse(settings, plain.diffusion, visited, plain.schedule, denoise)
         calls = range(len(steps) - 1, -1, -1)
-        return reverse_chain.ancestral(visited, step, x, rngs, trajectory=calls)
+        return settings.chain(plain.schedule).run(
+            denoise, plain.diffusion, x, rngs, trajectory=calls)
 
     last, kept = jax.jit(run)(plain.params, x)
     # Their alpha_bar is a product in float32; an error is carried through 50 networks: seen 1.4e-3
