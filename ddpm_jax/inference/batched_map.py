@@ -1,10 +1,11 @@
-"""Many images through one compiled `pmap`: rounds of equal size, padding and a progress bar.
+"""Many images through one compiled `pmap`: batches of equal size, padding and a progress bar.
 
-Every process runs its share of each round, and then has all of it. On a CPU a round goes in parts,
-one a core: the operations of a network, of a small one above all, cannot keep several busy.
+Each process runs its share of every batch and gets the results of all. On a CPU a batch is split
+into parts, one per core, because the operations of a network, of a small one above all, cannot keep
+several cores busy.
 """
 
-import functools
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from concurrent import futures
@@ -17,32 +18,62 @@ import tqdm
 from ddpm_jax.network.trained import Trained
 from ddpm_jax.runtime import memory, parallel
 
-_REPORTS = 100  # Progress reports a chain.
-_FEW = 8  # Images a core from which on there is one to fill each part up, an eighth of it at most.
-_reached: Callable[[int], None] | None = None  # What running chains tell the steps that they did.
+_REPORTS = 100  # Progress reports per chain.
+_FEW = 8  # From this many images per core, pad the parts: by an eighth at most.
+
+
+class RunningBar:
+    """The progress bar that running chains move, set in a context.
+
+    A compiled chain is cached and runs again for later callers, so it cannot hold a bar of its
+    own. Its callbacks come from threads of the runtime.
+    """
+
+    def __init__(self):
+        self._moved = None  # (bar, where it stood when the chains began).
+
+    @contextlib.contextmanager
+    def moves(self, bar: tqdm.tqdm) -> Iterator[None]:
+        """Lets the chains that run inside move `bar`, from where it stands."""
+        outer, self._moved = self._moved, (bar, bar.n)
+        try:
+            yield
+        finally:
+            self._moved = outer
+
+    def reached(self, num_steps: int) -> None:
+        """Moves the bar to this step of the chains, unless a part that is ahead has done so."""
+        if self._moved is None:  # A chain that was interrupted may still report.
+            return
+        bar, before = self._moved
+        with bar.get_lock():
+            bar.update(max(0, before + num_steps - bar.n))
+
+
+RUNNING_BAR = RunningBar()
 
 
 def batch_size(
     trained: Trained, n: int, wanted: int | None = None, *, most: int = 256
 ) -> int:
-    """Images a round on all devices together, in rounds of equal size.
+    """Images per batch on all devices together, so that batches are equal.
 
     Args:
         trained: what the chain runs.
-        n: how many images there are.
-        wanted: how many a round; None is what fits, at most `most` a device.
+        n: number of images.
+        wanted: images per batch; None is what fits, at most `most` per device.
     """
-    num_devices, cores = jax.device_count(), _cores()
-    fits = wanted if wanted else num_devices * min(most, _fits(trained))
-    rounds = -(-n // max(fits, 1))
-    each = -(-n // (rounds * num_devices))
-    if each >= _FEW * cores:
-        each = -(-each // cores) * cores
+    num_devices, num_cores = jax.device_count(), cores()
+    fits = wanted if wanted else num_devices * min(most, images_that_fit(trained))
+    num_batches = -(-n // max(fits, 1))
+    each = -(-n // (num_batches * num_devices))
+    if each >= _FEW * num_cores:
+        each = -(-each // num_cores) * num_cores
     return each * num_devices
 
 
-def _fits(trained: Trained) -> int:
-    """A careful guess at how many images one device takes at a time, at least 1."""
+def images_that_fit(trained: Trained) -> int:
+    """A careful guess at how many images one device can take at a time, at least 1."""
     height, width, _ = trained.image_shape
     # The skip stack and the working set come to about 16 maps of the first level.
     per_image = 16 * 4 * height * width * getattr(trained.model, "channels", 128)
@@ -60,55 +91,48 @@ def run(
     progress: bool,
     done: int = 0,
 ) -> Iterator[Any]:
-    """What `chain` makes of images done..n-1, a round at a time, as arrays [<= batch, ...].
+    """Yields what `chain` makes of images done..n-1, batch by batch, as arrays [<= batch, ...].
 
     Args:
-        chain: compiled by `pmap`: (*fixed, *what `inputs` gave, as [d, b, ...]) -> arrays
+        chain: compiled by `pmap`: (*fixed, *what `inputs` returned, as [d, b, ...]) -> arrays
             [d, b, ...].
-        fixed: its first arguments, the same in every round.
-        inputs: indices [b] -> a tuple of arrays [b, ...], for this process's share of a round or
-            a part of it; the last round repeats image n - 1.
-        n: how many images.
-        batch: images a round, divisible by the number of devices of all processes.
+        fixed: its first arguments, the same for every batch.
+        inputs: indices [b] -> a tuple of arrays [b, ...], for this process's share of a batch or
+            a part of it; the last batch repeats image n - 1.
+        n: number of images.
+        batch: images per batch, divisible by the number of devices of all processes.
         num_steps: steps of the chain, for the bar.
         progress: show a bar, in the first process; the chain moves it through `on_step`.
         done: images to leave out.
     """
-    global _reached
-    starts = range(done, n, batch)
-    total, num_parts = len(starts) * num_steps, _num_parts(batch)
-    shown = progress and parallel.is_first()
-    workers = [futures.ThreadPoolExecutor(1) for _ in range(num_parts)]
+    starts, shown = range(done, n, batch), progress and parallel.is_first()
+    workers = [futures.ThreadPoolExecutor(1) for _ in range(num_parts(batch))]
     try:
-        with tqdm.tqdm(total=total, unit="step", disable=not shown) as bar:
+        with tqdm.tqdm(total=len(starts) * num_steps, unit="step", disable=not shown) as bar:
             for start in starts:
                 places = np.minimum(np.arange(start, start + batch), n - 1)
                 parts = [
                     parallel.shard(inputs(part))
-                    for part in np.split(parallel.share(places), num_parts)
+                    for part in np.split(parallel.share(places), len(workers))
                 ]
-                # Whoever takes our rounds may have run others meanwhile.
-                _reached = functools.partial(_move_bar, bar, bar.n)
-                outputs = jax.device_get(_outputs(chain, fixed, parts, workers))
-                jax.effects_barrier()
-                outputs = jax.tree.map(
-                    lambda *parts: np.concatenate(
-                        [np.asarray(x).reshape(-1, *x.shape[2:]) for x in parts]), *outputs,
-                )
+                with RUNNING_BAR.moves(bar):
+                    outputs = jax.device_get(_outputs(chain, fixed, parts, workers))
+                    jax.effects_barrier()
                 if not _reports():
                     bar.update(num_steps)
-                yield jax.tree.map(lambda x: x[: n - start], parallel.gather(outputs))
+                outputs = parallel.gather(_joined(outputs))
+                yield jax.tree.map(lambda x: x[: n - start], outputs)
     finally:
         for worker in workers:
-            worker.shutdown(wait=False)  # An interrupt is not to wait for the end of a chain.
+            worker.shutdown(wait=False)  # An interrupt does not wait for the end of a chain.
 
 
 def _outputs(chain, fixed, parts, workers):
-    """[what `chain` makes of each part], of all at the same time."""
+    """[what `chain` makes of each part], computed at the same time."""
     if len(parts) == 1:
         return [chain(*fixed, *parts[0])]
-    # What one thread starts runs in turn, and a thread that calls what another compiles waits
-    # until that has also run it.
+    # Programs that one thread starts run in turn, and a thread that calls what another thread is
+    # compiling waits until that has also run. So compile once, then start from one thread each.
     program = chain.lower(*fixed, *parts[0]).compile()
     running = [
         worker.submit(_run, program, (*fixed, *part)) for worker, part in zip(workers, parts)
@@ -118,18 +142,26 @@ def _outputs(chain, fixed, parts, workers):
 
 def _run(program, args):
     outputs = program(*args)
-    jax.effects_barrier()  # Waits for the reports of what its own thread has started.
+    jax.effects_barrier()  # Waits for the reports of the programs that this thread started.
     return outputs
 
 
-def _num_parts(batch):
-    """How many equal parts a round has in this process: at most one a core."""
+def _joined(outputs):
+    """The parts [d, b, ...] of a batch as one, [n, ...]."""
+    return jax.tree.map(
+        lambda *parts: np.concatenate([np.asarray(x).reshape(-1, *x.shape[2:]) for x in parts]),
+        *outputs,
+    )
+
+
+def num_parts(batch: int) -> int:
+    """How many equal parts this process splits a batch into: at most one per core."""
     each = batch // jax.device_count()
-    return max(k for k in range(1, _cores() + 1) if each % k == 0)
+    return max(k for k in range(1, cores() + 1) if each % k == 0)
 
 
-def _cores():
-    """Those of the only device, where it is a CPU; else 1, for parts gain nothing there."""
+def cores() -> int:
+    """The cores of the only device if it is a CPU; else 1, because parts gain nothing there."""
     if jax.default_backend() != "cpu" or jax.device_count() > 1:
         return 1
     affinity = getattr(os, "sched_getaffinity", None)  # Not on every system.
@@ -137,28 +169,25 @@ def _cores():
 
 
 def on_step(num_steps: int, progress: bool) -> Callable[[jax.Array], None] | None:
-    """What a scan over t calls to move the bar, from one device, about 100 times a chain."""
+    """A function that a scan over t calls to move the bar, or None.
+
+    One device reports, about 100 times per chain.
+    """
     if not (progress and _reports()):
         return None
     every = max(1, num_steps // _REPORTS)
 
-    def tell(t):
-        if _reached is not None:
-            _reached(num_steps - int(t))
-
     def report(t):
         speaks = (t % every == 0) & (jax.lax.axis_index(parallel.AXIS) == 0)
-        jax.lax.cond(speaks, lambda: jax.debug.callback(tell, t), lambda: None)
+        jax.lax.cond(
+            speaks,
+            lambda: jax.debug.callback(lambda t: RUNNING_BAR.reached(num_steps - int(t)), t),
+            lambda: None,
+        )
 
     return report
 
 
 def _reports() -> bool:
-    """Whether chains report; where one process has a bar and others none, they must not differ."""
+    """Whether chains report. With several processes, one with a bar would run another program."""
     return jax.process_count() == 1
-
-
-def _move_bar(bar, before, num_steps):
-    """To where the part of a round stands that is ahead of the others."""
-    with bar.get_lock():
-        bar.update(max(0, before + num_steps - bar.n))

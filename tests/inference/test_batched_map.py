@@ -1,4 +1,4 @@
-"""Rounds have equal sizes, parts that run at the same time, and one bar."""
+"""Batches have equal sizes, parts that run at the same time, and one bar."""
 
 import os
 import signal
@@ -19,13 +19,13 @@ from ddpm_jax.inference import batched_map
 from ddpm_jax.runtime import parallel
 from nonzero import SHAPE, TinyNet, nonzero_params
 
-PATIENCE = 60  # Seconds after which a test fails that waits for what does not come.
+PATIENCE = 60  # Seconds that a test waits before it fails.
 
 
 @pytest.fixture
 def cores(monkeypatch):
-    """Lets a round have so many parts, on eight devices: as if each had its own cores."""
-    return lambda num: monkeypatch.setattr(batched_map, "_cores", lambda: num)
+    """Sets the number of cores, and so of parts, on eight devices: as if each had its own."""
+    return lambda num: monkeypatch.setattr(batched_map, "cores", lambda: num)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def doubling(called=lambda: None, num_steps=2):
 
 
 def run(chain, n, batch, progress=False, **kwargs):
-    """The rounds of a chain of `doubling`."""
+    """The batches of a chain of `doubling`."""
     return list(batched_map.run(
         chain, (jnp.float32(0.5),), lambda places: (np.float32(places),), n, batch,
         num_steps=2, progress=progress, **kwargs,
@@ -65,8 +65,8 @@ def run(chain, n, batch, progress=False, **kwargs):
     (1, None, 8), (8, None, 8), (9, None, 16), (2048, None, 2048), (2049, None, 1032),
     (20, 8, 8), (20, 16, 16), (17, 16, 16), (33, 32, 24), (20, 3, 8), (5, 100, 8),
 ])
-def test_rounds_are_of_equal_size(trained, n, wanted, batch):
-    """The fewest rounds, and of these the least padding to eight devices."""
+def test_batches_are_of_equal_size(trained, n, wanted, batch):
+    """The fewest batches, and of these the least padding to eight devices."""
     assert batched_map.batch_size(trained, n, wanted) == batch
 
 
@@ -75,23 +75,23 @@ def test_rounds_are_of_equal_size(trained, n, wanted, batch):
     (64, 4, 8, 4), (56, 4, 7, 1), (8 * 15, 2, 15, 1), (8 * 17, 2, 18, 2), (8 * 31, 4, 31, 1),
     (8 * 33, 4, 36, 4),
 ])
-def test_a_round_has_a_part_for_each_core_where_that_costs_little(
+def test_a_batch_has_a_part_for_each_core_where_that_costs_little(
     trained, cores, n, num_cores, each, num_parts
 ):
-    """Equal ones; where a core has eight images or more, one is added to each if need be."""
+    """Equal ones; from eight images per core each part is padded by one if need be."""
     cores(num_cores)
     batch = batched_map.batch_size(trained, n, n)
-    assert batch == 8 * each and batched_map._num_parts(batch) == num_parts
+    assert batch == 8 * each and batched_map.num_parts(batch) == num_parts
 
 
-def test_large_images_go_through_few_at_a_time():
+def test_few_large_images_go_through_at_a_time():
     def batch(size, channels):
         model = types.SimpleNamespace(channels=channels)
         large = types.SimpleNamespace(image_shape=(size, size, 3), model=model)
         return batched_map.batch_size(large, 10_000)
 
     assert batch(32, 128) > batch(64, 128) > batch(256, 128) > batch(256, 512) == 8
-    assert batch(2048, 512) == 8  # At least one a device.
+    assert batch(2048, 512) == 8  # At least one per device.
 
 
 @pytest.mark.parametrize("platform, num_devices, expected", [
@@ -102,10 +102,10 @@ def test_the_cores_are_those_of_one_cpu(monkeypatch, platform, num_devices, expe
     monkeypatch.setattr(batched_map.os, "sched_getaffinity", lambda pid: cores, raising=False)
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
     monkeypatch.setattr(jax, "device_count", lambda: num_devices)
-    assert batched_map._cores() == expected
+    assert batched_map.cores() == expected
     monkeypatch.delattr(batched_map.os, "sched_getaffinity")
     monkeypatch.setattr(batched_map.os, "cpu_count", lambda: 6)
-    assert batched_map._cores() == expected
+    assert batched_map.cores() == expected
 
 
 # Parts.
@@ -149,7 +149,7 @@ import numpy as np
 from ddpm_jax.inference import batched_map
 from ddpm_jax.runtime import parallel
 
-batched_map._cores = lambda: 3
+batched_map.cores = lambda: 3
 meeting, compiled, counts = threading.Barrier(3, timeout={patience}), [], []
 jax.monitoring.register_event_duration_secs_listener(
     lambda name, seconds, **_: compiled.append(name) if "backend_compile" in name else None)
@@ -193,14 +193,26 @@ def test_parts_are_compiled_under_the_callers_settings(cores):
             np.testing.assert_array_equal(run(chain, 24, 24)[0], np.arange(24) + expected)
 
 
-def test_each_part_is_started_by_a_thread_of_its_own(cores, monkeypatch):
-    """What one thread starts runs in turn, though the start itself may take no time."""
+class Recording:
+    """A compiled chain that notes the threads which start its program."""
+
+    def __init__(self, chain):
+        self.chain, self.started = chain, []
+
+    def lower(self, *args):
+        return types.SimpleNamespace(compile=lambda: self.start)
+
+    def start(self, *args):
+        self.started.append(threading.get_ident())
+        return self.chain(*args)
+
+
+def test_each_part_is_started_by_a_thread_of_its_own(cores):
+    """Programs that one thread starts run in turn, though the start itself may take no time."""
     cores(3)
-    started, start = [], batched_map._run
-    monkeypatch.setattr(
-        batched_map, "_run", lambda *args: started.append(threading.get_ident()) or start(*args))
-    run(doubling(), 48, 24)
-    assert len(started) == 6 and len(set(started)) == 3
+    chain = Recording(doubling())
+    run(chain, 48, 24)
+    assert len(chain.started) == 6 and len(set(chain.started)) == 3
 
 
 @pytest.mark.parametrize("num_cores", [1, 3])
@@ -229,7 +241,7 @@ def test_an_interrupt_does_not_wait_for_the_end_of_a_chain(cores):
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         ended.append(going_on.wait(PATIENCE))
 
-    # What was started in the background of a shell ignores it.
+    # A process started in the background of a shell ignores it.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
@@ -245,7 +257,7 @@ def test_an_interrupt_does_not_wait_for_the_end_of_a_chain(cores):
 
 @pytest.mark.parametrize("num_cores", [1, 3])
 def test_a_bar_goes_to_its_end_and_no_further(cores, num_cores, capsys):
-    """Two rounds of two steps, whether in one part or in three."""
+    """Two batches of two steps, whether in one part or in three."""
     cores(num_cores)
     run(doubling(), 40, 24, progress=True)
     shown = capsys.readouterr().err
@@ -256,16 +268,31 @@ def test_a_bar_goes_to_its_end_and_no_further(cores, num_cores, capsys):
 
 def test_a_bar_goes_by_the_part_that_is_ahead(capsys):
     """Reports of two parts, of four steps each, in any order."""
+    running = batched_map.RunningBar()
     with batched_map.tqdm.tqdm(total=8) as bar:
         for before in (0, 4):
             assert bar.n == before
-            for num_steps, n in ((1, 1), (1, 1), (2, 2), (1, 2), (4, 4), (3, 4), (4, 4)):
-                batched_map._move_bar(bar, before, num_steps)
-                assert bar.n == before + n
+            with running.moves(bar):
+                for num_steps, n in ((1, 1), (1, 1), (2, 2), (1, 2), (4, 4), (3, 4), (4, 4)):
+                    running.reached(num_steps)
+                    assert bar.n == before + n
 
 
-def test_rounds_within_rounds_leave_the_bar_alone(capsys):
-    """Samples go through Inception between two rounds of their own chain."""
+def test_a_bar_is_moved_in_its_context_alone(capsys):
+    """The outer bar is back after an inner one, an error too, and a late report moves none."""
+    running = batched_map.RunningBar()
+    with batched_map.tqdm.tqdm(total=4) as outer, batched_map.tqdm.tqdm(total=4) as inner:
+        with running.moves(outer):
+            with pytest.raises(KeyError), running.moves(inner):
+                running.reached(3)
+                raise KeyError
+            running.reached(1)
+        running.reached(4)
+        assert (outer.n, inner.n) == (1, 3)
+
+
+def test_batches_within_batches_leave_the_bar_alone(capsys):
+    """Samples go through Inception between two batches of their own chain."""
     def chain(x):
         report = batched_map.on_step(2, progress=True)
         jax.lax.scan(lambda _, t: (None, report(t)), None, jnp.arange(2))
