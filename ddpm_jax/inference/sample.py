@@ -1,4 +1,4 @@
-"""`sample(params, rng, n)`: devices, padding, batches and progress around one compiled scan."""
+"""`sample(params, rng, n)`: one compiled chain, run in batches on every device."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ from ddpm_jax.network.trained import Trained
 from ddpm_jax.network.unet import UNet
 from ddpm_jax.runtime import memory, parallel
 from ddpm_jax.samplers import guidance as guidance_lib
-from ddpm_jax.samplers import reverse_chain
+from ddpm_jax.samplers.reverse_chain import Trajectory
 from ddpm_jax.samplers.settings import Settings
 
 
@@ -32,69 +32,53 @@ def sample(
     schedule: schedule_lib.Schedule | None = None,
     diffusion: process.Parameterization | None = None,
     image_shape: tuple[int, int, int] | None = None,
-    sampler: str = "ancestral",
-    num_steps: int | None = None,
-    eta: float = 0.0,
-    grid: str | Sequence[int] = "uniform",
-    clip: bool = True,
+    settings: Settings | None = None,
     labels: Any = None,
     condition: Any = None,
-    guidance: float = 1.0,
-    guidance_interval: Sequence[float] = (),
-    rederive_eps: bool = True,
-    dynamic_threshold: float = 0.0,
     denoised_fn: Callable[[jax.Array], jax.Array] | None = None,
     trajectory: Sequence[int] = (),
     batch_size: int | None = None,
     output: str = "float",
     progress: bool = False,
-) -> np.ndarray | tuple[np.ndarray, reverse_chain.Trajectory]:
-    """Draws n images on all devices together; under several processes each draws its share.
+    **fields: Any,
+) -> np.ndarray | tuple[np.ndarray, Trajectory]:
+    """Draws n images on all devices together.
 
-    Image i is a function of (params, rng, i): asking for more images, in other batches, or on
-    more devices, leaves the earlier ones as they were. Every process of a job has to make the
-    call, and has all of the images then.
+    Image i is a function of (params, rng, i): asking for more images, in other batches or on
+    more devices, leaves the earlier ones as they were. Of several processes each draws its share;
+    all have to make the call, and all get all of the images.
 
     Args:
-        params: a `Trained` (what `load` and `train` return), or a bare tree of parameters:
-            the CIFAR-10 network of the paper, unless `model` says otherwise.
+        params: a `Trained` (what `load` and `train` return), or a bare tree of parameters: of the
+            paper's CIFAR-10 network, unless `model` says otherwise.
         rng: a typed key, a legacy `PRNGKey` or an int.
-        n: how many images, at least 1.
-        seeds: instead of `rng` and `n`, one int an image.
+        n: number of images, at least 1.
+        seeds: one int per image, instead of `rng` and `n`.
         model: the Linen network, (x_t, t, train=False) -> output.
         schedule: the noise schedule; the paper's by default.
         diffusion: what the output means; noise and the larger variance by default.
         image_shape: (h, w, c); (32, 32, 3) by default.
-        sampler: "ancestral", "ddim", or a solver, which needs 10 to 50 calls: "dpm_solver",
-            "dpm_solver_2", "dpm_solver_pp", "dpm_solver_pp_3", "dpm_solver_pp_sde", "heun".
-        num_steps: network calls an image; all steps of the schedule by default. Fewer visit
-            those of `grid`, with betas re-derived.
-        eta: noise of "ddim", 0 to 1.
-        grid: "uniform", "quadratic", "trailing", section counts such as "10,10,20" or "ddim50",
-            or a list of indices; for "ancestral" and "ddim".
-        clip: keep the predicted x_0 in [-1, 1] at every step.
-        labels: of a class-conditional model, one for all or one an image, in 0..num_classes;
-            num_classes is no class. Every class in turn by default.
+        settings: the sampler and what goes with it, a `samplers.Settings`.
+        labels: of a class-conditional model, one for all or one per image, in 0..num_classes,
+            where num_classes is no class. By default every class in turn.
         condition: of an image-conditional model, [n, h, w, k], or [h, w, k] for all; uint8, or
             float in [-1, 1].
-        guidance: classifier-free guidance (see `guidance.guided`): 1 is none, more follows
-            the labels more closely and varies less; twice the cost.
-        guidance_interval: the first and the last step t of the full schedule to guide at; all
-            by default.
-        rederive_eps: False keeps the network's eps where x_0 was clipped; for "ddim".
-        dynamic_threshold: divide x_0 by this percentile of its pixels, such as 0.995 (see
-            `process.dynamic_threshold`); 0 is off.
-        denoised_fn: a hook of your own on x_0 before clipping, [b, h, w, c] -> the same; a
-            function defined once, for each new one compiles anew.
-        trajectory: network calls at which to keep x_t and the predicted x_0, by how many are
-            left after them: 0 is the last. For "ancestral" and "ddim" that is the chain's t.
+        denoised_fn: a function of your own on x_0 before clipping, [b, h, w, c] -> the same.
+            Define it once: each new function recompiles the chain.
+        trajectory: network calls at which to keep x_t and the predicted x_0, by the number of
+            calls left after them: 0 is the last. For "ancestral" and "ddim" that is the chain's t.
         batch_size: images at a time on all devices together; what fits by default.
         output: "float", float32 in [-1, 1] (where `clip`), or "uint8".
         progress: show a bar.
+        **fields: the fields of `samplers.Settings` one by one, instead of `settings`:
+            sampler ("ancestral" by default, "ddim", or a solver, which needs 10 to 50 calls:
+            "dpm_solver", "dpm_solver_2", "dpm_solver_pp", "dpm_solver_pp_3", "dpm_solver_pp_sde",
+            "heun"), num_steps (all by default), eta, grid, clip, guidance, guidance_interval,
+            rederive_eps, dynamic_threshold.
 
     Returns:
-        NumPy array [n, h, w, c]; with `trajectory` also a `reverse_chain.Trajectory` of float32
-        arrays [k, n, h, w, c].
+        NumPy array [n, h, w, c]; with `trajectory` also a `Trajectory` of float32 arrays
+        [k, n, h, w, c].
 
     Raises:
         ValueError: an argument is unknown or does not suit the others, or the parameters do
@@ -102,28 +86,13 @@ def sample(
     """
     trained = _trained(params, model, schedule, diffusion, image_shape)
     if output not in ("float", "uint8"):
-        raise UserError(f"output={output!r} is not known; use 'float' or 'uint8'.")
-    settings = Settings(
-        sampler, num_steps, eta, grid if isinstance(grid, str) else tuple(grid), clip,
-        guidance, tuple(guidance_interval), rederive_eps, dynamic_threshold,
-    )
-    rngs, trajectory = _keys(rng, n, seeds), tuple(trajectory)
-    found = _rounds(
-        trained, rngs, settings, dict(labels=labels, condition=condition), batch_size, progress, 0,
+        raise UserError("is not known; use 'float' or 'uint8'.", field="output", value=output)
+    rngs, trajectory = _image_keys(rng, n, seeds), tuple(trajectory)
+    batches = _batches(
+        trained, rngs, _settings(settings, fields), labels, condition, batch_size, progress,
         trajectory=trajectory, denoised_fn=denoised_fn,
     )
-    shape, done = (len(rngs), *trained.image_shape), 0
-    images = np.empty(shape, np.float32)
-    kept = reverse_chain.Trajectory(*(
-        np.empty((len(trajectory), *shape), np.float32) for _ in range(2)
-    ))
-    for batch, part in found:  # Filled in place: a trajectory may not fit twice.
-        here = slice(done, done + len(batch))
-        images[here] = batch
-        if trajectory:
-            kept.x_t[:, here] = np.moveaxis(part.x_t, 1, 0)
-            kept.x_0[:, here] = np.moveaxis(part.x_0, 1, 0)
-        done += len(batch)
+    images, kept = _collected(batches, (len(rngs), *trained.image_shape), len(trajectory))
     images = to_uint8(images) if output == "uint8" else images
     return (images, kept) if trajectory else images
 
@@ -139,51 +108,67 @@ def stream(
     progress: bool = False,
     done: int = 0,
 ) -> Iterator[np.ndarray]:
-    """The images of `sample`, a round at a time, float32 [<= batch, h, w, c].
+    """Yields the images of `sample` batch by batch, float32 [<= batch, h, w, c].
 
     Args:
         trained: parameters and what they need.
-        rngs: [n], one key an image.
-        settings: how to sample.
+        rngs: [n], one key per image.
+        settings: the sampler and what goes with it.
         labels, condition, batch_size, progress: as of `sample`.
         done: images at the start to leave out.
 
     Raises:
         ValueError: as `sample` does.
     """
-    told = dict(labels=labels, condition=condition)
-    for images, _ in _rounds(trained, rngs, settings, told, batch_size, progress, done):
+    for images, _ in _batches(
+        trained, rngs, settings, labels, condition, batch_size, progress, done=done
+    ):
         yield images
 
 
-def _rounds(
-    trained, rngs, settings, told, batch_size, progress, done, *, trajectory=(), denoised_fn=None
+def _batches(
+    trained, rngs, settings, labels, condition, batch_size, progress, *, done=0, trajectory=(),
+    denoised_fn=None,
 ):
-    """(images [b, h, w, c], Trajectory of [b, k, h, w, c] or None) of each round."""
+    """(images [b, h, w, c], Trajectory of [b, k, h, w, c] or None) of each batch."""
+    n, image_shape = len(rngs), trained.image_shape
     settings.check(denoised_fn)
-    batch_size = batched_map.batch_size(trained, len(rngs) - done, batch_size)
-    _check_room(len(trajectory), trained.image_shape, len(rngs), batch_size)
+    batch_size = batched_map.batch_size(trained, n - done, batch_size)
+    _check_memory(len(trajectory), image_shape, n, batch_size)
     trained.diffusion.check(trained.schedule)
     trained_lib.check_params(trained)
-    told = conditions.checked(trained.model, len(rngs), trained.image_shape, **told)
-    if settings.guidance != 1 and "labels" not in told:
+    model_kwargs = conditions.checked(trained.model, n, image_shape, labels, condition)
+    if settings.guidance != 1 and "labels" not in model_kwargs:
         raise UserError(
-            f"guidance={settings.guidance} follows labels, and this model is not "
-            "class-conditional; write guidance=1, or train with --config.data.labels=True."
+            "follows labels, and this model is not class-conditional; write guidance=1, or train "
+            "with --config.data.labels=True.", field="guidance", value=settings.guidance,
         )
     reverse = settings.chain(trained.schedule)
     chain = _pmap_chain(
-        trained.model, trained.diffusion, trained.image_shape, settings, trajectory, denoised_fn,
-        progress,
+        trained.model, trained.diffusion, image_shape, settings, trajectory, denoised_fn, progress
     )
     return batched_map.run(
         chain, (parallel.replicate(trained.params), reverse),
-        lambda places: (rngs[places], {k: x[places] for k, x in told.items()}), len(rngs),
-        batch_size, num_steps=reverse.num_calls, progress=progress, done=done,
+        lambda places: (rngs[places], {name: x[places] for name, x in model_kwargs.items()}),
+        n, batch_size, num_steps=reverse.num_calls, progress=progress, done=done,
     )
 
 
-def _check_room(num_kept, image_shape, n, batch_size):
+def _collected(batches, shape, num_kept):
+    """All images [n, h, w, c], and the Trajectory of [k, n, h, w, c]."""
+    images, done = np.empty(shape, np.float32), 0
+    kept = Trajectory(*(np.empty((num_kept, *shape), np.float32) for _ in range(2)))
+    for batch, part in batches:  # Filled in place: a trajectory may not fit twice.
+        here = slice(done, done + len(batch))
+        images[here] = batch
+        if num_kept:
+            kept.x_t[:, here] = np.moveaxis(part.x_t, 1, 0)
+            kept.x_0[:, here] = np.moveaxis(part.x_0, 1, 0)
+        done += len(batch)
+    return images, kept
+
+
+def _check_memory(num_kept, image_shape, n, batch_size):
     """Raises ValueError where x_t and x_0 of a trajectory do not fit into memory."""
     image = 2 * 4 * num_kept * int(np.prod(image_shape))  # Bytes: both are float32.
     share = batch_size // jax.device_count()
@@ -209,7 +194,28 @@ def _trained(params, model, schedule, diffusion, image_shape) -> Trained:
     return base.replace(**{name: value for name, value in given.items() if value is not None})
 
 
-def _keys(rng, n, seeds) -> jax.Array:
+def _settings(settings, fields) -> Settings:
+    """The settings, given whole or by their fields."""
+    for name, value in fields.items():
+        if name not in Settings.__dataclass_fields__:
+            raise TypeError(f"sample() got an unexpected keyword argument {name!r}")
+        if settings is not None:
+            raise UserError(
+                "is a field of settings, and settings= is given too; write settings="
+                f"dataclasses.replace(settings, {name}={value!r}).", field=name, value=value,
+            )
+    if settings is None:
+        return Settings(**fields)
+    if not isinstance(settings, Settings):
+        raise UserError(
+            "must be a ddpm_jax.samplers.Settings; write Settings('ddim', num_steps=50).",
+            field="settings", value=settings,
+        )
+    return settings
+
+
+def _image_keys(rng, n, seeds) -> jax.Array:
+    """One key per image, [n]."""
     if seeds is not None:
         if rng is not None or n is not None or not len(seeds):
             raise UserError(
@@ -217,23 +223,29 @@ def _keys(rng, n, seeds) -> jax.Array:
             )
         return jnp.stack([randomness.as_key(int(seed)) for seed in seeds])
     if rng is None or n is None or n < 1:
-        raise UserError(f"n={n!r} must be at least 1, with a key; write sample(params, rng, 16).")
+        raise UserError(
+            "must be at least 1, with a key; write sample(params, rng, 16).", field="n", value=n
+        )
     return randomness.image_keys(randomness.as_key(rng), jnp.arange(n))
 
 
 @functools.lru_cache(maxsize=64)
 def _pmap_chain(model, diffusion, image_shape, settings, trajectory, denoised_fn, progress):
-    """(params, StepChain or PlanChain, keys [d, b], told) -> what `_rounds` gives."""
+    """The compiled chain of `_batches`.
 
-    def chain(params, reverse, rngs, told):
+    It takes (params, the chain of the settings, keys [d, b], model_kwargs of [d, b, ...]) and
+    returns images [d, b, h, w, c] and the Trajectory of [d, b, k, h, w, c], or None.
+    """
+
+    def chain(params, reverse, rngs, model_kwargs):
         rngs_z = randomness.fold_each(rngs, randomness.Z)
         x_T = randomness.standard_normal(randomness.fold_each(rngs, randomness.X_T), image_shape)
-        told = conditions.as_float(told)
+        model_kwargs = conditions.as_float(model_kwargs)
         apply_fn = functools.partial(model.apply, {"params": params}, train=False)
-        denoise_fn = functools.partial(apply_fn, **told)
+        denoise_fn = functools.partial(apply_fn, **model_kwargs)
         if settings.guidance != 1:
             denoise_fn = guidance_lib.guided(
-                apply_fn, told, null_label=model.num_classes, scale=settings.guidance,
+                apply_fn, model_kwargs, null_label=model.num_classes, scale=settings.guidance,
                 interval=settings.guidance_interval, variance=diffusion.variance,
             )
         images = reverse.run(

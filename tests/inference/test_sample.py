@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import ddpm_jax
-from ddpm_jax.diffusion import process
+from ddpm_jax.diffusion import process, randomness
 from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.inference import sample as sample_lib
 from ddpm_jax.network import unet
-from ddpm_jax.samplers import settings as settings_lib
+from ddpm_jax.samplers.settings import Settings
 from nonzero import SHAPE, nonzero_params, tiny_unet
 
 # Batches of another size are summed in another order: some float32 roundings in 20 steps.
@@ -120,7 +120,7 @@ def test_progress_moves_a_bar_to_its_end_and_changes_nothing(trained, eleven, ca
 
 def test_another_chain_may_run_between_two_rounds(trained, eleven, capsys):
     """As when samples go through Inception while more are being drawn."""
-    rngs = sample_lib._keys(jax.random.key(3), 11, None)
+    rngs = randomness.image_keys(jax.random.key(3), np.arange(11))
     found = []
     for batch in sample_lib.stream(trained, rngs, batch_size=8, progress=True):
         ddpm_jax.sample(trained, 1, 2)
@@ -186,6 +186,28 @@ def test_mistakes_are_told_in_one_line(trained, arguments, message):
     assert "\n" not in str(error.value)
 
 
+def test_settings_are_given_whole_or_by_their_fields(trained):
+    settings = Settings("ddim", 5, eta=0.5, grid="quadratic")
+    whole = ddpm_jax.sample(trained, 0, 3, settings=settings)
+    fields = dict(sampler="ddim", num_steps=5, eta=0.5, grid="quadratic")
+    np.testing.assert_array_equal(ddpm_jax.sample(trained, 0, 3, **fields), whole)
+    assert np.abs(ddpm_jax.sample(trained, 0, 3, sampler="ddim", num_steps=5) - whole).max() > 0.01
+
+
+@pytest.mark.parametrize("arguments, error, says", [
+    (dict(settings=Settings("ddim"), eta=0.0), ValueError,
+     r"eta=0.0 is a field of settings, .*; write settings=dataclasses.replace\(settings, eta=0.0"),
+    (dict(settings="ddim"), ValueError, "settings='ddim' must be a .*samplers.Settings; write"),
+    (dict(settings=Settings("heun")), ValueError, "sampler='heun' needs num_steps"),
+    (dict(samler="ddim"), TypeError, r"sample\(\) got an unexpected keyword argument 'samler'"),
+    (dict(settings=Settings(), samler="ddim"), TypeError, "unexpected keyword argument 'samler'"),
+])
+def test_settings_that_contradict_are_refused(trained, arguments, error, says):
+    with pytest.raises(error, match=says) as raised:
+        ddpm_jax.sample(trained, 0, 1, **arguments)
+    assert "\n" not in str(raised.value)
+
+
 def test_trained_is_a_pytree_with_hashable_statics(trained):
     leaves, structure = jax.tree.flatten(trained)
     assert hash(structure) == hash(jax.tree.structure(jax.tree.unflatten(structure, leaves)))
@@ -219,7 +241,7 @@ def test_every_sampler_calls_the_network_as_often_as_it_says(sampler, num_steps)
     assert images.shape == (9, *SHAPE) and np.abs(images).max() <= 1 + 1e-6
     np.testing.assert_allclose(draw(n=3, batch_size=8), images[:3], **SAME)
     assert np.abs(images[0] - images[1]).max() > 0.01
-    settings = settings_lib.Settings(sampler, num_steps)
+    settings = Settings(sampler, num_steps)
     assert settings.num_calls(schedule_lib.linear(100, 1e-3, 0.2)) == num_steps
 
 
