@@ -4,7 +4,6 @@ JAX is imported only when the work begins, so `--help` and mistakes in flags are
 """
 
 import contextlib
-import dataclasses
 import difflib
 import errno
 import importlib.util
@@ -249,50 +248,10 @@ def _train(config, workdir):
 
 
 def _sample(config, workdir):
-    from ddpm_jax import config as config_lib
-    from ddpm_jax import validation
-    from ddpm_jax.data import loading
-    from ddpm_jax.inference import conditions, sample_command
-    from ddpm_jax.inference import sample as sample_lib
-    from ddpm_jax.runtime import files, parallel
-    from ddpm_jax.workdir import pictures, run_folder
+    from ddpm_jax.inference import sample_command
+    from ddpm_jax.workdir import run_folder
 
-    config = run_folder.config_for(config, workdir)
-    validation.check_numbers(config)
-    parallel.check_same(config=run_folder.dump(config))
-    if config.sample.task or config.sample.inputs:
-        sample_command.run(config, workdir)
-        return
-    settings, how = config.sample, config_lib.sampling_settings(config)
-    step, trained = parallel.from_first(
-        lambda: run_folder.load_step(workdir, weights=settings.weights)
-    )
-    source = None
-    if trained.model.condition_channels:
-        splits = (
-            loading.load(split=split, **config_lib.data_settings(config))
-            for split in ("test", "train")
-        )
-        source = next(filter(None, splits))
-    told = conditions.in_turn(source, settings.num_images, tuple(settings.labels))
-    samples = sample_lib.sample(
-        trained, settings.seed, settings.num_images, **dataclasses.asdict(how), **told,
-        batch_size=settings.batch_size, output="uint8", progress=sys.stderr.isatty(),
-    )
-    if not parallel.is_first():
-        return
-    calls = f"{how.sampler}_{how.num_calls(trained.schedule)}"
-    calls += f"_guidance_{how.guidance:g}" if how.guidance != 1 else ""
-    name = f"{settings.weights}_step_{step:08d}_{calls}_seed_{settings.seed}"
-    path = files.path(workdir) / "samples" / f"{name}.png"
-    columns = conditions.columns(trained.model)
-    picture = pictures.grid(samples[:100], columns=columns)
-    if "condition" in told:
-        shown = pictures.grid(told["condition"][:100], columns=columns)
-        picture = pictures.beside(shown, picture)
-    pictures.save_png(path, picture)
-    files.write_npz(path.with_suffix(".npz"), {"arr_0": samples, **told})
-    print(f"{len(samples)} images in {path.with_suffix('.npz')}, a grid of them in {path}")
+    sample_command.run(run_folder.config_for(config, workdir), workdir)
 
 
 def _evaluate(config, workdir):

@@ -1,7 +1,7 @@
-"""`--mode=sample` with `config.sample.task`: edits of picture files, and pictures of the process.
+"""`--mode=sample`: new images, edits of picture files, and pictures of the process.
 
-Every task leaves a PNG for people, inputs at the left and results at the right, and an `.npz` of
-the results (arr_0, uint8 [..., h, w, c]) in WORKDIR/samples.
+Everything goes to WORKDIR/samples, as a PNG for people and an `.npz` of the results (arr_0, uint8
+[..., h, w, c]). The PNG of a task has its inputs at the left and its results at the right.
 """
 
 import dataclasses
@@ -14,17 +14,19 @@ import numpy as np
 from etils import epath
 
 from ddpm_jax import config as config_lib
-from ddpm_jax.data import decoding, pixels
-from ddpm_jax.data.source import spread
+from ddpm_jax import validation
+from ddpm_jax.data import decoding, loading, pixels
+from ddpm_jax.data.source import Source, spread
 from ddpm_jax.errors import UserError
 from ddpm_jax.inference import conditions, editing
 from ddpm_jax.inference import sample as sample_lib
 from ddpm_jax.network.trained import Trained
 from ddpm_jax.runtime import files, parallel
-from ddpm_jax.samplers import settings as settings_lib
+from ddpm_jax.samplers.settings import Settings
 from ddpm_jax.workdir import pictures, run_folder
 
 _FRAMES = 20  # Moments in the pictures of the process, at most.
+_SHOWN = 100  # New images in the grid, at most.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,104 +35,179 @@ class Job:
 
     Attributes:
         trained: parameters and what they need.
-        settings: `config.sample`.
-        how: the sampler.
+        step: updates that the parameters have seen.
+        config: the group `config.sample`.
+        settings: the sampler and what goes with it.
+        workdir: of the run.
         inputs: the picture files, float32 [n, h, w, c] in [-1, 1].
-        mask: bool [h, w], where there is one.
-        stem: path of what is left behind, without its ending.
-        progress: show bars.
+        mask: bool [h, w], or None.
     """
 
     trained: Trained
-    settings: ml_collections.ConfigDict
-    how: settings_lib.Settings
-    inputs: np.ndarray
-    mask: np.ndarray | None
-    stem: str
-    progress: bool
+    step: int
+    config: ml_collections.ConfigDict
+    settings: Settings
+    workdir: epath.Path
+    inputs: np.ndarray | None = None
+    mask: np.ndarray | None = None
+
+    @property
+    def progress(self) -> bool:
+        """Whether to show bars."""
+        return sys.stderr.isatty()
 
     @property
     def run(self) -> dict[str, Any]:
         """Keyword arguments of every function of `editing` that runs the model."""
         return dict(
-            settings=self.how, batch_size=self.settings.batch_size, progress=self.progress)
+            settings=self.settings, batch_size=self.config.batch_size, progress=self.progress)
+
+    def stem(self, *, first: tuple[str, ...] = (), sampler: tuple[str, ...] = ()) -> str:
+        """Path of the results, without its ending.
+
+        Args:
+            first: what their name starts with.
+            sampler: what it says of the sampler besides its name and its calls.
+        """
+        calls = self.settings.num_calls(self.trained.schedule)
+        name = "_".join([
+            *first, f"{self.config.weights}_step_{self.step:08d}",
+            f"{self.settings.sampler}_{calls}", *sampler, f"seed_{self.config.seed}",
+        ])
+        return str(self.workdir / "samples" / name)
 
     def variants(self, edit, **arguments) -> np.ndarray:
         """`variants` results of each input, [n, variants, h, w, c]."""
-        n, shape = self.settings.variants, self.inputs.shape
-        found = edit(
-            self.trained, self.settings.seed, np.repeat(self.inputs, n, axis=0), **arguments,
+        n, shape = self.config.variants, self.inputs.shape
+        results = edit(
+            self.trained, self.config.seed, np.repeat(self.inputs, n, axis=0), **arguments,
             **self.run,
         )
-        return found.reshape(shape[0], n, *shape[1:])
+        return results.reshape(shape[0], n, *shape[1:])
 
     def resampling(self) -> dict[str, int]:
         """RePaint's numbers."""
-        return {name: self.settings[name] for name in ("jump_length", "resamplings")}
+        return {name: self.config[name] for name in ("jump_length", "resamplings")}
 
 
 def run(config: ml_collections.ConfigDict, workdir: Any) -> list[str]:
-    """Does `config.sample.task` with a run's newest checkpoint; the paths it wrote, PNG first.
+    """Draws images, or does `config.sample.task`, with a run's newest checkpoint.
 
-    Of several processes every one has to make the call; the first alone writes, and the others
-    return nothing.
+    Of several processes every one has to make the call; the first alone writes.
+
+    Args:
+        config: of the run, as `run_folder.config_for` gives it.
+        workdir: of the run.
+
+    Returns:
+        The paths written, the PNG first; none in processes other than the first.
 
     Raises:
         ValueError: a setting is wrong, a picture cannot be read, or there is no run.
     """
-    settings, how = config.sample, config_lib.sampling_settings(config)
-    check(settings)
-    if settings.task in _BY_DDIM and how.sampler == "ancestral":
-        how = dataclasses.replace(how, sampler="ddim")
+    validation.check_numbers(config)
+    parallel.check_same(config=run_folder.dump(config))
+    settings = config_lib.sampling_settings(config)
+    if config.sample.task or config.sample.inputs:
+        return _do_task(config.sample, settings, workdir)
+    return _draw(config, settings, workdir)
+
+
+def _job(config, settings, workdir):
     step, trained = parallel.from_first(
-        lambda: run_folder.load_step(workdir, weights=settings.weights)
+        lambda: run_folder.load_step(workdir, weights=config.weights)
     )
-    name = "_".join([
-        settings.task, *(epath.Path(path).stem for path in settings.inputs[:2]),
-        f"{settings.weights}_step_{step:08d}", f"{how.sampler}_{how.num_calls(trained.schedule)}",
-        f"seed_{settings.seed}",
-    ])
-    job = Job(
-        trained, settings, how, _inputs(settings.inputs, trained.image_shape),
-        _mask(settings.mask, trained.image_shape) if settings.mask else None,
-        str(files.path(workdir) / "samples" / name), sys.stderr.isatty(),
-    )
-    arrays, picture, says = TASKS[settings.task](job)
-    if not parallel.is_first():
-        return []
-    if picture is None:
-        written = pictures.save_process(job.stem, arrays["x_t"], arrays["x_0"])
-    else:
-        written = [f"{job.stem}.png"]
-        pictures.save_png(written[0], picture)
-    written.append(f"{job.stem}.npz")
-    files.write_npz(written[-1], arrays)
-    print(says, *written, sep="\n  ")
+    return Job(trained, step, config, settings, files.path(workdir))
+
+
+def _draw(config, settings, workdir):
+    """New images."""
+    job = _job(config.sample, settings, workdir)
+    source = _conditions(config) if job.trained.model.condition_channels else None
+    n = config.sample.num_images
+    model_kwargs = conditions.in_turn(source, n, tuple(config.sample.labels))
+    images = sample_lib.sample(
+        job.trained, config.sample.seed, n, **model_kwargs, **job.run, output="uint8")
+    columns = conditions.columns(job.trained.model)
+    picture = pictures.grid(images[:_SHOWN], columns=columns)
+    if "condition" in model_kwargs:
+        shown = pictures.grid(model_kwargs["condition"][:_SHOWN], columns=columns)
+        picture = pictures.beside(shown, picture)
+    guidance = (f"guidance_{settings.guidance:g}",) if settings.guidance != 1 else ()
+    written = _write(job.stem(sampler=guidance), {"arr_0": images, **model_kwargs}, picture)
+    if written:
+        print(f"{n} images in {written[1]}, a grid of them in {written[0]}")
     return written
 
 
-def check(settings: ml_collections.ConfigDict) -> None:
+def _conditions(config) -> Source:
+    """The images that a conditional model goes by: of the test split if there is one."""
+    splits = (
+        loading.load(split=split, **config_lib.data_settings(config))
+        for split in ("test", "train")
+    )
+    return next(filter(None, splits))
+
+
+def _do_task(config, settings, workdir):
+    check(config)
+    if config.task in _BY_DDIM and settings.sampler == "ancestral":
+        settings = dataclasses.replace(settings, sampler="ddim")
+    job = _job(config, settings, workdir)
+    job = dataclasses.replace(
+        job, inputs=_inputs(config.inputs, job.trained.image_shape),
+        mask=_mask(config.mask, job.trained.image_shape) if config.mask else None,
+    )
+    stem = job.stem(
+        first=(config.task, *(epath.Path(path).stem for path in config.inputs[:2])))
+    arrays, picture, says = TASKS[config.task](job)
+    written = _write(stem, arrays, picture)
+    if written:
+        print(says, *written, sep="\n  ")
+    return written
+
+
+def _write(stem, arrays, picture):
+    """The paths written, PNG first, `.npz` last; without a picture those of the process."""
+    if not parallel.is_first():
+        return []
+    if picture is None:
+        written = pictures.save_process(stem, arrays["x_t"], arrays["x_0"])
+    else:
+        written = [f"{stem}.png"]
+        pictures.save_png(written[0], picture)
+    written.append(f"{stem}.npz")
+    files.write_npz(written[-1], arrays)
+    return written
+
+
+def check(config: ml_collections.ConfigDict) -> None:
     """Raises ValueError where `config.sample` asks for no task, or leaves out what it needs."""
-    task, n = settings.task, len(settings.inputs)
+    task, n = config.task, len(config.inputs)
     if task not in TASKS:
         raise UserError(
-            f"config.sample.task={task!r} is not known; use one of {', '.join(TASKS)}, or leave "
-            "task and inputs out for new images."
+            f"is not known; use one of {', '.join(TASKS)}, or leave task and inputs out for new "
+            "images.", field="config.sample.task", value=task,
         )
     allowed = _NUM_INPUTS.get(task)
-    if n not in allowed if allowed else n == 0:
+    fits = n in allowed if allowed else n > 0
+    if not fits:
         needs = " or ".join(map(str, allowed)) if allowed else "1 or more"
-        example = {(0,): "()", (2,): "('a.png', 'b.png')"}.get(allowed, "('a.png',)")
+        example = {(0,): (), (2,): ("a.png", "b.png")}.get(allowed, ("a.png",))
         raise UserError(
-            f"config.sample.inputs={tuple(settings.inputs)!r} has {n} pictures, and task={task} "
-            f'takes {needs}; write --config.sample.inputs="{example}".'
+            f"has {n} pictures, and task={task} takes {needs}", field="config.sample.inputs",
+            value=tuple(config.inputs), instead={"config.sample.inputs": example},
         )
-    if bool(settings.mask) != (task == "inpaint"):
+    if task == "inpaint" and not config.mask:
         raise UserError(
-            "config.sample.mask='', and task=inpaint needs one; write --config.sample.mask="
-            "mask.png, a picture of the images' size, white where they are known."
-            if task == "inpaint" else
-            f"config.sample.mask={settings.mask!r} is for task=inpaint, not {task}; leave it out."
+            "is missing, and task=inpaint needs one: a picture of the images' size, white where "
+            "they are known", field="config.sample.mask", value=config.mask,
+            instead={"config.sample.mask": "mask.png"},
+        )
+    if config.mask and task != "inpaint":
+        raise UserError(
+            f"is for task=inpaint, not {task}; leave it out.", field="config.sample.mask",
+            value=config.mask,
         )
 
 
@@ -140,99 +217,101 @@ def _inputs(paths, shape):
 
 
 def _mask(path, shape):
-    found = decoding.read(path, (0, 0, 1), setting="config.sample.mask")[..., 0]
-    if found.shape != shape[:2]:
+    grey = decoding.read(path, (0, 0, 1), setting="config.sample.mask")[..., 0]
+    if grey.shape != shape[:2]:
         raise UserError(
-            f"config.sample.mask={path!r} is {found.shape[0]}x{found.shape[1]}, and the images "
-            f"{shape[0]}x{shape[1]}; draw it in their size, white where they are known."
+            f"is {grey.shape[0]}x{grey.shape[1]}, and the images {shape[0]}x{shape[1]}; draw it "
+            "in their size, white where they are known.", field="config.sample.mask", value=path,
         )
-    return found > 127
+    return grey > 127
+
+
+# Each task returns the arrays of the `.npz`, the picture of the PNG (None: that of the process),
+# and a line that says what they are.
 
 
 def _interpolate(job):
-    t = [editing.noising_steps(job.trained, strength) for strength in job.settings.strength]
+    t = [editing.noising_steps(job.trained, strength) for strength in job.config.strength]
     a, b = job.inputs[:1], job.inputs[1:]
-    found = editing.interpolate(job.trained, job.settings.seed, a, b, t=t, **job.run)[0]
+    between = editing.interpolate(job.trained, job.config.seed, a, b, t=t, **job.run)[0]
     left, right = (np.repeat(end[None], len(t), axis=0) for end in (a, b))
-    return {"arr_0": pixels.to_uint8(found)}, _side_by_side(left, found, right), (
+    return {"arr_0": pixels.to_uint8(between)}, _side_by_side(left, between, right), (
         f"From the first picture to the second, mixed after {_listed(t)} noising steps (a row "
         "each):"
     )
 
 
 def _slerp(job):
-    n = job.settings.variants
+    n = job.config.variants
     if len(job.inputs):
         x_T = editing.encode(job.trained, job.inputs, **job.run)
     else:
-        x_T = editing.prior(job.trained, job.settings.seed, 2 * n)
-    found = editing.slerp(job.trained, x_T[::2], x_T[1::2], **job.run)
-    ends = (job.inputs[:1, None], job.inputs[1:, None])
-    blocks = (ends[0], found, ends[1]) if len(job.inputs) else (found,)
-    return {"arr_0": pixels.to_uint8(found)}, _side_by_side(*blocks), (
-        "From the first picture to the second, along the arc between their x_T:"
-        if len(job.inputs) else f"{n} arcs between two prior draws (a row each):"
-    )
+        x_T = editing.prior(job.trained, job.config.seed, 2 * n)
+    arcs = editing.slerp(job.trained, x_T[::2], x_T[1::2], **job.run)
+    arrays = {"arr_0": pixels.to_uint8(arcs)}
+    if not len(job.inputs):
+        return arrays, _side_by_side(arcs), f"{n} arcs between two prior draws (a row each):"
+    picture = _side_by_side(job.inputs[:1, None], arcs, job.inputs[1:, None])
+    return arrays, picture, "From the first picture to the second, along the arc between their x_T:"
 
 
 def _reconstruct(job):
-    found = editing.reconstruct(job.trained, job.inputs, **job.run)
-    error = np.mean(np.square(np.float64(found - job.inputs) / 2), axis=(1, 2, 3))
-    return {"arr_0": pixels.to_uint8(found), "mean_squared_error": error}, _side_by_side(
-        job.inputs[:, None], found[:, None]
+    rebuilt = editing.reconstruct(job.trained, job.inputs, **job.run)
+    error = np.mean(np.square(np.float64(rebuilt - job.inputs) / 2), axis=(1, 2, 3))
+    return {"arr_0": pixels.to_uint8(rebuilt), "mean_squared_error": error}, _side_by_side(
+        job.inputs[:, None], rebuilt[:, None]
     ), f"Each picture and its reconstruction, mean squared error {error.mean():.2g} in [0, 1]:"
 
 
 def _img2img(job):
-    strength = job.settings.strength
-    found = np.stack([
+    strength = job.config.strength
+    redrawn = np.stack([
         job.variants(editing.img2img, strength=value) for value in strength
     ], axis=1)
-    rows = found.reshape(-1, *found.shape[2:])
-    return {"arr_0": pixels.to_uint8(found)}, _side_by_side(
+    rows = redrawn.reshape(-1, *redrawn.shape[2:])
+    return {"arr_0": pixels.to_uint8(redrawn)}, _side_by_side(
         np.repeat(job.inputs[:, None], len(strength), axis=0), rows
     ), f"Each picture, and its redrawings at strength {_listed(strength)} (a row each):"
 
 
 def _inpaint(job):
-    found = job.variants(functools.partial(editing.inpaint, mask=job.mask), **job.resampling())
+    filled = job.variants(functools.partial(editing.inpaint, mask=job.mask), **job.resampling())
     shown = np.where(job.mask[..., None], job.inputs, 0)
-    return {"arr_0": pixels.to_uint8(found)}, _side_by_side(
-        np.stack([job.inputs, shown], axis=1), found
+    return {"arr_0": pixels.to_uint8(filled)}, _side_by_side(
+        np.stack([job.inputs, shown], axis=1), filled
     ), "Each picture, what is known of it, and its completions:"
 
 
 def _colourise(job):
-    found = job.variants(editing.colourise, **job.resampling())
+    coloured = job.variants(editing.colourise, **job.resampling())
     grey = np.broadcast_to(job.inputs.mean(-1, keepdims=True), job.inputs.shape)
-    return {"arr_0": pixels.to_uint8(found)}, _side_by_side(
-        np.stack([job.inputs, grey], axis=1), found
+    return {"arr_0": pixels.to_uint8(coloured)}, _side_by_side(
+        np.stack([job.inputs, grey], axis=1), coloured
     ), "Each picture, its grey, and its colourings:"
 
 
 def _diffuse(job):
     last = job.trained.schedule.num_timesteps
     t = spread(0, last, 11).tolist()
-    found = editing.diffuse(job.trained, job.settings.seed, job.inputs, t)
-    return {"arr_0": pixels.to_uint8(found)}, _side_by_side(found), (
+    noised = editing.diffuse(job.trained, job.config.seed, job.inputs, t)
+    return {"arr_0": pixels.to_uint8(noised)}, _side_by_side(noised), (
         f"Each picture after {_listed(t)} noising steps:"
     )
 
 
 def _strip(job):
-    calls = job.how.num_calls(job.trained.schedule)
+    calls = job.settings.num_calls(job.trained.schedule)
     at = spread(calls - 1, 0, _FRAMES).tolist()
-    n = job.settings.variants
-    found, way = sample_lib.sample(
-        job.trained, job.settings.seed, n, **dataclasses.asdict(job.how),
-        **conditions.in_turn(None, n, tuple(job.settings.labels)), trajectory=at,
-        batch_size=job.settings.batch_size, progress=job.progress,
+    n = job.config.variants
+    images, way = sample_lib.sample(
+        job.trained, job.config.seed, n, **conditions.in_turn(None, n, tuple(job.config.labels)),
+        **job.run, trajectory=at,
     )
     says = f"{n} images on their way: x_t above, the x_0 predicted of it below"
     if not pictures.HAS_VIDEO:
         says += ' (for an MP4 as well: pip install -e ".[video]")'
     return {
-        "arr_0": pixels.to_uint8(found), "x_t": pixels.to_uint8(way.x_t),
+        "arr_0": pixels.to_uint8(images), "x_t": pixels.to_uint8(way.x_t),
         "x_0": pixels.to_uint8(way.x_0),
     }, None, f"{says}:"
 
@@ -248,7 +327,7 @@ TASKS = {
     "strip": _strip,
 }
 _NUM_INPUTS = {"interpolate": (2,), "slerp": (0, 2), "strip": (0,)}  # The others: 1 or more.
-_BY_DDIM = ("slerp", "reconstruct")  # Where the default sampler gives way to DDIM.
+_BY_DDIM = ("slerp", "reconstruct")  # Here the default sampler gives way to DDIM.
 
 
 def _side_by_side(*blocks):

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 import ddpm_jax
-from ddpm_jax import cli
 from ddpm_jax.configs import digits_superres
 from ddpm_jax.data import loading
 from ddpm_jax.evaluation import conditional_draws
 from ddpm_jax.evaluation import metrics as metrics_lib
+from ddpm_jax.inference import sample_command
 from ddpm_jax.workdir import run_folder
 
 RNG = np.random.default_rng(0)
@@ -82,7 +82,7 @@ def test_a_run_told_labels_and_images_is_measured_and_sampled(tmp_path, capsys):
     assert "known already" in capsys.readouterr().out
     folder, = (tmp_path / "evaluations" / "step_00000002").glob("draws-*")
     assert (folder / "draws.png").exists()
-    cli._sample(config, tmp_path)
+    sample_command.run(run_folder.config_for(config, tmp_path), tmp_path)
     path, = (tmp_path / "samples").glob("*.npz")
     told = loading.load("digits", split="test", labels=True, condition="low_resolution", factor=2)
     with np.load(path) as arrays:

@@ -1,4 +1,4 @@
-"""From picture files to pictures: what stands where, and what is refused."""
+"""New images, and from picture files to pictures: what stands where, and what is refused."""
 
 import sys
 
@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 import ddpm_jax
-from ddpm_jax.configs import digits
-from ddpm_jax.data import pixels
+from ddpm_jax.configs import digits, digits_superres
+from ddpm_jax.data import loading, pixels
 from ddpm_jax.diffusion import process
 from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.inference import editing, sample_command
@@ -20,8 +20,8 @@ T, TILE, GAP = 12, 64, 16  # 8x8 images are drawn as tiles of 64x64, 2 apart
 SETTINGS = Settings("ancestral", 6)
 
 
-def tiny(channels):
-    model, shape = TinyNet(), (8, 8, channels)
+def tiny(channels, **settings):
+    model, shape = TinyNet(**settings), (8, 8, channels)
     return ddpm_jax.Trained(
         nonzero_params(model, shape), model, schedule_lib.linear(T, 1e-3, 0.6),
         process.Parameterization(), shape,
@@ -33,11 +33,11 @@ MODELS = {1: tiny(1), 3: tiny(3)}
 
 @pytest.fixture
 def task(monkeypatch, tmp_path, capsys):
-    """(channels, settings) -> what the task wrote, as arrays, with what it said."""
-    def run(channels=3, **settings):
+    """(channels, config file, settings) -> the paths, the arrays of the npz, and the output."""
+    def run(channels=3, module=digits, **settings):
         monkeypatch.setattr(
             run_folder, "load_step", lambda workdir, weights: (1500, MODELS[channels]))
-        config = digits.get_config()
+        config = module.get_config()
         config.sample.update({"num_steps": 6, "seed": 5, "variants": 3} | settings)
         written = sample_command.run(config, tmp_path / "run")
         with np.load(written[-1]) as npz:
@@ -96,6 +96,38 @@ def near(found, expected):
     assert np.abs(found.astype(int) - pixels.to_uint8(expected).astype(int)).max() <= 1
 
 
+@pytest.mark.parametrize("settings, name", [
+    (dict(), "ancestral_6"), (dict(guidance=2.5), "ancestral_6_guidance_2.5"),
+    (dict(sampler="heun", num_steps=5, guidance=2.0), "heun_5_guidance_2"),
+])
+def test_new_images(task, monkeypatch, settings, name):
+    """Every class in turn, a column each."""
+    monkeypatch.setitem(MODELS, 1, tiny(1, num_classes=4))
+    (png, npz), arrays, said = task(1, num_images=6, **settings)
+    assert png.endswith(f"/run/samples/ema_step_00001500_{name}_seed_5.png")
+    assert npz == png.removesuffix("png") + "npz"
+    assert said == f"6 images in {npz}, a grid of them in {png}\n"
+    np.testing.assert_array_equal(arrays["labels"], [0, 1, 2, 3, 0, 1])
+    expected = ddpm_jax.sample(
+        MODELS[1], 5, 6, output="uint8", **({"num_steps": 6} | settings))
+    np.testing.assert_array_equal(arrays["arr_0"], expected)
+    picture = tiles(read(png), 2, 4)
+    np.testing.assert_array_equal(picture.reshape(8, 8, 8, 1)[:6], expected)
+
+
+def test_new_images_beside_what_they_go_by(task, monkeypatch):
+    """The conditions are the first of the test split."""
+    monkeypatch.setitem(MODELS, 1, tiny(1, condition_channels=1))
+    (png, _), arrays, _ = task(1, digits_superres, num_images=3)
+    split = loading.load("digits", split="test", condition="low_resolution", factor=2)
+    condition = split.read_condition(np.arange(3))
+    np.testing.assert_array_equal(arrays["condition"], condition)
+    expected = ddpm_jax.sample(
+        MODELS[1], 5, 3, condition=condition, num_steps=6, output="uint8")
+    np.testing.assert_array_equal(arrays["arr_0"], expected)
+    assert read(png).shape[1] > 2 * 66
+
+
 def test_interpolate(task, inputs):
     (png, npz), arrays, said = task(
         task="interpolate", inputs=files(inputs, "ab"), strength=(0.0, 0.5))
@@ -124,9 +156,9 @@ def test_slerp_of_prior_draws(task, sampler):
 
 def test_slerp_of_pictures(task, inputs):
     (png, _), arrays, _ = task(task="slerp", inputs=files(inputs, "bc"))
-    how = Settings("ddim", 6)
-    x_T = editing.encode(MODELS[3], floats(inputs, 1, 2), settings=how)
-    near(arrays["arr_0"], editing.slerp(MODELS[3], x_T[:1], x_T[1:], settings=how))
+    settings = Settings("ddim", 6)
+    x_T = editing.encode(MODELS[3], floats(inputs, 1, 2), settings=settings)
+    near(arrays["arr_0"], editing.slerp(MODELS[3], x_T[:1], x_T[1:], settings=settings))
     picture = read(png)
     left = assert_block(picture, inputs[1][None, 1:2])
     assert_block(picture, inputs[1][None, 2:], assert_block(picture, arrays["arr_0"], left))
@@ -234,7 +266,8 @@ def test_pictures_become_what_the_model_takes(task, inputs):
     ("abc", dict(task="slerp"), "has 3 pictures, and task=slerp takes 0 or 2"),
     ("a", dict(task="strip"), "has 1 pictures, and task=strip takes 0; .*=\"\\(\\)\""),
     ("", dict(task="inpaint"), "has 0 pictures, and task=inpaint takes 1 or more; .*'a.png',"),
-    ("a", dict(task="inpaint"), "config.sample.mask='', and task=inpaint needs one"),
+    ("a", dict(task="inpaint"),
+     "config.sample.mask='' is missing, and task=inpaint needs one: .*=mask.png"),
     ("a", dict(task="img2img", mask="x.png"), "mask='x.png' is for task=inpaint, not img2img"),
     (["gone"], dict(task="img2img"), "config.sample.inputs has '.*gone.png', which does not ex"),
     ("a", dict(task="inpaint", mask="gone.png"), "config.sample.mask has 'gone.png', which does"),

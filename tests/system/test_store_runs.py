@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import ddpm_jax
-from ddpm_jax import cli, validation
+from ddpm_jax import validation
 from ddpm_jax import config as config_lib
 from ddpm_jax.configs import digits
 from ddpm_jax.data import loading
@@ -76,7 +76,7 @@ def test_a_run_lives_in_a_store(run, bucket, tmp_path, capsys):
     assert [e.step for e in events(copied).Scalars("loss")] == list(range(1, 7))
     assert list((copied / "tensorboard" / "profile").glob("plugins/profile/*/*.xplane.pb"))
 
-    cli._sample(None, str(workdir))
+    sample_command.run(run_folder.stored_config(workdir), str(workdir))
     says = capsys.readouterr().out.splitlines()[-1]
     assert says.startswith("8 images in gs://bucket/run/samples/ema_step_00000006_")
     with (workdir / "samples" / says.split("/")[-1]).open("rb") as file:
