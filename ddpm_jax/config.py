@@ -19,7 +19,6 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.network import unet
 from ddpm_jax.samplers import settings as settings_lib
 
-_SAMPLING = tuple(field.name for field in dataclasses.fields(settings_lib.Settings))
 DTYPES = ("float32", "bfloat16")
 MAX_TIMESTEPS = 1_000_000
 
@@ -113,13 +112,14 @@ def data_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 def read_sampling(config: ml_collections.ConfigDict) -> settings_lib.Settings:
     """The settings of `config.sample`, unchecked."""
-    return settings_lib.Settings(**{name: config.sample[name] for name in _SAMPLING})
+    names = (field.name for field in dataclasses.fields(settings_lib.Settings))
+    return settings_lib.Settings(**{name: config.sample[name] for name in names})
 
 
 def sampling_settings(config: ml_collections.ConfigDict) -> settings_lib.Settings:
     """The settings of `config.sample`, checked on the schedule of the config."""
     settings, noise_schedule = read_sampling(config), schedule(config)
-    with errors.renamed(lambda name: f"config.sample.{name}" if name in _SAMPLING else name):
+    with errors.as_settings("sample", num_levels="sample.num_steps"):
         settings.check()
         settings.chain(noise_schedule)
     return settings

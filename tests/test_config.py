@@ -1,9 +1,11 @@
 """Objects that are built from a config."""
 
 import numpy as np
+import pytest
 
 from ddpm_jax import config as config_lib
 from ddpm_jax.configs import cifar10
+from ddpm_jax.samplers.settings import Settings
 
 
 def test_warm_up_is_linear_from_zero():
@@ -15,3 +17,32 @@ def test_warm_up_is_linear_from_zero():
     )
     config.train.warmup_steps = 0
     assert config_lib.learning_rate(config)(0) == 2e-4
+
+
+@pytest.mark.parametrize("settings, says", [
+    (dict(sampler="euler"), "config.sample.sampler='euler' is not known; use one of ancestral"),
+    (dict(eta=0.5), "config.sample.eta=0.5 is for 'ddim' alone, and has no effect with "
+     "config.sample.sampler='ancestral'; write --config.sample.eta=0.0."),
+    (dict(sampler="heun"), "config.sample.sampler='heun' needs .*--config.sample.num_steps=21."),
+    (dict(sampler="heun", num_steps=4), "config.sample.num_steps=4 .*--config.sample.num_steps=3."),
+    (dict(grid="5,x"), "config.sample.grid='5,x' must be 1 to 1000 whole numbers"),
+    (dict(grid="ddim50", num_steps=9),
+     "config.sample.num_steps=9 does not go with config.sample.grid='ddim50', .*num_steps=50."),
+    (dict(guidance_interval=(9.0, 3.0)), r'--config.sample.guidance_interval="\(100, 700\)".'),
+])
+def test_mistakes_in_sampling_are_told_as_flags(settings, says):
+    config = cifar10.get_config()
+    config.sample.update(settings)
+    with pytest.raises(ValueError, match=says) as error:
+        config_lib.sampling_settings(config)
+    assert "\n" not in str(error.value)
+
+
+def test_sampling_settings_have_the_names_of_the_config():
+    config = cifar10.get_config()
+    config.sample.update(dict(sampler="ddim", num_steps=50, eta=0.5, guidance=2.0))
+    settings = config_lib.sampling_settings(config)
+    assert settings == Settings("ddim", 50, 0.5, guidance=2.0)
+    other = config_lib.with_sampler(config, "heun", 9)
+    assert config_lib.sampling_settings(other) == settings.with_sampler("heun", 9)
+    assert other.sample.eta == 0.0 and config.sample.eta == 0.5

@@ -249,14 +249,19 @@ def evenly_spaced(num_timesteps: int, num_steps: int) -> np.ndarray:
     Raises:
         UserError: num_steps leaves 1..T.
     """
+    check_num_steps(num_timesteps, num_steps)
+    if num_steps == 1:
+        return np.array([num_timesteps - 1])
+    return np.round(np.linspace(0, num_timesteps - 1, num_steps)).astype(np.int64)
+
+
+def check_num_steps(num_timesteps: int, num_steps: int) -> None:
+    """Raises UserError where T steps do not have so many."""
     if not 1 <= num_steps <= num_timesteps:
         raise UserError(
             f"must lie in 1..{num_timesteps}, the steps of the schedule", field="num_steps",
             value=num_steps, instead={"num_steps": min(50, num_timesteps)},
         )
-    if num_steps == 1:
-        return np.array([num_timesteps - 1])
-    return np.round(np.linspace(0, num_timesteps - 1, num_steps)).astype(np.int64)
 
 
 def half_log_snr(schedule: Schedule, t: float | ArrayLike) -> float | np.ndarray:

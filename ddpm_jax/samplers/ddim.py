@@ -1,4 +1,4 @@
-"""DDIM (Song, Meng and Ermon 2021): few steps, from an image back to its x_T, arcs between them."""
+"""DDIM (Song, Meng and Ermon 2021): its chain, the way from an image to its x_T, and arcs."""
 
 from collections.abc import Callable, Sequence
 
@@ -24,26 +24,26 @@ def ddim(
     trajectory: Sequence[int] = (),
     on_step: Callable[[Array], None] | None = None,
 ) -> Images | tuple[Images, Trajectory]:
-    """Draws x_0 by DDIM (Song, Meng and Ermon 2021, Eqs. 12 and 16), one call a step.
+    """Draws x_0 by DDIM (Song, Meng and Ermon 2021, Eqs. 12 and 16), with one call per step.
 
-    With ' for the step before,
+    With ' for the previous step,
 
         x' = sqrt(alpha_bar') x_0 + sqrt(1 - alpha_bar' - sigma^2) eps + sigma z,
 
     where sigma^2 is eta^2 times the posterior variance. At t = 0 alpha_bar' is 1 and the
-    result x_0. eta = 0 adds no noise: x_T alone decides. eta = 1 is the ancestral chain
-    with the smaller variance, draw for draw. (The sigma-hat of that paper is the ancestral
-    chain with "fixed_large".)
+    result is x_0. eta = 0 adds no noise, so that the image depends on x_T alone. eta = 1 is the
+    ancestral chain with the smaller variance, draw for draw. (The sigma-hat of that paper is the
+    ancestral chain with "fixed_large".)
 
-    eps is that of the `Prediction`, which follows x_0 when that is clipped, as in
-    improved-diffusion. Code that clips x_0 but keeps the network's eps gives other images:
-    that of `process.predict(..., rederive_eps=False)`.
+    eps is that of the `Prediction`: where x_0 was clipped it is recomputed from it, as in
+    improved-diffusion. Code that clips x_0 but keeps the network's eps gives other images, those
+    of `process.predict(..., rederive_eps=False)`.
 
     Args:
-        schedule: of the chain, such as `schedule.respace(full, steps.uniform(1000, 50))`.
+        schedule: of the chain, for example `schedule.respace(full, steps.uniform(1000, 50))`.
         predict_fn: (x_t, t [b] int32) -> Prediction.
         x_T: [b, h, w, c] standard normal; with `start` the images noised start times.
-        rngs: [b] keys; without effect if eta = 0.
+        rngs: [b] keys; not used if eta = 0.
         eta: in 0..1.
         start, stop, trajectory, on_step: as of `reverse_chain.ancestral`.
 
@@ -107,16 +107,16 @@ def invert(
     *,
     on_step: Callable[[Array], None] | None = None,
 ) -> Images:
-    """The x_T from which `ddim.ddim` leads back to x_0: its update, run upwards.
+    """The x_T from which `ddim` leads back to x_0: its update, run upwards.
 
-    Both are Euler steps of one ODE, so that the way there and back errs by O(1 / steps). The
-    step up to t takes x_0 and eps from one step below, the first one eps from the clean image
-    (with the network told t = 0).
+    Both are Euler steps of one ODE, so the round trip has an error of O(1 / steps). The step up
+    to t takes x_0 and eps from the step below; the first one takes eps from the clean image, with
+    t = 0 for the network.
 
     Args:
-        schedule: T steps, of the chain; the scan calls the network once in each.
-        predict_fn: (x_t, t [b] int32) -> Prediction; it must not clip x_0, for what clipping
-            took away no step gives back.
+        schedule: T steps, of the chain; the scan calls the network once per step.
+        predict_fn: (x_t, t [b] int32) -> Prediction; it must not clip x_0, because no step can
+            restore what clipping removes.
         x_0: images.
         on_step: called inside the scan with t, before the step; for progress reports.
 
@@ -136,17 +136,17 @@ def invert(
 
 
 def slerp(x: Images, y: Images, lam: Float[Array, " b"]) -> Images:
-    """Points on the arcs from x (lam = 0) to y (lam = 1), all pixels of an image one vector.
+    """Points on the arcs from x (lam = 0) to y (lam = 1), with all pixels of an image as a vector.
 
     (sin((1 - lam) theta) x + sin(lam theta) y) / sin theta, theta the angle between x and y
-    (DDIM, Appendix D.5). Mixtures on the line between them would be too short: x_T is normal,
-    and the arc keeps its norm. Where x and y point the same way, the arc is the line.
+    (DDIM, Appendix D.5). The arc keeps the norm that normal draws have; points on the line
+    between them would be too short. Where x and y point the same way, the arc is the line.
     """
     def norm(x):
         return jnp.sqrt(jnp.sum(jnp.square(x), axis=(1, 2, 3), keepdims=True))
 
     lam = lam.reshape(-1, 1, 1, 1)
-    # The angle by its tangent: the arc cosine of nearly 1 has no digits left in float32.
+    # By the tangent, because the arc cosine of nearly 1 has no digits left in float32.
     x_unit, y_unit = x / norm(x), y / norm(y)
     theta = 2 * jnp.arctan2(norm(x_unit - y_unit), norm(x_unit + y_unit))
     apart = theta > 1e-3  # Below, sin(lam theta) / sin(theta) is lam to the last digit.

@@ -1,6 +1,7 @@
 """DPM-Solver and DPM-Solver++ (Lu et al. 2022, 2022b) as tables for `tableau.solve`."""
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -12,29 +13,29 @@ from ddpm_jax.samplers.tableau import (
     signal_at, x_0_row,
 )
 
-_FEW = 15  # Calls below which a multistep chain ends with steps of lower order.
+_FEW = 15  # With fewer calls a multistep chain ends with steps of lower order.
 
 
 def dpm_solver(
     schedule: Schedule, num_steps: int, *, order: int = 3, denoise: bool = True
 ) -> Plan:
-    """DPM-Solver, singlestep, in eps (Lu et al. 2022, Algorithms 1 and 2).
+    """The plan of DPM-Solver, singlestep, in eps (Lu et al. 2022, Algorithms 1 and 2).
 
-    Steps of 2 or 3 calls between levels even in lambda, and at the end one or two of lower
-    order where the calls do not divide ("DPM-Solver-fast"): of order 3, K calls make
-    K / 3 - 1 steps of order 3, one of 2 and one of 1 if 3 divides K; else K // 3 of order 3
-    and one of what is left.
+    Steps of 2 or 3 calls go between levels evenly spaced in lambda. Where the calls do not
+    divide, one or two steps of lower order come at the end ("DPM-Solver-fast"). With order 3, K
+    calls make K / 3 - 1 steps of order 3, one of order 2 and one of order 1 if 3 divides K; else
+    K // 3 steps of order 3 and one of the remaining calls.
 
     Args:
         schedule: the one that the network was trained with, as host arrays.
         num_steps: network calls, at least 1.
         order: 2 or 3.
-        denoise: spend the last of the calls on x_0 at the first noise level. Otherwise the
-            result still has the noise of that level (1.3 grey levels in the paper's).
+        denoise: use the last call for x_0 at the first noise level. Otherwise the result keeps
+            the noise of that level (1.3 grey levels with the paper's schedule).
 
     Raises:
-        ValueError: order is another, num_steps is too few, or the schedule has no levels
-            (see `dpm_solver.log_snr`).
+        ValueError: order is neither, num_steps is too small, or the schedule has no levels (see
+            `log_snr`).
     """
     check_request(num_steps, order)
     orders = _split(num_steps - denoise, order)
@@ -48,29 +49,32 @@ def dpm_solver(
 def dpm_solver_pp(
     schedule: Schedule, num_steps: int, *, order: int = 2, sde: bool = False
 ) -> Plan:
-    """DPM-Solver++, multistep, in x_0: 2M, 3M and SDE 2M (Lu et al. 2022b, DPM-Solver++).
+    """The plan of DPM-Solver++, multistep, in x_0: 2M, 3M and SDE 2M (Lu et al. 2022b).
 
-    One call a step, between levels even in lambda; the first steps have the order that the
-    calls so far allow, and the last goes from the first noise level to x_0, without noise.
-    With fewer than 15 calls the step before is of order 2 at most, as in the authors' code.
-    2M is Algorithm 2. 3M, in the authors' code alone, has a term for the bend of x_0 through
-    its last three values, weighted by half of what Taylor's series says; it is so here, as in
-    diffusers, and both are therefore of order 2, 3M with about a third of the error of 2M.
+    Each step makes one call, between levels evenly spaced in lambda. The first steps have the
+    order that the calls so far allow, and the last one goes from the first noise level to x_0,
+    without noise. With fewer than 15 calls the step before that is of order 2 at most, as in the
+    authors' code. 2M is Algorithm 2 of DPM-Solver++. 3M exists only in the authors' code: it adds
+    a term for the curvature of x_0 through its last three values, with half of the weight that
+    Taylor's series gives. We do the same, as diffusers does. So both are of order 2, and 3M has
+    about a third of the error of 2M.
 
     Args:
         schedule: the one that the network was trained with, as host arrays.
         num_steps: network calls, at least 1.
         order: 2 or 3.
-        sde: draw fresh noise in every step but the last, so that the chain samples the SDE;
-            with order 2 alone.
+        sde: draw fresh noise in every step but the last, so that the chain samples the SDE; for
+            order 2.
 
     Raises:
-        ValueError: order is another, or 3 with `sde`; num_steps is too few, or the schedule
-            has no levels (see `dpm_solver.log_snr`).
+        ValueError: order is neither, or 3 with `sde`; num_steps is too small, or the schedule has
+            no levels (see `log_snr`).
     """
     check_request(num_steps, order)
     if sde and order != 2:
-        raise UserError(f"order={order} cannot go with sde=True; write order=2.")
+        raise UserError(
+            "cannot go with sde=True", field="order", value=order, instead={"order": 2}
+        )
     levels = half_log_snr_levels(schedule, log_snr(schedule, num_steps))
     calls = []
     for i in range(num_steps - 1):
@@ -80,20 +84,22 @@ def dpm_solver_pp(
 
 
 def check_request(num_steps: int, order: int) -> None:
+    """Raises ValueError where no plan has this order, or this many calls."""
     if order not in (2, 3):
-        raise UserError(f"order={order} is not known; write order=2 or order=3.")
+        raise UserError("is not known; write order=2 or order=3.", field="order", value=order)
     if num_steps < 1:
         raise UserError(
-            f"num_steps={num_steps} is too few network calls; write such as num_steps=20."
+            "is too few network calls", field="num_steps", value=num_steps,
+            instead={"num_steps": 20},
         )
 
 
 def _split(calls: int, order: int) -> list[int]:
-    """The orders of singlesteps that make so many calls together, high ones first."""
+    """The orders of singlesteps that make this many calls together, high ones first."""
     full, rest = divmod(calls, order)
     if order == 3 and rest == 0 and full:
         return [3] * (full - 1) + [2, 1]
-    return [order] * full + [rest] * (rest > 0)
+    return [order] * full + ([rest] if rest else [])
 
 
 def _singlestep_1(s: float, t: float) -> list[dict]:
@@ -102,7 +108,7 @@ def _singlestep_1(s: float, t: float) -> list[dict]:
 
 
 def _singlestep_2(s: float, t: float) -> list[dict]:
-    """DPM-Solver-2 (Algorithm 1): the step along eps of its middle."""
+    """DPM-Solver-2 (Algorithm 1): the whole step along eps at its midpoint."""
     middle, h = (s + t) / 2, t - s
     return [
         call_row(
@@ -138,26 +144,32 @@ _SINGLESTEPS = {1: _singlestep_1, 2: _singlestep_2, 3: _singlestep_3}
 
 
 def _multistep(levels: np.ndarray, sde: bool) -> dict:
-    """From levels[-2] to levels[-1], given the x_0 said at each but the last."""
+    """From levels[-2] to levels[-1], given the x_0 predicted at each but the last."""
     *before, s, t = levels
     h = t - s
     shrink = np.exp(-h) if sde else 1.0
-    # What x_0 weighs: 1 - e^-h, or 1 - e^-2h where the SDE forgets x twice as fast.
+    # The weight of x_0: 1 - e^-h, or 1 - e^-2h for the SDE, which forgets x twice as fast.
     gain = -signal_at(t) * np.expm1(-2 * h if sde else -h)
     weights = [gain]
     if len(before) == 1:
         slope = gain * h / (2 * (s - before[0]))
         weights = [gain + slope, -slope]
     elif len(before) == 2:
-        weights = _third(before, s, t)
+        weights = third_order_weights(before, s, t)
     return call_row(
-        s, sigma_at(t) / sigma_at(s) * shrink, weights, says_x_0=True,
+        s, sigma_at(t) / sigma_at(s) * shrink, weights, uses_x_0=True,
         spread=sigma_at(t) * np.sqrt(-np.expm1(-2 * h)) if sde else 0.0,
     )
 
 
-def _third(before: list[float], s: float, t: float) -> list[float]:
-    """Weights of the last three x_0 in 3M; `bend` is half of x_0's second derivative."""
+def third_order_weights(before: Sequence[float], s: float, t: float) -> list[float]:
+    """Weights in 3M of the last three x_0, latest first, in a step from lambda s to t.
+
+    Args:
+        before: lambda of the two calls before s, the earlier one first.
+        s: lambda of the latest call.
+        t: lambda at the end of the step.
+    """
     h, near, far = t - s, s - before[1], before[1] - before[0]
     phi_1 = np.expm1(-h)
     phi_2 = phi_1 / h + 1
@@ -171,13 +183,12 @@ def _third(before: list[float], s: float, t: float) -> list[float]:
 
 
 def log_snr(schedule: Schedule, num_levels: int) -> np.ndarray:
-    """Levels even in lambda, half the log-SNR (Lu et al. 2022, DPM-Solver).
+    """Levels evenly spaced in lambda, half the log-SNR (Lu et al. 2022, DPM-Solver).
 
-    They run from the first step to the last, but no further than lambda = -5.1, where the
-    image is down to 0.6 percent: that is beyond the last step of the paper's schedule
-    (-5.06) but well before that of the cosine (-9.92, where an error of the noise becomes
-    20000 times that of x_0; it stops at t = 995.1 of 999). One level alone is the one of
-    most noise, where the chain starts.
+    They run from the first step to the last, but not beyond lambda = -5.1, where 0.6 percent of
+    the image is left. The paper's schedule ends before that, at -5.06. The cosine schedule goes
+    on to -9.92, where an error in the noise is 20,000 times as large in x_0; its levels stop at
+    t = 995.1 of 999. A single level is the noisiest one, where the chain starts.
 
     Args:
         schedule: as host arrays.

@@ -17,17 +17,17 @@ def guided(
     interval: tuple[float, ...] = (),
     variance: str = "fixed_large",
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """Classifier-free guidance (Ho and Salimans 2022, Eq. 6): (x_t, t) -> output.
+    """(x_t, t) -> output with classifier-free guidance (Ho and Salimans 2022, Eq. 6).
 
-    Away from what the network says without the label, towards what it says with it:
-    untold + scale (told - untold). In the paper's terms scale is 1 + w. Both answers come from
-    one call with twice the batch; a learned variance is that of the label's.
+    It moves from the output without the label towards that with it, and beyond:
+    unlabelled + scale (labelled - unlabelled). The paper's 1 + w is `scale`. Both outputs come
+    from one call with twice the batch. A learned variance is that of the labelled output.
 
     Args:
         apply_fn: (x_t, t, **model_kwargs) -> the network's output.
         model_kwargs: with `labels`, int32 [b].
-        null_label: the label that says nothing.
-        scale: 1 is no guidance, 0 none of the label.
+        null_label: the label for no class.
+        scale: 1 is no guidance; 0 leaves the label out.
         interval: the first and the last step t to guide at, in steps of the full schedule, as
             Kynkaanniemi et al. 2024 propose; () is every step.
         variance: as of `process.predict`.
@@ -41,9 +41,9 @@ def guided(
     }
 
     def denoise_fn(x_t, t):
-        told, untold = jnp.split(apply_fn(twice(x_t), twice(t), **both), 2)
-        mean, variance_output = split_output(told, variance)
-        without, _ = split_output(untold, variance)
+        labelled, unlabelled = jnp.split(apply_fn(twice(x_t), twice(t), **both), 2)
+        mean, variance_output = split_output(labelled, variance)
+        without, _ = split_output(unlabelled, variance)
         here = scale
         if interval:
             inside = (interval[0] <= t) & (t <= interval[1])

@@ -12,11 +12,11 @@ from ddpm_jax.samplers.tableau import (
 
 
 def heun(schedule: Schedule, num_steps: int, *, rho: float = 7.0) -> Plan:
-    """The second-order solver of Karras et al. 2022 (Algorithm 1, deterministic).
+    """The plan of Heun's method as in Karras et al. 2022 (Algorithm 1, deterministic).
 
-    In y = x / signal, whose noise is sigma-hat = sigma / signal, a step is Heun's: along
-    eps, then again along the mean of eps at both ends. n levels even in sigma-hat^(1 / rho)
-    take 2 n - 1 calls, for the last step, to x_0, needs but one.
+    In y = x / signal, whose noise is sigma-hat = sigma / signal, each step goes along eps, and
+    then again along the mean of eps at both ends. n levels, evenly spaced in sigma-hat^(1 / rho),
+    take 2 n - 1 calls, because the last step, to x_0, needs only one.
 
     Args:
         schedule: the one that the network was trained with, as host arrays.
@@ -24,13 +24,13 @@ def heun(schedule: Schedule, num_steps: int, *, rho: float = 7.0) -> Plan:
         rho: how strongly the levels crowd near the data; Karras et al. use 7.
 
     Raises:
-        ValueError: num_steps is not odd or too few, or the schedule has no levels (see
-            `heun.karras`).
+        ValueError: num_steps is even or less than 1, or the schedule has no levels (see
+            `karras`).
     """
     if num_steps < 1 or num_steps % 2 == 0:
         raise UserError(
-            f"num_steps={num_steps} must be odd and at least 1: n levels take 2 n - 1 "
-            f"network calls; write num_steps={max(num_steps - 1, 1)}."
+            "must be odd and at least 1, because n levels take 2 n - 1 network calls",
+            field="num_steps", value=num_steps, instead={"num_steps": max(num_steps - 1, 1)},
         )
     levels = half_log_snr_levels(schedule, karras(schedule, num_steps // 2 + 1, rho))
     calls = []
@@ -44,9 +44,9 @@ def heun(schedule: Schedule, num_steps: int, *, rho: float = 7.0) -> Plan:
 
 
 def karras(schedule: Schedule, num_levels: int, rho: float = 7.0) -> np.ndarray:
-    """Levels even in sigma^(1 / rho), sigma = noise / signal (Karras et al. 2022, Eq. 5).
+    """Levels evenly spaced in sigma^(1 / rho), sigma = noise / signal (Karras et al., Eq. 5).
 
-    Between the same ends as those of `log_snr`, with the same result and errors.
+    The ends, the result and the errors are those of `dpm_solver.log_snr`.
     """
     low, high = half_log_snr_ends(schedule, num_levels)
     roots = np.linspace(np.exp(-low / rho), np.exp(-high / rho), num_levels)

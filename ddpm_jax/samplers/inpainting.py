@@ -1,9 +1,9 @@
-"""Images of which a part is known: the chain that is held to it, with or without resampling.
+"""Inpainting: a chain that is held to the known part of an image, with or without resampling.
 
-After every reverse step the known part of x is replaced by that of the given image, noised
-to the same level (Song et al. 2021, score SDE, Appendix I.2). RePaint (Lugmayr et al. 2022,
-Algorithm 1) at times goes back up some steps and comes down again, so that the free part can
-settle with the known one. Both are one list of `Rows`, made on the host, and one scan over it.
+After every reverse step the known part of x is replaced by that of the given image, noised to the
+same level (Song et al. 2021, score SDE, Appendix I.2). RePaint (Lugmayr et al. 2022, Algorithm 1)
+now and then goes back up some steps and comes down again, so that the free part can adapt to the
+known one. Both are `Rows`, made on the host, and one scan over them.
 """
 
 from collections.abc import Callable
@@ -26,12 +26,12 @@ from ddpm_jax.samplers import reverse_chain
 class Rows:
     """What to do at each of the n network calls, in order; arrays [n] on the host.
 
-    A row denoises from step t, puts in known = signal x_0 + noise eps, and goes up again by
-    x = up_signal x + up_noise z (1 and 0: it stays).
+    A row denoises from step t, replaces the known part by signal x_0 + noise eps, and goes up
+    again to up_signal x + up_noise z (with 1 and 0 it stays).
 
     Attributes:
         t: int32 index into the schedule.
-        signal, noise: float64, those of x once it is denoised.
+        signal, noise: float64, the level of x after denoising.
         up_signal, up_noise: float64.
     """
 
@@ -43,50 +43,53 @@ class Rows:
 
     @property
     def num_calls(self) -> int:
-        """How often the network is called, for each image."""
+        """Network calls per image."""
         return self.t.shape[0]
 
 
 def visits(num_timesteps: int, jump_length: int, resamplings: int) -> list[tuple[int, int]]:
     """(t to denoise from, steps to go up afterwards) of each call, from T - 1 to 0.
 
-    As `get_schedule_jump` of RePaint's code: from x noised once upwards, each whole stretch of
-    `jump_length` steps is gone through `resamplings` times; the steps outside of them once.
+    As in `get_schedule_jump` of RePaint's code, the steps above the first are cut into stretches
+    of `jump_length`. Each whole stretch is run `resamplings` times, the other steps once.
 
     Raises:
         ValueError: resamplings or jump_length is less than 1.
     """
     for name, value in (("resamplings", resamplings), ("jump_length", jump_length)):
         if value < 1:
-            raise UserError(f"{name}={value} must be at least 1; write {name}=10 as RePaint.")
+            raise UserError(
+                "must be at least 1, and is 10 in RePaint", field=name, value=value,
+                instead={name: 10},
+            )
     left = dict.fromkeys(range(1, num_timesteps - jump_length + 1, jump_length), resamplings - 1)
-    found, steps = [], num_timesteps
+    calls, steps = [], num_timesteps
     while steps:
         steps -= 1
         up = jump_length if left.get(steps) else 0
-        found.append((steps, up))
+        calls.append((steps, up))
         if up:
             left[steps] -= 1
             steps += up
-    return found
+    return calls
 
 
 def repaint(schedule: Schedule, *, jump_length: int = 10, resamplings: int = 1) -> Rows:
     """The rows of RePaint on a schedule; with one resampling, those of plain replacement.
 
-    RePaint's own are 250 steps, jump_length=10 and resamplings=10: 2,410 calls.
+    RePaint itself has 250 steps, jump_length=10 and resamplings=10, which makes 2,410 calls.
 
     Args:
         schedule: of the chain, respaced or not, as host arrays.
-        jump_length: steps that are noised and undone again together.
-        resamplings: how often each stretch is gone through.
+        jump_length: steps in a stretch, which are noised and denoised again together.
+        resamplings: number of runs through each stretch.
 
     Raises:
         ValueError: resamplings or jump_length is less than 1.
     """
     rows = visits(schedule.num_timesteps, jump_length, resamplings)
     t, up = np.array(rows).T
-    alpha_bar = np.append(1.0, np.asarray(schedule.alpha_bar, np.float64))  # by steps noised
+    alpha_bar = np.append(1.0, np.asarray(schedule.alpha_bar, np.float64))  # By noising steps.
     ratio = alpha_bar[t + up] / alpha_bar[t]
     return Rows(
         t=np.int32(t), signal=np.sqrt(alpha_bar[t]), noise=np.sqrt(1 - alpha_bar[t]),
@@ -107,17 +110,17 @@ def inpaint(
     """Draws x_0 whose known part is that of `known`.
 
     Args:
-        rows: of `repaint`; the scan calls the network once in each.
+        rows: of `repaint`; the scan calls the network once per row.
         predict_fn: (x_t, t [b] int32) -> Prediction, on the schedule of the rows; its mean and
             variance are those of the reverse step (`ddim.ddim_fn` for DDIM).
         x_T: [b, h, w, c] standard normal.
-        rngs: [b] keys; the noises of row k are drawn from `fold_in(rngs[i], k)`.
+        rngs: [b] keys; image i draws the noises of row k from `fold_in(rngs[i], k)`.
         known: the given images; only their known part is read.
-        hold: (known, x) -> x with the known part put in, such as `masked` or `grey`.
+        hold: (known, x) -> x with the known part replaced, for example `masked(mask)` or `grey`.
         on_step: called inside the scan with the number of the row; for progress reports.
 
     Returns:
-        x_0, whose known part is that of `known` itself.
+        x_0, whose known part equals that of `known` exactly.
     """
     def step(x_t, row):
         k, row = row
@@ -142,12 +145,12 @@ def inpaint(
 
 
 def masked(mask: Bool[Array | np.ndarray, "b h w 1"]) -> Callable[[Array, Array], Array]:
-    """A `hold` to the pixels where the mask is True, in all their channels."""
+    """A `hold` that keeps the pixels where the mask is True, in all channels."""
     return lambda known, x: jnp.where(mask, known, x)
 
 
 def grey(known: Array, x: Array) -> Array:
-    """A `hold` to the mean of the channels; what they differ by from it, the colour, is free.
+    """A `hold` that keeps the mean of the channels; how they differ from it, the colour, is free.
 
     In an orthonormal basis of the channels whose first axis is grey, (1, ..., 1) / sqrt(c),
     this replaces the first coordinate (Song et al. 2021, score SDE, Appendix I.3).

@@ -24,9 +24,9 @@ from ddpm_jax.samplers import steps
 
 
 def reverse_step(prediction: Prediction, t: Array, rngs: Key[Array, " b"]) -> Array:
-    """Draws x_{t-1} = mean + sigma_t z, z of image i from rngs[i]; no noise at t = 0.
+    """Draws x_{t-1} = mean + sigma_t z, with z of image i from rngs[i], and no noise at t = 0.
 
-    Where the prediction has no variance x_{t-1} is its mean, and nothing is drawn.
+    If the prediction has no variance, x_{t-1} is its mean and nothing is drawn.
     """
     if prediction.log_variance is None:
         return prediction.mean
@@ -37,9 +37,9 @@ def reverse_step(prediction: Prediction, t: Array, rngs: Key[Array, " b"]) -> Ar
 def waiting(
     predict_fn: Callable[[Array, Array], Prediction], starts: Int[Array, " b"]
 ) -> Callable[[Array, Array], Prediction]:
-    """A `predict_fn` by which image i stays as it is until starts[i] steps are left.
+    """`predict_fn`, except that image i stays as it is until starts[i] steps are left.
 
-    So images that were noised to different steps, 0..T of them, go through one chain.
+    With it, images that were noised 0..T times go through one chain.
     """
     def predict(x_t, t):
         prediction = predict_fn(x_t, t)
@@ -56,11 +56,11 @@ def waiting(
 
 @flax.struct.dataclass
 class Trajectory:
-    """What a chain passed through, at the steps asked for.
+    """x_t and the predicted x_0 at chosen steps of a chain.
 
     Attributes:
         x_t: [k, b, h, w, c], the images before each of these steps.
-        x_0: [k, b, h, w, c], what the network then took the finished image to be.
+        x_0: [k, b, h, w, c], the finished images that the network predicted there.
     """
 
     x_t: Any
@@ -72,15 +72,15 @@ class Trajectory:
         return cls(*(jnp.zeros((k, *x.shape)) for _ in range(2)))
 
     def keep(self, here: Bool[Array, " k"], x_t: Images, x_0: Images) -> "Trajectory":
-        """With the images of this step at the places where `here`."""
+        """The trajectory with the images of this step in the places where `here`."""
         here = here.reshape(-1, *(1,) * x_t.ndim)
         return Trajectory(
             jnp.where(here, x_t, self.x_t), jnp.where(here, x_0, self.x_0)
         )
 
 
-def asked_for(trajectory: Sequence[int], stop: int, start: int) -> np.ndarray:
-    """The steps of a trajectory, as int32 [k].
+def checked_trajectory(trajectory: Sequence[int], stop: int, start: int) -> np.ndarray:
+    """The steps of a trajectory as int32 [k], checked.
 
     Raises:
         ValueError: one is not in stop..start - 1.
@@ -88,7 +88,8 @@ def asked_for(trajectory: Sequence[int], stop: int, start: int) -> np.ndarray:
     trajectory = np.asarray(trajectory, np.int32)
     if trajectory.size and not (stop <= trajectory.min() and trajectory.max() < start):
         raise UserError(
-            f"trajectory={trajectory.tolist()} must lie in {stop}..{start - 1}, the steps run."
+            f"must lie in {stop}..{start - 1}, the steps of this chain.", field="trajectory",
+            value=trajectory.tolist(),
         )
     return trajectory
 
@@ -106,22 +107,22 @@ def ancestral(
 ) -> Images | tuple[Images, Trajectory]:
     """Draws x_0 by the ancestral chain (Algorithm 2 of Ho, Jain and Abbeel 2020).
 
-    x_{t-1} = mean + sigma_t z with z ~ N(0, I), and no noise at t = 0. The noise of step t is
-    drawn from `fold_in(rngs[i], t)`.
+    x_{t-1} = mean + sigma_t z with z ~ N(0, I), and no noise at t = 0. Image i draws the noise of
+    step t from `fold_in(rngs[i], t)`.
 
     Args:
-        schedule: T steps; the scan calls the network once in each.
+        schedule: T steps; the scan calls the network once per step.
         predict_fn: (x_t, t [b] int32) -> Prediction.
         x_T: [b, h, w, c] standard normal; with `start` the images noised start times.
         rngs: [b] keys.
-        start: how many steps are left to undo, 1..T; None is all, T.
-        stop: how many to leave undone, 0..start - 1; the result is then x noised so often.
+        start: number of noising steps to undo, 1..T; None is all T.
+        stop: number of these to leave undone, 0..start - 1; the result is then noised stop times.
         trajectory: indices t, stop <= t < start, at which to keep x_t and the predicted x_0.
         on_step: called inside the scan with t, before the step; for progress reports.
 
     Returns:
-        x_0: [b, h, w, c] float32, in [-1, 1] where the prediction clips; with `trajectory` also
-        the `Trajectory`, in the order asked for.
+        x_0: [b, h, w, c] float32, in [-1, 1] if the prediction clips; with `trajectory` also the
+        `Trajectory`, in the order requested.
 
     Raises:
         ValueError: start, stop or trajectory leave the chain.
@@ -132,7 +133,7 @@ def ancestral(
             f"start={start} and stop={stop} must be 0 <= stop < start <= "
             f"{schedule.num_timesteps}, the steps of the schedule."
         )
-    trajectory = asked_for(trajectory, stop, start)
+    trajectory = checked_trajectory(trajectory, stop, start)
 
     def step(carry, t):
         x_t, kept = carry
@@ -178,12 +179,12 @@ class StepChain:
         diffusion: process.Parameterization,
         denoised_fn: Callable[[Array], Array] | None = None,
     ) -> Callable[[Array, Array], Prediction]:
-        """(x_t, t) -> Prediction, with the mean and variance of the sampler's step from x_t.
+        """(x_t, t) -> Prediction with the mean and variance of the sampler's step from x_t.
 
         Args:
             denoise_fn: (x_t, t) -> the network's output.
             diffusion: what the output means.
-            denoised_fn: applied to x_0 before clipping; by default what the settings ask for.
+            denoised_fn: applied to x_0 before clipping; by default that of the settings.
         """
         predict_fn = process.predict_fn(
             self.schedule, denoise_fn, full=self.full, mean=diffusion.mean,
@@ -204,7 +205,7 @@ class StepChain:
         trajectory: Sequence[int] = (),
         on_step: Callable[[Array], None] | None = None,
     ) -> Images | tuple[Images, Trajectory]:
-        """Images from noise, by `ancestral` with `predict_fn`."""
+        """Draws images from noise by `ancestral`; arguments as of that and of `predict_fn`."""
         return ancestral(
             self.schedule, self.predict_fn(denoise_fn, diffusion, denoised_fn), x_T, rngs,
             trajectory=trajectory, on_step=on_step,
@@ -216,9 +217,9 @@ class StepSampler:
     """A sampler that visits whole steps of the schedule: all of them, or those of a grid.
 
     Attributes:
-        step: (schedule, predict_fn, settings) -> predict_fn with the mean and the log-variance
-            of x_{t-1} given x_t as this sampler draws it.
-        uses: the settings among `settings.SPECIAL` that it reads.
+        step: (schedule, predict_fn, settings) -> predict_fn whose mean and log-variance are those
+            that this sampler draws x_{t-1} from.
+        uses: which of `settings.SPECIAL` it reads.
     """
 
     step: Callable[..., Callable[[Array, Array], Prediction]]

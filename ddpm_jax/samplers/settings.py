@@ -109,10 +109,9 @@ class Settings:
             if getattr(self, field) != getattr(Settings, field):
                 readers = (name for name, sampler in SAMPLERS.items() if field in sampler.uses)
                 raise UserError(
-                    f"is for sampler={' and '.join(map(repr, readers))} alone, and has no effect "
-                    f"on {self.sampler!r}",
-                    field=field, value=getattr(self, field),
-                    instead={field: getattr(Settings, field)},
+                    f"is for {' and '.join(map(repr, readers))} alone, and has no effect with "
+                    "{sampler}", field=field, value=getattr(self, field),
+                    given={"sampler": self.sampler}, instead={field: getattr(Settings, field)},
                 )
         if not self.by_grid and not self.num_steps:
             raise UserError(

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ddpm_jax import errors
-from ddpm_jax.diffusion.schedule import evenly_spaced
+from ddpm_jax.diffusion.schedule import check_num_steps, evenly_spaced
 from ddpm_jax.errors import UserError
 
 
@@ -28,7 +27,7 @@ def quadratic(num_timesteps: int, num_steps: int) -> np.ndarray:
     Raises:
         ValueError: num_steps is not in 1..T.
     """
-    _check_count(num_timesteps, num_steps)
+    check_num_steps(num_timesteps, num_steps)
     end = np.sqrt(0.8 * num_timesteps)
     roots = np.linspace(0, end, num_steps) if num_steps > 1 else np.array([end])
     return np.unique(np.square(roots).astype(np.int64))
@@ -43,7 +42,7 @@ def trailing(num_timesteps: int, num_steps: int) -> np.ndarray:
     Raises:
         ValueError: num_steps is not in 1..T.
     """
-    _check_count(num_timesteps, num_steps)
+    check_num_steps(num_timesteps, num_steps)
     ends = num_timesteps * np.arange(1, num_steps + 1) / num_steps
     return np.round(ends).astype(np.int64) - 1
 
@@ -73,7 +72,7 @@ def sections(num_timesteps: int, counts: str | Sequence[int]) -> np.ndarray:
     if not 1 <= len(numbers) <= num_timesteps:
         raise UserError(
             f"must be 1 to {num_timesteps} whole numbers, the steps of each section, for example "
-            "'10,10,20', or for example 'ddim50'.", field="sections", value=counts,
+            "'10,10,20', or one like 'ddim50'.", field="grid", value=counts,
         )
     chosen, start = [], 0
     shortest, longer = divmod(num_timesteps, len(numbers))
@@ -82,7 +81,7 @@ def sections(num_timesteps: int, counts: str | Sequence[int]) -> np.ndarray:
         if not 1 <= count <= size:
             raise UserError(
                 f"asks for {count} steps of section {i + 1}, which has {size}; write a count in "
-                f"1..{size} there.", field="sections", value=counts,
+                f"1..{size} there.", field="grid", value=counts,
             )
         # Strides are added one by one, as in the authors' code, so that halves round as there.
         stride = (size - 1) / max(count - 1, 1)
@@ -101,7 +100,7 @@ def _strided(num_timesteps: int, name: str) -> np.ndarray:
             return steps
     raise UserError(
         f"cannot be: no whole stride visits {wanted or 'so many'} of {num_timesteps} steps; write "
-        "the counts instead, for example '50'.", field="sections", value=name,
+        "the counts instead, for example '50'.", field="grid", value=name,
     )
 
 
@@ -116,7 +115,7 @@ def given(num_timesteps: int, steps: Sequence[int] | np.ndarray) -> np.ndarray:
     if not (whole and steps.size) or np.any(np.diff([-1, *steps, num_timesteps]) <= 0):
         raise UserError(
             f"must be one or more whole numbers that increase within 0..{num_timesteps - 1}",
-            field="steps", value=steps.tolist(), instead={"steps": [num_timesteps - 1]},
+            field="grid", value=steps.tolist(), instead={"grid": [num_timesteps - 1]},
         )
     return steps.astype(np.int64)
 
@@ -147,19 +146,10 @@ def named(
             "'10,10,20' or 'ddim50', or a list of steps.", field="grid", value=name,
         )
     read = sections if isinstance(name, str) else given
-    with errors.renamed(lambda field: "grid"):
-        steps = read(num_timesteps, name)
+    steps = read(num_timesteps, name)
     if num_steps not in (None, steps.size):
         raise UserError(
-            f"does not go with grid={name!r}, which has {steps.size} steps",
-            field="num_steps", value=num_steps, instead={"num_steps": steps.size},
+            f"does not go with {{grid}}, which has {steps.size} steps", field="num_steps",
+            value=num_steps, given={"grid": name}, instead={"num_steps": steps.size},
         )
     return steps
-
-
-def _check_count(num_timesteps: int, num_steps: int) -> None:
-    if not 1 <= num_steps <= num_timesteps:
-        raise UserError(
-            f"must lie in 1..{num_timesteps}, the steps of the schedule", field="num_steps",
-            value=num_steps, instead={"num_steps": min(50, num_timesteps)},
-        )

@@ -1,9 +1,10 @@
 """Solvers as tables: what each does at every network call, and the one scan that runs them.
 
 A solver works between noise levels of its own choice, at fractional t. In its terms
-x_t = signal x_0 + sigma eps, lambda = log(signal / sigma) is half the log-SNR, and it only
-adds up the network's outputs, with weights known before the chain starts. So a solver is a
-function from a schedule to a `Plan`, in float64 on the host, and `solve` runs any plan.
+x_t = signal x_0 + sigma eps, and lambda = log(signal / sigma) is half the log-SNR. It only takes
+weighted sums of the network's predictions, and the weights are known before the chain starts. So a
+solver is a function from a schedule to a `Plan`, computed in float64 on the host, and `solve` runs
+any plan. `Solver` describes one in the table of samplers.
 """
 
 import dataclasses
@@ -23,32 +24,32 @@ from ddpm_jax.diffusion.process import (
 )
 from ddpm_jax.diffusion.schedule import Schedule
 from ddpm_jax.errors import UserError
-from ddpm_jax.samplers.reverse_chain import Trajectory, asked_for
+from ddpm_jax.samplers.reverse_chain import Trajectory, checked_trajectory
 
 
 @flax.struct.dataclass
 class Plan:
     """A solver on a schedule: what to do at each of its n network calls, in order.
 
-    A call is made at x, of the level (t, signal, sigma). Then x becomes keep * (the x that
-    the step started from) + the sum of `weights` * (what the last k calls said, latest
-    first) + spread * z.
+    The network is called at x, which is at the level (t, signal, sigma). Then x becomes
+    keep * (the x at the start of the step) + the sum of `weights` * (the predictions of the last
+    k calls, latest first) + spread * z.
 
     Attributes:
-        t: [n] fractional step that the network is told.
+        t: [n] fractional step that the network gets.
         signal: [n] scale of x_0 in x, sqrt(alpha_bar).
         sigma: [n] scale of the noise in x, sqrt(1 - alpha_bar).
-        says_x_0: [n] bool; a call says x_0, or else eps.
-        keep: [n] weight of the x that the step started from.
-        weights: [n, k] of what the last k calls said.
-        commit: [n] bool; the new x is where the next step starts from.
-        spread: [n] standard deviation of fresh noise; None where no call has any.
+        uses_x_0: [n] bool; the prediction used is x_0, else eps.
+        keep: [n] weight of the x at the start of the step.
+        weights: [n, k] of the predictions of the last k calls.
+        commit: [n] bool; the next step starts from the new x.
+        spread: [n] standard deviation of fresh noise; None if no call adds any.
     """
 
     t: Any
     signal: Any
     sigma: Any
-    says_x_0: Any
+    uses_x_0: Any
     keep: Any
     weights: Any
     commit: Any
@@ -56,11 +57,11 @@ class Plan:
 
     @property
     def num_calls(self) -> int:
-        """How often the network is called, for each image."""
+        """Network calls per image."""
         return self.t.shape[0]
 
 
-LOWEST_HALF_LOG_SNR = -5.1
+LOWEST_HALF_LOG_SNR = -5.1  # Chains start here, or at the last step if that is less noisy.
 
 
 def solve(
@@ -79,17 +80,16 @@ def solve(
     """Runs a plan: one scan that calls the network `plan.num_calls` times.
 
     Args:
-        plan: such as `dpm_solver.dpm_solver_pp(schedule, 20)`.
-        denoise_fn: (x_t, t [b] float32) -> the network's output; t is not whole.
+        plan: for example `dpm_solver.dpm_solver_pp(schedule, 20)`.
+        denoise_fn: (x_t, t [b] float32) -> the network's output; t is fractional.
         x_T: [b, h, w, c] standard normal.
-        rngs: [b] keys; the noise of call i is drawn from `fold_in(rngs[j], i)`. Not used by
-            plans without noise, all but that of
-            `dpm_solver.dpm_solver_pp(..., sde=True)`.
+        rngs: [b] keys; image j draws the noise of call i from `fold_in(rngs[j], i)`. Plans without
+            noise do not use them: all but that of `dpm_solver.dpm_solver_pp(..., sde=True)`.
         mean: what the output is: "eps", "x_0" or "v".
         variance: as of `process.predict`; if learned, the second half of the output's
             channels is dropped.
-        clip: keep x_0 in [-1, 1] at every call; eps follows it.
-        denoised_fn: applied to x_0 before clipping, such as `dynamic_threshold`.
+        clip: keep x_0 in [-1, 1] at every call; eps is recomputed from it.
+        denoised_fn: applied to x_0 before clipping, for example `process.dynamic_threshold`.
         trajectory: calls at which to keep x and the predicted x_0, by the number of calls
             left after them: 0 is the last. Calls within a step count too.
         on_step: called inside the scan with the number of calls left after this one; for
@@ -98,18 +98,17 @@ def solve(
     Returns:
         x_0: [b, h, w, c] float32, in [-1, 1] if clipped; x at the first noise level if the
         plan does not end with x_0. With `trajectory` also the `Trajectory`, in the order
-        asked for.
+        requested.
 
     Raises:
-        ValueError: `mean` is another, or trajectory leaves the plan.
+        ValueError: `mean` is not one of these, or trajectory leaves the plan.
     """
     if mean not in MEANS_OF_LEVELS:
         raise UserError(
-            f"mean={mean!r} cannot go with a solver, which needs the noise between whole "
-            "steps; use a network of mean 'eps', 'x_0' or 'v', or the ancestral chain."
+            "cannot go with a solver, which needs the noise between whole steps; use a network of "
+            "mean 'eps', 'x_0' or 'v', or the ancestral chain.", field="mean", value=mean,
         )
-
-    trajectory = asked_for(trajectory, 0, plan.num_calls)
+    trajectory = checked_trajectory(trajectory, 0, plan.num_calls)
 
     def predict(x, call):
         output, _ = split_output(denoise_fn(x, jnp.full(x.shape[:1], call.t)), variance)
@@ -118,7 +117,7 @@ def solve(
         )
 
     def step(carry, row):
-        x, start, said, kept = carry
+        x, start, predictions, kept = carry
         i, call = row
         left = plan.num_calls - 1 - i
         if on_step is not None:
@@ -126,12 +125,15 @@ def solve(
         x_0, eps = predict(x, call)
         if kept is not None:
             kept = kept.keep(trajectory == left, x, x_0)
-        said = (jnp.where(call.says_x_0, x_0, eps), *said)
-        x = call.keep * start + sum(w * s for w, s in zip(call.weights, said, strict=True))
+        predictions = (jnp.where(call.uses_x_0, x_0, eps), *predictions)
+        x = call.keep * start + sum(
+            weight * prediction
+            for weight, prediction in zip(call.weights, predictions, strict=True)
+        )
         if call.spread is not None:
             rngs_z = randomness.fold_each(rngs, i)
             x = x + call.spread * randomness.standard_normal(rngs_z, x.shape[1:])
-        return (x, jnp.where(call.commit, x, start), said[:-1], kept), None
+        return (x, jnp.where(call.commit, x, start), predictions[:-1], kept), None
 
     calls = jax.tree.map(
         lambda a: jnp.asarray(a, None if a.dtype == bool else jnp.float32), plan
@@ -171,7 +173,7 @@ class PlanChain:
         trajectory: Sequence[int] = (),
         on_step: Callable[[Array], None] | None = None,
     ) -> Images | tuple[Images, Trajectory]:
-        """Images from noise, by `solve`; arguments as of `reverse_chain.StepChain.run`."""
+        """Draws images from noise by `solve`; arguments as of that."""
         return solve(
             self.plan, denoise_fn, x_T, rngs, mean=diffusion.mean, variance=diffusion.variance,
             clip=self.settings.clip, denoised_fn=denoised_fn or self.settings.denoised_fn,
@@ -181,11 +183,11 @@ class PlanChain:
 
 @dataclasses.dataclass(frozen=True)
 class Solver:
-    """A sampler that goes between noise levels of its own, by a `Plan`.
+    """A sampler that chooses its own noise levels and runs a `Plan`.
 
     Attributes:
-        plan: (schedule, num_steps) -> its plan with so many network calls.
-        uses: the settings among `settings.SPECIAL` that it reads.
+        plan: (schedule, num_steps) -> its plan with this many network calls.
+        uses: which of `settings.SPECIAL` it reads.
     """
 
     plan: Callable[[Schedule, int], Plan]
@@ -195,49 +197,57 @@ class Solver:
         """The chain on this schedule.
 
         Raises:
-            ValueError: the solver cannot make so many calls, or the schedule has no levels.
+            ValueError: the solver cannot make this many calls, or the schedule has no levels.
         """
         return PlanChain(self.plan(schedule, settings.num_steps), settings)
 
 
 def half_log_snr_ends(schedule: Schedule, num_levels: int) -> tuple[float, float]:
-    """(lambda of most noise, of least)."""
+    """lambda at the noisiest level that a solver starts from, and at the first step.
+
+    Raises:
+        ValueError: the schedule does not have so many levels.
+    """
     table = schedule_lib.half_log_snr_table(schedule)
     if num_levels < 1 or (num_levels > 1 and table.size == 1):
         raise UserError(
-            f"num_levels={num_levels} is not possible: a schedule of T={table.size} has "
-            f"{'one level' if table.size == 1 else 'at least one'}; write num_levels=1."
+            f"is not possible: a schedule of T={table.size} has "
+            f"{'one level' if table.size == 1 else 'at least one'}",
+            field="num_levels", value=num_levels, instead={"num_levels": 1},
         )
     return min(max(table[-1], LOWEST_HALF_LOG_SNR), table[0]), table[0]
 
 
 def half_log_snr_levels(schedule: Schedule, t: np.ndarray) -> np.ndarray:
-    """lambda of levels given by t, from the noise to the data."""
+    """lambda at increasing fractional t, in the order of sampling: from the noise to the data."""
     return schedule_lib.half_log_snr(schedule, t)[::-1]
 
 
 def signal_at(half_log_snr: float | np.ndarray) -> float | np.ndarray:
+    """sqrt(alpha_bar) at lambda."""
     return 1 / np.sqrt(1 + np.exp(-2 * half_log_snr))
 
 
 def sigma_at(half_log_snr: float | np.ndarray) -> float | np.ndarray:
+    """sqrt(1 - alpha_bar) at lambda."""
     return 1 / np.sqrt(1 + np.exp(2 * half_log_snr))
 
 
-def call_row(half_log_snr, keep, weights, *, commit=True, says_x_0=False, spread=0.0) -> dict:
-    """One row of a plan: a call at this lambda, and the x after it."""
+def call_row(half_log_snr, keep, weights, *, commit=True, uses_x_0=False, spread=0.0) -> dict:
+    """One row of a plan: a call at this lambda, and the update of x after it."""
     return dict(
         half_log_snr=half_log_snr, keep=keep, weights=weights, commit=commit,
-        says_x_0=says_x_0, spread=spread,
+        uses_x_0=uses_x_0, spread=spread,
     )
 
 
 def x_0_row(half_log_snr: float) -> dict:
-    """The step to lambda = infinity, of order 1: x becomes x_0."""
-    return call_row(half_log_snr, 0.0, [1.0], says_x_0=True)
+    """The first-order step to lambda = infinity: x becomes x_0."""
+    return call_row(half_log_snr, 0.0, [1.0], uses_x_0=True)
 
 
 def plan_of_rows(schedule: Schedule, calls: list[dict]) -> Plan:
+    """The plan of these rows (`call_row`), in order."""
     width = max(len(call["weights"]) for call in calls)
     columns = {
         name: np.array([call[name] for call in calls])

@@ -120,7 +120,7 @@ def run(plan, predict, x, rng=None):
     for i in range(plan.num_calls):
         signal, sigma = plan.signal[i], plan.sigma[i]
         eps = predict(signal, sigma, x)
-        said = [(x - sigma * eps) / signal if plan.says_x_0[i] else eps] + said[:-1]
+        said = [(x - sigma * eps) / signal if plan.uses_x_0[i] else eps] + said[:-1]
         x = plan.keep[i] * start + sum(w * s for w, s in zip(plan.weights[i], said))
         if plan.spread is not None:
             x = x + plan.spread[i] * rng.standard_normal(np.shape(x))

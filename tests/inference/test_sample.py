@@ -281,12 +281,12 @@ class Unhashable:
 
 @pytest.mark.parametrize("arguments, says", [
     (dict(sampler="heun"), "sampler='heun' needs num_steps"),
-    (dict(eta=0.5), "eta=0.5 is for sampler='ddim' alone, and has no effect on 'ancestral'; write"),
+    (dict(eta=0.5), "eta=0.5 is for 'ddim' alone, and has no effect with sampler='ancestral'"),
     (dict(sampler="ddim", eta=1.5), "eta=1.5 must lie"),
     (dict(sampler="heun", num_steps=5, grid="quadratic"),
-     "grid='quadratic' is for sampler='ancestral' and 'ddim' alone"),
+     "grid='quadratic' is for 'ancestral' and 'ddim' alone"),
     (dict(sampler="heun", num_steps=5, trajectory=(5,)), "trajectory=.5. must lie in 0..4"),
-    (dict(rederive_eps=False), "rederive_eps=False is for sampler='ddim'"),
+    (dict(rederive_eps=False), "rederive_eps=False is for 'ddim' alone"),
     (dict(sampler="heun", num_steps=5, rederive_eps=False), "rederive_eps=False is for"),
     (dict(sampler="ddim", clip=False, rederive_eps=False), "rederive_eps=False has no effect"),
     (dict(dynamic_threshold=99.5), "dynamic_threshold=99.5 must lie in 0..1"),

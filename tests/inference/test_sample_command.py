@@ -1,5 +1,6 @@
 """New images, and from picture files to pictures: what stands where, and what is refused."""
 
+import functools
 import sys
 
 import numpy as np
@@ -101,18 +102,20 @@ def near(found, expected):
     (dict(sampler="heun", num_steps=5, guidance=2.0), "heun_5_guidance_2"),
 ])
 def test_new_images(task, monkeypatch, settings, name):
-    """Every class in turn, a column each."""
+    """Every class in turn, a column each, or the labels that are given."""
     monkeypatch.setitem(MODELS, 1, tiny(1, num_classes=4))
     (png, npz), arrays, said = task(1, num_images=6, **settings)
     assert png.endswith(f"/run/samples/ema_step_00001500_{name}_seed_5.png")
     assert npz == png.removesuffix("png") + "npz"
     assert said == f"6 images in {npz}, a grid of them in {png}\n"
-    np.testing.assert_array_equal(arrays["labels"], [0, 1, 2, 3, 0, 1])
-    expected = ddpm_jax.sample(
-        MODELS[1], 5, 6, output="uint8", **({"num_steps": 6} | settings))
-    np.testing.assert_array_equal(arrays["arr_0"], expected)
+    draw = functools.partial(
+        ddpm_jax.sample, MODELS[1], 5, 6, output="uint8", **({"num_steps": 6} | settings))
+    np.testing.assert_array_equal(arrays["arr_0"], draw())
     picture = tiles(read(png), 2, 4)
-    np.testing.assert_array_equal(picture.reshape(8, 8, 8, 1)[:6], expected)
+    np.testing.assert_array_equal(picture.reshape(8, 8, 8, 1)[:6], draw())
+    _, arrays, _ = task(1, num_images=6, labels=(2, 1), **settings)
+    np.testing.assert_array_equal(arrays["labels"], [2, 1, 2, 1, 2, 1])
+    np.testing.assert_array_equal(arrays["arr_0"], draw(labels=arrays["labels"]))
 
 
 def test_new_images_beside_what_they_go_by(task, monkeypatch):

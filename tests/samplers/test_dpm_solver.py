@@ -55,7 +55,8 @@ def test_3m_between_uneven_levels():
     """(lambda - lambda_s)^2 has slope 0 at s: half of its integral is all that is taken."""
     levels, t = np.array([0.2, -0.3, -1.4]), 0.9
     h = t - levels[0]
-    step = dpm_solver._third([-1.4, -0.3], 0.2, t) @ (levels - levels[0]) ** 2
+    weights = dpm_solver.third_order_weights([-1.4, -0.3], 0.2, t)
+    step = weights @ (levels - levels[0]) ** 2
     whole = moments(2, h) + 2 * h * moments(1, h) + h**2 * moments(0, h)
     assert_allclose(step, level(t)[0] * whole / 2, rtol=1e-12)
 

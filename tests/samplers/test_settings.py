@@ -80,7 +80,7 @@ def test_a_new_sampler_is_one_entry(monkeypatch):
         lambda x, t: jnp.zeros_like(x), process.Parameterization(), x_T, rngs)
     # Without noise x_0 is x_t / sqrt(alpha_bar), and the mean at t = 0 is x_0, halved.
     assert 0 < np.abs(images).max() <= 0.5
-    with pytest.raises(ValueError, match="eta=0.5 is for sampler='ddim' alone, .* on 'halving'"):
+    with pytest.raises(ValueError, match="eta=0.5 is for 'ddim' alone, .* sampler='halving'"):
         dataclasses.replace(settings, eta=0.5).check()
 
 
@@ -111,9 +111,9 @@ def test_lists_become_tuples_and_no_steps_are_all():
     (Settings("euler"), "sampler='euler' is not known; use one of ancestral, ddim, dpm_solver,"),
     (Settings("heun"), "sampler='heun' needs num_steps, .*; write num_steps=21."),
     (Settings("ddim", eta=1.5), "eta=1.5 must lie in 0..1: .*; write eta=1.0."),
-    (Settings(eta=0.5), "eta=0.5 is for sampler='ddim' alone, .*; write eta=0.0."),
+    (Settings(eta=0.5), "eta=0.5 is for 'ddim' alone, .*; write eta=0.0."),
     (Settings("heun", 5, grid="trailing"), "grid='trailing' is for .*; write grid='uniform'."),
-    (Settings(rederive_eps=False), "rederive_eps=False is for sampler='ddim' alone"),
+    (Settings(rederive_eps=False), "rederive_eps=False is for 'ddim' alone"),
     (Settings("ddim", clip=False, rederive_eps=False), "has no effect where x_0 is neither"),
     (Settings(guidance=-1.0), "guidance=-1.0 must be at least 0"),
     (Settings(guidance=2.0, guidance_interval=(9, 3)), r"guidance_interval=\(9, 3\) must be"),
