@@ -11,7 +11,7 @@ import numpy as np
 from ddpm_jax.data.pixels import to_uint8
 from ddpm_jax.diffusion import process, randomness
 from ddpm_jax.diffusion import schedule as schedule_lib
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, check_known
 from ddpm_jax.inference import batched_map, conditions
 from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.network.trained import Trained
@@ -85,8 +85,7 @@ def sample(
             not fit the model (the first leaf that differs is named).
     """
     trained = _trained(params, model, schedule, diffusion, image_shape)
-    if output not in ("float", "uint8"):
-        raise UserError("is not known; use 'float' or 'uint8'.", field="output", value=output)
+    check_known("output", output, ("float", "uint8"))
     rngs, trajectory = _image_keys(rng, n, seeds), tuple(trajectory)
     batches = _batches(
         trained, rngs, _settings(settings, fields), labels, condition, batch_size, progress,

@@ -8,7 +8,7 @@ import jax
 
 from ddpm_jax.diffusion import process
 from ddpm_jax.diffusion.schedule import Schedule
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, check_known
 from ddpm_jax.samplers import ddim, dpm_solver, heun, reverse_chain
 from ddpm_jax.samplers.reverse_chain import StepChain
 from ddpm_jax.samplers.tableau import PlanChain, Solver
@@ -86,7 +86,7 @@ class Settings:
         Raises:
             ValueError: no sampler has this name.
         """
-        _check_name(name)
+        check_known("sampler", name, SAMPLERS)
         unread = {field: getattr(Settings, field) for field in SPECIAL - SAMPLERS[name].uses}
         return dataclasses.replace(self, sampler=name, num_steps=num_steps, **unread)
 
@@ -96,7 +96,7 @@ class Settings:
         Args:
             denoised_fn: a function of the user's own on x_0, or None.
         """
-        _check_name(self.sampler)
+        check_known("sampler", self.sampler, SAMPLERS)
         self._check_read()
         self._check_guidance()
         self._check_x_0(denoised_fn)
@@ -169,10 +169,3 @@ class Settings:
     def num_calls(self, schedule: Schedule) -> int:
         """Network calls per image on this schedule."""
         return self.chain(schedule).num_calls
-
-
-def _check_name(name):
-    if name not in SAMPLERS:
-        raise UserError(
-            f"is not known; use one of {', '.join(SAMPLERS)}.", field="sampler", value=name
-        )
