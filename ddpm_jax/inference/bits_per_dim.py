@@ -15,7 +15,7 @@ from ddpm_jax.inference import batched_map, conditions
 from ddpm_jax.network.trained import Trained
 from ddpm_jax.runtime import parallel, partial_results
 
-_MOST = 64  # Images a round and device: a part file is lost work at most this long.
+MOST_PER_DEVICE = 64  # Images per batch: an interrupted run repeats at most one batch.
 
 
 def bits_per_dim(
@@ -186,7 +186,7 @@ def _each_image(
     found = list(partial_results.finished(folder)) if folder else []
     done = sum(map(partial_results.num_rows, found))
     if done < n:
-        batch = batched_map.batch_size(trained, n - done, batch_size, most=_MOST)
+        batch = batched_map.batch_size(trained, n - done, batch_size, most=MOST_PER_DEVICE)
         for part in batched_map.run(
             chain, (parallel.replicate(trained.params),), lambda places: (
                 source.read(places), randomness.image_keys(rng, places), told(places)

@@ -330,5 +330,5 @@ def test_a_round_holds_what_fits_and_at_most_64_a_device(trained, pixels, monkey
     monkeypatch.setattr(batched_map, "images_that_fit", lambda trained: 1)
     assert sizes() == [8, 8, 8]
     monkeypatch.setattr(batched_map, "images_that_fit", lambda trained: 256)
-    monkeypatch.setattr(bits_lib, "_MOST", 2)
+    monkeypatch.setattr(bits_lib, "MOST_PER_DEVICE", 2)
     assert sizes() == [16, 16]

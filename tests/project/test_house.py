@@ -30,10 +30,8 @@ STILL_READ = {"evaluation/catalogue.py", "evaluation/job.py", "evaluation/metric
 STILL_PRIVATE = {
     "tests/conftest.py", "tests/evaluation/test_conditional_draws.py",
     "tests/evaluation/test_evaluate.py", "tests/evaluation/test_inception_features.py",
-    "tests/evaluation/test_nearest.py", "tests/inference/test_batched_map.py",
-    "tests/inference/test_bits_per_dim.py", "tests/inference/test_sample.py",
-    "tests/network/test_convolution.py", "tests/samplers/test_dpm_solver.py",
-    "tests/training/test_nan_search.py", "tests/system/test_store_runs.py",
+    "tests/evaluation/test_nearest.py", "tests/network/test_convolution.py",
+    "tests/training/test_nan_search.py",
 }
 
 

@@ -154,7 +154,7 @@ def test_a_trajectory_holds_the_calls_asked_for(name):
         assert_allclose(kept.x_0[place], np.clip(x_0, -1, 1), rtol=0, atol=1e-3)
     assert_array_equal(kept.x_t[1], x_T)
     assert_array_equal(kept.x_0[0], x)  # The last call gives x_0 itself.
-    with pytest.raises(ValueError, match=r"trajectory=\[7\] must lie in 0..6, the steps of this chain"):
+    with pytest.raises(ValueError, match=r"trajectory=\[7\] must lie in 0..6, the steps"):
         tableau.solve(plan, convolution, x_T, rngs, trajectory=(7,))
 
 
