@@ -32,21 +32,21 @@ from ddpm_jax.training.state import TrainState
 from ddpm_jax.training.step import pmap_train_step
 from ddpm_jax.workdir.logs import format_duration
 
-SECONDS = 1.0  # To measure a speed for, after a first call that is not counted.
-_FEWEST = 2  # Calls to measure, however long they take.
-_CHAIN = 4  # Network calls in a loop, as samplers make them.
-_STAND_IN = 1000  # Images, training or held out, where the data are not there.
+SECONDS = 1.0  # How long to measure a speed, after a first call that does not count.
+FEWEST = 2  # Calls to measure at least.
+_CHAIN = 4  # Network calls per loop, as samplers make them.
+_STAND_IN = 1000  # Images to train on, and held out, where there are no data.
 
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
-    """A compiled program at work.
+    """The speed of a compiled program.
 
     Attributes:
-        seconds: a call.
-        num_calls: how many were timed.
-        flops: floating-point operations a call, of all devices together.
-        peak: bytes that one device holds meanwhile, arguments included.
+        seconds: per call.
+        num_calls: calls that were timed.
+        flops: floating-point operations per call, over all devices.
+        peak: bytes that one device holds during a call, arguments included.
     """
 
     seconds: float
@@ -57,13 +57,13 @@ class Speed:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """Something to do with the trained model.
+    """A use of the trained model.
 
     Attributes:
         name: as in `--mode` and `config.evaluate.metrics`.
-        num_images: how many.
-        num_calls: network calls an image.
-        seconds: what all of it takes.
+        num_images: images in all.
+        num_calls: network calls per image.
+        seconds: for all of them.
     """
 
     name: str
@@ -77,14 +77,14 @@ class Plan:
     """What a run would take.
 
     Attributes:
-        data: the images of the measured steps, in words.
+        data: a description of the images of the measured steps.
         num_steps, batch_size: of training.
         num_params: numbers in the network.
         memory: bytes on each device, by what they hold.
-        peak: after the measured steps, in words.
+        peak: a description of the peak of memory after the measured steps.
         step: a training step.
         call: a network call for a batch.
-        work: sampling and measuring.
+        work: sampling and evaluation.
     """
 
     data: str
@@ -286,7 +286,7 @@ def speed(
     )
     jax.block_until_ready(call())
     in_flight, began, num_calls = collections.deque(), clock(), 0
-    while num_calls < _FEWEST or clock() - began < SECONDS:
+    while num_calls < FEWEST or clock() - began < SECONDS:
         in_flight.append(call())
         num_calls += 1
         if len(in_flight) > loop.IN_FLIGHT:
@@ -299,7 +299,7 @@ def speed(
 
 
 def table(plan: Plan) -> str:
-    """A plan for people."""
+    """The plan as a table to print."""
     step, call, batch = plan.step, plan.call, plan.batch_size
     device = jax.devices()[0]
 
@@ -314,11 +314,11 @@ def table(plan: Plan) -> str:
         ("devices", f"{jax.device_count()} {device.device_kind} ({device.platform})"),
         ("parameters", f"{plan.num_params:,}"),
         ("training step", f"{flops(step.flops)} for {batch} images, as lowered"),
-        ("network call", f"{flops(call.flops / batch)} an image, as lowered"),
+        ("network call", f"{flops(call.flops / batch)} per image, as lowered"),
         ("memory", ", ".join(f"{k} {mebi(v)}" for k, v in plan.memory.items())),
         ("", f"{mebi(step.peak)} at once in the compiled step, on each device; "
              f"seen {plan.peak}"),
-        ("speed", f"training {batch / step.seconds:,.1f} images/s, {step.seconds:.3g} s a step "
+        ("speed", f"training {batch / step.seconds:,.1f} images/s, {step.seconds:.3g} s per step "
                   f"({step.num_calls} timed), {step.flops / step.seconds / 1e12:.3g} TFLOP/s"),
         ("", f"network {batch / call.seconds:,.1f} images/s ({call.num_calls} timed)"),
         ("train", f"{format_duration(plan.num_steps * step.seconds):14} "

@@ -75,8 +75,8 @@ def test_a_call_is_one_of_those_in_the_loop(timed, monkeypatch):
     tiny, state, _ = timed
     whole = planning.Speed(3.0, 5, 7.0, 11)
     monkeypatch.setattr(planning, "speed", lambda call, lowered, compiled: (call(), whole)[1])
-    found = planning.time_network(tiny, state.ema_params, "default")
-    assert found == planning.Speed(3.0 / 4, 20, 7.0, 11)
+    call = planning.time_network(tiny, state.ema_params, "default")
+    assert call == planning.Speed(3.0 / 4, 20, 7.0, 11)
 
 
 def test_a_network_that_learns_variances_runs_in_the_loop():
@@ -106,9 +106,9 @@ def test_the_steps_are_real_ones(timed):
 def test_memory_of_a_state_by_what_it_holds():
     tiny = tiny_run(**{"train.extra_ema_decays": (0.9, 0.99)})
     n = 4 * sum(leaf.size for leaf in jax.tree.leaves(run_lib.fresh_state(tiny).params))
-    found = memory_check.of_state(run_lib.fresh_state(tiny))
-    assert found.pop("optimizer") == 2 * n + 8  # two moments; the counts of Adam and the rate
-    assert found == {"parameters": n, "averages": 3 * n, "gradients": n}
+    held = memory_check.of_state(run_lib.fresh_state(tiny))
+    assert held.pop("optimizer") == 2 * n + 8  # two moments; the counts of Adam and the rate
+    assert held == {"parameters": n, "averages": 3 * n, "gradients": n}
 
 
 class Program:
@@ -140,8 +140,8 @@ COMPILED = types.SimpleNamespace(memory_analysis=lambda: types.SimpleNamespace(
 def test_speed_is_measured_for_a_while_and_at_least_twice(monkeypatch, seconds, num_calls):
     monkeypatch.setattr(planning, "SECONDS", 10.0)
     program = Program(seconds)
-    found = planning.speed(program, LOWERED, COMPILED, clock=lambda: program.now)
-    assert found == planning.Speed(seconds, num_calls, 8 * 5.0, 1174)
+    speed = planning.speed(program, LOWERED, COMPILED, clock=lambda: program.now)
+    assert speed == planning.Speed(seconds, num_calls, 8 * 5.0, 1174)
     assert program.calls == num_calls + 1
     assert program.most == min(loop.IN_FLIGHT + 1, num_calls) and program.waiting == 0
 
@@ -207,9 +207,9 @@ def test_a_plan_is_a_table(measured):
     lines = planning.table(planning.plan(small_config())).splitlines()
     table = {line[:15].strip() or "more": line[15:] for line in lines}
     assert table["training step"] == "3 GFLOP for 16 images, as lowered"
-    assert table["network call"] == "0.1 GFLOP an image, as lowered"
+    assert table["network call"] == "0.1 GFLOP per image, as lowered"
     assert table["speed"].startswith(
-        "training 32.0 images/s, 0.5 s a step (7 timed), 0.006 TFLOP/s")
+        "training 32.0 images/s, 0.5 s per step (7 timed), 0.006 TFLOP/s")
     assert table["more"] == "network 64.0 images/s (9 timed)"
     assert table["train"].startswith("12 min 30 s    1,500 steps")
     assert table["sample"] == "20 s           64 images, 20 calls each"
@@ -224,13 +224,13 @@ def test_random_pixels_stand_in_for_the_data_of_every_config(name, monkeypatch):
     monkeypatch.setattr(memory, "device_total", lambda: 2**40)
     config = get_config(name)
     config.train.batch_size = 8 * BATCH
-    found = run_lib.prepare(config, None, planning.stand_in(config))
+    source = run_lib.prepare(config, None, planning.stand_in(config)).source
     height, width, channels = config_lib.image_shape(config)
     channels = 1 if config.data.condition == "noisy" else channels
-    assert found.source.image_shape == (height, width, channels)
-    assert found.source.num_classes == (10 if config.data.labels else 0)
-    assert bool(found.source.condition_channels) == bool(config.data.condition)
-    images = found.source.examples(np.arange(3))["images"]
+    assert source.image_shape == (height, width, channels)
+    assert source.num_classes == (10 if config.data.labels else 0)
+    assert bool(source.condition_channels) == bool(config.data.condition)
+    images = source.examples(np.arange(3))["images"]
     assert images.shape == (3, height, width, channels) and images.std() > 50
 
 
@@ -240,13 +240,13 @@ def test_stored_conditions_and_classes_are_made_up_as_many_as_asked():
         "data.num_classes": 7,
     })
     source = planning.stand_in(config)
-    told = source.model_kwargs(np.arange(500))
-    assert told["condition"].shape == (500, 8, 8, 2)
-    assert source.num_classes == 7 and set(told["labels"]) == set(range(7))
+    model_kwargs = source.model_kwargs(np.arange(500))
+    assert model_kwargs["condition"].shape == (500, 8, 8, 2)
+    assert source.num_classes == 7 and set(model_kwargs["labels"]) == set(range(7))
 
 
 @pytest.mark.parametrize("setting", ["image_size", "channels"])
-def test_a_shape_that_nobody_knows_is_asked_for(setting):
+def test_an_unknown_shape_is_asked_for(setting):
     config = small_config(**{"data.name": "cifar10", "data.dir": "/nowhere"})
     config.data[setting] = 0
     with pytest.raises(ValueError, match=f"config.data.{setting}=0 .* cifar10 is not .*; write --"):
@@ -259,7 +259,7 @@ def test_a_shape_that_nobody_knows_is_asked_for(setting):
     ({"sample.sampler": "dpm_solver"}, "needs num_steps"),
     ({"evaluate.metrics": ("fidd",)}, "fidd"),
 ])
-def test_mistakes_are_told_before_anything_is_compiled(monkeypatch, settings, says):
+def test_mistakes_are_refused_before_anything_is_compiled(monkeypatch, settings, says):
     monkeypatch.setattr(run_lib, "fresh_state", None)
     with pytest.raises(ValueError, match=says):
         planning.plan(small_config(**settings))
@@ -282,8 +282,8 @@ def test_whether_data_are_there(tmp_path):
 def test_the_command_line_plans_without_a_workdir_and_leaves_nothing(tmp_path):
     flags = [f"--config.{k}={v}" for k, v in SMALL.items()]
     arguments = [sys.executable, str(ROOT / "main.py"), "--mode=plan"]
-    said = run([*arguments, f"--config={ROOT}/configs/digits.py", *flags], folder=tmp_path)
+    output = run([*arguments, f"--config={ROOT}/configs/digits.py", *flags], folder=tmp_path)
     for line in ("1,497 images of 8x8x1", "2 cpu (cpu)", "1,500 steps", "64 images, 20 calls"):
-        assert line in said
+        assert line in output
     assert not list(tmp_path.iterdir())
     assert "--config is missing" in run(arguments, fails=True, folder=tmp_path)

@@ -89,9 +89,9 @@ def test_the_remedies_work():
         with pytest.raises(ValueError) as error:
             validation.validate(with_setting(name, value), num_devices=8)
         remedy = r'--config\.([\w.]+?)="?([^"]+?)"?(?:\.$|,? or|; | and )'
-        told = re.search(remedy, str(error.value))
-        if told:
-            name, text = told.groups()
+        match = re.search(remedy, str(error.value))
+        if match:
+            name, text = match.groups()
             value = text if re.fullmatch("[a-z_]+", text) else eval(text)  # noqa: S307
             validation.validate(with_setting(name, value), num_devices=8)
 

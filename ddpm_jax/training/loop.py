@@ -238,11 +238,11 @@ def say_layer(
         state: as it left it.
         batch: of the step.
     """
-    found = nan_search.not_finite(
+    culprit = nan_search.not_finite(
         state.replace(step=step - 1), batch, run.rng(randomness.STEP),
         schedule=run.schedule, settings=run.step_settings,
     )
-    logs.say(f"step {step} is skipped: {found}")
+    logs.say(f"step {step} is skipped: {culprit}")
 
 
 def stop_if_stuck(run: Run, records: Records, step: int, metrics: Any) -> None:

@@ -1,4 +1,4 @@
-"""What training carries from step to step, and what a trained model is afterwards."""
+"""The state that training carries from step to step, and what of it is saved."""
 
 import functools
 from collections.abc import Mapping
@@ -10,20 +10,20 @@ import jax.numpy as jnp
 import optax
 from flax.training import train_state
 
-# For what runs once: XLA for a CPU else takes far longer to compile than it takes to run.
+# For programs that run once: by default XLA takes far longer to compile for a CPU than to run.
 _QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 class TrainState(train_state.TrainState):
-    """Parameters, their running averages and the optimizer state.
+    """Parameters, their EMA and the optimizer state.
 
     Attributes:
-        ema_params: running average of `params` (float32 copies, never aliases).
-        extra_ema_params: averages at other decays, by the decay as text.
-        tally: float32 [2, 4], weighted sum of losses, and of weights, by quartile of t since the
-            last logged row; part of the state so that a resumed run logs the same means.
-        loss_history: the last losses by t, of `importance`; empty where t is drawn otherwise.
-        skipped: int32 [2], updates left out since the start, and in a row until now, because
+        ema_params: EMA of `params` (float32 copies, never aliases).
+        extra_ema_params: EMAs with other decays, by the decay as text.
+        tally: float32 [2, 4], weighted sum of losses, and sum of weights, by quartile of t since
+            the last logged row; part of the state so that a resumed run logs the same means.
+        loss_history: the last losses at each t, for importance sampling; else empty.
+        skipped: int32 [2], updates skipped since the start, and in a row until now, because
             the loss or the gradient was not finite.
     """
 
@@ -43,17 +43,17 @@ def create(
     extra_ema_decays: tuple[float, ...] = (),
     loss_history: Mapping[str, jax.Array] | None = None,
 ) -> TrainState:
-    """A fresh state: parameters drawn from `rng`, averages equal to them, step 0.
+    """A fresh state: parameters drawn from `rng`, EMAs equal to them, step 0.
 
-    One program makes all of it; where that is traced itself, as for shapes, call `fresh`.
+    One compiled program makes all of it. Call `fresh` under a trace, for example for shapes.
 
     Args:
-        model: the network; its output has `model.out_channels`.
+        model: the network.
         tx: the optimizer.
         rng: typed key.
         image_shape: (h, w, c).
-        extra_ema_decays: decays of further running averages.
-        loss_history: of `importance`, where t is drawn so.
+        extra_ema_decays: decays of further EMAs.
+        loss_history: where t is drawn by importance.
     """
     made = functools.partial(
         fresh, model, tx, image_shape=image_shape, extra_ema_decays=extra_ema_decays,
@@ -97,5 +97,5 @@ def to_saved(state: TrainState) -> dict[str, Any]:
     }
 
 
-# Parts of a state that checkpoints of older versions lack; they stay as in a fresh one.
+# Parts of a state that checkpoints of older versions lack; they stay as in a fresh state.
 ADDED = ("skipped",)

@@ -60,16 +60,16 @@ def train_step(
             conditional network `labels`, int32 [b], or `condition`, uint8 [b, h, w, k].
         rng: the run's key; the step and each image's place are folded in.
         schedule: the noise schedule.
-        learning_rate: step -> rate, for the log.
-        settings: `StepSettings`.
+        learning_rate: update -> rate, for the log.
+        settings: see `StepSettings`.
 
     Returns:
-        The new state and metrics, all equal on every device: `loss` and `loss_quartile_1..4`
-        (by t; means since the last logged row, over uniform t however it is drawn),
-        `grad_norm` before clipping, `learning_rate`, and how many updates were skipped:
-        `skipped` since the start, `skipped_in_a_row` until now. An update is skipped where the
-        loss of an image or the gradient's norm is not finite: then the step and these counts are
-        all of the state that moves, but for a tally that begins anew with its row.
+        The new state and the metrics, equal on all devices: `loss` and `loss_quartile_1..4` (by
+        t; means since the last logged row, over uniform t whatever `t_sampling` is), `grad_norm`
+        before clipping, `learning_rate`, and the number of skipped updates: `skipped` since the
+        start, `skipped_in_a_row` until now. An update is skipped where the loss of an image or
+        the norm of the gradient is not finite. Then only the step and these counts of the state
+        change, and the tally where a row starts.
     """
     loss_fn = functools.partial(loss_and_parts, state, rng, schedule=schedule, settings=settings)
     grads, per_image = accumulated_gradients(
@@ -100,14 +100,14 @@ def train_step(
 
 
 def loss_and_parts(state, rng, params, batch, places, *, schedule, settings):
-    """The mean loss of some images at a step, and what each image gave.
+    """The mean loss of some images at a step, and each image's share of it.
 
     Args:
         state: of the step; its parameters are not used.
         rng: the run's key.
         params: the network's parameters.
         batch: as of `train_step`.
-        places: [b] where the images stand in the global batch.
+        places: [b], the index of each image in the global batch.
         schedule, settings: as of `train_step`.
 
     Returns:
@@ -132,7 +132,7 @@ def loss_and_parts(state, rng, params, batch, places, *, schedule, settings):
 
 
 def update(state, grads, t, loss, settings):
-    """The state after an update by `grads` of images that had these t and losses, [b]."""
+    """The state after an update by `grads`; t and loss [b] are those of the images."""
     state = state.apply_gradients(grads=grads)
 
     def average(ema, decay):
@@ -155,12 +155,14 @@ def draw(
     batch, *, rng, places, num_timesteps, t_sampling, loss_history, random_flip, label_dropout,
     null_label,
 ):
-    """x_0, t, the weight of its loss, eps and what the network is told, by each image's own key.
+    """Draws x_0, t, the weight of its loss, eps and the network's keyword arguments.
+
+    Each image's draws follow from the step's key and its own place.
 
     Args:
         batch: `images` uint8 [b, h, w, c], and `labels` [b] or `condition` [b, h, w, k].
-        rng: the step's key.
-        places: [b] where the images stand in the global batch.
+        rng: the key of the step's images.
+        places: [b], the index of each image in the global batch.
         num_timesteps: T.
         t_sampling: see `draw_t`.
         loss_history: see `draw_t`.
@@ -172,18 +174,18 @@ def draw(
         rngs = randomness.image_draws(rng)
         flips = jax.random.bernoulli(rngs[randomness.MIRROR]) if random_flip else False
 
-        def turned(uint8):
+        def mirrored(uint8):
             x = to_float(uint8)
             return jnp.where(flips, x[:, ::-1], x) if random_flip else x
 
-        told = {}
+        drawn = {}
         if "condition" in model_kwargs:
-            told["condition"] = turned(model_kwargs["condition"])
+            drawn["condition"] = mirrored(model_kwargs["condition"])
         if "labels" in model_kwargs:
             rng_label = randomness.below(rng, randomness.LABEL)
             hides = jax.random.bernoulli(rng_label, label_dropout)
-            told["labels"] = jnp.where(hides, null_label, model_kwargs["labels"])
-        return turned(image), jax.random.normal(rngs[randomness.EPS], image.shape), told
+            drawn["labels"] = jnp.where(hides, null_label, model_kwargs["labels"])
+        return mirrored(image), jax.random.normal(rngs[randomness.EPS], image.shape), drawn
 
     model_kwargs = {name: x for name, x in batch.items() if name != "images"}
     x_0, eps, model_kwargs = jax.vmap(draw_one)(
@@ -197,20 +199,20 @@ def draw(
 
 
 def tally_by_quartile(loss, t, weight, num_timesteps):
-    """Weighted sum of losses, and of weights, in each quarter of the steps, float32 [2, 4]."""
+    """Weighted sum of losses, and sum of weights, for each quarter of the steps, float32 [2, 4]."""
     quartile = jax.nn.one_hot(4 * t // num_timesteps, 4) * weight[:, None]  # [b, 4]
     return jnp.stack([loss @ quartile, quartile.sum(axis=0)])
 
 
 def accumulated_gradients(loss_fn, params, batch, places, accumulate):
-    """Mean gradient over `accumulate` micro-batches of equal size, and what each image gave.
+    """Mean gradient over `accumulate` micro-batches of equal size, and the arrays per image.
 
     Args:
-        loss_fn: (params, batch, places) -> (mean loss, arrays [b], one entry an image).
+        loss_fn: (params, batch, places) -> (mean loss, arrays [b], one entry per image).
         params: what to differentiate by.
-        batch: arrays [b, ...]; b divides by `accumulate`.
+        batch: arrays [b, ...]; `accumulate` divides b.
         places: [b].
-        accumulate: micro-batches, one after the other.
+        accumulate: number of micro-batches, one after the other.
     """
     gradients = jax.grad(loss_fn, has_aux=True)
     if accumulate == 1:
@@ -224,7 +226,7 @@ def accumulated_gradients(loss_fn, params, batch, places, accumulate):
         lambda x: x.reshape(accumulate, -1, *x.shape[1:]), (batch, places)
     )
     zero = jax.tree.map(jnp.zeros_like, params)
-    # A convolution's gradient inside a loop is some 20 times slower on CPU: unroll there.
+    # The gradient of a convolution is about 20 times slower inside a loop on CPU: unroll there.
     unroll = accumulate if jax.default_backend() == "cpu" else 1
     grads, per_image = jax.lax.scan(add, zero, micro_batches, unroll=unroll)
     grads = jax.tree.map(lambda x: x / accumulate, grads)
@@ -232,12 +234,12 @@ def accumulated_gradients(loss_fn, params, batch, places, accumulate):
 
 
 def ema_decay_at(decay, *, step, warmup):
-    """The decay of the running average at update `step` (1, 2, ...), lower early on if asked."""
+    """The decay of the EMA at update `step` (1, 2, ...); lower early on with `warmup`."""
     return jnp.minimum(decay, (1 + step) / (10 + step)) if warmup else decay
 
 
 def pmap_train_step(**settings):
-    """Compiles `train_step` for all devices; the state stays replicated, and is donated."""
+    """`train_step` on all devices, compiled at its first call; the state is donated."""
     return parallel.pmap(
         functools.partial(train_step, **settings),
         in_axes=(None, 0, None), out_axes=None, donate_argnums=(0,),

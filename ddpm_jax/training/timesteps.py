@@ -1,9 +1,9 @@
 """Which t each image of a batch trains: uniform, antithetic, or by importance.
 
-Importance sampling is by the size of t's losses (Nichol and Dhariwal 2021, Sec. 3.3): the terms
-of the bound differ by orders of magnitude between steps, so steps are drawn with probability
-proportional to the root mean square of their last ten losses, and each loss is divided by that
-probability, so that its mean stays the bound.
+Importance sampling goes by the losses at each t (Nichol and Dhariwal 2021, Sec. 3.3). The terms of
+the bound differ by orders of magnitude between steps. So a step is drawn with a probability
+proportional to the root mean square of its last ten losses, and each loss is divided by that
+probability, which keeps its mean equal to the bound.
 """
 
 import jax
@@ -12,13 +12,13 @@ from jaxtyping import Array, Float, Int
 
 from ddpm_jax.diffusion import randomness
 
-_KEPT = 10  # Losses remembered a step; until every step has them t is uniform.
+_KEPT = 10  # Losses kept per step; t is uniform until every step has as many.
 _UNIFORM = 0.001  # Share of the probability that is spread evenly.
 History = dict[str, Array]
 
 
 def fresh(num_timesteps: int) -> History:
-    """An empty history: "loss", float32 [T, 10], and "count", int32 [T], of losses seen."""
+    """An empty history: "loss", float32 [T, 10], and "count", int32 [T], of losses so far."""
     return {
         "loss": jnp.zeros((num_timesteps, _KEPT)),
         "count": jnp.zeros((num_timesteps,), jnp.int32),
@@ -43,8 +43,8 @@ def draw(
     """t of each image, and the weight 1 / (T p_t) of its loss.
 
     Args:
-        history: what `record` has gathered.
-        uniform: draws from [0, 1), one an image.
+        history: as `record` returns it.
+        uniform: draws from [0, 1), one per image.
     """
     p = probabilities(history)
     num_timesteps = p.shape[0]
@@ -54,9 +54,9 @@ def draw(
 
 
 def record(history: History, t: Int[Array, " n"], loss: Float[Array, " n"]) -> History:
-    """The history after n more losses, of all devices and in the order of the global batch.
+    """The history after n more losses, those of all devices in the order of the global batch.
 
-    Of each t the last ten losses stay, in a ring.
+    Each t keeps its last ten losses, in a ring.
     """
     same = t[:, None] == t[None, :]
     before = jnp.sum(jnp.tril(same, -1), axis=1)  # Earlier losses at the same t in this call.
@@ -72,8 +72,8 @@ def record(history: History, t: Int[Array, " n"], loss: Float[Array, " n"]) -> H
 def draw_t(rng, places, *, num_timesteps, t_sampling, loss_history):
     """t of each image, int32 [b] in 0..T-1, and the weight of its loss, float32 [b].
 
-    "uniform"; "antithetic", where the images at places 2k and 2k + 1 have t and T - 1 - t; or
-    "importance", from the losses seen so far (see `importance`).
+    `t_sampling` is "uniform"; "antithetic", where the images at places 2k and 2k + 1 have t and
+    T - 1 - t; or "importance", by the losses so far (see `draw`).
     """
     odd = places % 2
     rngs = randomness.image_keys(rng, places - odd if t_sampling == "antithetic" else places)

@@ -31,7 +31,6 @@ STILL_PRIVATE = {
     "tests/conftest.py", "tests/evaluation/test_conditional_draws.py",
     "tests/evaluation/test_evaluate.py", "tests/evaluation/test_inception_features.py",
     "tests/evaluation/test_nearest.py", "tests/network/test_convolution.py",
-    "tests/training/test_nan_search.py",
 }
 
 

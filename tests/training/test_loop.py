@@ -30,15 +30,15 @@ def test_a_row_has_what_is_finite():
 def traced_steps(workdir):
     """Of each trace below TensorBoard's folder, the steps that it holds."""
     folder = workdir / "tensorboard" / "profile" / "plugins" / "profile"
-    found = []
+    traces = []
     for path in sorted(folder.glob("*/*.xplane.pb")):  # Where the profile plugin looks.
         planes = ProfileData.from_file(str(path)).planes
         events = [e for plane in planes for line in plane.lines for e in line.events]
         with warnings.catch_warnings():  # Of jaxlib 0.12's own binding; an error ends the process.
             warnings.filterwarnings("ignore", "builtin type event_stats", DeprecationWarning)
-            found.append({dict(e.stats)["step_num"] for e in events if e.name == "train"})
+            traces.append({dict(e.stats)["step_num"] for e in events if e.name == "train"})
         assert any("PjitFunction" in e.name or "pmap" in e.name.lower() for e in events)
-    return found
+    return traces
 
 
 def test_a_trace_is_left_and_the_numbers_stay_bit_for_bit(tiny, tmp_path):

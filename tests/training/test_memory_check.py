@@ -48,9 +48,9 @@ def test_a_compiled_backward_pass_lies_between_the_shares():
         return (model.apply(params, x, t, train=False) ** 2).sum()
 
     compiled = jax.jit(jax.grad(loss)).lower(params).compile()
-    found = compiled.memory_analysis().temp_size_in_bytes
+    held = compiled.memory_analysis().temp_size_in_bytes
     least, most = memory_check.SHARES[False]
-    assert least < found / memory_check.of_images(model, (8, 8, 1), batch) < most
+    assert least < held / memory_check.of_images(model, (8, 8, 1), batch) < most
 
 
 def test_with_remat_a_block_keeps_what_goes_into_it():
@@ -110,9 +110,9 @@ def test_a_network_too_large_is_to_be_narrower(single):
     config.model.channels = 4096
     text = refused(config, 2 * GIB)
     assert "config.model.channels=4096 is too much: " in text and config.model.channels == 2048
-    found = float(re.search(r"\(([\d.,]+) GiB for parameters", text)[1].replace(",", ""))
+    needed = float(re.search(r"\(([\d.,]+) GiB for parameters", text)[1].replace(",", ""))
     # Parameters of convolutions grow as the square of the width; digits has 701,345, five times.
-    assert found == pytest.approx(5 * 4 * 701_345 * (4096 / 32) ** 2 / GIB, rel=0.02)
+    assert needed == pytest.approx(5 * 4 * 701_345 * (4096 / 32) ** 2 / GIB, rel=0.02)
 
 
 def test_an_image_too_large_is_to_be_smaller(single):

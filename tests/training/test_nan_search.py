@@ -65,11 +65,11 @@ def states(config, model, poison, **changed):
     """The state and the metrics after each step, whose batches are poisoned or not."""
     state = parallel.replicate(state_of(config, model).replace(**changed))
     step = compiled(config.to_json())
-    found = [(jax.device_get(state), None)]
+    seen = [(jax.device_get(state), None)]
     for poisoned in poison:
         state, metrics = step(state, batch_of(poisoned), RNG)
-        found.append(jax.device_get((state, metrics)))
-    return found
+        seen.append(jax.device_get((state, metrics)))
+    return seen
 
 
 def assert_same(a, b, *names):
@@ -138,7 +138,7 @@ def test_the_layer_is_named(fails, says, accumulate):
         settings=run_lib.step_settings(config),
     )
     assert find(batch=batch_of(1)) == says
-    assert "nothing in it was found" in find(batch=batch_of(0))
+    assert "all of it was finite" in find(batch=batch_of(0))
 
 
 def test_the_step_is_run_again_with_its_own_draws(monkeypatch):
@@ -147,7 +147,8 @@ def test_the_step_is_run_again_with_its_own_draws(monkeypatch):
     (state, _), (_, row) = states(config, Poisoned("output"), (0,), step=jnp.int32(4))
     seen = []
     monkeypatch.setattr(
-        nan_search, "_first", lambda layers, finite, loss, grads: seen.append(float(loss))
+        nan_search, "first_not_finite",
+        lambda layers, finite, loss, grads: seen.append(float(loss)),
     )
     nan_search.not_finite(state, batch_of(0), RNG, schedule=config_lib.schedule(config),
                           settings=run_lib.step_settings(config))

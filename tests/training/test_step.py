@@ -182,7 +182,7 @@ def test_flips_are_left_to_right_one_image_in_two():
     )
     labels = np.arange(400, dtype=np.int32) % 10
     batch = {"images": images, "labels": labels, "condition": images[..., :1]}
-    x_0, t, weight, eps, told = draw(batch, places=jnp.arange(400))
+    x_0, t, weight, eps, model_kwargs = draw(batch, places=jnp.arange(400))
     plain = images / 127.5 - 1
     straight = np.abs(x_0 - plain).max(axis=(1, 2, 3)) < 1e-6
     mirrored = np.abs(x_0 - plain[:, :, ::-1]).max(axis=(1, 2, 3)) < 1e-6
@@ -191,21 +191,21 @@ def test_flips_are_left_to_right_one_image_in_two():
     assert set(np.unique(t)) == set(range(10))
     assert abs(np.mean(eps)) < 5 / np.sqrt(eps.size)
     np.testing.assert_array_equal(weight, 1)
-    # What the network is told is mirrored with its image, and some labels are hidden.
-    np.testing.assert_array_equal(told["condition"], x_0[..., :1])
-    hidden = told["labels"] == 10
+    # Conditions are mirrored with their images, and some labels are hidden.
+    np.testing.assert_array_equal(model_kwargs["condition"], x_0[..., :1])
+    hidden = model_kwargs["labels"] == 10
     assert abs(hidden.mean() - 0.25) < 5 * (0.25 * 0.75 / 400) ** 0.5
-    np.testing.assert_array_equal(told["labels"][~hidden], labels[~hidden])
+    np.testing.assert_array_equal(model_kwargs["labels"][~hidden], labels[~hidden])
     assert abs(np.corrcoef(hidden, mirrored)[0, 1]) < 5 / 20  # another draw than the mirror's
     again = draw(jax.tree.map(lambda x: x[7:8], batch), places=jnp.arange(7, 8))
-    for whole, single in zip(jax.tree.leaves((x_0, t, weight, eps, told)),
+    for whole, single in zip(jax.tree.leaves((x_0, t, weight, eps, model_kwargs)),
                              jax.tree.leaves(again)):
         np.testing.assert_array_equal(whole[7], single[0])
 
 
 @pytest.mark.parametrize("kind", ["labels", "condition"])
 def test_the_network_is_told_what_goes_with_each_image(kind):
-    """On eight devices: the loss is that of the whole batch, told by hand."""
+    """On eight devices the loss is that of the whole batch on one."""
     config = small_config(label_dropout=0.5)
     config.data.labels, config.data.num_classes = kind == "labels", 10 * (kind == "labels")
     model = TinyNet(num_classes=config.data.num_classes,
@@ -217,15 +217,15 @@ def test_the_network_is_told_what_goes_with_each_image(kind):
     _, metrics = step_of(config)(
         parallel.replicate(state_of(config, model)), parallel.shard(batch), jax.random.key(1)
     )
-    x_0, t, _, eps, told = step_lib.draw(
+    x_0, t, _, eps, model_kwargs = step_lib.draw(
         batch, rng=jax.random.split(jax.random.fold_in(jax.random.key(1), 0))[0],
         places=jnp.arange(BATCH), num_timesteps=20, t_sampling="uniform", loss_history={},
         random_flip=False, label_dropout=0.5, null_label=10,
     )
     if kind == "condition":
-        np.testing.assert_allclose(told[kind], batch[kind] / 127.5 - 1, atol=1e-6)
+        np.testing.assert_allclose(model_kwargs[kind], batch[kind] / 127.5 - 1, atol=1e-6)
     denoise_fn = functools.partial(
-        model.apply, {"params": nonzero_params(model)}, train=False, **told)
+        model.apply, {"params": nonzero_params(model)}, train=False, **model_kwargs)
     loss = losses.training_loss(config_lib.schedule(config), denoise_fn, x_0, t, eps)
     np.testing.assert_allclose(metrics["loss"], loss.mean(), **SAME)
     params = state_of(config, model).params
@@ -261,19 +261,19 @@ def test_importance_leaves_the_mean_gradient_as_it_is():
     history = {"loss": jnp.tile(size[:, None], 10), "count": jnp.full(20, 10, jnp.int32)}
     state = state_of(config, TinyNet()).replace(loss_history=history)
     images = np.tile(loading.digits("train")[0][:512], (8, 1, 1, 1))
-    found = {}
+    metrics = {}
     for t_sampling in ("importance", "uniform"):
         config.train.t_sampling = t_sampling
-        _, found[t_sampling] = step_of(config)(
+        _, metrics[t_sampling] = step_of(config)(
             parallel.replicate(jax.tree.map(jnp.copy, state)), parallel.shard({"images": images}),
             jax.random.key(1),
         )
     # 4,096 losses each, of a spread like their mean: a standard error of 2 %.
     np.testing.assert_allclose(
-        found["importance"]["loss"], found["uniform"]["loss"], rtol=0.1
+        metrics["importance"]["loss"], metrics["uniform"]["loss"], rtol=0.1
     )
     np.testing.assert_allclose(
-        found["importance"]["grad_norm"], found["uniform"]["grad_norm"], rtol=0.1
+        metrics["importance"]["grad_norm"], metrics["uniform"]["grad_norm"], rtol=0.1
     )
 
 
@@ -295,10 +295,10 @@ def test_every_objective_is_learned(mean, variance, loss, t_sampling):
     model = TinyNet(out_channels=config_lib.parameterization(config).out_channels(1))
     state, step = parallel.replicate(state_of(config, model)), step_of(config)
     evaluate = held_out_loss(config, model, loading.load("digits", split="test"))
-    images, found = loading.digits("train")[0], []
+    images, values = loading.digits("train")[0], []
     for i in range(60):
         batch = {"images": images[64 * (i % 23) : 64 * (i % 23) + 64]}
         state, _ = step(state, parallel.shard(batch), jax.random.key(1))
         if i in (0, 59):
-            found.append(evaluate(state.params))
-    assert found[1] < 0.8 * found[0], found
+            values.append(evaluate(state.params))
+    assert values[1] < 0.8 * values[0], values

@@ -51,11 +51,11 @@ def weights(tmp_path_factory):
 
 def test_weights_and_averages_start_there_and_nothing_else(weights, tmp_path):
     run = run_lib.prepare(config_for(weights), tmp_path / "run", None)
-    fresh, found = run_lib.fresh_state(run), ddpm_jax.from_pretrained(weights)
+    fresh, trained = run_lib.fresh_state(run), ddpm_jax.from_pretrained(weights)
     state = started(run, fresh)
     trees = [state.params, state.ema_params, state.extra_ema_params["0.5"]]
     for tree in trees:
-        jax.tree.map(assert_array_equal, tree, found.params)
+        jax.tree.map(assert_array_equal, tree, trained.params)
     assert state.opt_state is fresh.opt_state and state.step is fresh.step
     copies = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(trees)]
     assert len(set(copies)) == len(copies)  # The state is donated.
@@ -116,7 +116,7 @@ def test_a_new_field_of_the_network_must_agree_too(monkeypatch):
         warm_start.params("other", Scaled(**settings, skip_scale=0.7), SHAPE)
 
 
-def test_weights_that_are_not_there_are_told(tmp_path):
+def test_missing_weights_are_named(tmp_path):
     run = run_lib.prepare(config_for(tmp_path / "gone"), tmp_path / "run", None)
     with pytest.raises(ValueError, match="gone is no folder"):
         started(run, None)
