@@ -83,7 +83,7 @@ def ode_log_density(
 
     where x_T = sqrt(alpha_bar) y_last is assumed to be N(0, I). `x` is y at the first noise
     level, t = 0: p is the density of the data with noise of that sigma (0.01 for the
-    paper's schedule, 1.3 of 255 grey levels), without the last denoising. The network has not
+    paper's schedule, 1.3 of 255 grey levels), without the last denoising. The network has never
     seen less noise than that.
 
     The grid is uniform in log sigma (minus half the log-SNR) from the first level to the last.

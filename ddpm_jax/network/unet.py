@@ -17,12 +17,11 @@ from ddpm_jax.network.blocks import (
     zeros,
 )
 
-
 PADDINGS = {"asymmetric": (0, 1), "symmetric": (1, 1)}  # Before and after, on either axis.
 
 
 class _Call(NamedTuple):
-    """What every block of one call of the network is given: see `UNet.__call__`."""
+    """What all blocks share in one call of the network (see `UNet.__call__`)."""
 
     temb: jax.Array  # [b, d]
     places: jax.Array  # [b]
@@ -87,7 +86,7 @@ class UNet(nn.Module):
     def __call__(
         self, x, t, *, train: bool, places=None, labels=None, condition=None, remat=False
     ):
-        """Applies the network.
+        """The network's output for x at t, [b, h, w, out_channels] float32.
 
         Args:
             x: [b, h, w, c] float32.
@@ -121,7 +120,7 @@ class UNet(nn.Module):
         )
 
     def down(self, x, call):
-        """The coarsest level, and what the way up takes again: every h on the way, in order."""
+        """h at the coarsest level, and h after every step on the way there, for the way up."""
         h = nn.Conv(self.channels, (3, 3), kernel_init=fan_avg, name="conv_in")(x)
         h = h.astype(self.dtype)
         skips = [h]
@@ -144,7 +143,7 @@ class UNet(nn.Module):
         return self.res_block("mid_block_2", multiplier, call, h)
 
     def up(self, h, skips, call):
-        """Back to the finest level; each block has one of `skips` beside h, the last first."""
+        """h back at the finest level; each block takes one of `skips` beside h, last one first."""
         for level, multiplier in reversed(list(enumerate(self.channel_multipliers))):
             for j in range(self.num_res_blocks + 1):
                 h = self.res_block(f"up_{level}_block_{j}", multiplier, call, h, skips.pop())
@@ -156,7 +155,7 @@ class UNet(nn.Module):
         return h
 
     def res_block(self, name, multiplier, call, *parts):
-        """A ResBlock of the parts side by side."""
+        """A ResBlock on the parts, concatenated along the channels."""
         def apply(block, temb, places, *parts):  # A skip is kept once, on its way down.
             return block(jnp.concatenate(parts, axis=-1), temb, places, train=call.train)
 
@@ -199,6 +198,7 @@ class UNet(nn.Module):
         )(labels)
 
     def checked(self, condition, x):
+        """The condition, once its shape suits x; zeros while parameters are initialized."""
         if condition is None and self.is_initializing():
             condition = jnp.zeros((*x.shape[:3], self.condition_channels))
         wanted = (*x.shape[:3], self.condition_channels)
