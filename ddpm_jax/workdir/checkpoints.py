@@ -9,6 +9,7 @@ import json
 import logging as python_logging
 import sys
 import threading
+import time
 from collections.abc import Collection, Iterator
 from importlib import metadata as packages
 
@@ -24,6 +25,7 @@ from ddpm_jax.runtime import files, parallel
 
 DAMAGE = (ValueError, KeyError, OSError)  # What Orbax raises on files that it cannot read.
 TEMPORARY = ".orbax-checkpoint-tmp"
+_ABANDONED = 1.0  # Seconds in which the reads that Orbax abandons after an error have ended.
 
 
 class Checkpoints:
@@ -289,7 +291,11 @@ def _read(path, tree):
     args = ocp.args.PyTreeRestore(
         item=jax.tree.map(lambda _: 0, tree), restore_args=numpy, partial_restore=True
     )
-    return ocp.PyTreeCheckpointHandler().restore(path / "state", args=args)
+    try:
+        return ocp.PyTreeCheckpointHandler().restore(path / "state", args=args)
+    except DAMAGE:
+        time.sleep(_ABANDONED)  # What they print is hidden as long as we are in `quiet_orbax`.
+        raise
 
 
 def _difference(stored, wanted) -> str:
