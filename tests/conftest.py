@@ -91,9 +91,13 @@ def tiny(monkeypatch):
 @pytest.fixture
 def figures(monkeypatch):
     """The figures that were saved."""
-    from ddpm_jax.workdir import plots
+    from matplotlib.figure import Figure
 
-    saved, save = [], plots._save
-    monkeypatch.setattr(
-        plots, "_save", lambda figure, path: (saved.append(figure), save(figure, path)))
+    saved, savefig = [], Figure.savefig
+
+    def noted(figure, *args, **kwargs):
+        saved.append(figure)
+        return savefig(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", noted)
     return saved

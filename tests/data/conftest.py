@@ -1,4 +1,4 @@
-"""Fixtures of the tests of data."""
+"""Fixtures of the tests of data sets."""
 
 import pytest
 from absl import logging
@@ -6,7 +6,7 @@ from absl import logging
 
 @pytest.fixture
 def logged(monkeypatch):
-    """The lines that the log was warned with."""
+    """The warnings in the log."""
     lines = []
     monkeypatch.setattr(logging, "warning", lambda text, *values: lines.append(text % values))
     return lines

@@ -1,4 +1,4 @@
-"""Batches: the host's by seed and number, and those of the devices, which equal them."""
+"""Batches are given by seed and number, and the same wherever the images are kept."""
 
 import contextlib
 import itertools
@@ -28,7 +28,7 @@ def pictures(n=37, size=4):
 
 @pytest.fixture
 def accelerator(monkeypatch):
-    """The CPU's devices pass for those of another kind, in what is decided here."""
+    """The CPU's devices pass for an accelerator, where `batching` asks."""
     def fits(source, fits=batching.fits_on_device):
         with monkeypatch.context() as patch:
             patch.setattr(jax, "default_backend", lambda: "gpu")
@@ -57,7 +57,7 @@ def assert_same(found, wanted):
     image_pairs.noisy(source_lib.from_array(loading.digits("train")[0][:9]), seed=1, training=True),
 ], ids=["labels and conditions", "noises of its own"])
 def test_batches_are_the_hosts(accelerator, source, start):
-    """Over the border of epochs, and from any batch on."""
+    """Across two epochs, and from any batch on."""
     host = batching.batches(source, seed=3, batch_size=16, start=start)
     wanted = [parallel.shard(batch) for batch in itertools.islice(host, 6)]
     found = some(source, start=start)

@@ -15,7 +15,7 @@ def only(path, **settings):
     return everything(folder(path, **settings))[0]
 
 
-# name -> (how to write it, the pixel as RGB, as grey, as RGBA): worked out by hand.
+# Name -> (picture, the pixel as RGB, as grey, as RGBA), worked out by hand.
 # ITU-R 601: 0.299 R + 0.587 G + 0.114 B; over white: a/255 v + (1 - a/255) 255.
 PICTURES = {
     "rgb.png": (lambda: Image.new("RGB", (3, 2), (200, 100, 50)), (200, 100, 50), 124),
@@ -79,9 +79,9 @@ def test_first_frame_of_an_animation(tmp_path):
 
 def test_exif_orientation_is_applied(tmp_path):
     stored = np.zeros((8, 16, 3), np.uint8)
-    stored[:, :8] = 255  # its left half is white
+    stored[:, :8] = 255  # Its left half is white.
     exif = Image.Exif()
-    exif[0x0112] = 6  # stored a quarter turn to the left: left becomes up
+    exif[0x0112] = 6  # Stored a quarter turn to the left, so left becomes up.
     Image.fromarray(stored).save(tmp_path / "a.jpg", exif=exif, quality=95)
     image = only(tmp_path)
     assert image.shape == (16, 8, 3)
@@ -100,7 +100,7 @@ def test_jpegs_are_read_also_in_cmyk(tmp_path, suffix):
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
 def test_other_sizes_are_scaled_and_cropped_around_the_centre(tmp_path, suffix):
     pixels = np.zeros((60, 120, 3), np.uint8)
-    pixels[:, 30:90] = 200  # the central square, which alone should remain
+    pixels[:, 30:90] = 200  # Only this central square should remain.
     pixels[:, 60:90, 0] = 100
     Image.fromarray(pixels).save(tmp_path / f"a.{suffix}", quality=100)
     image = only(tmp_path, image_size=6).astype(int)
@@ -143,7 +143,7 @@ def test_a_broken_picture_alone_is_refused(tmp_path, streamed, kind):
     refused(lambda: folder(tmp_path, image_size=4), r"1 of 1 files \(100%\)", "only.png", "mend")
 
 
-# (format, mode, what Pillow is told): all become RGB.
+# (format, mode, Pillow's options); all become RGB.
 KINDS = [
     ("png", "1", {}), ("png", "L", {}), ("png", "LA", {}), ("png", "P", {}), ("png", "RGBA", {}),
     ("png", "I;16", {}), ("gif", "P", {}), ("gif", "P", {"transparency": 0}), ("jpeg", "L", {}),
@@ -154,10 +154,10 @@ KINDS = [
 
 
 def test_every_mode_at_once_and_images_of_one_pixel(tmp_path, logged, streamed):
-    for i, (suffix, mode, how) in enumerate(KINDS):
+    for i, (suffix, mode, options) in enumerate(KINDS):
         for size in ((6, 4), (1, 1), (1, 90)):
             name = f"{i:02}_{mode.replace(';', '')}_{size[1]}.{suffix}"
-            (tmp_path / name).write_bytes(encoded(suffix, mode, size, **how))
+            (tmp_path / name).write_bytes(encoded(suffix, mode, size, **options))
     images = everything(folder(tmp_path, image_size=4))
     assert images.shape == (3 * len(KINDS), 4, 4, 3) and not logged
 

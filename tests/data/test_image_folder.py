@@ -1,4 +1,4 @@
-"""Folders of pictures: their order, their classes, and what is damaged, linked or moved."""
+"""Folders of pictures: their order and classes; damaged, linked and moved files."""
 
 import os
 
@@ -44,7 +44,7 @@ def damage(path, kind):
     elif kind == "empty":
         path.write_bytes(b"")
     else:
-        Image.new("1", (20000, 20000)).save(path)  # 400 million pixels, a small file
+        Image.new("1", (20000, 20000)).save(path)  # 400 million pixels in a small file.
 
 
 @pytest.mark.parametrize("kind", ["truncated", "not an image", "empty", "bomb"])
@@ -57,7 +57,7 @@ def test_damaged_files_are_skipped(tmp_path, monkeypatch, logged, kind, streamed
     source = folder(tmp_path, image_size=4)
     values = everything(source)[:, 0, 0, 0].tolist()
     whole = list(range(20))
-    # The next one stands in, where the number of images is fixed beforehand.
+    # The next one takes its place if the number of images is fixed beforehand.
     assert values == ([*whole[:7], 8, *whole[8:]] if streamed else whole[:7] + whole[8:])
     everything(source)
     assert len(logged) == 1 and "007.png" in logged[0]
@@ -118,9 +118,9 @@ def test_folders_are_classes(tmp_path, monkeypatch, streamed):
         monkeypatch.setattr(source_lib, "MEMORY_BUDGET", 1)
     for split, size in (("train", 19 + streamed), ("test", 7)):
         source = folder(tmp_path, split=split, holdout=7, labels=True, channels=1)
-        told = source.examples(np.arange(len(source)))
-        values = told["images"][:, 0, 0, 0].astype(int)
-        np.testing.assert_array_equal(told["labels"], np.array([1, 0, 2])[values // 10 - 1])
+        examples = source.examples(np.arange(len(source)))
+        values = examples["images"][:, 0, 0, 0].astype(int)
+        np.testing.assert_array_equal(examples["labels"], np.array([1, 0, 2])[values // 10 - 1])
         assert source.num_classes == 3
     (tmp_path / "bare.png").write_bytes((tmp_path / "cats" / "1.png").read_bytes())
     with pytest.raises(ValueError, match="bare.png is in no folder of a class"):
@@ -155,7 +155,7 @@ def test_links_are_followed_and_loops_are_not(tmp_path, logged):
     os.mkfifo(inside / "pipe.png")
     (inside / "dangling.png").symlink_to("nowhere")
     source = folder(inside, image_size=4)
-    # Of a, of b and c, less the link to nothing.
+    # Of a, b and c, without the link to nothing.
     assert everything(source)[:, 0, 0, 0].tolist() == [*range(12), *range(12), 7]
     assert len(logged) == 1 and "dangling.png" in logged[0]
     (inside / "dangling.png").unlink()
@@ -169,7 +169,7 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
     (tmp_path / "closed").mkdir()
     scandir = os.scandir
 
-    def refuse(path):  # As for others than root.
+    def refuse(path):  # As it is for users other than root.
         if str(path).endswith("closed"):
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
@@ -204,7 +204,7 @@ def test_a_folder_that_grows_stays_what_it_was(tmp_path, streamed):
     write_pictures(tmp_path, 12)
     source = folder(tmp_path)
     before = take(source, 12)
-    for number in range(12, 40):  # The twelve may still be read ahead.
+    for number in range(12, 40):  # The twelve may be read ahead still.
         Image.new("RGB", (6, 4)).save(tmp_path / f"{number:03}.png")
     (tmp_path / "0000.png").write_bytes(b"bad")
     np.testing.assert_array_equal(take(source, 12), before)

@@ -1,4 +1,4 @@
-"""Pairs made of single images, against their rules by plain loops."""
+"""Pairs made from single images, against the same rules in plain loops."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def test_low_resolution_is_the_mean_of_blocks():
     for i, y, x in np.ndindex(5, 8, 12):
         block = images[i, y // 4 * 4 : y // 4 * 4 + 4, x // 4 * 4 : x // 4 * 4 + 4]
         mean = block.astype(float).mean(axis=(0, 1))
-        assert np.all(np.abs(found["condition"][i, y, x] - mean) <= 0.5)  # rounded
+        assert np.all(np.abs(found["condition"][i, y, x] - mean) <= 0.5)  # Rounded.
     np.testing.assert_array_equal(source.read_condition(np.array([3])), found["condition"][3:4])
 
 
@@ -48,7 +48,7 @@ def test_masks_and_their_noise():
     assert abs(noise.mean()) < 5 * 24 / len(noise) ** 0.5
     assert abs(noise.std() / 24 - 1) < 5 / (2 * len(noise)) ** 0.5
     assert found["condition"].min() == 0 and found["condition"].max() == 255
-    # Another noise each time, the same noise every time.
+    # Each copy has its own noise, the same at every reading.
     assert np.mean(found["condition"][:n] == found["condition"][n : 2 * n]) < 0.5
     some = np.array([5, n + 5, 3])
     np.testing.assert_array_equal(source.read_condition(some), found["condition"][some])

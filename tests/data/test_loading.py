@@ -1,4 +1,4 @@
-"""Data sets by name: the digits, the settings that all sets share, and what is held out."""
+"""Data sets by name: the digits, the settings that all sets share, and the holdout."""
 
 import pathlib
 import runpy
@@ -24,7 +24,7 @@ def test_digits_are_scikit_learns():
     values = np.array([round(v * 16 / 255) for v in range(256)], np.uint8)[images[..., 0]]
     found = {(v.tobytes(), y) for v, y in zip(values, labels)}
     assert found == expected and len(images) == 1797
-    # Half of 255 is the one tie, and goes up.
+    # Half of 255 is the only tie, and is rounded up.
     assert set(np.unique(images)) == {int(v * 255 / 16 + 0.5) for v in range(17)}
 
 
@@ -77,7 +77,7 @@ def test_holdout_splits_into_two_complete_parts(tmp_path, holdout, seed):
     test = everything(loading.load("npz", split="test", **settings))[:, 0, 0, 0]
     assert len(test) == holdout
     assert sorted([*train, *test]) == list(range(20))
-    if seed == 0:  # From NumPy's frozen generator: no version may move it.
+    if seed == 0:  # From NumPy's frozen generator, so no version may change it.
         order = [18, 1, 19, 8, 10, 17, 6, 13, 4, 2, 5, 14, 9, 7, 16, 11, 3, 0, 15, 12]
         assert sorted(test) == sorted(order[:holdout])
 

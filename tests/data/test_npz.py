@@ -1,4 +1,4 @@
-"""Images, labels and conditions in an .npz file; a damaged one is one line."""
+"""Images, labels and conditions in an .npz file; damage is reported in one line."""
 
 import io
 import pathlib
@@ -55,10 +55,10 @@ def test_labels_and_conditions_of_an_npz(tmp_path):
     asked = dict(data_dir=path, labels=True, condition="stored", holdout=4)
     for split, size in (("train", 6), ("test", 4)):
         source = loading.load("npz", split=split, **asked)
-        told = source.examples(np.arange(size))
-        chosen = told["images"][:, 0, 0, 0]
-        np.testing.assert_array_equal(told["labels"], chosen % 3)
-        np.testing.assert_array_equal(told["condition"], beside[chosen])
+        examples = source.examples(np.arange(size))
+        chosen = examples["images"][:, 0, 0, 0]
+        np.testing.assert_array_equal(examples["labels"], chosen % 3)
+        np.testing.assert_array_equal(examples["condition"], beside[chosen])
         assert source.num_classes == 3 and source.condition_channels == 2
     resized = loading.load("npz", image_size=4, **asked).examples(np.arange(6))
     assert resized["images"].shape == (6, 4, 4, 1) and resized["condition"].shape[1:3] == (4, 4)
@@ -101,7 +101,7 @@ def test_objects_in_an_npz_are_not_made(tmp_path):
     np.savez(path, train=attack, labels=attack)
     with np.load(path, allow_pickle=True) as arrays:
         arrays["train"][0].close()
-    assert marker.exists()  # So the attack works.
+    assert marker.exists()  # The attack would work.
     marker.unlink()
     refused(lambda: load_npz(path), "'train' cannot be read .Object arrays", "plain numbers")
     np.savez(path, train=numbered(1), labels=attack)

@@ -1,4 +1,4 @@
-"""One rule between uint8 and floats."""
+"""One rule converts pixels between uint8 and floats."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What a set of images is, apart from where it comes from."""
+"""Sources of images, whatever they come from."""
 
 import numpy as np
 import pytest
@@ -12,8 +12,8 @@ from data_sets import numbered
 @pytest.mark.parametrize("first, last, num, wanted", [
     (0, 9, 4, [0, 3, 6, 9]),
     (9, 0, 4, [9, 6, 3, 0]),
-    (0, 10, 4, [0, 3, 7, 10]),  # Of 3 1/3 and 6 2/3, the nearest.
-    (0, 5, 3, [0, 2, 5]),  # Of 2 1/2, the even one.
+    (0, 10, 4, [0, 3, 7, 10]),  # The nearest of 3 1/3 and 6 2/3.
+    (0, 5, 3, [0, 2, 5]),  # The even neighbour of 2 1/2.
     (0, 9, 1, [0]),
     (9, 0, 1, [9]),
     (0, 2, 7, [0, 1, 2]),
@@ -26,7 +26,7 @@ def test_numbers_are_spread_evenly(first, last, num, wanted):
 
 def test_fractions_can_be_dropped():
     assert spread(0, 10, 4, truncate=True).tolist() == [0, 3, 6, 10]
-    for size in range(1, 200):  # As of caches on disk, which are named by the images of 64 places.
+    for size in range(1, 200):  # The names of caches on disk depend on these.
         named = np.unique(np.linspace(0, size - 1, 64).astype(np.int64))
         np.testing.assert_array_equal(spread(0, size - 1, 64, truncate=True), named)
 
@@ -51,10 +51,10 @@ def test_arrays_with_labels_and_conditions():
     source = source_lib.from_array(images, labels=[0, 1, 2, 0, 1, 2], condition=images[..., [0, 0]])
     some = source.select(np.array([4, 2]))
     assert len(some) == 2 and some.num_classes == 3 and some.condition_channels == 2
-    told = some.examples(np.array([1, 0]))
-    np.testing.assert_array_equal(told["labels"], [2, 1])
-    np.testing.assert_array_equal(told["condition"][..., :1], images[[2, 4]])
-    np.testing.assert_array_equal(told["images"], images[[2, 4]])
+    examples = some.examples(np.array([1, 0]))
+    np.testing.assert_array_equal(examples["labels"], [2, 1])
+    np.testing.assert_array_equal(examples["condition"][..., :1], images[[2, 4]])
+    np.testing.assert_array_equal(examples["images"], images[[2, 4]])
     for labels in ([0, 1], [0.0] * 6, [-1] * 6):
         with pytest.raises(ValueError, match="must be whole numbers in 0..*each of the 6"):
             source_lib.from_array(images, labels=labels)

@@ -1,4 +1,4 @@
-"""Sets of TFDS: prepared ones against TFDS itself, and damaged ones."""
+"""Data sets of TFDS: prepared ones, compared with TFDS itself, and damaged ones."""
 
 import io
 import sys
@@ -78,9 +78,9 @@ def test_newest_prepared_version_is_read_unless_one_is_named(tmp_path, monkeypat
 
 
 def test_what_needs_tensorflow_says_so(tmp_path, monkeypatch):
-    loading.load("tiny", data_dir=write_tfds(tmp_path, ramp(3)))  # TFDS has looked for it by now.
+    loading.load("tiny", data_dir=write_tfds(tmp_path, ramp(3)))  # TFDS has looked for it already.
     root = write_tfds(tmp_path / "tf", ramp(3), file_format="tfrecord")
-    monkeypatch.setitem(sys.modules, "tensorflow", None)  # as if it were not installed
+    monkeypatch.setitem(sys.modules, "tensorflow", None)  # As if it were not installed.
     with pytest.raises(ValueError, match=r"TFRecord .*pip install -e \"\.\[tf\]\""):
         loading.load("tiny", data_dir=root)
     for name in ("lsun/bedroom", "celeb_a_hq/256"):
@@ -99,9 +99,9 @@ def test_labels_of_cifar10_are_those_of_tfds():
     chosen = np.array([0, 7, 999, 1000, 9999])
     examples = tfds.data_source("cifar10", split="test", data_dir=TFDS)
     expected = [examples[int(i)] for i in chosen]
-    told = source.examples(chosen)
-    np.testing.assert_array_equal(told["labels"], [e["label"] for e in expected])
-    np.testing.assert_array_equal(told["images"], [e["image"] for e in expected])
+    examples = source.examples(chosen)
+    np.testing.assert_array_equal(examples["labels"], [e["label"] for e in expected])
+    np.testing.assert_array_equal(examples["images"], [e["image"] for e in expected])
     assert source.num_classes == 10 and len(source.labels) == 10_000
 
 
@@ -112,8 +112,8 @@ def test_labels_of_a_tfds_set_that_is_split_here(tmp_path, monkeypatch, streamed
         monkeypatch.setattr(source_lib, "MEMORY_BUDGET", 1)
     for split, size in (("train", 6), ("test", 3)):
         source = loading.load("tiny", data_dir=str(tmp_path), split=split, holdout=3, labels=True)
-        told = source.examples(np.arange(size))
-        np.testing.assert_array_equal(told["labels"], told["images"][:, 0, 0, 0] % 4)
+        examples = source.examples(np.arange(size))
+        np.testing.assert_array_equal(examples["labels"], examples["images"][:, 0, 0, 0] % 4)
         assert source.num_classes == 5 and source.in_memory != streamed
 
 
@@ -124,7 +124,7 @@ def test_a_tfds_set_without_labels_is_refused(tmp_path):
 
 
 def with_records(root, entries):
-    """Puts other entries into a set of `write_tfds`: files of pictures, or records as bytes."""
+    """Replaces the entries of a set of `write_tfds` by files of pictures or records as bytes."""
     import tensorflow_datasets as tfds
     from array_record.python import array_record_module
 

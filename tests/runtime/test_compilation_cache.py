@@ -1,5 +1,7 @@
-"""What one start compiled the next one finds, in processes of their own; and where it cannot be
-kept, nothing is different and nothing is said."""
+"""A start finds what the one before it compiled, each in its own process.
+
+Without a place for the cache nothing else changes, and there is no warning.
+"""
 
 import json
 import os
@@ -49,7 +51,7 @@ print("hits", counts["cache_hits"], "compiled", counts["compile_requests_use_cac
 
 
 def environment(cache_home, **more):
-    """Ours, without the folder of these tests; every program is worth keeping."""
+    """This process's, without the cache of these tests; every program is kept."""
     kept = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     return kept | {
         "JAX_NUM_CPU_DEVICES": "1", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -65,7 +67,7 @@ def start(cache_home, *asked, **more):
 
 
 def end(process):
-    """What it found, after it said nothing else."""
+    """The JSON that it printed, and nothing else."""
     out, err = process.communicate()
     assert (process.returncode, err) == (0, ""), err
     return json.loads(out)
@@ -73,7 +75,7 @@ def end(process):
 
 @pytest.fixture
 def nothing_chosen():
-    """As JAX starts, where the environment names no folder."""
+    """JAX as it starts if the environment names no folder."""
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", None)
     yield
@@ -94,7 +96,7 @@ def test_the_second_start_finds_what_the_first_compiled(tmp_path):
     assert first["folder"] == second["folder"] == str(folder)
     assert folder.name.endswith(compilation_cache.cpu_type()) and folder.stat().st_mode & 0o77 == 0
 
-    for path in entries(tmp_path):  # Torn, as by a process that was killed or that writes now.
+    for path in entries(tmp_path):  # Cut off, as by a process that was killed or is still writing.
         path.write_bytes(path.read_bytes()[:-9])
     torn = end(start(tmp_path, "enabled"))
     assert torn["hits"] == 0 and torn["value"] == first["value"]
@@ -105,7 +107,7 @@ def test_several_at_once_do_not_disturb_one_another(tmp_path):
     values = {end(process)["value"] for process in starts}
     assert len(values) == 1
     for path in entries(tmp_path):
-        zlib.decompress(path.read_bytes())  # whole: it ends in its checksum
+        zlib.decompress(path.read_bytes())  # Whole: it ends in its checksum.
     last = end(start(tmp_path, "enabled"))
     assert last["hits"] == len(entries(tmp_path)) and {last["value"]} == values
 
@@ -133,7 +135,7 @@ def test_a_folder_that_cannot_be_made_is_no_error(tmp_path):
 
 
 def test_without_a_home_there_is_no_cache(monkeypatch, nothing_chosen):
-    """As in a container whose user is a number that no file knows."""
+    """As in a container whose user is a number without a name."""
     def fails():
         raise RuntimeError("Could not determine home directory.")
 
@@ -202,20 +204,20 @@ def test_what_was_longest_not_read_goes(tmp_path):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(bytes(10))
-        os.utime(path, (1e9 - age, 1e9 - 100))  # read, written
+        os.utime(path, (1e9 - age, 1e9 - 100))  # Read, written.
     compilation_cache.prune(tmp_path, 40)
     assert len(entries(tmp_path)) == 4
     compilation_cache.prune(tmp_path, 39)
     assert {str(p.relative_to(tmp_path)) for p in entries(tmp_path)} == set(ages) - {"old/a-cache"}
     compilation_cache.prune(tmp_path, 20)
     assert [p.name for p in entries(tmp_path)] == ["b-cache", "c-cache"]
-    os.utime(tmp_path / "new/b-cache", (1, 1e9))  # written since, where reads are not noted
+    os.utime(tmp_path / "new/b-cache", (1, 1e9))  # Written since; some disks do not note reads.
     compilation_cache.prune(tmp_path, 10)
     assert [p.name for p in entries(tmp_path)] == ["b-cache"]
 
 
 def test_a_folder_over_its_limit_is_pruned_at_the_start(tmp_path, monkeypatch, nothing_chosen):
-    path = tmp_path / "ddpm_jax/xla/jax_0.1/big-cache"  # of a release that is gone
+    path = tmp_path / "ddpm_jax/xla/jax_0.1/big-cache"  # Of an older release.
     path.parent.mkdir(parents=True)
     path.write_bytes(bytes(10))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -227,7 +229,7 @@ def test_a_folder_over_its_limit_is_pruned_at_the_start(tmp_path, monkeypatch, n
 
 
 def test_the_command_line_starts_warm_and_trains_the_same(tmp_path):
-    said, rows = [], []
+    counts, rows = [], []
     for name in ("cold", "warm"):
         arguments = [
             f"--config={ROOT}/configs/digits.py", f"--workdir={tmp_path / name}",
@@ -240,10 +242,10 @@ def test_the_command_line_starts_warm_and_trains_the_same(tmp_path):
             capture_output=True, text=True, cwd=ROOT,
         )
         assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
-        said.append(done.stdout.splitlines()[-1].split())
+        counts.append(done.stdout.splitlines()[-1].split())
         rows.append(losses(tmp_path / name))
     assert rows[0] == rows[1] and len(rows[0]) == 6
-    assert said[0] != said[1] and said[1][1] == said[1][3] == said[0][3]
+    assert counts[0] != counts[1] and counts[1][1] == counts[1][3] == counts[0][3]
 
 
 def losses(workdir):

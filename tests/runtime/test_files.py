@@ -29,7 +29,7 @@ def test_a_write_that_fails_leaves_the_old_file_alone(tmp_path):
 
 
 def test_a_sum_is_that_of_the_content(tmp_path):
-    (tmp_path / "a").write_bytes(b"abc")  # FIPS 180-4 has its sum.
+    (tmp_path / "a").write_bytes(b"abc")  # The example of FIPS 180-4.
     assert files.sha256(tmp_path / "a").startswith("ba7816bf8f01cfea414140de5dae2223")
 
 

@@ -1,4 +1,4 @@
-"""A program that starts over with large pages: once, and only where that is of use."""
+"""A program restarts with large pages once, and only where that helps."""
 
 import os
 import subprocess

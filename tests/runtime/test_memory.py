@@ -1,4 +1,4 @@
-"""Memory is that of this machine, unless a control group of this process allows less."""
+"""Memory of this machine, or less if a control group of this process limits it."""
 
 import re
 
@@ -12,7 +12,7 @@ MIB = 2**20
 
 @pytest.fixture
 def linux(monkeypatch, tmp_path):
-    """A function that writes one file of a machine with 4,000 MiB available and no groups yet."""
+    """Writes a file of a machine that has 4,000 MiB available and no control groups yet."""
     monkeypatch.setattr(memory, "PROC", tmp_path / "proc")
     monkeypatch.setattr(memory, "CGROUPS", tmp_path / "cgroup")
 
@@ -74,7 +74,7 @@ def test_a_limit_of_any_group_around_the_process_counts(linux, group, line):
 
 
 def test_the_groups_that_a_container_sees_as_its_root_count(linux):
-    """The path is one of the host's, which does not exist inside."""
+    """The path is that on the host, which does not exist inside."""
     linux("proc/self/cgroup", "0::/docker/0123\n")
     v2(linux, ".", 1000 * MIB, 400, 0)
     assert memory.host_total() == 1000 * MIB

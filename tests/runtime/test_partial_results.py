@@ -1,4 +1,4 @@
-"""Parts of a result are taken up to the first that is missing or damaged."""
+"""Parts of a result are used up to the first that is missing or damaged."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""`config.train.profile`: a trace begins and ends with the steps asked for."""
+"""`config.train.profile`: a trace begins and ends with the chosen steps."""
 
 import jax
 import pytest
@@ -28,9 +28,9 @@ def log(monkeypatch):
     (range(1, 5), (), [1, 2, 3, 4]),
     (range(1, 5), (2, 3), [1, "wait", "start x", 2, 3, "wait", "stop", 4]),
     (range(1, 5), (1, 1), ["wait", "start x", 1, "wait", "stop", 2, 3, 4]),
-    (range(1, 4), (3, 3), [1, 2, "wait", "start x", 3, "wait", "stop"]),  # the last step of all
-    (range(3, 5), (2, 3), ["wait", "start x", 3, "wait", "stop", 4]),  # resumed within
-    (range(4, 6), (2, 3), [4, 5]),  # resumed behind
+    (range(1, 4), (3, 3), [1, 2, "wait", "start x", 3, "wait", "stop"]),  # The last step of all.
+    (range(3, 5), (2, 3), ["wait", "start x", 3, "wait", "stop", 4]),  # Resumed within them.
+    (range(4, 6), (2, 3), [4, 5]),  # Resumed after them.
 ])
 def test_traces_begin_and_end_with_what_is_in_flight(log, steps, profile, want):
     for step in profiling.traced(steps, profile, "x", [Result(log)]):

@@ -17,7 +17,7 @@ from torch_inception import SHAPES
 
 @pytest.fixture(scope="module")
 def entries():
-    """Every entry of the PyTorch file, with the values that its own network was given."""
+    """Every entry of the PyTorch file, with the values of the network in PyTorch."""
     return torch_inception.entries()
 
 
@@ -60,7 +60,7 @@ def test_refuses_other_entries(change, message, entries):
 
 @pytest.fixture
 def remote(tmp_path, monkeypatch, entries):
-    """A weight file on a server (of this machine), and an empty cache folder."""
+    """A file of weights at a URL of this machine, and an empty cache folder."""
     source, cache = tmp_path / "server" / "weights", tmp_path / "home" / "cache"
     source.parent.mkdir()
     source.write_bytes(b"weights")
@@ -116,7 +116,7 @@ def test_an_interrupted_download_leaves_nothing(remote, monkeypatch):
     def interrupt(source, file):
         file.write(source.read(3))
         file.flush()
-        assert list(cache.rglob(inception_weights.FILE))  # Half-written, beside its place.
+        assert list(cache.rglob(inception_weights.FILE))  # Half written, beside its final place.
         assert not (cache / inception_weights.FILE).exists()
         raise KeyboardInterrupt
 

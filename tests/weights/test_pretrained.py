@@ -1,4 +1,4 @@
-"""Models of diffusers: its outputs and chains from its files, and back to files of its kind."""
+"""Models of diffusers: its files give its outputs and chains, and ours become such files."""
 
 import dataclasses
 import hashlib
@@ -45,14 +45,15 @@ def conditional():
         return ddpm_jax.from_pretrained(FOLDER / "conditional")
 
 
-def outputs(trained, name, **told):
+def outputs(trained, name, **model_kwargs):
     x, t = SCRIPT["draws"](name)[0], jnp.array(SCRIPT["T"])
-    run = jax.jit(lambda params: trained.model.apply({"params": params}, x, t, train=False, **told))
+    run = jax.jit(lambda params: trained.model.apply(
+        {"params": params}, x, t, train=False, **model_kwargs))
     return run(trained.params)
 
 
 def same(a, b):
-    """The same parameters, to the bit, and everything beside them."""
+    """Asserts the same parameters, to the bit, and the same of everything else."""
     assert jax.tree.structure(a.params) == jax.tree.structure(b.params)
     jax.tree.map(assert_array_equal, a.params, b.params)
     assert_array_equal(a.schedule.beta, b.schedule.beta)
@@ -60,7 +61,7 @@ def same(a, b):
 
 
 def test_the_outputs_are_those_of_diffusers(plain, conditional):
-    # float32 in sums of other orders, through some forty layers.
+    # float32 sums in another order, through some forty layers.
     assert_allclose(outputs(plain, "plain"), OUTPUTS["plain"], rtol=0, atol=1e-4)
     labels = jnp.array(SCRIPT["LABELS"])
     found = outputs(conditional, "conditional", labels=labels)
@@ -100,7 +101,7 @@ def test_no_class_is_the_mean_of_classes_unless_the_last_label_is_it(conditional
 @pytest.mark.parametrize("chain", SCRIPT["CHAINS"])
 def test_fifty_steps_are_those_of_diffusers(plain, chain, draw_given):
     x, noises = SCRIPT["draws"]("plain")
-    steps = np.arange(0, 1000, 1000 // SCRIPT["STEPS"])  # "leading", as its schedulers do.
+    steps = np.arange(0, 1000, 1000 // SCRIPT["STEPS"])  # "leading", as in its schedulers.
     eta = SCRIPT["CHAINS"][chain].get("eta", 0.0)
     settings = Settings(grid=steps)
     if chain != "DDPM":
@@ -145,7 +146,7 @@ def test_what_is_saved_is_what_diffusers_wrote(plain, tmp_path):
 
 
 def tiny(**settings):
-    """A `Trained` with everything of ours that diffusers has a word for."""
+    """A `Trained` with each of our options that diffusers has too."""
     model = tiny_unet(**({"num_groups": 2} | settings))
     shape = (8, 8, model.out_channels)
     return Trained(nonzero_params(model, shape), model, schedule_lib.linear(20, 1e-3, 0.3),
@@ -446,7 +447,7 @@ def test_a_repository_is_read_from_the_cache_without_a_network(offline, plain):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A hub with one repository; returns what it says of its files, and the fetched folder."""
+    """A hub with one repository: its record of the large file, and the fetched folder."""
     import huggingface_hub
     from huggingface_hub.hf_api import BlobLfsInfo, RepoSibling
 
@@ -481,8 +482,8 @@ def test_a_repository_is_fetched_without_what_is_not_needed(offline, plain, hub)
 
 
 def test_a_file_of_the_hub_with_another_checksum_is_refused_and_removed(offline, hub):
-    said, fetched = hub
-    said.lfs.update(sha256="0" * 64)
+    record, fetched = hub
+    record.lfs.update(sha256="0" * 64)
     refused("someone/plain", "safetensors arrived with another SHA-256 than 0000")
     assert not fetched.exists()
 

@@ -1,4 +1,4 @@
-"""Weights by the names of PyTorch programs, which are written out here by hand.
+"""Weights with the names of PyTorch programs, which are written out by hand here.
 
 The names are those of the programs' own modules: pytorch_diffusion and DDIM
 (ermongroup/ddim, models/diffusion.py), improved-diffusion (improved_diffusion/unet.py).
@@ -76,7 +76,7 @@ ONE_BY_ONE = ("q", "k", "v", "proj_out", "nin_shortcut")
 
 
 def torch_weights(model, names, parts):
-    """Random weights by their names and, to compare, by ours: both in PyTorch's order."""
+    """Random weights, by their names and by ours, both in PyTorch's order."""
     random, theirs, ours = np.random.default_rng(0), {}, {}
     for path, shape in trained_lib.shapes(model, SHAPE).items():
         if path[-1] == "kernel":
@@ -136,7 +136,7 @@ def test_bfloat16_and_weights_in_several_files(tmp_path):
 
 
 def joined(theirs, num_heads):
-    """With q, k and v in improved-diffusion's one layer: head after head, each q, k, v."""
+    """The weights with q, k and v in one layer, as in improved-diffusion: q, k, v of each head."""
     theirs = dict(theirs)
     for name in [name for name in theirs if ".q." in name]:
         q, k, v = (theirs.pop(name.replace(".q.", f".{part}.")) for part in "qkv")

@@ -1,4 +1,4 @@
-"""PyTorch's files against what PyTorch put in them; and files that nobody should open."""
+"""PyTorch's files, compared with what PyTorch wrote, and files that are an attack."""
 
 import os
 import pathlib
@@ -35,9 +35,9 @@ def write(tmp_path):
     """Writes PyTorch's zip around a pickle; storage '0' is [1, 2, 3, 4] in float32."""
     numbers = np.float32([1, 2, 3, 4]).tobytes()
 
-    def write(pickled, storage=numbers, byteorder=b"little", **how):
+    def write(pickled, storage=numbers, byteorder=b"little", **options):
         path = tmp_path / "file.pth"
-        with zipfile.ZipFile(path, "w", **how) as archive:
+        with zipfile.ZipFile(path, "w", **options) as archive:
             archive.writestr("file/data.pkl", pickled)
             archive.writestr("file/byteorder", byteorder)
             if storage is not None:
@@ -48,11 +48,11 @@ def write(tmp_path):
 
 
 def refused(path, reason):
-    """Checks the one line that says why a file is refused."""
+    """Asserts the one line that says why a file is refused."""
     with pytest.raises(ValueError, match=reason) as error:
         torch_file.read(path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
-    assert "torch.save" in str(error.value)  # What to do.
+    assert "torch.save" in str(error.value)  # The remedy.
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -90,7 +90,7 @@ def test_runs_nothing(tmp_path, write):
     marker = tmp_path / "marker"
     attack = Attack(f"touch {marker}")
     pickle.loads(pickle.dumps(attack))
-    assert marker.exists()  # So the attack works.
+    assert marker.exists()  # The attack would work.
     marker.unlink()
     for pickled in (pickle.dumps(attack), pickle.dumps({"a": {"b": attack}})):
         refused(write(pickled), r"it names (posix|nt)\.system, which is not run")

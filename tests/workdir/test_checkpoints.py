@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved comes back; damage costs one checkpoint, never the run."""
+"""Checkpoints are restored as they were saved; damage costs one checkpoint, never the run."""
 
 import json
 import logging as python_logging
@@ -40,15 +40,15 @@ def assert_same(got, want):
 
 @pytest.fixture
 def warnings(monkeypatch):
-    """What is said of damage; Orbax adds warnings of its own."""
-    said = []
+    """The warnings about damage; Orbax has others."""
+    logged = []
 
     def warning(text, *args):
         if "is damaged" in text:
-            said.append(text % args)
+            logged.append(text % args)
 
     monkeypatch.setattr(logging, "warning", warning)
-    return said
+    return logged
 
 
 def test_state_comes_back_with_its_containers(tmp_path):
@@ -222,7 +222,7 @@ def test_closing_twice_is_closing_once(tmp_path):
 @pytest.mark.parametrize("at", ["save", "close"])
 def test_a_limit_on_files_is_raised_and_costs_one_save(tmp_path, at):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    big = {"noise": np.random.default_rng(0).normal(size=100_000)}  # 800 kB, incompressible
+    big = {"noise": np.random.default_rng(0).normal(size=100_000)}  # 800 kB, incompressible.
     run = Checkpoints(tmp_path)
     run.save(1, big, METADATA)
     assert run.restore(big)[0] == 1  # It waits until the checkpoint is there.
@@ -252,7 +252,7 @@ def test_a_folder_that_cannot_be_written_is_raised(tmp_path):
 
 def test_a_part_is_read_alone_and_nothing_is_written(tmp_path, monkeypatch):
     save_all(tmp_path, [4, 6])
-    # The data of the other parts are never asked for.
+    # The data of the other parts are never read.
     read, restore = [], ocp.PyTreeCheckpointHandler.restore
 
     def noted(handler, path, *, args):

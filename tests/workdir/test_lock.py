@@ -1,4 +1,4 @@
-"""One trainer a workdir, by a lock of the kernel or by signs of life."""
+"""One trainer per workdir, by a lock of the kernel or by signs of life."""
 
 import errno
 import fcntl
@@ -31,7 +31,7 @@ with lock.hold(sys.argv[1]):
 
 @pytest.fixture
 def holder(tmp_path):
-    """Another process, which owns the workdir."""
+    """Another process that owns the workdir."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, env=environment)
@@ -51,7 +51,7 @@ def test_a_second_trainer_is_refused_until_the_first_is_killed(holder, tmp_path)
         f"error: workdir={tmp_path} is being trained by process {holder.pid} on {HOST}; stop it, "
         "or name another --workdir.\n"
     )
-    assert not (tmp_path / "config.json").exists()  # It is the first one's to write.
+    assert not (tmp_path / "config.json").exists()  # Only the first writes.
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
     with lock.hold(tmp_path) as check:
@@ -87,7 +87,7 @@ def quick(monkeypatch):
 
 @pytest.fixture(params=["store", "disk without locks"])
 def lockless(request, bucket, tmp_path, monkeypatch, quick):
-    """A workdir in which nothing can be locked."""
+    """A workdir where nothing can be locked."""
     def flock(*_):
         raise OSError(errno.ENOSYS, "no locks")
 
@@ -100,8 +100,8 @@ def owner(workdir):
 
 
 def write(workdir, *, token="other", silent=0.0):
-    said = {"host": "elsewhere", "pid": 7, "token": token, "time": time.time() - silent}
-    files.write(workdir / "owner.json", (json.dumps(said) + "\n").encode())
+    entry = {"host": "elsewhere", "pid": 7, "token": token, "time": time.time() - silent}
+    files.write(workdir / "owner.json", (json.dumps(entry) + "\n").encode())
 
 
 def until(true):

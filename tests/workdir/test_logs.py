@@ -1,4 +1,4 @@
-"""Logs: each step once in both records, whatever was written before the stop."""
+"""Logs have each step once in both records, whatever was written before a stop."""
 
 import inspect
 import io
@@ -137,14 +137,14 @@ def test_rate_leaves_pauses_out_of_the_speed_but_not_of_the_eta():
     clock.now += 4
     with rate.paused():
         clock.now += 6
-    # 20 steps in 4 s of work and 10 s in all; 80 steps to go.
+    # 20 steps in 4 s of work and 10 s in all; 80 steps remain.
     assert rate.read(30) == {
         "images_per_second": 40.0,
         "steps_per_second": 5.0,
         "eta": 40.0,
     }
     clock.now += 10
-    # 10 more in 10 s; 30 in 20 s in all; 70 to go.
+    # 10 more in 10 s; 30 in 20 s in all; 70 remain.
     got = rate.read(40)
     assert got["images_per_second"] == 8.0 and got["steps_per_second"] == 1.0
     assert got["eta"] == pytest.approx(70 * 20 / 30)

@@ -14,7 +14,7 @@ def random_images(n, h, w, c):
 @pytest.mark.parametrize("c", [1, 3])
 def test_grid_pixel_by_pixel(c):
     x = random_images(5, 2, 3, c)
-    got = pictures.grid(x, columns=3, border=1, min_tile=4)  # factor 2: tiles of 4 by 6
+    got = pictures.grid(x, columns=3, border=1, min_tile=4)  # Factor 2: tiles of 4 by 6.
     want = np.full((2 * 5 + 1, 3 * 7 + 1, c), pictures.GREY, np.uint8)
     for i in range(5):
         for row in range(4):
@@ -28,11 +28,11 @@ def test_grid_pixel_by_pixel(c):
     ("n", "h", "size"),
     [
         (1, 64, (68, 68)),
-        (2, 64, (68, 134)),  # 2 columns, 1 row
-        (5, 32, (134, 200)),  # doubled; 3 columns, 2 rows
-        (16, 8, (266, 266)),  # enlarged 8 times
-        (4, 100, (206, 206)),  # never made smaller
-        (1, 28, (88, 88)),  # 3 times: 84 is the first multiple of 28 from 64 on
+        (2, 64, (68, 134)),  # 2 columns, 1 row.
+        (5, 32, (134, 200)),  # Doubled; 3 columns, 2 rows.
+        (16, 8, (266, 266)),  # Enlarged 8 times.
+        (4, 100, (206, 206)),  # Never made smaller.
+        (1, 28, (88, 88)),  # 3 times: 84 is the first multiple of 28 from 64 on.
     ],
 )
 def test_grid_size_by_default(n, h, size):
@@ -52,7 +52,7 @@ def test_other_channels_are_grey_tiles_side_by_side():
             top, left = 1 + i // 2 * 5, 1 + (i % 2 * 2 + channel) * 5
             tile = got[top : top + 4, left : left + 4, 0]
             np.testing.assert_array_equal(tile, x[i, :, :, channel])
-    assert (got[6:, 11:] == pictures.GREY).all()  # the place of a fourth image
+    assert (got[6:, 11:] == pictures.GREY).all()  # The place of a fourth image.
 
 
 def test_border_with_alpha_is_opaque():
@@ -137,14 +137,14 @@ def decoded(path):
 
 
 def test_mp4_shows_every_frame_and_rests_on_the_last(tmp_path):
-    """With odd sides, which H.264 has not: they become even."""
+    """H.264 has no odd sides: they become even."""
     frames = [np.full((65, 131, 1), value, np.uint8) for value in (20, 120, 230)]
     pictures.save_mp4(tmp_path / "new" / "a.mp4", frames)
     codec, rate, found = decoded(tmp_path / "new" / "a.mp4")
-    assert codec == "h264" and rate == 10 and len(found) == 3 + 9  # one second more
+    assert codec == "h264" and rate == 10 and len(found) == 3 + 9  # One second more.
     assert {frame.shape for frame in found} == {(66, 132, 3)}
     for frame, value in zip(found, (20, 120, 230, *[230] * 9)):
-        assert np.abs(frame[:60, :120].astype(int) - value).max() <= 3  # lossy
+        assert np.abs(frame[:60, :120].astype(int) - value).max() <= 3  # Lossy.
 
 
 def test_mp4_keeps_colours_and_places(tmp_path):
@@ -154,7 +154,7 @@ def test_mp4_keeps_colours_and_places(tmp_path):
     _, rate, found = decoded(tmp_path / "a.mp4")
     assert rate == 2 and len(found) == 3
     for y, x in ((16, 24), (48, 72), (16, 72)):
-        assert np.abs(found[1][y, x].astype(int) - frame[y, x]).max() <= 25  # YUV of 8 bits
+        assert np.abs(found[1][y, x].astype(int) - frame[y, x]).max() <= 25  # YUV of 8 bits.
 
 
 @pytest.mark.parametrize("video", [True, False])
@@ -178,6 +178,6 @@ def test_a_process_is_left_in_pictures(tmp_path, monkeypatch, video):
         assert gif.n_frames == 4 and gif.size == (2 * 134 + 16, 134)
         gif.seek(2)
         shown = np.asarray(gif.convert("RGB")).astype(int)
-    # A GIF has 256 colours: near enough to tell an image from its half.
+    # A GIF has 256 colours, enough to distinguish an image from its half.
     for left, image in ((2, x_t[2, 0]), (134 + 16 + 2, x_0[2, 0])):
         assert np.abs(shown[2:66, left:left + 64] - image).mean() < 30

@@ -1,4 +1,4 @@
-"""Curves: the numbers that are drawn, and PNG files that open and are not blank."""
+"""Plots show the right numbers, and their PNG files open and are not blank."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The config that is stored in the folder of a run."""
+"""The config stored in the folder of a run."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Event files, where files can grow and in a store where they cannot."""
+"""Event files on a disk and in a store, where files cannot grow."""
 
 from ddpm_jax.workdir import tensorboard_writer
 from clock import Clock

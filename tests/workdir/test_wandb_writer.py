@@ -1,4 +1,4 @@
-"""Weights & Biases, by a module that stands in its place and writes down what it is told."""
+"""Weights & Biases, replaced by a module that records its calls."""
 
 import sys
 import types
@@ -19,8 +19,8 @@ GRID = np.arange(6 * 9 * 4, dtype=np.uint8).reshape(6, 9, 4)
 
 
 class Run:
-    def __init__(self, **told):
-        self.told, self.rows, self.finished = told, [], 0
+    def __init__(self, **settings):
+        self.settings, self.rows, self.finished = settings, [], 0
 
     def log(self, row, *, step):
         assert not self.finished
@@ -32,11 +32,11 @@ class Run:
 
 @pytest.fixture
 def runs(monkeypatch):
-    """The runs that were begun."""
+    """The runs that were started."""
     begun = []
 
-    def init(**told):
-        begun.append(Run(**told))
+    def init(**settings):
+        begun.append(Run(**settings))
         return begun[-1]
 
     module = types.SimpleNamespace(init=init, Image=np.asarray)  # Of a picture: its pixels.
@@ -47,7 +47,7 @@ def runs(monkeypatch):
 def test_a_second_start_continues_the_run_of_its_workdir(runs, tmp_path):
     for name in ("one", "one", "other"):
         wandb_writer.WandbWriter("ddpm", tmp_path / name, {"seed": 3})
-    first, second, other = (run.told for run in runs)
+    first, second, other = (run.settings for run in runs)
     assert first == second and first["id"] != other["id"]
     assert first == {
         "project": "ddpm", "id": (tmp_path / "one" / "wandb_id.txt").read_text(),
@@ -87,8 +87,8 @@ def test_training_writes_there_and_resumes_the_same_run(runs, tmp_path, monkeypa
     monkeypatch.setattr(validation, "check_images", lambda config, shape: None)
     loop.train(tiny_config(**{"train.num_steps": 2}), tmp_path)
     loop.train(tiny_config(), tmp_path)
-    assert runs[0].told["id"] == runs[1].told["id"]
-    assert runs[1].told["config"]["train"]["num_steps"] == 4
+    assert runs[0].settings["id"] == runs[1].settings["id"]
+    assert runs[1].settings["config"]["train"]["num_steps"] == 4
     for run, step, row in zip(runs, (2, 4), rows(tmp_path), strict=True):
         scalars, picture = run.rows
         assert scalars == (step, {k: v for k, v in row.items() if k != "step"})
