@@ -35,10 +35,10 @@ class WandbWriter:
         project: its name.
         workdir: keeps the run's id in `wandb_id.txt`, and wandb's files in `wandb/`; if it is in
             a store, those are where WANDB_DIR says.
-        config: the run's settings, JSON.
+        settings: of the run, JSON.
     """
 
-    def __init__(self, project: str, workdir: Any, config: dict[str, Any]):
+    def __init__(self, project: str, workdir: Any, settings: dict[str, Any]):
         import wandb
 
         workdir = files.path(workdir)
@@ -48,7 +48,7 @@ class WandbWriter:
         self._image = wandb.Image
         self._run = wandb.init(
             project=project, id=path.read_text(), resume="allow", name=workdir.name,
-            dir=None if files.in_store(workdir) else os.fspath(workdir), config=config,
+            dir=None if files.in_store(workdir) else os.fspath(workdir), config=settings,
         )
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
