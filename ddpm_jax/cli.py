@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from ddpm_jax.errors import NotFiniteError, NotWrittenError, UserError
+from ddpm_jax.errors import NotFiniteError, NotWrittenError, UserError, one_line
 
 _HELP = """\
 Train a diffusion model, sample from one, or measure it.
@@ -89,9 +89,14 @@ def _parse_flags(argv):
     except (AttributeError, KeyError):
         raise UserError(_unknown_setting(path, overrides)) from None
     except FLAG_ERRORS as error:
-        raise UserError(" ".join(str(error).split())) from None
+        raise UserError(one_line(error)) from None
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is not a flag; settings are --config.GROUP.NAME=VALUE.")
+    _check_flags()
+    return rest
+
+
+def _check_flags():
     if _mode.value not in MODES:
         raise UserError(f"--mode={_mode.value} is not known; use one of {', '.join(MODES)}.")
     if not _workdir.value and _mode.value != "plan":
@@ -104,11 +109,10 @@ def _parse_flags(argv):
     needs_config = _mode.value == "train" or not _workdir.value
     if needs_config and _config.value is None:
         raise UserError("--config is missing; write for example --config=configs/digits.py.")
-    return rest
 
 
 def _by_hand() -> dict:
-    """What the flags say of the processes of this job."""
+    """The flags that describe the processes of this job, by name."""
     named = (_coordinator, _num_processes, _process_id)
     return {flag.name: flag.value for flag in named if flag.value is not None}
 

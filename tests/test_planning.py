@@ -1,4 +1,4 @@
-"""Plans: FLOPs and memory against counts by hand, hours against arithmetic, nothing written."""
+"""Plans: FLOPs and memory against counts by hand, hours against arithmetic."""
 
 import dataclasses
 import sys
@@ -35,7 +35,7 @@ def small_config(**settings):
 
 
 def tiny_run(**settings):
-    """A run of TinyNet on digits, of which nothing is kept."""
+    """A run of TinyNet on digits without a workdir."""
     return dataclasses.replace(
         run_lib.prepare(small_config(**settings), None, None), model=TinyNet()
     )
@@ -55,10 +55,10 @@ def timed():
 
 
 def test_flops_of_a_step_are_those_of_its_convolutions(timed):
-    # Two forwards; backwards two kernels, but one input only: nobody asks for that of x_t.
+    # Forward two convolutions; backward two kernels but one input: x_t needs no gradient.
     _, _, step = timed
     convolutions, pixels = 5 * BATCH * CONV, 64 * BATCH
-    # Elsewhere some 170 a pixel: normal noise, the swish and its slope.
+    # About 170 per pixel elsewhere: normal noise, the swish and its slope.
     assert convolutions < step.flops < convolutions + 200 * pixels
 
 
@@ -148,7 +148,7 @@ def test_speed_is_measured_for_a_while_and_at_least_twice(monkeypatch, seconds, 
 
 @pytest.fixture
 def measured(monkeypatch):
-    """Plans of fixed speeds, a network call at "highest" being twice as slow as else."""
+    """Fixed speeds: a network call takes twice as long at "highest"."""
     precise = dataclasses.replace(CALL, seconds=2 * CALL.seconds)
     monkeypatch.setattr(planning, "time_steps", lambda run, state: (state, STEP))
     monkeypatch.setattr(planning, "time_network", lambda run, params, precision: (

@@ -84,7 +84,7 @@ def test_values_of_another_kind_or_absurd_are_refused(name, value, rule):
 
 
 def test_the_remedies_work():
-    """What a message tells to write passes when it is written."""
+    """The value that a message offers is accepted."""
     for name, (value, _, _) in MISTAKES.items():
         with pytest.raises(ValueError) as error:
             validation.validate(with_setting(name, value), num_devices=8)

@@ -28,13 +28,13 @@ def test_a_row_has_what_is_finite():
 
 
 def traced_steps(workdir):
-    """Of each trace below TensorBoard's folder, the steps that it holds."""
+    """The steps of each trace in TensorBoard's folder."""
     folder = workdir / "tensorboard" / "profile" / "plugins" / "profile"
     traces = []
     for path in sorted(folder.glob("*/*.xplane.pb")):  # Where the profile plugin looks.
         planes = ProfileData.from_file(str(path)).planes
         events = [e for plane in planes for line in plane.lines for e in line.events]
-        with warnings.catch_warnings():  # Of jaxlib 0.12's own binding; an error ends the process.
+        with warnings.catch_warnings():  # Of jaxlib 0.12's binding; an error ends the process.
             warnings.filterwarnings("ignore", "builtin type event_stats", DeprecationWarning)
             traces.append({dict(e.stats)["step_num"] for e in events if e.name == "train"})
         assert any("PjitFunction" in e.name or "pmap" in e.name.lower() for e in events)
@@ -109,7 +109,7 @@ def test_a_run_that_is_stuck_stops_and_says_where_it_was_good(tiny, tmp_path, ca
     for step in (2, 3, 4, 5):
         assert f"step {step} is skipped: conv_out has an output that is not finite\n" in said, said
     assert "step 1 is skipped" not in said
-    # No state that was saved holds anything that is not finite; what was skipped stands in rows.
+    # All saved states are finite, and the rows count the skipped steps.
     for step in checkpoints.steps(tmp_path):
         for name in ("params", "ema_params", "opt_state", "tally"):
             for leaf in jax.tree.leaves(restore_part(tmp_path, name, step)[1]):
@@ -118,7 +118,7 @@ def test_a_run_that_is_stuck_stops_and_says_where_it_was_good(tiny, tmp_path, ca
         (1, 0), (2, 1), (3, 2), (4, 3)]
     assert "loss" in rows(tmp_path)[0] and "loss" not in rows(tmp_path)[1]
 
-    # Resumed within the row of skipped steps it stops where it would have.
+    # Resumed among the skipped steps, the run stops at the same step.
     for step in checkpoints.steps(tmp_path)[3:]:
         shutil.rmtree(tmp_path / "checkpoints" / str(step))
     with pytest.raises(FloatingPointError, match="in 4 steps in a row, up to step 5"):

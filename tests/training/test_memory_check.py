@@ -1,4 +1,4 @@
-"""What a step needs: against layers counted by hand, compiled steps, and limits given."""
+"""The memory of a step against layers counted by hand, compiled steps, and given limits."""
 
 import re
 
@@ -19,7 +19,7 @@ GIB = 2**30
 
 
 class TwoConvolutions(nn.Module):
-    """Of which the backward pass needs the two inputs."""
+    """Two layers, of which the backward pass needs the inputs."""
 
     condition_channels: int = 0
 
@@ -54,7 +54,7 @@ def test_a_compiled_backward_pass_lies_between_the_shares():
 
 
 def test_with_remat_a_block_keeps_what_goes_into_it():
-    """One more block on the way down and up: the features twice, and the skip is one of them."""
+    """One more block down and one up keep the features twice; the skip is one of them."""
     def kept(num_res_blocks):
         model = tiny_unet(
             num_res_blocks=num_res_blocks, channel_multipliers=(1,), attention_resolutions=()
@@ -125,7 +125,7 @@ def test_an_image_too_large_is_to_be_smaller(single):
 
 
 def test_the_papers_network_passes_where_it_was_trained(single):
-    """On a TPU v3-8: 16 GB a core, an eighth of the batch each."""
+    """On a TPU v3-8: 16 GB and an eighth of the batch per core."""
     config = lsun_bedroom256.get_config()
     config.train.batch_size //= 8
     memory_check.check(need(config), 16 * 10**9)

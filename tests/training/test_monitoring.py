@@ -15,7 +15,7 @@ from ddpm_jax.training import run as run_lib
 from nonzero import SHAPE, TinyNet, nonzero_params
 from training_step import held_out_loss, small_config
 
-# Eight shares are summed in another order than one batch: float32 roundings, relative.
+# Relative float32 roundings: eight shares are summed in another order than one batch.
 SAME = dict(rtol=2e-5, atol=1e-7)
 
 

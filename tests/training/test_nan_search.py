@@ -50,7 +50,7 @@ def poisoned_config(**train):
 
 
 def batch_of(poison):
-    """The digits, one of them marked where asked: on the sixth of eight devices."""
+    """A batch of digits; with `poison` the one on the sixth of eight devices is marked."""
     labels = np.zeros(BATCH, np.int32)
     labels[11] = poison
     return parallel.shard({"images": loading.digits("train")[0][:BATCH], "labels": labels})
@@ -62,7 +62,7 @@ def compiled(config):
 
 
 def states(config, model, poison, **changed):
-    """The state and the metrics after each step, whose batches are poisoned or not."""
+    """The state and the metrics after each step; `poison` says which batches are poisoned."""
     state = parallel.replicate(state_of(config, model).replace(**changed))
     step = compiled(config.to_json())
     seen = [(jax.device_get(state), None)]
@@ -90,16 +90,16 @@ def test_one_bad_image_of_one_device_skips_the_update_of_all(fails):
         config, Poisoned(fails), (0, 1, 1, 0)
     )
     assert np.isfinite(row["grad_norm"]) == (fails == "loss")
-    assert np.isfinite(row["loss"])  # of the images since the last row, but for the skipped
+    assert np.isfinite(row["loss"])  # of the images since the last row without the skipped ones
     assert_same(good, bad, "tally", *UPDATED)
     assert_same(good, worse, "tally", *UPDATED)
     assert [int(s.step) for s in (good, bad, worse, again)] == [1, 2, 3, 4]
     assert [list(s.skipped) for s in (good, bad, worse, again)] == [[0, 0], [1, 1], [2, 2], [2, 0]]
     assert (last["skipped"], last["skipped_in_a_row"]) == (2, 0)
-    # The rate is the optimizer's, for its second update: 1 / 10 of the whole.
+    # The rate is that of the optimizer's second update: 1/10 of the full rate.
     np.testing.assert_allclose(last["learning_rate"], 1e-4, rtol=1e-6)
 
-    # What follows is the step of that number from the state before, with data and noise of its own.
+    # The next step starts from the state before them, with the data and noise of its own number.
     without = states(config, Poisoned(fails), (0,), **{
         name: getattr(good, name) for name in ("tally", *UPDATED)
     } | {"step": jnp.int32(3)})[-1][0]
@@ -110,7 +110,7 @@ def test_a_row_of_skipped_steps_alone_has_no_loss():
     config = poisoned_config(log_every=1)
     _, (good, _), (bad, metrics) = states(config, Poisoned("output"), (0, 1))
     assert set(loop.finite_row(metrics)) == {"learning_rate", "skipped", "skipped_in_a_row"}
-    np.testing.assert_array_equal(bad.tally, 0)  # begun anew with its row
+    np.testing.assert_array_equal(bad.tally, 0)  # it starts again with its row
     assert good.tally[1].sum() == BATCH
 
 
@@ -142,7 +142,7 @@ def test_the_layer_is_named(fails, says, accumulate):
 
 
 def test_the_step_is_run_again_with_its_own_draws(monkeypatch):
-    """The loss that the diagnosis sees is the step's."""
+    """The diagnosis sees the loss of the step."""
     config = poisoned_config(log_every=1)
     (state, _), (_, row) = states(config, Poisoned("output"), (0,), step=jnp.int32(4))
     seen = []

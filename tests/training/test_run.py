@@ -1,4 +1,4 @@
-"""What a run is made of, before it starts."""
+"""Preparing a run: its data, its classes, its memory."""
 
 import jax
 import pytest
@@ -47,6 +47,6 @@ def test_a_run_is_refused_before_its_data_are_opened(single, monkeypatch):
     monkeypatch.setattr(memory, "device_total", lambda: 2**20)
     with pytest.raises(ValueError, match="a training step needs at least"):
         run_lib.prepare(config, None, None)
-    config.data.name, config.data.image_size = "digits", 0  # The data tell it.
+    config.data.name, config.data.image_size = "digits", 0  # The data decide it.
     with pytest.raises(ValueError, match="a training step needs at least"):
         run_lib.prepare(config, None, None)

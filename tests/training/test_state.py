@@ -1,4 +1,4 @@
-"""The state of training, as it is at first."""
+"""The state of training at its start."""
 
 import functools
 
@@ -13,7 +13,7 @@ from nonzero import SHAPE, TinyNet
 
 
 def test_a_fresh_state_holds_everything_once():
-    """Donated, one buffer under two names would be used after its end."""
+    """The state is donated: a buffer under two names would be used after its end."""
     state = state_lib.create(
         TinyNet(), optax.adam(1.0), jax.random.key(0), SHAPE, extra_ema_decays=(0.5,)
     )
@@ -29,12 +29,12 @@ def test_a_fresh_state_is_what_the_network_draws(compiled):
     state = state_lib.create(model, optax.adam(1.0), rng, SHAPE, extra_ema_decays=(0.5,))
     for params in (state.params, state.ema_params, state.extra_ema_params["0.5"]):
         jax.tree.map(np.testing.assert_array_equal, params, want)
-    assert compiled == ["jit(fresh)"]  # one program, not one a leaf
+    assert compiled == ["jit(fresh)"]  # one program, not one per leaf
 
 
 @pytest.fixture
 def compiled():
-    """Names of the programs that are compiled, as they are."""
+    """The names of the programs compiled so far."""
     names = []
 
     def note(event, _, fun_name="", **__):

@@ -19,7 +19,7 @@ from nonzero import SHAPE, TinyNet, nonzero_params
 from training_step import BATCH, held_out_loss, small_config, state_of, step_of
 
 CLIP = 0.05  # below the gradient's norm, so that clipping is seen
-# Eight shares are summed in another order than one batch: float32 roundings, relative.
+# Relative float32 roundings: eight shares are summed in another order than one batch.
 SAME = dict(rtol=2e-5, atol=1e-7)
 
 
@@ -39,7 +39,7 @@ def one_step():
 
 
 def drawn(config, step=0):
-    """What the step draws for the whole batch, without devices."""
+    """The draws of the step for the whole batch, on one device."""
     return step_lib.draw(
         {"images": loading.digits("train")[0][:BATCH]},
         rng=jax.random.split(jax.random.fold_in(jax.random.key(1), step))[0],
@@ -51,7 +51,7 @@ def drawn(config, step=0):
 
 @pytest.fixture(scope="module")
 def whole_batch():
-    """Loss an image, t and the mean gradient over the whole batch at once."""
+    """The loss per image, t and the mean gradient over the whole batch."""
     config, model = small_config(), TinyNet()
     x_0, t, _, eps, _ = drawn(config)
 
@@ -150,7 +150,7 @@ def test_rows_are_means_since_the_last_row():
         small_config(log_every=1, learning_rate=1e-12), TinyNet(), num_steps=4)[1]]
     expected = [singles[0], np.mean(singles[:2]), singles[2], np.mean(singles[2:])]
     np.testing.assert_allclose([row["loss"] for row in rows], expected, **SAME)
-    assert len(set(np.round(singles, 4))) == 4  # every step draws anew
+    assert len(set(np.round(singles, 4))) == 4  # every step has new draws
 
 
 def test_micro_batches_change_nothing_with_dropout():
@@ -164,7 +164,7 @@ def test_micro_batches_change_nothing_with_dropout():
 
 
 def test_micro_batches_are_unrolled_on_cpu():
-    """A convolution's gradient inside a loop is some 20 times slower there."""
+    """The gradient of a convolution is about 20 times slower inside a loop there."""
     config = small_config(accumulate=2)
     batch = parallel.shard({"images": loading.digits("train")[0][:BATCH]})
     lowered = step_of(config).lower(state_of(config, TinyNet()), batch, jax.random.key(1))
@@ -285,7 +285,7 @@ def test_importance_leaves_the_mean_gradient_as_it_is():
     ("v", "learned_range", "hybrid", "uniform"),
 ])
 def test_every_objective_is_learned(mean, variance, loss, t_sampling):
-    """Its held-out loss falls by a fifth at least between two evaluations."""
+    """The held-out loss falls by at least a fifth between two evaluations."""
     config = small_config(
         t_sampling=t_sampling, learning_rate=1e-2, eval_images=64, batch_size=64,
         ema_decay=0.5, log_every=1,
