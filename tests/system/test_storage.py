@@ -1,7 +1,5 @@
 """Storage that fails: said in one line, what was whole stays, and the run goes on from it."""
 
-import errno
-import os
 import shutil
 import subprocess
 
@@ -10,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax import cli, errors
 from ddpm_jax.training import loop
 from ddpm_jax.training import run as run_lib
 from ddpm_jax.training import state as state_lib
@@ -82,39 +79,6 @@ def test_the_program_says_it_in_one_line_and_goes_on_from_there(tmp_path):
     assert "File too large" in line and "that of step 20 is whole." in line
     assert "resuming at step 20" in run(command(folder, **longer), devices=1)
     assert [row["step"] for row in rows(folder)] == list(range(5, 41, 5))
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO])
-def test_other_files_that_cannot_be_written_are_one_line_too(capsys, number):
-    """Whichever library writes them."""
-    with pytest.raises(SystemExit) as stopped, cli.exits("runs/x"):
-        raise OSError(number, os.strerror(number))
-    [line] = capsys.readouterr().err.splitlines()
-    assert stopped.value.code == 2
-    assert os.strerror(number) in line and "--workdir=runs/x" in line
-
-
-@pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "x"), ValueError("x"),
-                                   FloatingPointError("x")])
-def test_errors_of_libraries_keep_their_traceback(error):
-    """They are no mistakes of the user, wherever they are raised."""
-    with pytest.raises(type(error)), cli.exits("runs/x"):
-        raise error
-
-
-@pytest.mark.parametrize("error", [errors.UserError, errors.NotFiniteError,
-                                   errors.NotWrittenError])
-def test_our_own_errors_are_one_line(capsys, error):
-    with pytest.raises(SystemExit), cli.exits("runs/x"):
-        raise error("write this instead")
-    assert capsys.readouterr().err == "error: write this instead\n"
-
-
-def test_a_full_device_is_an_error_of_the_device(capsys):
-    """/dev/full: what a write to a full disk raises is what the command line expects."""
-    with pytest.raises(SystemExit), cli.exits("runs/x"), open("/dev/full", "w") as file:
-        file.write("x")
-    assert "No space left on device" in capsys.readouterr().err
 
 
 def test_a_newest_checkpoint_that_is_gone_is_one_less(tiny, tmp_path, capsys):
