@@ -1,4 +1,4 @@
-"""Data sets by name: the digits, the settings that all sets share, and the holdout."""
+"""Data sets by name: the digits, the settings of all sets (request.py), and the holdout."""
 
 import pathlib
 import runpy

@@ -1,4 +1,4 @@
-"""`evaluate`: rows with their protocol, each computed once, on one checkpoint or many."""
+"""`evaluate`: rows with their protocol (job.py, catalogue.py), each computed once."""
 
 import json
 import os

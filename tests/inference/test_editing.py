@@ -1,4 +1,4 @@
-"""Editing is made of the chains it says, picture by picture, whatever else is asked for."""
+"""Editing (editing.py, edit_chains.py) is made of its chains, picture by picture."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""`sample`: image i is a function of (params, rng, i) alone, whatever else is asked for."""
+"""`sample`: image i depends on (params, rng, i) alone; every sampler by samplers/settings.py."""
 
 import functools
 

@@ -172,6 +172,17 @@ def test_private_names_stay_in_their_file():
     assert not [use for use in uses if use.partition(":")[0] not in STILL_PRIVATE]
 
 
+def test_every_file_is_tested():
+    """By the test file of its name, or by one whose docstring names it."""
+    tests = [path for path in EVERY_FILE if path.name.startswith("test_")]
+    docstrings = " ".join(ast.get_docstring(tree(path)) for path in tests)
+    there = {full_name(path) for path in tests}
+    for path in FILES:
+        mirrored = path.relative_to(PACKAGE).with_name(f"test_{path.name}").as_posix()
+        assert not functions(path) or path.name == "__init__.py" or path.name in docstrings or (
+            f"tests/{mirrored}" in there), name(path)
+
+
 def test_no_file_is_a_drawer():
     assert not {"utils", "util", "misc", "common"} & {path.stem for path in EVERY_FILE}
 

@@ -1,6 +1,7 @@
 """Several processes, each with devices of its own, over loopback: the results of one process.
 
-`host.py` is what each runs: two processes of two devices, one of four, and one of one.
+`host.py` is what each runs: two processes of two devices, one of four, and one of one. Together
+they test runtime/parallel.py.
 """
 
 import json
