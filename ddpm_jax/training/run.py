@@ -153,12 +153,13 @@ def open_data(
         settings = config_lib.data_settings(config)
         return tuple(loading.load(split=split, **settings) for split in ("train", "test"))
     source = data if isinstance(data, Source) else source_lib.from_array(data)
-    there = {"labels": source.num_classes, "condition": source.condition_channels}
-    for name in there:
-        if config.data[name] and not there[name]:
+    has = {"labels": source.num_classes, "condition": source.condition_channels}
+    for name in has:
+        if config.data[name] and not has[name]:
             raise UserError(
-                f"config.data.{name}={config.data[name]!r}, but the array given has none; pass "
-                f"data=ddpm_jax.data.from_array(images, {name}=...)."
+                f"asks for a {name.removesuffix('s')} per image, but the array given has none; "
+                f"pass data=ddpm_jax.data.from_array(images, {name}=...).",
+                field=f"config.data.{name}", value=config.data[name],
             )
     return source, None
 
