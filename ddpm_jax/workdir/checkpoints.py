@@ -73,7 +73,7 @@ class Checkpoints:
             metadata: JSON, for example the configuration and `library_versions()`.
 
         Raises:
-            OSError: this save or the previous one failed, for example on a full disk; older
+            NotWrittenError: this save or the previous one failed, for example on a full disk; older
                 checkpoints stay.
         """
         if step in self._manager.all_steps():
@@ -139,7 +139,7 @@ class Checkpoints:
         self._open()  # The old one would refuse to save up to the step that is gone.
 
     def close(self) -> None:
-        """Waits until everything is on disk; raises OSError if a save failed."""
+        """Waits until everything is on disk; raises NotWrittenError if a save failed."""
         with self._quiet, self._write_errors():
             try:
                 self._manager.wait_until_finished()
@@ -148,7 +148,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _write_errors(self) -> Iterator[None]:
-        """Raises what Orbax says of a failed write as an OSError that says what remains."""
+        """Turns what Orbax raises for a failed write into NotWrittenError, with what remains."""
         try:
             yield
         except DAMAGE as error:
