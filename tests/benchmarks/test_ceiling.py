@@ -1,4 +1,4 @@
-"""`benchmarks.ceiling`: the products of a program, what its operations are for, and the page."""
+"""`benchmarks.speed.ceiling`: products of a program, kinds of its operations, and the page."""
 
 import json
 import re
@@ -27,28 +27,28 @@ def of(fn, *args):
 
 
 def test_products_are_counted_where_they_are():
-    """In a loop as often as it turns; those of the same shapes are one."""
+    """In a loop, once per iteration; products of the same shapes are one entry."""
     a, b = jnp.ones((4, 4)), jnp.ones((4, 6))
 
     def fn(a, b):
         a = jax.lax.scan(lambda x, _: (jax.jit(jnp.matmul)(x, a), None), a, length=5)[0]
         return jnp.tanh(a @ a) @ b
 
-    found = {each.inputs[1][0]: (each.flops, times) for each, times in of(fn, a, b).items()}
-    assert found == {(4, 4): (2 * 4**3, 6), (4, 6): (2 * 4 * 4 * 6, 1)}
+    counted = {each.inputs[1][0]: (each.flops, times) for each, times in of(fn, a, b).items()}
+    assert counted == {(4, 4): (2 * 4**3, 6), (4, 6): (2 * 4 * 4 * 6, 1)}
 
 
 @pytest.mark.parametrize("shape, names", [
     ((1, 43, 16, 32), {"conv3x3": 2, "kernel3x3": 1}), ((1, 4, 4, 32), {"conv_general_dilated": 3}),
 ])
 def test_a_convolution_and_its_gradients_are_three_products(shape, names):
-    """Alike, whether they take every product or half of them."""
+    """With the direct convolution and with Winograd's alike."""
     x, kernel = jnp.ones(shape), jnp.ones((3, 3, 32, 48))
     gradients = jax.grad(lambda x, k: jnp.sum(jnp.sin(convolve(x, k))), (0, 1))
-    found = of(gradients, x, kernel)
-    assert all(isinstance(str(product), str) for product in found)
+    products = of(gradients, x, kernel)
+    assert all(isinstance(str(product), str) for product in products)
     counted = {}
-    for product, times in found.items():
+    for product, times in products.items():
         name = product.primitive.name
         counted[name] = counted.get(name, 0) + times
         assert product.flops == 2 * np.prod(shape[:3]) * 9 * 32 * 48
@@ -58,7 +58,7 @@ def test_a_convolution_and_its_gradients_are_three_products(shape, names):
 
 
 def test_a_product_alone_is_that_of_its_settings(monkeypatch):
-    """Each copy of numbers of its own, all of them computed, and a call of them takes a second."""
+    """Each copy has its own numbers and is computed; a call of all copies takes a second."""
     seen = []
     monkeypatch.setattr(jax, "block_until_ready", lambda x: seen.append(x) or x)
     monkeypatch.setattr(ceiling.time, "perf_counter", lambda: float(len(seen)))
@@ -79,15 +79,15 @@ def test_kinds_of_a_compiled_programs_operations():
         return jnp.tanh((x + noise) @ x), jnp.sort(x.T + 1, axis=0).sum(0), jnp.pad(x, 3)
 
     text = jax.jit(fn).lower(jnp.ones((64, 64)), jax.random.key(0)).compile().as_text()
-    found = ceiling.kinds(text)
-    assert {"products", "random bits", "sums", "copies", "elementwise"} == set(found.values())
-    for name, kind in found.items():
+    kinds = ceiling.kinds(text)
+    assert {"products", "random bits", "sums", "copies", "elementwise"} == set(kinds.values())
+    for name, kind in kinds.items():
         assert re.search(rf"%?{re.escape(name)} = ", text)
         assert (" dot(" in line(text, name)) <= (kind == "products")
 
 
 def line(text, name):
-    return next(found for found in text.splitlines() if f"{name} = " in found)
+    return next(line for line in text.splitlines() if f"{name} = " in line)
 
 
 GPU = """HloModule jit__fun, is_scheduled=true
@@ -129,9 +129,9 @@ ENTRY %main (x: bf16[8,4], w: bf16[4,8]) -> f32[8] {
 
 
 def test_kinds_of_what_a_gpu_runs():
-    """Its libraries are custom calls, its own kernels fusions. Written by hand, no GPU's text."""
-    found = ceiling.kinds(GPU)
-    assert {name: found[name] for name in (
+    """Libraries are custom calls, XLA's own kernels are fusions. The text is written by hand."""
+    kinds = ceiling.kinds(GPU)
+    assert {name: kinds[name] for name in (
         "cudnn-conv.1", "gemm_fusion", "all-reduce-start.2", "loop_transpose", "sort.1",
         "input_reduce_fusion", "loop_xor_fusion",
     )} == {
@@ -139,7 +139,7 @@ def test_kinds_of_what_a_gpu_runs():
         "loop_transpose": "copies", "sort.1": "elementwise", "input_reduce_fusion": "sums",
         "loop_xor_fusion": "random bits",
     }
-    assert not {"x", "w", "p", "c"} & set(found)
+    assert not {"x", "w", "p", "c"} & set(kinds)
 
 
 def test_a_trace_names_the_operations(tmp_path):
@@ -150,17 +150,17 @@ def test_a_trace_names_the_operations(tmp_path):
     with jax.profiler.trace(tmp_path):
         jax.block_until_ready(compiled(x))
     known = ceiling.kinds(compiled.as_text())
-    found = [(known[name], seconds) for name, seconds in ceiling.operations(tmp_path)
-             if name in known]
-    assert {kind for kind, _ in found} >= {"products", "sums"}
-    assert all(0 < seconds < 60 for _, seconds in found)
+    traced = [(known[name], seconds) for name, seconds in ceiling.operations(tmp_path)
+              if name in known]
+    assert {kind for kind, _ in traced} >= {"products", "sums"}
+    assert all(0 < seconds < 60 for _, seconds in traced)
 
 
 def test_the_whole(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(config_lib, "model", lambda config, channels: TinyNet())
     monkeypatch.setattr(validation, "check_images", lambda config, shape: None)
     monkeypatch.setattr(ceiling, "SECONDS", 0.0)
-    monkeypatch.setattr(ceiling.huge_pages, "use", lambda: None)  # It starts the program over.
+    monkeypatch.setattr(ceiling.huge_pages, "use", lambda: None)  # It would restart the program.
     monkeypatch.setattr(
         ours, "peak", lambda task: ({}, lambda: {"seconds": 2.0, "count": 2e12}))
     monkeypatch.setattr(sys, "argv", [
@@ -170,8 +170,8 @@ def test_the_whole(monkeypatch, tmp_path, capsys):
     page = (tmp_path / "ceiling_digits_cpu.md").read_text()
     assert capsys.readouterr().out.startswith(page)
     conv = 2 * 2 * 64 * 9 * 4  # Two images a device.
-    heavy = [found["flops"] * found["times"] for found in results["products"]]
-    assert heavy.count(conv) == 5  # Two there, two back by the kernel, one by the image.
+    heavy = [product["flops"] * product["times"] for product in results["products"]]
+    assert heavy.count(conv) == 5  # Two forward, two for kernels, one for the image.
     assert sum(heavy) <= results["flops"] < 5.1 * conv
     assert results["start"] < results["low"] <= results["step"] <= results["high"] < 60
     assert set(results["kinds"]) > {"products", "elementwise"} and "without a name" not in page

@@ -1,4 +1,4 @@
-"""`benchmarks/record`: what is there is not done again, what was cut goes on, files stay short."""
+"""`benchmarks/record`: finished stages are kept, interrupted ones continue, files stay small."""
 
 import json
 import pathlib
@@ -44,40 +44,40 @@ def row(step, speed):
 @pytest.mark.parametrize("rows, starts, training_seconds, starting", [
     # 10 steps/s; the first 100 steps with 30 s of compiling.
     ([row(100, 100 / 40), row(200, 10), row(300, 10)], [0], 30, [30]),
-    # Cut, and taken up again at a row's step, at 5 steps/s now, with 7 s beside.
+    # Interrupted, and resumed at the step of a row with 5 steps/s; the start takes 7 s.
     ([row(100, 100 / 40), row(200, 10), row(300, 100 / 27), row(400, 5)], [0, 200],
      10 + 10 + 20 + 20, [30, 7]),
-    # At a step between two rows: 60 steps since the start, 100 to be counted.
+    # Resumed between two rows: 60 steps since the start, of 100 in the row.
     ([row(100, 10), row(200, 60 / 19), row(300, 10)], [140], 30, [13]),
-    # Nothing behind the start's row: the pace of the row before.
+    # No row after the first of a start: the speed of the row before.
     ([row(50, 1), row(100, 10), row(150, 50 / 8)], [0, 100], 15, [45, 3]),
-    # A start after which the next one came before a second row.
+    # A start that was interrupted before its second row.
     ([row(10, 1), row(20, 1 / 2), row(30, 10)], [0, 10], 3, [9, 19]),
-    # A start whose steps were lost again counts once; a row faster than the next takes nothing.
+    # A start whose steps were lost counts once; a row faster than the next costs nothing.
     ([row(10, 20), row(20, 10)], [0, 0], 2, [0]),
-    # No row without a compilation yet.
+    # Only a row that includes compiling.
     ([row(10, 1)], [0], 0, [10]),
 ])
 def test_seconds_of_training_and_of_starting(rows, starts, training_seconds, starting):
-    found, beside = clock.seconds(rows, starts)
-    assert found == pytest.approx(training_seconds)
+    trained, beside = clock.seconds(rows, starts)
+    assert trained == pytest.approx(training_seconds)
     assert_allclose(beside, starting, atol=1e-9)
 
 
-def test_training_is_ended_once_it_is_due_and_somebody_listens(monkeypatch):
+def test_training_is_ended_once_it_is_due_and_a_handler_is_there(monkeypatch):
     monkeypatch.setattr(clock, "POLL", 0.001)
-    looked, heard = threading.Event(), threading.Event()
+    checked, received = threading.Event(), threading.Event()
 
     def due():
-        looked.set()
+        checked.set()
         return True
 
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     with clock.ended_when(due) as asked:
-        assert looked.wait(10) and not asked.is_set()  # Nobody listens: the process lives.
-        signal.signal(signal.SIGTERM, lambda *_: heard.set())
+        assert checked.wait(10) and not asked.is_set()  # No handler: SIGTERM would end the process.
+        signal.signal(signal.SIGTERM, lambda *_: received.set())
         try:
-            assert asked.wait(10) and heard.wait(10)
+            assert asked.wait(10) and received.wait(10)
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with clock.ended_when(lambda: False) as asked:
@@ -97,7 +97,7 @@ def flags(workdir, *more, **changed):
 
 @pytest.fixture
 def small(monkeypatch):
-    """A network of three layers, which has no names in diffusers."""
+    """A network of three layers, whose parameters have no names in diffusers."""
     class Net(TinyNet):
         dtype: Any = jnp.float32
 
@@ -142,46 +142,46 @@ def samples(workdir, name):
 
 def test_a_record_is_made_whole(small, recorded, capsys):
     out = work(capsys, recorded)
-    found = metrics(recorded)
-    assert [name for name in found if name not in ("starts", "train")] == STAGES
+    entries = metrics(recorded)
+    assert [name for name in entries if name not in ("starts", "train")] == STAGES
     assert all(f"\n{name}: " in out for name in STAGES) and "trained: 6 steps" in out
-    train = found["train"]
+    train = entries["train"]
     assert (train["step"], train["config"]["train"]["num_steps"]) == (6, 6)
     assert [row["step"] for row in train["rows"]] == [2, 4, 6]
     assert train["loss"] == pytest.approx(np.mean([row["loss"] for row in train["rows"]]))
     assert train["images_per_second"] == pytest.approx(16 * train["steps_per_second"])
-    listed = [file for name in STAGES for file in found[name].get("files", ())]
+    listed = [file for name in STAGES for file in entries[name].get("files", ())]
     assert sorted([*listed, "metrics.json"]) == sorted(files(recorded))
     assert all(size <= 2**20 for _, size in files(recorded).values())
 
 
-def test_samples_are_those_of_the_library_as_they_came(small, recorded, capsys):
+def test_samples_are_those_of_the_library_unselected(small, recorded, capsys):
     work(capsys, recorded)
     trained = ddpm_jax.load(recorded)
-    rng = jax.random.fold_in(jax.random.key(0), 2)  # As --mode=evaluate draws them.
+    rng = jax.random.fold_in(jax.random.key(0), 2)  # The key of --mode=evaluate.
     with jax.default_matmul_precision("highest"):
         ddim = ddpm_jax.sample(
             trained, rng, 70, sampler="ddim", num_steps=20, output="uint8")
         chain = ddpm_jax.sample(trained, rng, 9, output="uint8")
     assert_array_equal(samples(recorded, "ddim"), ddim, strict=True)
     assert_array_equal(samples(recorded, "chain"), chain, strict=True)
-    found = metrics(recorded)
-    assert sum(file.endswith("npz") for file in found["ddim"]["files"]) == 2  # 40 a file.
+    entries = metrics(recorded)
+    assert sum(file.endswith("npz") for file in entries["ddim"]["files"]) == 2  # 40 a file.
     shown = np.asarray(Image.open(recorded / "record/ddim.png"))
     assert_array_equal(shown, pictures.grid(ddim[:64])[..., 0])
 
 
 def test_bits_and_losses_are_those_of_the_library(small, recorded, capsys):
     work(capsys, recorded)
-    found, trained = metrics(recorded), ddpm_jax.load(recorded)
+    entries, trained = metrics(recorded), ddpm_jax.load(recorded)
     held_out, _ = ddpm_jax.data.digits("test")
     chosen = np.linspace(0, 299, 10).round().astype(int)
     rng = jax.random.fold_in(jax.random.key(0), 0)
     with jax.default_matmul_precision("highest"):
         bits = ddpm_jax.bits_per_dim(trained, rng, held_out[chosen])
-    assert_allclose(found["bits"]["each"], bits, rtol=0, atol=1e-5)  # Of their five decimals.
-    assert found["bits"]["value"] == pytest.approx(bits.mean(), abs=1e-6)
-    assert found["bits"]["standard_error"] == pytest.approx(bits.std(ddof=1) / 10**0.5, abs=1e-6)
+    assert_allclose(entries["bits"]["each"], bits, rtol=0, atol=1e-5)  # They have five decimals.
+    assert entries["bits"]["value"] == pytest.approx(bits.mean(), abs=1e-6)
+    assert entries["bits"]["standard_error"] == pytest.approx(bits.std(ddof=1) / 10**0.5, abs=1e-6)
 
     rngs = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 4), i))(
         jnp.arange(300))
@@ -193,10 +193,10 @@ def test_bits_and_losses_are_those_of_the_library(small, recorded, capsys):
     found_eps = np.asarray(apply(np.float32(x_t), t), np.float64)
     loss = np.mean((found_eps - np.asarray(eps)) ** 2)
     # Sums of 300 float32 losses, in another order.
-    assert found["held_out"]["value"] == pytest.approx(loss, rel=1e-5)
+    assert entries["held_out"]["value"] == pytest.approx(loss, rel=1e-5)
 
 
-def test_what_is_there_is_not_done_again(small, recorded, capsys, monkeypatch):
+def test_finished_stages_are_not_repeated(small, recorded, capsys, monkeypatch):
     work(capsys, recorded)
     before = files(recorded)
 
@@ -211,7 +211,7 @@ def test_what_is_there_is_not_done_again(small, recorded, capsys, monkeypatch):
     assert before.items() <= files(recorded).items()
 
 
-def test_a_stage_is_done_again_where_a_file_is_missing_or_other_numbers_are_asked(
+def test_a_stage_is_repeated_where_a_file_is_missing_or_the_numbers_changed(
     small, recorded, capsys
 ):
     work(capsys, recorded)
@@ -228,18 +228,18 @@ def test_a_stage_is_done_again_where_a_file_is_missing_or_other_numbers_are_aske
     assert "chain: " not in work(capsys, recorded, ddim_images=20, chain_images=0)
 
 
-def test_a_stage_that_was_cut_goes_on_with_what_it_has(small, recorded, capsys, monkeypatch):
+def test_an_interrupted_stage_keeps_its_finished_rounds(small, recorded, capsys, monkeypatch):
     draw = sample_lib.stream
     rounds = []
 
-    def cut(*args, done, **kwargs):
+    def interrupted(*args, done, **kwargs):
         for batch in draw(*args, done=done, **kwargs):
             yield batch
             rounds.append(done)
             if len(rounds) == 2:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(sample_lib, "stream", cut)
+    monkeypatch.setattr(sample_lib, "stream", interrupted)
     more = dict(ddim_images=31)
     with pytest.raises(KeyboardInterrupt):
         work(capsys, recorded, "--config.sample.batch_size=8", **more)
@@ -253,7 +253,7 @@ def test_a_stage_that_was_cut_goes_on_with_what_it_has(small, recorded, capsys, 
     assert_array_equal(samples(recorded, "ddim"), whole)
 
 
-def test_what_no_longer_fits_is_left_out_and_said(small, recorded, capsys, monkeypatch):
+def test_stages_that_no_longer_fit_are_skipped_with_a_line(small, recorded, capsys, monkeypatch):
     work(capsys, recorded)
     (recorded / "record/chain.png").unlink()
     (recorded / "record/ddim.png").unlink()
@@ -267,18 +267,18 @@ def test_what_no_longer_fits_is_left_out_and_said(small, recorded, capsys, monke
     assert not (recorded / "record/chain.png").exists()
 
 
-def test_a_stage_takes_its_calls_at_a_third_of_training_and_a_start():
+def test_seconds_of_a_stage_are_its_calls_at_a_third_of_training_and_a_start():
     stage = stages.Stage("chain", None, 60, 1000)
     assert stage.seconds(images_per_second=500.0, starting=7.0) == 7 + 60_000 / 1500
-    found = stages.stages(1000, bits_images=3, ddim_images=5, chain_images=0)
-    calls = {stage.name: (stage.num_images, stage.num_calls) for stage in found}
+    all_stages = stages.stages(1000, bits_images=3, ddim_images=5, chain_images=0)
+    calls = {stage.name: (stage.num_images, stage.num_calls) for stage in all_stages}
     assert calls == {"weights": (1, 0), "held_out": (1, 1), "bits": (3, 1000), "ddim": (5, 50),
                      "process": (16, 1000)}
 
 
 @pytest.fixture
 def played(monkeypatch):
-    """A clock by which a row of training is a second, of so many that were asked for."""
+    """A clock by which each row of training takes one second."""
     monkeypatch.setattr(clock, "POLL", 0.001)
     monkeypatch.setattr(clock, "seconds", lambda rows, starts: (float(len(rows)), np.ones(1)))
 
@@ -288,7 +288,7 @@ LONG = ["--config.train.num_steps=4000", "--config.train.sample_every=4000",
         "--config.train.checkpoint_every=4000"]
 
 
-def test_training_ends_with_its_minutes_and_is_not_taken_up_again(
+def test_training_ends_after_its_minutes_and_is_not_resumed(
     small, played, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr(stages, "stages", lambda *_, **__: [])
@@ -309,7 +309,7 @@ def test_training_ends_with_its_minutes_and_is_not_taken_up_again(
 def test_training_stops_before_the_command_ends(
     small, played, tmp_path, capsys, monkeypatch, total, says
 ):
-    def monotonic():  # A minute a row.
+    def monotonic():  # A minute per row.
         return 60.0 * len(read_metrics(tmp_path))
 
     monkeypatch.setattr(run, "time", types.SimpleNamespace(monotonic=monotonic))
@@ -330,7 +330,7 @@ def test_another_signal_ends_the_command(small, tmp_path, capsys, monkeypatch):
     assert end.value.code == 143
 
 
-def test_weights_read_back_as_they_are_to_bfloat16(tmp_path):
+def test_weights_are_read_back_rounded_to_bfloat16(tmp_path):
     model, shape = tiny_unet(), (8, 8, 1)
     config = run.config_of([
         f"--config={CONFIG}", "--config.model.channels=8", "--config.model.dropout=0.0",
@@ -351,7 +351,7 @@ def test_weights_read_back_as_they_are_to_bfloat16(tmp_path):
     x = np.random.default_rng(0).standard_normal((2, *shape)).astype(np.float32)
     apply = jax.jit(lambda params: model.apply({"params": params}, x, np.full(2, 500), train=False))
     one, other = apply(params), apply(again.params)
-    # Eight bits of every weight: 0.4 % of each product, less of their sum.
+    # Weights keep eight bits: each product moves by 0.4 %, their sum by less.
     assert 0 < np.abs(one - other).max() < 0.02 * np.abs(one).max()
     (tmp_path / names[0]).unlink()
     with pytest.raises(ValueError, match="weights_1_of"):
@@ -379,7 +379,7 @@ def test_candidates_have_the_papers_network_and_objective(name):
     changed = {key for key, value in config.train.items() if value != paper.train[key]}
     kept = {"checkpoint_every", "eval_every", "sample_every"}
     assert changed - kept == set(settings.CANDIDATES[name]) <= own
-    # A checkpoint as often by images, whatever the batch.
+    # As many images per checkpoint at any batch size.
     assert config.train.checkpoint_every * config.train.batch_size == 256_000
 
 
@@ -399,14 +399,14 @@ def entry(loss, each, **changed):
 
 
 def test_records_stand_side_by_side():
-    found = compare.table({
+    table = compare.table({
         "paper": entry(0.0295, [3.9, 4.1, 4.0]),
         "fast": entry(0.0291, [3.8, 3.95, 3.9], batch_size=256),
         "none": {"train": entry(0.03, [1.0, 1.0])["train"]},
         "few": entry(0.0291, [3.8, 3.95]),
     })
     head, rule, *lines = [[cell.strip() for cell in line.split("|")[1:-1]]
-                          for line in found.splitlines()]
+                          for line in table.splitlines()]
     assert head[:2] == ["record", "train.batch_size"] and len(rule) == len(head) == 10
     paper, fast, none, few = (dict(zip(head, line, strict=True)) for line in lines)
     assert paper["bits/dim"] == "4.0000 +- 0.0577" and paper["difference"] == ""

@@ -1,4 +1,4 @@
-"""What the devices of a training step exchange, and the arithmetic of the prediction."""
+"""What the devices of a training step exchange, and the arithmetic of the predictions."""
 
 import jax
 import numpy as np
@@ -13,15 +13,15 @@ from training_step import BATCH, small_config, state_of, step_of
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_gradients_go_through_one_all_reduce(accumulate):
-    """Beside it only each image's loss and t are gathered, whatever the micro-batches."""
+    """Besides, only the loss and t of each image are gathered, with micro-batches too."""
     config = small_config(accumulate=accumulate)
     state = parallel.replicate(state_of(config, TinyNet()))
     batch = parallel.shard({"images": loading.digits("train")[0][:BATCH]})
     text = step_of(config).lower(state, batch, jax.random.key(0)).compile().as_text()
-    found = sorted(scaling.collectives(text))
+    exchanged = sorted(scaling.collectives(text))
     # Two biases, of conv_in and temb, have the same gradient, which XLA sends once.
     num_sent = sum(leaf.size for leaf in jax.tree.leaves(state.params)) - 4
-    assert found == [
+    assert exchanged == [
         ("all-gather", 4 * BATCH), ("all-gather", 4 * BATCH), ("all-reduce", 4 * num_sent)
     ]
 
@@ -40,7 +40,7 @@ def test_collectives_are_read_from_the_compiled_text():
 
 
 def test_a_ring_sends_each_byte_almost_twice():
-    """Against a ring that is walked: n - 1 sends of an n-th to sum, as many to tell."""
+    """Against a loop over the ring: n - 1 sends of an n-th to sum, as many to distribute."""
     for devices in (1, 2, 5):
         sent = sum(60 / devices for _ in range(2) for _ in range(devices - 1))
         assert scaling.all_reduce_seconds(60, devices, 3.0) == pytest.approx(sent / 3)
@@ -49,9 +49,9 @@ def test_a_ring_sends_each_byte_almost_twice():
 def test_predictions_are_those_made_by_hand():
     machine = scaling.Machine("m", devices=4, flops=1e12, bytes_per_second=1e9)
     work = scaling.Work("w", batch_size=8, flops=1e9, num_params=1_000_000)
-    found = scaling.predict(work, machine, 0.5)
+    prediction = scaling.predict(work, machine, 0.5)
     # 3 x 1e9 x 8 / (4 x 5e11) = 12 ms; 1.5 x 4e6 / 1e9 = 6 ms.
-    assert found == pytest.approx(
+    assert prediction == pytest.approx(
         {"compute": 0.012, "all_reduce": 0.006, "step": 0.018, "efficiency": 2 / 3}
     )
 
@@ -64,7 +64,7 @@ def test_the_page_has_the_predictions():
     assert scaling.predicted_table() in page
 
 
-def test_the_table_of_what_was_measured():
+def test_the_table_of_measurements():
     row = {"devices": 2, "batch_size": 10, "num_params": 9, "seconds": 0.5,
            "processor_seconds": 0.2, "collectives": [["all-gather", 40], ["all-reduce", 1200]]}
     assert scaling.measured_table([row], 0.01).splitlines()[-1] == (

@@ -1,6 +1,6 @@
 """The comparison with other programs: turns, failures, medians, FLOPs, tables, and our own side.
 
-Other programs are played by `FAKE`, which answers without a framework.
+`FAKE` stands in for the other programs and needs no framework.
 """
 
 import importlib
@@ -23,7 +23,7 @@ from ddpm_jax import config as config_lib
 from ddpm_jax.workdir.logs import Logs
 
 ROOT = pathlib.Path(__file__).parents[2]
-# Says its turns in a file; `dies` is when it ends early, `seconds` what each turn takes.
+# Writes its turns to a file. `dies`: the turn in which it fails; `seconds`: the time of each turn.
 FAKE = """
 import itertools, pathlib, sys
 from benchmarks.speed import contest
@@ -52,11 +52,11 @@ contest.serve(prepare, lambda: 2**30)
 
 @pytest.fixture
 def fake(tmp_path):
-    """(name, seconds, ...) -> what starts such a contestant."""
+    """(name, seconds, ...) -> a function that starts such a contestant."""
     (tmp_path / "fake.py").write_text(FAKE)
 
-    def starts(name, seconds=(10.0,), **told):
-        task = {"name": name, "seconds": seconds, "log": str(tmp_path / "log")} | told
+    def starts(name, seconds=(10.0,), **changes):
+        task = {"name": name, "seconds": seconds, "log": str(tmp_path / "log")} | changes
         command = [sys.executable, str(tmp_path / "fake.py")]
         return lambda: contest.Contestant(command, task, {"PYTHONPATH": str(ROOT)}, tmp_path)
 
@@ -64,29 +64,29 @@ def fake(tmp_path):
 
 
 def test_contestants_measure_in_turn(fake, tmp_path):
-    found = contest.in_turn({
+    results = contest.in_turn({
         "a": fake("a", seconds=(10.0, 20.0, 5.0)), "b": fake("b", parameters=6),
     }, rounds=3)
     assert (tmp_path / "log").read_text() == "ababab"
-    assert found["a"]["seconds"] == [1.0, 2.0, 0.5] and found["b"]["seconds"] == [1.0] * 3
-    assert (found["a"]["facts"]["parameters"], found["b"]["facts"]["parameters"]) == (5, 6)
-    assert found["a"]["peak_bytes"] == 2**30
+    assert results["a"]["seconds"] == [1.0, 2.0, 0.5] and results["b"]["seconds"] == [1.0] * 3
+    assert (results["a"]["facts"]["parameters"], results["b"]["facts"]["parameters"]) == (5, 6)
+    assert results["a"]["peak_bytes"] == 2**30
 
 
 def test_one_that_fails_is_a_line_and_the_others_go_on(fake, tmp_path):
-    found = contest.in_turn({
+    results = contest.in_turn({
         "early": fake("e", dies="early"), "late": fake("l", dies=1), "sound": fake("s"),
         "missing": lambda: contest.Contestant(["/no/python"], {}, {}, tmp_path),
     }, rounds=3)
     assert (tmp_path / "log").read_text() == "lslss"
-    assert found["early"] == {"failed": "status 1: module 'torch' is missing"}
-    assert found["late"] == {"failed": "status 1: RuntimeError: out of luck"}
-    assert "No such file" in found["missing"]["failed"]
-    assert found["sound"]["seconds"] == [1.0] * 3
+    assert results["early"] == {"failed": "status 1: module 'torch' is missing"}
+    assert results["late"] == {"failed": "status 1: RuntimeError: out of luck"}
+    assert "No such file" in results["missing"]["failed"]
+    assert results["sound"]["seconds"] == [1.0] * 3
 
 
 def test_processes_end_with_the_contest(fake, monkeypatch):
-    """Also with one that is interrupted."""
+    """An interrupted contest, too."""
     there = []
 
     def starts():
@@ -103,7 +103,7 @@ def test_processes_end_with_the_contest(fake, monkeypatch):
     assert [contestant.process.poll() is None for contestant in there] == [False, False]
 
 
-def test_a_contestant_tells_how_long_it_took_to_be_ready(fake):
+def test_a_contestant_knows_how_long_it_took_to_be_ready(fake):
     began = contest.time.perf_counter()
     with fake("a")() as contestant:
         assert 0 < contestant.seconds <= contest.time.perf_counter() - began
@@ -111,7 +111,7 @@ def test_a_contestant_tells_how_long_it_took_to_be_ready(fake):
 
 @pytest.mark.parametrize("takes, fewest, calls", [(0.75, 2, 3), (5.0, 2, 2), (5.0, 1, 1)])
 def test_a_stretch_has_its_length_and_waits(monkeypatch, takes, fewest, calls):
-    """Of calls that take so many seconds, after which 0.5 more are waited for."""
+    """Of calls that take `takes` seconds each, with 0.5 s of waiting after the last."""
     clock = [100.0]
     monkeypatch.setattr(contest, "SECONDS", 2.0)
     monkeypatch.setattr(
@@ -122,7 +122,7 @@ def test_a_stretch_has_its_length_and_waits(monkeypatch, takes, fewest, calls):
         clock[0] += seconds
 
     measure = contest.stretch(lambda: passes(takes), 8, lambda: passes(0.5), fewest)
-    for _ in range(2):  # No stretch knows of the one before.
+    for _ in range(2):  # No stretch counts calls of the one before.
         assert measure() == {"seconds": calls * takes + 0.5, "count": 8 * calls}
 
 
@@ -130,7 +130,7 @@ def test_medians_are_of_rates():
     assert contest.summary([0.5, 1.0, 0.125]) == {"median": 2.0, "low": 1.0, "high": 8.0}
 
 
-# FLOPs: multiplying and adding are two.
+# FLOPs: a multiplication and an addition are two.
 
 
 def test_flops_of_products_and_convolutions():
@@ -163,14 +163,14 @@ def test_flops_inside_of_other_programs():
 def test_flops_of_a_gradient_are_three_forward_passes():
     w = jnp.ones((4, 4))
 
-    def loss(w):  # Two layers of the same weights, neither of which is the input's.
+    def loss(w):  # Two products with the weights, neither of the input.
         return jnp.sum(((w @ w) @ w) ** 2)
 
     assert flops.count(jax.grad(loss), w) == flops.TRAINING * flops.count(loss, w)
 
 
 def test_flops_of_a_network_are_those_xla_counts():
-    """But for norms, activations and the like, which are more in a network of 8 channels."""
+    """Except for norms and activations, which are a large share with 8 channels."""
     model = tiny_unet()
     x, t = jnp.zeros((1, 8, 8, 1)), jnp.zeros((1,), jnp.int32)
     params = jax.eval_shape(lambda: model.init(jax.random.key(0), x, t, train=False))
@@ -210,7 +210,7 @@ def test_flops_of_a_network_are_those_pytorch_counts(network, counted):
 
 
 @pytest.mark.parametrize("network, parameters", [("cifar10", 35_746_307), ("digits", 701_345)])
-def test_peers_are_told_of_the_same_network(network, parameters):
+def test_peers_get_the_same_network(network, parameters):
     facts = compare.network_facts(network, dropout=0.25, dtype="bfloat16")
     json.dumps(facts)  # It goes through a pipe.
     assert facts["parameters"] == parameters
@@ -218,20 +218,20 @@ def test_peers_are_told_of_the_same_network(network, parameters):
     assert facts["settings"]["model.dtype"] == "bfloat16"
     config = ours.config_of(facts | {"batch_size": 24})
     assert (config.train.batch_size, config.model.dropout) == (24, 0.25)
-    groups = config.model.num_groups or 32  # Of every norm of the large network.
+    groups = config.model.num_groups or 32  # In every norm of the large network.
     assert facts["unet"]["norm_num_groups"] == groups
     facts = compare.network_facts("cifar10", None, "float32")
     assert facts["unet"]["dropout"] == 0.1  # The paper's.
 
 
-def test_the_small_suite_and_what_is_asked_of_the_full_one():
+def test_the_small_suite_and_choices_of_the_full_one():
     def chosen(suite, tasks=compare.TASKS, networks=compare.NETWORKS, batch_sizes=(8, 32)):
         return list(compare.cases(types.SimpleNamespace(
             suite=suite, tasks=tasks, networks=networks, batch_sizes=batch_sizes
         )))
 
     assert sorted(case[:2] for case in chosen("small", batch_sizes=(8,))) == sorted(compare.SMALL)
-    assert len(chosen("full")) == 2 * (5 * 2 + 3)  # A checkpoint, a row and a start have no batch.
+    assert len(chosen("full")) == 2 * (5 * 2 + 3)  # Checkpoints, rows and starts have no batch.
     digits = [("train", "digits", 8), ("train", "digits", 32)]
     assert chosen("full", ["train"], ["digits"]) == digits
     assert chosen("small", ["train"], ["digits"]) == []
@@ -276,7 +276,7 @@ def test_ratios_are_to_the_fastest_other():
     assert len(rows(tables.ratio_row(alone))[0]) == 5
 
 
-def test_a_row_tells_rate_share_of_peak_memory_and_first_call():
+def test_a_row_has_rate_share_of_peak_memory_and_first_call():
     table = rows(tables.match_table(match(), ABOUT, "float32"))
     # 2 images/s of 3 x 10 FLOP, of the larger peak, 200 FLOP/s.
     assert table[2] == [
@@ -293,7 +293,7 @@ def test_flops_of_samples_are_those_of_their_calls():
     assert table[2][4:6] == ["1e-06", "500%"]  # 2 images/s of 50 x 10 FLOP
 
 
-def test_starts_and_saves_are_told_in_seconds():
+def test_starts_and_saves_are_in_seconds():
     saved = match("checkpoint")
     saved["entries"][0]["facts"]["on_disk"] = 7.25
     table = tables.match_table(saved, ABOUT, "float32")
@@ -303,14 +303,14 @@ def test_starts_and_saves_are_told_in_seconds():
 
 
 def fake_program(monkeypatch, tmp_path, **changed):
-    """Every contestant is `FAKE`, by module with what is changed."""
+    """Makes every contestant `FAKE`, with the task changed by `changed[module]`."""
     (tmp_path / "fake.py").write_text(FAKE)
     real = compare.started
 
     def started(module, peers, task, caches):
-        told = {"name": module, "seconds": [2.0 if module == "ours" else 4.0],
-                "log": str(tmp_path / "log")} | changed.get(module, {})
-        return real(module, peers, task | told, caches)
+        played = {"name": module, "seconds": [2.0 if module == "ours" else 4.0],
+                  "log": str(tmp_path / "log")} | changed.get(module, {})
+        return real(module, peers, task | played, caches)
 
     monkeypatch.setattr(compare, "started", started)
     monkeypatch.setattr(
@@ -327,26 +327,26 @@ def run(monkeypatch, tmp_path, *flags):
     return json.loads(stem.with_suffix(".json").read_text()), stem.with_suffix(".md").read_text()
 
 
-def test_the_whole_with_programs_played(monkeypatch, tmp_path, capsys):
+def test_the_whole_with_fake_programs(monkeypatch, tmp_path, capsys):
     fake_program(monkeypatch, tmp_path, lucidrains_={"dies": "early"})
     results, page = run(monkeypatch, tmp_path, "--rounds=2", "--networks=cifar10")
-    tasks = [found["task"] for found in results["matches"]]
+    tasks = [entry["task"] for entry in results["matches"]]
     assert tasks == ["train", "ancestral", "data", "checkpoint", "start, cold cache",
                      "start, warm cache"]
     assert results["absent"] == {"lucidrains_": "status 1: module 'torch' is missing"}
     assert "denoising_diffusion_pytorch was left out: status 1: module 'torch' is missing" in page
     train, started = results["matches"][0], results["matches"][4]
-    assert [(found["who"], found["mode"], found["seconds"]) for found in train["entries"]] == [
+    assert [(entry["who"], entry["mode"], entry["seconds"]) for entry in train["entries"]] == [
         ("ours", "", [0.2, 0.2]), ("diffusers_", "channels_last", [0.4, 0.4]),
         ("diffusers_", "compiled", [0.4, 0.4]),
     ]
     assert (train["calls"], results["matches"][1]["calls"]) == (1, 10)
     assert "| train | cifar10 | 8 | 2.00 |" in page
-    assert all(0 < found["seconds"][0] < 60 and len(found["seconds"]) == 1
-               for found in started["entries"])
+    assert all(0 < entry["seconds"][0] < 60 and len(entry["seconds"]) == 1
+               for entry in started["entries"])
     assert results["command"].startswith("python -m benchmarks.speed --results=")
     assert results["command"] in page and results["machine"]["processor"] in page
-    assert "| train | cifar10" not in capsys.readouterr().out  # Its own table comes as it is done.
+    assert "| train | cifar10" not in capsys.readouterr().out  # Printed when it was done.
 
 
 def test_a_peer_on_another_device_is_left_out(monkeypatch, tmp_path):
@@ -355,23 +355,23 @@ def test_a_peer_on_another_device_is_left_out(monkeypatch, tmp_path):
         monkeypatch, tmp_path, "--rounds=1", "--tasks=train", "--networks=cifar10"
     )
     assert results["absent"] == {"diffusers_": "it runs on gpu here, and ours on cpu"}
-    who = [found["who"] for found in results["matches"][0]["entries"]]
+    who = [entry["who"] for entry in results["matches"][0]["entries"]]
     assert who == ["ours", "lucidrains_"] and set(results["about"]) == {"ours", "lucidrains_"}
 
 
 def test_mistakes_are_one_line(monkeypatch, tmp_path, capsys):
     fake_program(monkeypatch, tmp_path)
-    for flags, said in (
+    for flags, says in (
         (["--tasks=trian"], "'trian' is not known; use some of train,"),
         (["--tasks=train", "--networks=digits", "--rounds=1"], "write --suite=full"),
     ):
         with pytest.raises(SystemExit):
             run(monkeypatch, tmp_path, *flags)
-        assert said in capsys.readouterr().err
+        assert says in capsys.readouterr().err
 
 
 def test_caches_are_cold_and_then_warm(monkeypatch, tmp_path):
-    """A folder for each contestant and round, the same for both starts."""
+    """Each contestant and round has its own folder, the same for the cold and the warm start."""
     seen = []
 
     class Contestant:
@@ -393,14 +393,15 @@ def test_caches_are_cold_and_then_warm(monkeypatch, tmp_path):
 
     monkeypatch.setenv("HOME", "/home")
     monkeypatch.setattr(contest, "Contestant", Contestant)
-    found = compare.starts({}, [("ours", ""), ("diffusers_", "eager")], "python", rounds=2)
+    by_cache = compare.starts({}, [("ours", ""), ("diffusers_", "eager")], "python", rounds=2)
     modules = ["ours"] * 2 + ["diffusers_"] * 2
     assert [module for module, _ in seen] == [
         f"benchmarks.speed.contestants.{name}" for name in modules * 2
     ]
     folders = [tuple(caches) for _, caches in seen]
     assert folders[::2] == folders[1::2] and len(set(folders)) == 4
-    assert all(len(entry["seconds"]) == 2 for cache in found.values() for entry in cache.values())
+    assert all(len(entry["seconds"]) == 2 for cache in by_cache.values()
+               for entry in cache.values())
 
 
 # Our own side, with a network of three layers.
@@ -413,7 +414,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(contest, "SECONDS", 0.0)
 
 
-def told(task, **settings):
+def our_task(task, **settings):
     return {"task": task, "network": "digits", "batch_size": 16, "calls": 3,
             "settings": {"diffusion.num_timesteps": 20} | settings}
 
@@ -422,15 +423,15 @@ def told(task, **settings):
     ("train", 2 * 16), ("ancestral", 16), ("ddim", 16), ("bits_per_dim", 16),
 ])
 def test_our_tasks_count_their_images(tiny, task, counted):
-    facts, measure = ours.prepare(told(task))
+    facts, measure = ours.prepare(our_task(task))
     conv = 2 * 8 * 8 * 9 * (1 * 4 + 4 * 1)
     assert facts["parameters"] == 9 * 4 + 4 + 2 * 4 + 9 * 4 + 1
     assert facts["flops"] == conv + 2 * 4 and facts["first_call"] > 0
-    found = measure()
-    assert found["count"] == counted and found["seconds"] > 0
+    measured = measure()
+    assert measured["count"] == counted and measured["seconds"] > 0
 
 
-def test_training_goes_on_and_starting_makes_one_step(tiny, monkeypatch):
+def test_training_continues_and_starting_makes_one_step(tiny, monkeypatch):
     made = []
     real = ours.pmap_train_step
 
@@ -446,37 +447,37 @@ def test_training_goes_on_and_starting_makes_one_step(tiny, monkeypatch):
         return step
 
     monkeypatch.setattr(ours, "pmap_train_step", counted)
-    assert ours.prepare(told("start"))[0] == {}
+    assert ours.prepare(our_task("start"))[0] == {}
     assert [step for step, _ in made] == [1]
     made.clear()
-    ours.prepare(told("train"))[1]()
+    ours.prepare(our_task("train"))[1]()
     assert [step for step, _ in made] == [1, 2, 3]
     assert all(math.isfinite(loss) for _, loss in made)
 
 
-def test_sampling_makes_the_calls_it_is_told(tiny, monkeypatch):
+def test_sampling_makes_as_many_calls_as_the_task_says(tiny, monkeypatch):
     calls = []
     monkeypatch.setattr(
         ours.ddpm_jax, "sample",
         lambda trained, rng, n, **settings: calls.append((n, settings)) or np.zeros(n),
     )
-    ours.prepare(told("ddim"))
+    ours.prepare(our_task("ddim"))
     assert calls == [(16, {"sampler": "ddim", "num_steps": 3})]
     bits = []
     monkeypatch.setattr(
         ours.ddpm_jax, "bits_per_dim",
         lambda trained, rng, pixels: bits.append((trained.schedule.num_timesteps, pixels.shape)),
     )
-    ours.prepare(told("bits_per_dim"))
+    ours.prepare(our_task("bits_per_dim"))
     assert bits == [(3, (16, 8, 8, 1))]
 
 
 def test_our_batches_and_saves(tiny, monkeypatch, tmp_path):
     monkeypatch.setattr(ours, "NUM_IMAGES", 100)
-    assert ours.prepare(told("data"))[1]()["count"] == 32
-    facts, measure = ours.prepare(told("checkpoint"))
-    found = measure()
-    assert 0 < found["seconds"] < found["on_disk"] and found["count"] == 1
+    assert ours.prepare(our_task("data"))[1]()["count"] == 32
+    facts, measure = ours.prepare(our_task("checkpoint"))
+    measured = measure()
+    assert 0 < measured["seconds"] < measured["on_disk"] and measured["count"] == 1
     assert facts["on_disk"] > 0
 
 
@@ -485,9 +486,9 @@ def test_our_rows(tiny, monkeypatch, capsys):
     monkeypatch.setattr(
         Logs, "write", lambda self, step, row: rows.append(row) or write(self, step, row)
     )
-    _, measure = ours.prepare(told("logging"))
-    found = measure()
-    assert found["count"] == 2 == len(rows) and found["seconds"] > 0
+    _, measure = ours.prepare(our_task("logging"))
+    measured = measure()
+    assert measured["count"] == 2 == len(rows) and measured["seconds"] > 0
     assert np.isfinite(rows[0]["loss"]) and {"grad_norm", "images_per_second"} <= set(rows[0])
     assert capsys.readouterr().out.count("step 1 of 2") == 2  # The line that a user sees.
 
@@ -500,6 +501,6 @@ def test_our_peak_is_of_a_product(monkeypatch):
     assert measure()["count"] == 2 * 2 * 8**3
 
 
-def test_peak_memory_is_that_of_the_process_where_the_device_does_not_count():
+def test_peak_memory_is_that_of_the_process_where_the_device_keeps_no_count():
     mine = contest.resident_peak()
     assert 50 * 2**20 < mine == ours.peak_bytes()

@@ -18,10 +18,10 @@ def png(width, height, pixels=b""):
         b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
 
 
-def encoded(suffix, mode="RGB", size=(6, 4), **how):
+def encoded(suffix, mode="RGB", size=(6, 4), **settings):
     file = io.BytesIO()
     image = Image.new("L", size).convert("P") if mode == "P" else Image.new(mode, size)
-    image.save(file, suffix, **how)  # Old versions of Pillow write a BMP without a palette.
+    image.save(file, suffix, **settings)  # Old versions of Pillow write a BMP without a palette.
     return file.getvalue()
 
 

@@ -31,9 +31,9 @@ def numbered(n, shape=(2, 3, 1)):
 def take(source, count, **kwargs):
     """The images of the first `count` batches, and the reading thread ended."""
     iterator = batching.batches(source, **{"seed": 0, "batch_size": 4, **kwargs})
-    found = [batch["images"] for batch in itertools.islice(iterator, count)]
+    images = [batch["images"] for batch in itertools.islice(iterator, count)]
     iterator.close()
-    return np.stack(found)
+    return np.stack(images)
 
 
 def everything(source):

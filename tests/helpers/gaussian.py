@@ -116,14 +116,14 @@ def assert_moments(samples, mean, variance):
 
 def run(plan, predict, x, rng=None):
     """x after each call of a plan, by a plain loop; predict(signal, sigma, x) -> eps."""
-    passed, start, said = [], x, [0.0] * plan.weights.shape[1]
+    states, start, outputs = [], x, [0.0] * plan.weights.shape[1]
     for i in range(plan.num_calls):
         signal, sigma = plan.signal[i], plan.sigma[i]
         eps = predict(signal, sigma, x)
-        said = [(x - sigma * eps) / signal if plan.uses_x_0[i] else eps] + said[:-1]
-        x = plan.keep[i] * start + sum(w * s for w, s in zip(plan.weights[i], said))
+        outputs = [(x - sigma * eps) / signal if plan.uses_x_0[i] else eps] + outputs[:-1]
+        x = plan.keep[i] * start + sum(w * s for w, s in zip(plan.weights[i], outputs))
         if plan.spread is not None:
             x = x + plan.spread[i] * rng.standard_normal(np.shape(x))
         start = x if plan.commit[i] else start
-        passed.append(x)
-    return passed
+        states.append(x)
+    return states

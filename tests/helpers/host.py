@@ -45,8 +45,8 @@ METRICS = ("bpd", "fid", "nearest_pixels", "sweep")
 
 def config(**settings):
     """20 steps of 8 images, each step logged."""
-    found = digits.get_config()
-    found.update_from_flattened_dict({
+    config = digits.get_config()
+    config.update_from_flattened_dict({
         "diffusion.num_timesteps": 10, "diffusion.beta_end": 0.6,
         "train.num_steps": 20, "train.batch_size": 8, "train.log_every": 1,
         "train.warmup_steps": 5, "train.eval_every": 10, "train.eval_images": 13,
@@ -59,7 +59,7 @@ def config(**settings):
         "evaluate.sweep_metric": "frechet_pixels", "evaluate.sweep_samplers": ("ddim",),
         "evaluate.sweep_steps": (2,),
     } | settings)
-    return found
+    return config
 
 
 class Features(nn.Module):
@@ -139,25 +139,25 @@ def draw(folder, layout):
     """Images of `sample` and of a stochastic chain, bits/dim, and which images were read."""
     trained, reads = model(), []
     source = watched(loading.load("digits", split="test").select(np.arange(11)), reads)
-    found = bits_lib.terms(trained, 5, source, batch_size=8)
+    terms = bits_lib.terms(trained, 5, source, batch_size=8)
     whole, way = sample_lib.sample(trained, 3, 11, trajectory=(5, 0), batch_size=8, progress=True)
     return dict(
         images=sample_lib.sample(trained, 0, 11), steps=whole, x_t=way.x_t, reads=reads,
         uint8=sample_lib.sample(trained, seeds=[4, 5, 6], sampler="dpm_solver_pp", num_steps=4,
                                 output="uint8"),
-        bits=bits_lib.bits_per_dim(trained, 5, loading.digits("test")[0][:11]), vlb=found.vlb,
+        bits=bits_lib.bits_per_dim(trained, 5, loading.digits("test")[0][:11]), vlb=terms.vlb,
     )
 
 
 def measure(folder, layout):
     """Rows of `evaluate` on one checkpoint, twice, and what it says."""
     workdir = folder / f"measured_{layout}"
-    said = [io.StringIO(), io.StringIO()]
-    found = []
-    for text in said:
+    outputs = [io.StringIO(), io.StringIO()]
+    rows = []
+    for text in outputs:
         with contextlib.redirect_stdout(text):
-            found.append(evaluate_lib.evaluate(config(), workdir))
-    return dict(rows=found[0], again=found[1], said=[text.getvalue() for text in said])
+            rows.append(evaluate_lib.evaluate(config(), workdir))
+    return dict(rows=rows[0], again=rows[1], outputs=[text.getvalue() for text in outputs])
 
 
 def edit(folder, layout):
@@ -224,11 +224,11 @@ def main(folder, layout, coordinator=None, num_processes=0, process_id=0):
     jax.config.update("jax_default_matmul_precision", "highest")
     folder = pathlib.Path(folder)
     jobs = JOBS + ((agree, damage) if coordinator else ())
-    found = {job.__name__: job(folder, layout) for job in jobs}
-    found["devices"] = (jax.device_count(), jax.local_device_count())
+    results = {job.__name__: job(folder, layout) for job in jobs}
+    results["devices"] = (jax.device_count(), jax.local_device_count())
     path = folder / layout / f"{jax.process_index()}.pkl"
     path.parent.mkdir(exist_ok=True)
-    path.write_bytes(pickle.dumps(found))
+    path.write_bytes(pickle.dumps(results))
     parallel.barrier("done")
 
 

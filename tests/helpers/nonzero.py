@@ -24,11 +24,11 @@ class TinyNet(nn.Module):
     def __call__(self, x, t, *, train, places=None, labels=None, condition=None,
                  remat=False):
         places = jnp.arange(len(x)) if places is None else places
-        channels, told = x.shape[-1], [x]
+        channels, inputs = x.shape[-1], [x]
         if self.condition_channels:
             empty = jnp.zeros((*x.shape[:3], self.condition_channels))
-            told.append(empty if condition is None else condition)
-        h = nn.Conv(self.channels, (3, 3), name="conv_in")(jnp.concatenate(told, axis=-1))
+            inputs.append(empty if condition is None else condition)
+        h = nn.Conv(self.channels, (3, 3), name="conv_in")(jnp.concatenate(inputs, axis=-1))
         if self.num_classes:
             labels = jnp.full(len(x), self.num_classes) if labels is None else labels
             embed = nn.Embed(self.num_classes + 1, self.channels, name="labels")

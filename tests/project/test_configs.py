@@ -35,8 +35,8 @@ def test_full_size_by_shape(name):
     x, t = jnp.zeros((2, *shape)), jnp.zeros((2,), jnp.int32)
     params = jax.eval_shape(lambda: model.init(jax.random.key(0), x, t, train=False))
     assert trained_lib.num_params(params) == PARAMETERS[name]
-    told = {"condition": x[..., :1]} if config.data.condition else {}
-    output = jax.eval_shape(lambda p: model.apply(p, x, t, train=False, **told), params)
+    model_kwargs = {"condition": x[..., :1]} if config.data.condition else {}
+    output = jax.eval_shape(lambda p: model.apply(p, x, t, train=False, **model_kwargs), params)
     channels = config_lib.parameterization(config).out_channels(shape[-1])
     assert output.shape == (*x.shape[:-1], channels) and output.dtype == jnp.float32
 
@@ -66,8 +66,8 @@ def check_run(config, workdir):
         run_lib.loop_settings(config), config.diffusion.num_timesteps, sets=1
     )
     height, width, channels = trained.image_shape
-    told = {"condition": np.zeros((height, width, 1))} if config.data.condition else {}
-    samples = ddpm_jax.sample(ddpm_jax.load(workdir), 0, images, num_steps=steps, **told)
+    model_kwargs = {"condition": np.zeros((height, width, 1))} if config.data.condition else {}
+    samples = ddpm_jax.sample(ddpm_jax.load(workdir), 0, images, num_steps=steps, **model_kwargs)
     assert samples.shape == (images, height, width, channels)
     assert np.all(np.isfinite(samples)) and np.all(np.abs(samples) <= 1 + 1e-6)
     with Image.open(pathlib.Path(workdir) / "samples" / "step_00000002.png") as picture:
@@ -118,8 +118,8 @@ def test_two_steps_on_a_folder_with_damaged_files(tmp_path, capsys):
     config.data.dir = str(folder)
     config.data.holdout = 10
     check_run(config, tmp_path / "run")
-    said = capsys.readouterr().out
-    in_train = [line for line in said.splitlines() if line.startswith("data: ")]
+    output = capsys.readouterr().out
+    in_train = [line for line in output.splitlines() if line.startswith("data: ")]
     assert in_train and " held out" in in_train[0]
     kept = [int(word) for word in in_train[0].replace(",", "").split() if word.isdigit()]
     assert sum(kept[:2]) == 58

@@ -1,4 +1,4 @@
-"""The wheel works away from the repository, with its configs."""
+"""The wheel works outside of the repository, with its configs."""
 
 import os
 import pathlib
@@ -32,7 +32,7 @@ def installed(tmp_path_factory):
 
 
 def run(installed, folder, *arguments):
-    """Output of the command line, with the unpacked wheel in the place of this repository."""
+    """(exit status, output) of the command line that the unpacked wheel has."""
     program = (
         "import ddpm_jax, sys; from ddpm_jax import cli; "
         f"assert ddpm_jax.__file__.startswith({str(installed)!r}), ddpm_jax.__file__; "
@@ -59,16 +59,17 @@ def test_configs_are_found_by_name_anywhere(installed, tmp_path):
     bad = "--config.train.num_steps=0"
     (tmp_path / "digits").mkdir()  # A folder of that name is no config.
     for name in ("digits", "configs/digits.py", "digits_conditional"):
-        status, said = run(installed, tmp_path, f"--config={name}", "--workdir=x", bad)
-        assert status == 2 and "error: config.train.num_steps=0 must be at least 1" in said, said
-    status, said = run(installed, tmp_path, "--config", "digits", "--workdir=x", "--config.x.y=1")
-    assert status == 2 and "--config.x.y=1 is no setting; did you mean" in said
-    status, said = run(installed, tmp_path, "--config=digit", "--workdir=x")
-    assert status == 2 and "--config=digit does not exist; name a file, for example" in said
+        status, output = run(installed, tmp_path, f"--config={name}", "--workdir=x", bad)
+        assert status == 2, output
+        assert "error: config.train.num_steps=0 must be at least 1" in output
+    status, output = run(installed, tmp_path, "--config", "digits", "--workdir=x", "--config.x.y=1")
+    assert status == 2 and "--config.x.y=1 is no setting; did you mean" in output
+    status, output = run(installed, tmp_path, "--config=digit", "--workdir=x")
+    assert status == 2 and "--config=digit does not exist; name a file, for example" in output
     own = tmp_path / "mine.py"
     own.write_text(
         "from ddpm_jax.configs import digits\n\n\ndef get_config():\n"
         "    config = digits.get_config()\n    config.train.batch_size = 0\n    return config\n"
     )
-    status, said = run(installed, tmp_path, "--config=mine.py", "--workdir=x")
-    assert status == 2 and "error: config.train.batch_size=0 must be at least 1" in said
+    status, output = run(installed, tmp_path, "--config=mine.py", "--workdir=x")
+    assert status == 2 and "error: config.train.batch_size=0 must be at least 1" in output

@@ -1,4 +1,4 @@
-"""Runs that are killed again and again, at seeded moments, equal one that is left alone."""
+"""Runs that are killed again and again, at seeded moments, equal an undisturbed run."""
 
 import collections
 import json
@@ -26,21 +26,21 @@ def settings(num_steps):
 
 
 def whole_rows(workdir):
-    """The rows in metrics.jsonl, without one that is being written or was torn by a kill."""
+    """The rows in metrics.jsonl, without one that is being written or that a kill has torn."""
     path = workdir / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def half_saved(workdir):
-    """Of every checkpoint that is being written: its step and its folder's birth."""
-    found = set()
+    """(step, inode of its folder) of every checkpoint that is being written."""
+    being_written = set()
     for path in (workdir / "checkpoints").glob(f"*{checkpoints.TEMPORARY}*"):
         try:
-            found.add((int(path.name.split(".")[0]), path.stat().st_ino))
+            being_written.add((int(path.name.split(".")[0]), path.stat().st_ino))
         except FileNotFoundError:  # renamed meanwhile: it is whole
             pass
-    return found
+    return being_written
 
 
 def half_sampled(workdir):
@@ -52,16 +52,16 @@ def half_sampled(workdir):
 
 
 class Moment:
-    """When to kill: once `count` things of a kind have begun since this start.
+    """When to kill: once `count` events of a kind have begun since this start.
 
-    "save": a checkpoint's temporary folder is there; "sampling": a grid's row is written and its
-    picture is not; "step": a row is written, and a while; "start": a while since the start.
+    "save": a checkpoint's temporary folder exists. "sampling": a grid's row is written and its
+    picture is not. "step": some time after a row. "start": some time after the start.
     """
 
     def __init__(self, kind, random):
         self.kind = kind
         self.count = random.randint(1, 2) if kind == "save" else 1
-        self.while_ = random.uniform(0, 6 if kind == "start" else 0.1)
+        self.delay = random.uniform(0, 6 if kind == "start" else 0.1)
         self.seen = set()
 
     def come(self, workdir, before):
@@ -70,32 +70,32 @@ class Moment:
         )
         self.seen |= began(workdir) - before
         if self.kind == "start":
-            time.sleep(self.while_)
+            time.sleep(self.delay)
             return True
         if self.kind == "step" and self.seen:
-            time.sleep(self.while_)
+            time.sleep(self.delay)
         return len(self.seen) >= self.count
 
 
 def killed(arguments, workdir, moment):
-    """Starts a run, kills it at the moment, and says by its files within what it was."""
+    """Starts a run and kills it at `moment`; what its files say that it was doing."""
     newest = max(checkpoints.steps(workdir), default=0)
     leftovers = half_saved(workdir)
     before = {"save": leftovers, "sampling": {s for s in half_sampled(workdir) if s <= newest}}
     before = before.get(moment.kind, {row["step"] for row in whole_rows(workdir)})
-    said = workdir.parent / "said"
-    with said.open("w") as out, subprocess.Popen(
+    output = workdir.parent / "output"
+    with output.open("w") as out, subprocess.Popen(
         arguments, env=on(1), stdout=out, stderr=subprocess.DEVNULL, cwd=ROOT
     ) as process:
         resumed = moment.kind == "start"
         while process.poll() is None:
-            # What an earlier start left is cleared by the time that this one says where it is.
-            resumed = resumed or "ing at step" in said.read_text()
+            # Leftovers of earlier starts are gone once this one has printed its first step.
+            resumed = resumed or "ing at step" in output.read_text()
             if resumed and moment.come(workdir, before):
                 break
             time.sleep(0.0005)
         process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL, "it ended before it was killed"
+    assert process.returncode == -signal.SIGKILL, "the run ended before it was killed"
     within = []
     if half_saved(workdir) - leftovers:
         within.append("save")
@@ -105,7 +105,7 @@ def killed(arguments, workdir, moment):
 
 
 def survive(tmp_path, kinds, num_steps, seed):
-    """How often a run was within what when it was killed; it equals the undisturbed one."""
+    """Kills a run once per kind; it equals an undisturbed one. Counts what it was doing then."""
     whole, workdir = tmp_path / "whole", tmp_path / "killed" / "run"
     workdir.parent.mkdir()
     run(command(whole, **settings(num_steps)), devices=1)
@@ -113,11 +113,11 @@ def survive(tmp_path, kinds, num_steps, seed):
     kinds = chance.sample(kinds, len(kinds))
     within = collections.Counter()
     for kind in kinds:
-        found = killed(arguments, workdir, Moment(kind, chance))
-        print(f"{kind}: within {found}", flush=True)
-        within.update(found)
-    said = run(arguments, devices=1)
-    assert f"done: {num_steps} steps" in said
+        interrupted = killed(arguments, workdir, Moment(kind, chance))
+        print(f"{kind}: within {interrupted}", flush=True)
+        within.update(interrupted)
+    output = run(arguments, devices=1)
+    assert f"done: {num_steps} steps" in output
 
     assert list(map(lasting, rows(workdir))) == list(map(lasting, rows(whole)))
     assert len({row["step"] for row in rows(workdir)}) == num_steps // 5
@@ -130,7 +130,7 @@ def survive(tmp_path, kinds, num_steps, seed):
 
 
 def assert_same_files(workdir, whole):
-    """The same pictures, the same checkpoints, and nothing half written."""
+    """The same pictures and checkpoints, and nothing half written."""
     for folder in ("samples", "checkpoints"):
         assert set(os.listdir(workdir / folder)) == set(os.listdir(whole / folder))
     for picture in (whole / "samples").iterdir():
@@ -140,15 +140,15 @@ def assert_same_files(workdir, whole):
 
 
 def assert_same_events(workdir, whole):
-    """Every step stands in TensorBoard once, with its value."""
+    """TensorBoard has every step once, with its value."""
     one, other = (
         EventAccumulator(str(path / "tensorboard"), size_guidance={"scalars": 0}).Reload()
         for path in (workdir, whole)
     )
     for name in ("loss", "grad_norm", "heldout_loss", "skipped"):
         values = {event.step: event.value for event in other.Scalars(name)}
-        found = [(event.step, event.value) for event in one.Scalars(name)]
-        assert sorted(found) == sorted(values.items())
+        events = [(event.step, event.value) for event in one.Scalars(name)]
+        assert sorted(events) == sorted(values.items())
 
 
 @pytest.mark.slow

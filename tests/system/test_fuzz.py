@@ -126,8 +126,8 @@ FOUND = [  # By reading and by hand: values that nothing refused, or that would 
 
 
 def examples(test):
-    for found in reversed(FOUND):
-        test = hypothesis.example(changes=found)(test)
+    for changes in reversed(FOUND):
+        test = hypothesis.example(changes=changes)(test)
     return test
 
 

@@ -35,11 +35,11 @@ def start(arguments, devices):
 def finish(processes, seconds=300):
     """(exit status, stdout, stderr) of each; whoever is not done then is killed."""
     try:
-        said = [process.communicate(timeout=seconds) for process in processes]
+        outputs = [process.communicate(timeout=seconds) for process in processes]
     finally:
         for process in processes:
             process.kill()
-    return [(process.returncode, *text) for process, text in zip(processes, said)]
+    return [(process.returncode, *text) for process, text in zip(processes, outputs)]
 
 
 def one_job(arguments, layout, by_hand):
@@ -63,7 +63,7 @@ def without_gloo(out):
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     """The folder of all layouts, and by layout the results of each process and what it said."""
-    folder, found = tmp_path_factory.mktemp("hosts"), {}
+    folder, results = tmp_path_factory.mktemp("hosts"), {}
     pictures.save_png(folder / "digit.png", loading.digits("test")[0][0])
     for layout, (count, _) in LAYOUTS.items():
         with pytest.MonkeyPatch.context() as patch:
@@ -73,8 +73,8 @@ def done(tmp_path_factory):
             [HELPERS / "host.py", folder, layout], layout, lambda *address: map(str, address)
         )
         results = [pickle.loads((folder / layout / f"{i}.pkl").read_bytes()) for i in range(count)]
-        found[layout] = [r | {"out": o, "err": e} for r, o, e in zip(results, out, err)]
-    return folder, found
+        results[layout] = [r | {"out": o, "err": e} for r, o, e in zip(results, out, err)]
+    return folder, results
 
 
 def rows(workdir):
@@ -86,8 +86,8 @@ def column(folder, layout, name):
 
 
 def test_the_layouts_are_those_meant(done):
-    _, found = done
-    assert {k: [r["devices"] for r in v] for k, v in found.items()} == {
+    _, results = done
+    assert {k: [r["devices"] for r in v] for k, v in results.items()} == {
         "1x4": [(4, 4)], "2x2": [(4, 2)] * 2, "1x1": [(1, 1)]
     }
 
@@ -97,27 +97,27 @@ def test_the_layouts_are_those_meant(done):
     ("loss", 20), ("grad_norm", 20), ("learning_rate", 20), ("heldout_loss", 2)])
 def test_every_layout_has_the_same_losses(done, layout, name, count):
     folder, _ = done
-    found, wanted = (column(folder, which, name) for which in (layout, "1x4"))
+    values, wanted = (column(folder, which, name) for which in (layout, "1x4"))
     assert len(wanted) == count and np.std(wanted) > 0.01 * np.mean(np.abs(wanted)) / count
     # Sums over devices run in another order: float32 roundings, grown over 20 steps of Adam.
-    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    np.testing.assert_allclose(values, wanted, rtol=1e-5)
 
 
 def test_every_row_stands_once_and_the_first_process_alone_speaks(done):
-    folder, found = done
+    folder, results = done
     for layout in LAYOUTS:
         assert [row["step"] for row in rows(folder / f"run_{layout}")] == list(range(1, 21))
         assert len(list((folder / f"run_{layout}" / "samples").iterdir())) == 2
-        assert "step 20 of 20" in found[layout][0]["out"]
-    first, second = found["2x2"]
+        assert "step 20 of 20" in results[layout][0]["out"]
+    first, second = results["2x2"]
     assert "4 cpu (cpu), batch 8" in first["out"] and second["out"] == ""
     assert "step/s]" in first["err"] and "step/s]" not in second["err"]  # Bars of sampling.
     assert len(list((folder / "run_2x2" / "tensorboard").glob("events*"))) == 2  # Two starts.
 
 
 def test_no_image_is_read_twice_and_none_is_missing(done):
-    _, found = done
-    (one,), both = found["1x1"], found["2x2"]
+    _, results = done
+    (one,), both = results["1x1"], results["2x2"]
     for batch, *shares in zip(one["train"]["reads"], *(r["train"]["reads"] for r in both)):
         np.testing.assert_array_equal(np.concatenate(shares), batch)
     assert len(one["train"]["reads"]) == 20
@@ -133,9 +133,9 @@ def test_no_image_is_read_twice_and_none_is_missing(done):
 
 @pytest.mark.parametrize("name", ["images", "steps", "x_t", "bits", "vlb", "uint8"])
 def test_every_process_has_all_images_and_those_of_one_device(done, name):
-    _, found = done
+    _, results = done
     (wanted,), (four,), both = (
-        [r["draw"][name] for r in found[layout]] for layout in ("1x1", "1x4", "2x2")
+        [r["draw"][name] for r in results[layout]] for layout in ("1x1", "1x4", "2x2")
     )
     assert np.std(wanted) > 0.1 and 11 in wanted.shape or name == "uint8"
     for share in both:  # The same program on the same images a device: equal to the bit.
@@ -148,13 +148,13 @@ def test_every_process_has_all_images_and_those_of_one_device(done, name):
 
 
 def test_measurements_are_those_of_one_process_and_stand_once(done):
-    folder, found = done
-    wanted = found["1x1"][0]["measure"]["rows"]
+    folder, results = done
+    wanted = results["1x1"][0]["measure"]["rows"]
     assert [row["metric"] for row in wanted] == list(host.METRICS)
     for layout in ("1x4", "2x2"):
         path = folder / f"measured_{layout}" / "evaluations.jsonl"
         kept = [json.loads(line) for line in path.read_text().splitlines()]
-        for result in found[layout]:
+        for result in results[layout]:
             assert result["measure"]["rows"] == result["measure"]["again"] == kept
         for row, want in zip(kept, wanted, strict=True):
             assert row["protocol"] == want["protocol"]
@@ -163,7 +163,7 @@ def test_measurements_are_those_of_one_process_and_stand_once(done):
                     np.testing.assert_allclose(row[name], value, rtol=1e-4, err_msg=name)
             if want.get("table"):
                 np.testing.assert_allclose(row["table"]["ddim"], want["table"]["ddim"], rtol=1e-4)
-    first, second = (result["measure"]["said"] for result in found["2x2"])
+    first, second = (result["measure"]["outputs"] for result in results["2x2"])
     assert first[0].count("step 20") == first[1].count("known already") == len(host.METRICS)
     assert second == ["", ""]
 
@@ -192,11 +192,11 @@ def test_edits_are_written_once(done):
 
 def test_a_run_goes_on_with_other_processes_and_devices(done):
     """Eight steps on 1x4, six on 2x2 and six on 1x1 are the undisturbed run."""
-    folder, found = done
+    folder, results = done
     elastic, whole = rows(folder / "elastic"), rows(folder / "run_1x4")
     assert [row["step"] for row in elastic] == list(range(1, 21))
-    assert "resuming at step 8 of 14" in found["2x2"][0]["out"]
-    assert "resuming at step 14 of 20" in found["1x1"][0]["out"]
+    assert "resuming at step 8 of 14" in results["2x2"][0]["out"]
+    assert "resuming at step 14 of 20" in results["1x1"][0]["out"]
     np.testing.assert_allclose(
         [row["loss"] for row in elastic], [row["loss"] for row in whole], rtol=1e-5)
     assert elastic[:8] != whole[:8]  # By the clock.
@@ -205,8 +205,8 @@ def test_a_run_goes_on_with_other_processes_and_devices(done):
 
 
 def test_processes_agree(done):
-    _, found = done
-    first, second = (result["agree"] for result in found["2x2"])
+    _, results = done
+    first, second = (result["agree"] for result in results["2x2"])
     assert (first["first"], second["first"]) == (True, False)
     for result in (first, second):
         assert result["index"] == 0 and not result["large"].any()
@@ -216,17 +216,17 @@ def test_processes_agree(done):
 
 
 def test_parts_are_kept_by_the_first_process_and_found_by_all(done):
-    folder, found = done
+    folder, results = done
     assert (folder / "parts_0").exists() and not (folder / "parts_1").exists()
-    for result in found["2x2"]:
+    for result in results["2x2"]:
         (part,) = result["agree"]["parts"]
         np.testing.assert_array_equal(part["rows"], [0, 1, 2])
 
 
 def test_a_mistake_of_one_process_is_told_by_all(done):
-    folder, found = done
+    folder, results = done
     (missing, other, train, fine), (again, disagree, train_too, fine_too) = (
-        result["agree"]["errors"] for result in found["2x2"])
+        result["agree"]["errors"] for result in results["2x2"])
     assert "nothing was trained there" in missing and missing == again
     assert "another process" in other and "another process" in train
     assert "disagree about config; start each with the same flags" in disagree
@@ -236,8 +236,8 @@ def test_a_mistake_of_one_process_is_told_by_all(done):
 
 
 def test_what_one_process_cannot_read_is_set_aside_by_all(done):
-    folder, found = done
-    first, second = found["2x2"]
+    folder, results = done
+    first, second = results["2x2"]
     assert "20 is damaged (OSError: another process could not read it)" in first["err"]
     assert "20 is damaged (OSError: a bad disk)" in second["err"]
     assert "resuming at step 16 of 20" in first["out"]
@@ -296,11 +296,11 @@ print("went on")
 @pytest.mark.parametrize("failing", [0, 1])
 def test_an_error_in_one_process_ends_the_others(failing):
     address = f"127.0.0.1:{free_port()}"
-    found = finish([start(["-c", FAILING, address, i, failing], 2) for i in range(2)], 120)
-    statuses = [status for status, *_ in found]
+    ends = finish([start(["-c", FAILING, address, i, failing], 2) for i in range(2)], 120)
+    statuses = [status for status, *_ in ends]
     assert 0 not in statuses
-    assert "ValueError: a fault" in found[failing][2]
-    assert "waits" in found[1 - failing][1] and "went on" not in found[1 - failing][1]
+    assert "ValueError: a fault" in ends[failing][2]
+    assert "waits" in ends[1 - failing][1] and "went on" not in ends[1 - failing][1]
 
 
 @pytest.mark.slow
@@ -312,7 +312,7 @@ def test_the_command_line_on_two_hosts(tmp_path):
         "train.num_steps": 4, "train.eval_images": 20, "train.sample_images": 4,
         "sample.num_images": 6, "evaluate.num_images": 6,
     }
-    found = {}
+    results = {}
     for layout in ("2x2", "1x1"):
         workdir = tmp_path / layout
         for mode in ("train", "sample", "evaluate"):
@@ -325,11 +325,11 @@ def test_the_command_line_on_two_hosts(tmp_path):
             assert first and not any(others)
         evaluations = (workdir / "evaluations.jsonl").read_text().splitlines()
         samples, = (workdir / "samples").glob("ema*.npz")
-        found[layout] = (
+        results[layout] = (
             [row["loss"] for row in rows(workdir)], np.load(samples)["arr_0"],
             [json.loads(row)["value"] for row in evaluations],
         )
-    (losses, drawn, bits), (one, alone, wanted) = found["2x2"], found["1x1"]
+    (losses, drawn, bits), (one, alone, wanted) = results["2x2"], results["1x1"]
     np.testing.assert_allclose(losses, one, rtol=1e-5)
     # After four steps of Adam, which turns last bits into more.
     np.testing.assert_allclose(np.float64(drawn), alone, atol=2)

@@ -1,4 +1,4 @@
-"""What saves time changes no loss by more than it may: a hundred steps each way, on real digits."""
+"""Faster arithmetic changes the losses of a hundred steps on digits by no more than it may."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ STEPS = 100
 
 
 def losses(workdir, **settings):
-    """Of every step, [STEPS]; the digits at 32x32 in a network of 32 channels."""
+    """The loss of every step, [STEPS]: digits at 32x32 in a network of 32 channels."""
     config = digits.get_config()
     config.update_from_flattened_dict({
         "model.channels": 32, "model.channel_multipliers": (1,), "model.num_res_blocks": 1,
@@ -28,19 +28,19 @@ def losses(workdir, **settings):
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    """With every product of float32 taken, and nothing made again."""
-    found = losses(tmp_path_factory.mktemp("plain"), **{"train.matmul_precision": "highest"})
-    assert found.shape == (STEPS,) and found[-10:].mean() < found[:10].mean() / 2
-    return found
+    """Without Winograd or bfloat16, and without recomputing activations."""
+    loss = losses(tmp_path_factory.mktemp("plain"), **{"train.matmul_precision": "highest"})
+    assert loss.shape == (STEPS,) and loss[-10:].mean() < loss[:10].mean() / 2
+    return loss
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("settings, bound", [
-    # Adam divides by what a gradient was, so what begins as rounding grows with the steps: seen
-    # 7e-7, 1.2e-2 and 4e-7. A row of Winograd's coefficients wrong by 0.1 % comes to 6e-4.
+    # Adam divides by the size of past gradients, so rounding errors grow with the steps: measured
+    # 7e-7, 1.2e-2 and 4e-7. A row of Winograd's coefficients wrong by 0.1 % gives 6e-4.
     ({}, 1e-5), ({"model.dtype": "bfloat16"}, 3e-2), ({"train.remat": True}, 1e-5),
 ])
 def test_a_hundred_steps_have_the_losses_of_plain_float32(tmp_path, plain, settings, bound):
     fast = losses(tmp_path, **settings)
-    assert np.any(fast != plain)  # It did something.
+    assert np.any(fast != plain)  # So the setting has an effect.
     np.testing.assert_allclose(fast, plain, rtol=bound)

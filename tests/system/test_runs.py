@@ -17,15 +17,15 @@ from records import lasting, rows, saved
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("undisturbed")
-    said = run(command(workdir, **{"train.num_steps": 120}))
-    return workdir, said
+    output = run(command(workdir, **{"train.num_steps": 120}))
+    return workdir, output
 
 
 def test_a_run_says_what_it_is_and_leaves_its_records(undisturbed):
-    workdir, said = undisturbed
+    workdir, output = undisturbed
     for line in ("1,497 images of 8x8x1, 300 held out", "parameters:", "starting at step 0 of 120",
                  "memory after the first step", "done: 120 steps"):
-        assert line in said
+        assert line in output
     assert [row["step"] for row in rows(workdir)] == list(range(5, 121, 5))
     last = rows(workdir)[-1]
     assert {"loss", "loss_quartile_4", "grad_norm", "learning_rate", "heldout_loss",
@@ -47,8 +47,8 @@ def test_kill_and_resume_equals_no_interruption_bit_for_bit(undisturbed, tmp_pat
     assert process.wait() == -signal.SIGKILL, "the run ended before it was killed"
     assert rows(tmp_path)[-1]["step"] < 120
 
-    said = run(arguments)
-    assert "resuming at step" in said and "resuming at step 0" not in said
+    output = run(arguments)
+    assert "resuming at step" in output and "resuming at step 0" not in output
     workdir, _ = undisturbed
     assert [lasting(row) for row in rows(tmp_path)] == [lasting(row) for row in rows(workdir)]
     for resumed, whole in zip(saved(tmp_path, 120), saved(workdir, 120), strict=True):
@@ -62,15 +62,15 @@ def test_a_run_is_measured_from_the_command_line(undisturbed):
         "evaluate.num_images": 10, "evaluate.metrics": "('bpd', 'nearest_pixels')",
         "evaluate.num_samples": 6, "train.num_steps": 120,
     })
-    said = run(with_config)
-    assert "step 120  bpd = " in said and "step 120  nearest_pixels = " in said
+    output = run(with_config)
+    assert "step 120  bpd = " in output and "step 120  nearest_pixels = " in output
     known = [json.loads(line) for line in
              (workdir / "evaluations.jsonl").read_text().splitlines()]
     assert [row["metric"] for row in known] == ["bpd", "nearest_pixels"]
     assert known[0]["n"] == 10 and 0 < known[0]["value"] < 20
     assert "known already" in run(with_config)
-    said = run([*measure, "--config.evaluate.metrics=('fid',)"], fails=True)
-    assert said.count("\n") == 1 and "add --config=FILE" in said
+    output = run([*measure, "--config.evaluate.metrics=('fid',)"], fails=True)
+    assert output.count("\n") == 1 and "add --config=FILE" in output
 
 
 def test_one_two_and_eight_devices_give_the_same_losses(undisturbed, tmp_path):
@@ -103,10 +103,10 @@ def test_one_two_and_eight_devices_give_the_same_samples(undisturbed, tmp_path):
 def test_a_finished_run_does_nothing_and_can_be_sampled(undisturbed):
     workdir, _ = undisturbed
     before = rows(workdir)
-    said = run(command(workdir, **{"train.num_steps": 120}))
-    assert "nothing to do" in said and rows(workdir) == before
-    said = run(command(workdir, "sample", **{"sample.num_images": 5, "sample.num_steps": 7}))
-    assert "5 images in" in said
+    output = run(command(workdir, **{"train.num_steps": 120}))
+    assert "nothing to do" in output and rows(workdir) == before
+    output = run(command(workdir, "sample", **{"sample.num_images": 5, "sample.num_steps": 7}))
+    assert "5 images in" in output
     path = workdir / "samples" / "ema_step_00000120_ancestral_7_seed_0.npz"
     images = np.load(path)["arr_0"]
     assert images.shape == (5, 8, 8, 1) and images.dtype == np.uint8
@@ -119,21 +119,21 @@ def test_pictures_are_edited_with_a_run(undisturbed, tmp_path):
     workdir, _ = undisturbed
     Image.new("RGB", (20, 10), "red").save(tmp_path / "a.png")
     edit = {"sample.task": "img2img", "sample.num_steps": 4, "sample.inputs": tmp_path / "a.png"}
-    said = run(command(workdir, "sample", **edit))
-    assert "redrawings at strength 0.5" in said
+    output = run(command(workdir, "sample", **edit))
+    assert "redrawings at strength 0.5" in output
     path = workdir / "samples" / "img2img_a_ema_step_00000120_ancestral_4_seed_0.npz"
     images = np.load(path)["arr_0"]
     assert images.shape == (1, 1, 4, 8, 8, 1) and path.with_suffix(".png").exists()
-    said = run(command(workdir, "sample", **edit | {"sample.task": "inpaint"}), fails=True)
-    assert "error: config.sample.mask=''" in said and "Traceback" not in said
+    output = run(command(workdir, "sample", **edit | {"sample.task": "inpaint"}), fails=True)
+    assert "error: config.sample.mask=''" in output and "Traceback" not in output
 
 
 def test_another_model_in_the_same_workdir_is_refused(undisturbed):
     workdir, _ = undisturbed
     for mode in ("train", "sample"):
-        said = run(command(workdir, mode, **{"diffusion.beta_end": 0.3}), fails=True)
-        assert "error: config.diffusion.beta_end=0.3, but" in said
-        assert "was made with 0.4" in said and "Traceback" not in said
+        output = run(command(workdir, mode, **{"diffusion.beta_end": 0.3}), fails=True)
+        assert "error: config.diffusion.beta_end=0.3, but" in output
+        assert "was made with 0.4" in output and "Traceback" not in output
 
 
 def test_a_damaged_newest_checkpoint_is_set_aside_and_written_again(undisturbed, tmp_path):
@@ -144,8 +144,8 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_written_again(undisturbed,
     data = max((workdir / "checkpoints" / "120" / "state").rglob("*"),
                key=lambda path: path.stat().st_size if path.is_file() else 0)
     data.write_bytes(data.read_bytes()[:100])
-    said = run(command(workdir, **{"train.num_steps": 120}))
-    assert "120.corrupt" in said and "resuming at step 100" in said
+    output = run(command(workdir, **{"train.num_steps": 120}))
+    assert "120.corrupt" in output and "resuming at step 100" in output
     assert (workdir / "checkpoints" / "120.corrupt").exists()
     for again, before in zip(saved(workdir, 120), saved(undisturbed[0], 120), strict=True):
         np.testing.assert_array_equal(again, before)

@@ -58,8 +58,8 @@ def source(path):
 
 
 def breaches(path):
-    """What a file names that it should not, and the reads of NumPy that allow a pickle."""
-    found = []
+    """What a file names that it should not, and its reads of NumPy files that allow a pickle."""
+    breaches = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, (ast.Attribute, ast.Name)):
             name = dotted(node)
@@ -67,18 +67,18 @@ def breaches(path):
                 f".{name}".endswith(f".{guarded}") and source(path) not in files
                 for guarded, files in GUARDED.items()
             ):
-                found.append(name)
+                breaches.append(name)
         elif isinstance(node, ast.Call) and dotted(node.func) in ("np.load", "numpy.load"):
-            how = {keyword.arg: keyword.value for keyword in node.keywords}
-            if getattr(how.get("allow_pickle"), "value", None) is not False:
-                found.append("np.load without allow_pickle=False")
+            keywords = {keyword.arg: keyword.value for keyword in node.keywords}
+            if getattr(keywords.get("allow_pickle"), "value", None) is not False:
+                breaches.append("np.load without allow_pickle=False")
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-            found += [name for name in names if name.split(".")[0] in FORBIDDEN]
+            breaches += [name for name in names if name.split(".")[0] in FORBIDDEN]
         elif isinstance(node, ast.ImportFrom):
             if node.module in WHOLE or node.module.split(".")[0] in FORBIDDEN:
-                found.append(f"from {node.module} import")
-    return found
+                breaches.append(f"from {node.module} import")
+    return breaches
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=source)

@@ -19,28 +19,28 @@ def test_the_program_ends_with_the_documented_status(tmp_path, number, status):
         "train.num_steps": 10**6, "train.checkpoint_every": 10**6, "train.eval_images": 0,
         "train.sample_every": 10**6, "train.log_every": 1, "train.t_sampling": "uniform",
     })
-    said, pipe = [], dict(stdout=subprocess.PIPE, text=True)
+    lines, pipe = [], dict(stdout=subprocess.PIPE, text=True)
     with subprocess.Popen(endless, env=on(1), cwd=ROOT, **pipe) as process:
         for line in process.stdout:
-            said.append(line)
+            lines.append(line)
             if line.startswith("step 3 of"):
                 process.send_signal(number)
     assert process.returncode == status
     step = rows(tmp_path)[-1]["step"]
-    assert said[-1] == f"{number.name}: step {step} is saved; the same command continues there\n"
+    assert lines[-1] == f"{number.name}: step {step} is saved; the same command continues there\n"
     assert checkpoints.steps(tmp_path) == [step] and step < 100
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("told, number", [(1, TERM), (0, CTRL_C)])
-def test_all_processes_save_the_same_step(tmp_path, told, number):
+def test_all_processes_save_the_same_step(tmp_path, signalled, number):
     """JAX's real service: one of two processes is told, and the job continues with one."""
     settings = {
         "train.num_steps": 10**6, "train.checkpoint_every": 10**6, "train.eval_images": 0,
         "train.sample_every": 10**6, "train.log_every": 1, "train.t_sampling": "uniform",
     }
     address = f"--coordinator=127.0.0.1:{free_port()}"
-    said = []
+    lines = []
     with contextlib.ExitStack() as stack:
         processes = [
             stack.enter_context(subprocess.Popen(
@@ -49,14 +49,14 @@ def test_all_processes_save_the_same_step(tmp_path, told, number):
             )) for i in range(2)
         ]
         for line in processes[0].stdout:
-            said.append(line)
+            lines.append(line)
             if "step 3 of" in line:
-                processes[told].send_signal(number)
+                processes[signalled].send_signal(number)
         others = processes[1].stdout.read()
-    assert processes[told].returncode == 128 + number
-    assert processes[1 - told].returncode in (143, 128 + number)
+    assert processes[signalled].returncode == 128 + number
+    assert processes[1 - signalled].returncode in (143, 128 + number)
     step = rows(tmp_path)[-1]["step"]
-    assert f"step {step} is saved; the same command continues there" in said[-1]
+    assert f"step {step} is saved; the same command continues there" in lines[-1]
     assert "is saved" not in others
     assert checkpoints.steps(tmp_path) == [step]
     again = command(tmp_path, **settings | {"train.num_steps": step + 2})

@@ -1,4 +1,4 @@
-"""Storage that fails: said in one line, what was whole stays, and the run goes on from it."""
+"""Storage that fails: an error of one line, and the run resumes from the last whole checkpoint."""
 
 import shutil
 import subprocess
@@ -25,7 +25,7 @@ BIG = {"noise": np.random.default_rng(0).normal(size=60_000)}  # 480 kB, incompr
 
 @pytest.fixture
 def mounted(tmp_path):
-    """mounted(options) -> a folder with a small file system of its own."""
+    """mounted(options) -> a folder with a small file system mounted on it."""
     folder = tmp_path / "mounted"
     folder.mkdir()
 
@@ -51,8 +51,8 @@ def test_a_full_disk_costs_one_save(mounted, capfd):
     assert "Traceback" not in capfd.readouterr().err
     subprocess.run(["mount", "-o", "remount,size=4m", folder], check=True)
     with Checkpoints(folder) as saved:
-        step, found = saved.restore(BIG)
-        np.testing.assert_array_equal(found["noise"], BIG["noise"])
+        step, restored = saved.restore(BIG)
+        np.testing.assert_array_equal(restored["noise"], BIG["noise"])
         assert step == 1 and checkpoints.steps(folder) == [1]
         saved.save(2, BIG, METADATA)
     assert checkpoints.steps(folder) == [1, 2]
@@ -67,7 +67,7 @@ def test_a_read_only_workdir_is_refused_before_anything_starts(mounted):
 
 
 @pytest.mark.slow
-def test_the_program_says_it_in_one_line_and_goes_on_from_there(tmp_path):
+def test_the_program_ends_in_one_line_and_resumes_from_there(tmp_path):
     folder, longer = tmp_path / "run", FIRST | {"train.num_steps": 40}
     run(command(folder, **FIRST), devices=1)
     small_files = ["sh", "-c", 'ulimit -S -f 20; exec "$@"', "sh"]  # Blocks of 512 or 1024 bytes.
@@ -81,7 +81,7 @@ def test_the_program_says_it_in_one_line_and_goes_on_from_there(tmp_path):
     assert [row["step"] for row in rows(folder)] == list(range(5, 41, 5))
 
 
-def test_a_newest_checkpoint_that_is_gone_is_one_less(tiny, tmp_path, capsys):
+def test_a_run_resumes_where_the_newest_checkpoint_is_gone(tiny, tmp_path, capsys):
     config = tiny_config(**{"train.checkpoint_every": 2, "train.num_steps": 6})
     loop.train(config, tmp_path)
     before = list(map(lasting, rows(tmp_path)))
@@ -106,8 +106,9 @@ def test_an_older_version_with_another_state_is_named(tmp_path):
         assert saved.restore(tree(4) | {"skipped": 0}, added=("skipped",))[0] == 1
         with pytest.raises(ValueError, match="no other, which is"):
             saved.restore(tree(4) | {"other": 0}, added=("skipped",))
-    said = str(error.value)
-    assert f"or by version 0.0.1 of this program (this is {here})" in said and "\n" not in said
+    message = str(error.value)
+    assert f"or by version 0.0.1 of this program (this is {here})" in message
+    assert "\n" not in message
     with Checkpoints(tmp_path) as saved:
         saved.save(2, tree(4), METADATA | {"versions": checkpoints.library_versions()})
         with pytest.raises(ValueError, match="another model or optimizer: ") as error:

@@ -66,8 +66,8 @@ def test_a_run_lives_in_a_store(run, bucket, tmp_path, capsys):
     whole = list(map(lasting, ddpm_jax.read_metrics(run("whole"))))
     run(**{"train.num_steps": 4})
     workdir = run(**{"train.profile": (5, 5)})
-    found = ddpm_jax.read_metrics(workdir)
-    assert list(map(lasting, found)) == whole and [r["step"] for r in found] == list(range(1, 7))
+    rows = ddpm_jax.read_metrics(workdir)
+    assert list(map(lasting, rows)) == whole and [r["step"] for r in rows] == list(range(1, 7))
     names = {name.removeprefix("bucket/run/") for name in objects()}
     assert {"config.json", "metrics.jsonl", "metrics.from_00000004.jsonl",
             "samples/step_00000006.png"} <= names
@@ -122,8 +122,8 @@ def test_a_trainer_that_lost_its_workdir_stops(run, bucket, tmp_path, monkeypatc
     with pytest.raises(ValueError, match="taken over"):
         run()
     assert [row["step"] for row in ddpm_jax.read_metrics(bucket / "run")] == [1, 2]
-    found = events(local_copy(bucket / "run", tmp_path / "copied"))
-    assert [e.step for e in found.Scalars("loss")] == [1, 2]
+    scalars = events(local_copy(bucket / "run", tmp_path / "copied"))
+    assert [e.step for e in scalars.Scalars("loss")] == [1, 2]
     assert checkpoints.steps(bucket / "run") == [2]
 
 

@@ -74,8 +74,8 @@ def test_a_folder_is_written_in_order_or_not_at_all(bucket):
 def test_parts_pictures_and_arrays(bucket, tmp_path):
     partial_results.keep(bucket / "parts", 0, {"rows": np.arange(3)})
     partial_results.keep(bucket / "parts", 3, {"rows": np.arange(3, 5)})
-    found = np.concatenate([part["rows"] for part in partial_results.finished(bucket / "parts")])
-    np.testing.assert_array_equal(found, np.arange(5))
+    rows = np.concatenate([part["rows"] for part in partial_results.finished(bucket / "parts")])
+    np.testing.assert_array_equal(rows, np.arange(5))
     paths = pictures.save_process(str(bucket / "way"), PIXELS[:, None], PIXELS[:, None])
     copied = local_copy(bucket, tmp_path)
     for path in paths:
