@@ -1,7 +1,7 @@
-"""Eight CPU devices, strict ranks, checked keys: set before anything imports jax.
+"""Eight CPU devices, strict ranks and checked keys, set before anything imports jax.
 
-Programs are compiled fast rather than to run fast. What was compiled once is kept for the session,
-for other tests of the same worker and the programs they start.
+Programs are compiled fast, not for speed. Compiled programs are cached for the session, for other
+tests of the same worker and the programs that they start.
 """
 
 import atexit
@@ -12,19 +12,19 @@ import shutil
 import sys
 import tempfile
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # Entries are not written at once: to each its own.
+if "PYTEST_XDIST_WORKER" in os.environ:  # Writing an entry is not atomic: one cache per worker.
     CACHE = os.path.join(
         os.environ["JAX_COMPILATION_CACHE_DIR"], os.environ["PYTEST_XDIST_WORKER"]
     )
 else:
     CACHE = tempfile.mkdtemp(prefix="ddpm_jax_tests_")
     atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
-os.environ["EPATH_USE_TF"] = "false"  # A gs:// of tests is fsspec's, with TensorFlow or without.
+os.environ["EPATH_USE_TF"] = "false"  # gs:// is fsspec's even with TensorFlow installed.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 FLAGS = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
-if importlib.metadata.version("jaxlib").startswith("0.10."):  # Later ones end at a flag so old.
-    FLAGS.append("--xla_cpu_use_fusion_emitters=false")  # Half the time of a compilation.
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # Later versions do not know the flag.
+    FLAGS.append("--xla_cpu_use_fusion_emitters=false")  # Halves the time to compile.
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
@@ -39,23 +39,25 @@ jax.config.update("jax_debug_key_reuse", True)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def forgets_its_programs():
-    """Each maps memory, and a process may have 65,530 maps."""
+def forget_programs():
+    """Compiled programs map memory, and a process may have 65,530 maps."""
     yield
     jax.clear_caches()
 
 
 @pytest.fixture
 def strict_dtypes():
-    """float32 stays so: for tests of our own arithmetic."""
+    """Refuses implicit dtype promotion, in tests of our own arithmetic."""
     with jax.numpy_dtype_promotion("strict"):
         yield
 
 
 @pytest.fixture
 def draw_given(monkeypatch):
-    """Lets the chains draw from a table [steps, b, h, w, c], by the address to which a key was
-    folded; gives the keys of the images."""
+    """install(noises [steps, b, h, w, c]) makes chains draw these; returns the keys of the images.
+
+    A draw is found by the address with which its key was folded.
+    """
     import jax.numpy as jnp
 
     from ddpm_jax.diffusion import randomness

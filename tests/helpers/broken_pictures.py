@@ -8,7 +8,7 @@ from PIL import Image
 
 
 def png(width, height, pixels=b""):
-    """A PNG that says it is so large, whatever is in it."""
+    """A PNG whose header has this size, whatever its pixels are."""
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(
             ">I", zlib.crc32(kind + data))

@@ -14,4 +14,4 @@ def assert_png(path, panels):
     columns = [panel.sum() for panel in np.array_split(blue, panels, axis=1)]
     assert min(columns) > 100
     dark, light = pixels.max(axis=2) < 100, pixels.min(axis=2) > 200
-    assert dark.sum() > 500 and light.mean() > 0.5  # Axes and words, on paper.
+    assert dark.sum() > 500 and light.mean() > 0.5  # Axes and words on a light background.

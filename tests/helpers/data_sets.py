@@ -22,14 +22,14 @@ def needs(name):
 
 
 def numbered(n, shape=(2, 3, 1)):
-    """Images [n, h, w, c] whose first pixel tells which one it is."""
+    """Images [n, h, w, c] whose first pixel is their number."""
     images = np.random.default_rng(0).integers(0, 256, (n, *shape)).astype(np.uint8)
     images[:, 0, 0, 0] = np.arange(n)
     return images
 
 
 def take(source, count, **kwargs):
-    """The images of the first `count` batches, and the reading thread ended."""
+    """The images of the first `count` batches; ends the reading thread."""
     iterator = batching.batches(source, **{"seed": 0, "batch_size": 4, **kwargs})
     images = [batch["images"] for batch in itertools.islice(iterator, count)]
     iterator.close()
@@ -41,7 +41,7 @@ def everything(source):
 
 
 def write_pictures(folder, n, suffix="png", size=(6, 4)):
-    """n pictures, 0.png and on, each of one grey of its own."""
+    """n pictures, 000.png and so on, each of its own grey; returns the folder."""
     for i in range(n):
         Image.new("RGB", size, (i, i, i)).save(folder / f"{i:03}.{suffix}")
     return str(folder)
@@ -52,7 +52,7 @@ def folder(path, **settings):
 
 
 def write_tfds(root, images, file_format="array_record", version="1.0.0", labels=None):
-    """A TFDS directory "tiny", one train split, made by hand without TensorFlow.
+    """Writes the TFDS data set "tiny", one train split, without TensorFlow; returns `root`.
 
     With labels it has five classes.
     """

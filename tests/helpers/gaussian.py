@@ -78,7 +78,7 @@ def level(half_log_snr):
 
 
 def ode_end(schedule, x):
-    """Where the ODE takes x from the level of most noise to that of least."""
+    """Where the ODE takes x from the level of most noise to the level of least."""
     ends = schedule_lib.half_log_snr(schedule, dpm_solver.log_snr(schedule, 2))
     (signal, sigma), (signal_T, sigma_T) = (level(end) for end in ends)
     stretch = np.hypot(signal * S, sigma) / np.hypot(signal_T * S, sigma_T)

@@ -1,8 +1,8 @@
-"""One process of a job, for `test_hosts.py`: trains, samples and measures a tiny model.
+"""One process of a job of `test_hosts.py`: trains, samples and evaluates a tiny model.
 
     python tests/helpers/host.py FOLDER LAYOUT [COORDINATOR NUM_PROCESSES PROCESS_ID]
 
-Results of process I go to FOLDER/LAYOUT/I.pkl; the workdirs of all layouts stand in FOLDER.
+The results of process I go to FOLDER/LAYOUT/I.pkl; FOLDER has the workdirs of all layouts.
 """
 
 import contextlib
@@ -39,12 +39,12 @@ from ddpm_jax.workdir import checkpoints, run_folder
 from nonzero import SHAPE, TinyNet, nonzero_params
 
 POOL, SPATIAL = 12, 8
-ELASTIC = {"1x4": 8, "2x2": 14, "1x1": 20}  # Steps after which each layout leaves one run.
+ELASTIC = {"1x4": 8, "2x2": 14, "1x1": 20}  # The step to which each layout continues the same run.
 METRICS = ("bpd", "fid", "nearest_pixels", "sweep")
 
 
 def config(**settings):
-    """20 steps of 8 images, each step logged."""
+    """A config of 20 steps of 8 images, each of them logged."""
     config = digits.get_config()
     config.update_from_flattened_dict({
         "diffusion.num_timesteps": 10, "diffusion.beta_end": 0.6,
@@ -54,7 +54,7 @@ def config(**settings):
         "train.t_sampling": "importance", "train.matmul_precision": "highest",
         "sample.sampler": "ddim", "sample.num_steps": 4, "sample.batch_size": 8,
         "evaluate.metrics": METRICS, "evaluate.num_images": 11, "evaluate.num_samples": 13,
-        "evaluate.rounding": False,  # A last bit would move a grey level.
+        "evaluate.rounding": False,  # A rounding error could change a grey level.
         "evaluate.references": ("test",), "evaluate.batch_size": 8,
         "evaluate.sweep_metric": "frechet_pixels", "evaluate.sweep_samplers": ("ddim",),
         "evaluate.sweep_steps": (2,),

@@ -1,4 +1,4 @@
-"""Parameters with every leaf non-zero: a fresh network outputs zero and hides every fault."""
+"""Networks and parameters with no zero leaf: a fresh network outputs zero and hides faults."""
 
 import flax.linen as nn
 import jax
@@ -12,7 +12,7 @@ SHAPE = (8, 8, 1)
 
 
 class TinyNet(nn.Module):
-    """What training asks of a network, in three layers that compile in a second."""
+    """A network with all that training needs, in three layers that compile in a second."""
 
     dropout: float = 0.0
     out_channels: int | None = None
@@ -48,7 +48,7 @@ def convolution(x_t, t):
 
 
 def tiny_unet(**settings):
-    """A network that compiles in seconds, with a group of everything that the paper's has."""
+    """A U-Net that compiles in seconds, with every kind of block."""
     return UNet(**({
         "channels": 8, "channel_multipliers": (1, 2), "num_res_blocks": 1,
         "attention_resolutions": (4,), "dropout": 0.0, "out_channels": 1,

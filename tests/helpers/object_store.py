@@ -1,7 +1,7 @@
-"""An object store in memory behind `gs://`: fsspec's file system without what a store lacks.
+"""An object store in memory behind `gs://`, with the limits of a real one.
 
-An object cannot be appended to and appears when it is closed; a folder is there while there is
-an object below it.
+An object cannot be appended to and appears when it is closed. A folder exists while there is an
+object below it.
 """
 
 import io
@@ -13,7 +13,7 @@ from fsspec.registry import _registry
 
 
 class Store(memory.MemoryFileSystem):
-    """`memory://`, as gcsfs does it."""
+    """fsspec's `memory://` with the behaviour of gcsfs."""
 
     protocol = ("gcs", "gs")
     root_marker = ""
@@ -47,7 +47,7 @@ class Store(memory.MemoryFileSystem):
 
 
 class _Upload(io.BytesIO):
-    """An object that is there once it is closed."""
+    """An object that appears when it is closed."""
 
     def __init__(self, store, path):
         super().__init__()
@@ -76,7 +76,7 @@ def objects():
 
 
 def local_copy(path, folder):
-    """The objects below a path as files in a folder, for readers of files."""
+    """Copies the objects below a path to a folder, which is returned."""
     prefix = Store._strip_protocol(str(path)) + "/"
     for name, content in Store.store.items():
         if name.startswith(prefix):

@@ -86,7 +86,7 @@ def decoder_log_probability(value, mean, deviation):
 
 
 def implied_x_0(beta, t, x_t, output, mean):
-    """The x_0 that an output of this kind says, by solving for it."""
+    """The x_0 that an output of this kind implies, by solving for it."""
     scale, variance = compose(beta, t)
     if mean == "x_0":
         return output
@@ -100,7 +100,7 @@ def implied_x_0(beta, t, x_t, output, mean):
 
 
 def learned_variance(beta, t, output, kind):
-    """Variance that a network's second set of channels says."""
+    """The variance that a network's second set of channels means."""
     if kind == "learned":
         return np.exp(output)
     small, large = reverse_variance(beta, t, "fixed_small"), beta[t - 1]

@@ -78,7 +78,7 @@ def upsample(x):
 
 
 def forward(p, x, t, groups, channels, levels, blocks, attend_at):
-    """The network's output for one image; `groups` tells the groups of so many channels."""
+    """The network's output for one image; `groups(channels)` is the number of groups of a norm."""
     temb = dense(p["temb_dense_0"], embedding(t, channels))
     temb = dense(p["temb_dense_1"], swish(temb))
 

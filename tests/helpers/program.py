@@ -13,7 +13,7 @@ SMALL = {
     "diffusion.beta_end": 0.4, "train.batch_size": 16, "train.log_every": 5,
     "train.warmup_steps": 10, "train.eval_every": 60, "train.eval_images": 20,
     "train.sample_every": 60, "train.sample_images": 8, "train.checkpoint_every": 20,
-    "train.t_sampling": "importance",  # its history is pooled over devices and resumed
+    "train.t_sampling": "importance",  # Its history is pooled over devices, and resumed.
 }
 
 
@@ -28,7 +28,7 @@ def on(devices):
 
 
 def run(arguments, *, devices=2, fails=False, folder=ROOT):
-    """What the program says; its exit status tells whether the work was done."""
+    """The output of a program, which must succeed, or must not where `fails`."""
     done = subprocess.run(arguments, env=on(devices), capture_output=True, text=True, cwd=folder)
     assert (done.returncode != 0) == fails, done.stdout + done.stderr
     return done.stdout + done.stderr

@@ -16,7 +16,7 @@ def rows(workdir):
 
 
 def lasting(row):
-    """A row without what the clock says."""
+    """A row without its times."""
     return {k: v for k, v in row.items() if not k.endswith("_per_second") and k != "eta"}
 
 

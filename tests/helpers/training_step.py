@@ -37,7 +37,7 @@ def state_of(config, model):
         if config.train.t_sampling == "importance" else None,
     )
     params = jax.tree.map(jnp.asarray, nonzero_params(model))
-    # Another average than the parameters, so that a mix of the two is seen.
+    # The average differs from the parameters, so that confusing the two is noticed.
     ema = jax.tree.map(lambda x: 2 * x, params)
     return state.replace(params=params, ema_params=ema)
 

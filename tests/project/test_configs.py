@@ -1,4 +1,4 @@
-"""Every config at full size by shape, and two shrunken steps of it on pictures of its kind."""
+"""Every config: its full-size network by shape, and two steps of a small one on real pictures."""
 
 import os
 import pathlib
@@ -30,7 +30,7 @@ def test_full_size_by_shape(name):
     validation.validate(config, num_devices=8)
     assert validation.warnings(config) == []
     shape = config_lib.image_shape(config)
-    config.data.num_classes, config.data.condition_channels = 10, 1  # as the data would say
+    config.data.num_classes, config.data.condition_channels = 10, 1  # as with data
     model = config_lib.model(config, shape[-1])
     x, t = jnp.zeros((2, *shape)), jnp.zeros((2,), jnp.int32)
     params = jax.eval_shape(lambda: model.init(jax.random.key(0), x, t, train=False))
@@ -82,7 +82,7 @@ def check_run(config, workdir):
     pytest.param("improved_cifar10", marks=[needs("cifar10"), pytest.mark.slow]),
     pytest.param("fashion_mnist", marks=needs("fashion_mnist")),
 ])
-def test_two_steps_on_the_real_data(name, tmp_path):  # test_draws.py, test_runs.py have others
+def test_two_steps_on_the_real_data(name, tmp_path):  # others: test_conditional_draws.py
     assert os.path.isdir(TFDS) or name.startswith("digits")
     check_run(shrunk(name), tmp_path)
 

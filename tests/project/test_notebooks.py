@@ -1,4 +1,4 @@
-"""The notebooks from top to bottom, in kernels of their own."""
+"""The notebooks run from top to bottom, each in its own kernel."""
 
 import base64
 import io

@@ -57,7 +57,7 @@ def test_the_wheel_has_what_is_needed_and_no_more(installed):
 
 def test_configs_are_found_by_name_anywhere(installed, tmp_path):
     bad = "--config.train.num_steps=0"
-    (tmp_path / "digits").mkdir()  # A folder of that name is no config.
+    (tmp_path / "digits").mkdir()  # A folder of that name is not taken for the config.
     for name in ("digits", "configs/digits.py", "digits_conditional"):
         status, output = run(installed, tmp_path, f"--config={name}", "--workdir=x", bad)
         assert status == 2, output

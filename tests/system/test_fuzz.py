@@ -1,7 +1,7 @@
-"""Settings and pictures at random: they work, or are refused in one line of ours.
+"""Random settings and pictures work, or are refused by a UserError of one line.
 
-A normal run traces the step of each config and trains none. `DDPM_JAX_FUZZ=1000` draws so many
-anew and trains two steps of each; what it finds belongs to the examples below.
+By default each config is traced, not trained. `DDPM_JAX_FUZZ=1000` draws 1,000 new ones and trains
+two steps of each; add what it finds to the examples below.
 """
 
 import io
@@ -45,7 +45,7 @@ def settings(examples):
     )
 
 
-# Values for a setting of each kind, likely, absurd and of another kind.
+# Values for a setting of each type: likely ones, absurd ones and those of another type.
 INTS = st.one_of(
     st.integers(-3, 40), st.sampled_from([64, 10**6, 2**31 - 1, 2**31, 2**32, -2**63, 10**30]))
 FLOATS = st.one_of(
@@ -65,7 +65,7 @@ TUPLES = st.one_of(*(
 KINDS = {bool: st.booleans(), int: INTS, float: st.one_of(FLOATS, st.integers(-2, 3)),
          str: WORDS, tuple: TUPLES}
 BASE = dict(config_lib.leaves(cifar10.get_config()))
-# Names of models go to the network, and of folders to their own tests.
+# These two would open a model or a network connection, and have their own tests.
 NAMES = sorted(set(BASE) - {"train.warm_start", "train.wandb"})
 
 
@@ -77,7 +77,7 @@ def overrides(draw):
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch, tmp_path):
-    """2 GiB for eight devices, no data sets, and a network that is traced at once."""
+    """2 GiB for eight devices, and no data sets or TensorFlow."""
     monkeypatch.setattr(memory, "host_total", lambda: 2 * 2**30)
     monkeypatch.setattr(source_lib, "MEMORY_BUDGET", 2**20)  # Larger sets are streamed.
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "none"))
@@ -94,7 +94,7 @@ def tiny_net(config, channels):
 
 
 def begin(config, folder):
-    """Everything of a run up to compiling its step, or two steps of it."""
+    """Sets up a run and traces its step, or trains two steps."""
     catalogue.check_evaluation(config)
     config_lib.sampling_settings(config)
     if LONG:
@@ -118,7 +118,7 @@ def one_line(error):
     assert isinstance(error, UserError) and "\n" not in text and len(text) < 2000, text
 
 
-FOUND = [  # By reading and by hand: values that nothing refused, or that would not end.
+FOUND = [  # Values that once were not refused, or did not end.
     {"seed": 2**32}, {"train.batch_size": 10**30}, {"train.grad_clip": float("inf")},
     {"diffusion.num_timesteps": 10**9}, {"data.name": None}, {"model.num_res_blocks": 10**6},
     {"data.image_size": 2**31 - 1}, {"data.labels": True, "data.num_classes": 2**31 - 1},
@@ -139,7 +139,7 @@ def test_a_config_begins_or_is_refused_in_one_line(tmp_path_factory, changes):
     try:
         config.update_from_flattened_dict(changes)
     except (TypeError, ValueError):
-        return  # ml_collections' own word, where the config is written.
+        return  # ml_collections refuses it when the config is written.
     with pytest.MonkeyPatch.context() as patch:
         if not any(name.startswith("model.") for name in changes):
             patch.setattr(config_lib, "model", tiny_net)
@@ -156,7 +156,7 @@ def test_a_config_begins_or_is_refused_in_one_line(tmp_path_factory, changes):
     st.sampled_from(["()", "(", "(1,", "1,2", "[1]", "{}", "None", "True", "nan", "1e400", "'a'",
                      "__import__('os')", "(" * 100, "0x10", "1_000", " 3", "(1;2)"]),
 ))
-def test_text_on_the_command_line_becomes_a_value_or_a_line(name, text):
+def test_text_on_the_command_line_becomes_a_value_or_an_error_of_one_line(name, text):
     values = flags.FlagValues()
     config_flags.DEFINE_config_dict("config", tiny_config(), flag_values=values)
     try:
@@ -204,10 +204,10 @@ def path(tmp_path_factory):
 @settings(150)
 @hypothesis.given(content=st.one_of(st.binary(max_size=200), damaged()),
                   shape=st.sampled_from([(0, 0, 3), (4, 6, 1), (5, 5, 4)]))
-def test_bytes_are_a_picture_or_a_line(path, content, shape):
+def test_bytes_are_a_picture_or_an_error_of_one_line(path, content, shape):
     path.write_bytes(content)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, of what it could make good.
+        warnings.simplefilter("ignore")  # From Pillow, about damage that it repaired.
         try:
             image = decoding.read(path, shape, setting="config.sample.inputs")
         except ValueError as error:

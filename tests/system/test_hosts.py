@@ -1,4 +1,4 @@
-"""Several processes, each with devices of its own, over loopback: the results of one process.
+"""Several processes over loopback, each with its own devices, have the results of one process.
 
 `host.py` is what each runs: two processes of two devices, one of four, and one of one. Together
 they test runtime/parallel.py.
@@ -22,7 +22,7 @@ from ddpm_jax.workdir import checkpoints, pictures
 from program import ROOT, free_port
 
 HELPERS = pathlib.Path(host.__file__).parent
-LAYOUTS = {"1x4": (1, 4), "2x2": (2, 2), "1x1": (1, 1)}  # Processes, devices of each.
+LAYOUTS = {"1x4": (1, 4), "2x2": (2, 2), "1x1": (1, 1)}  # (processes, devices per process)
 
 
 def start(arguments, devices):
@@ -33,7 +33,7 @@ def start(arguments, devices):
 
 
 def finish(processes, seconds=300):
-    """(exit status, stdout, stderr) of each; whoever is not done then is killed."""
+    """(exit status, stdout, stderr) of each process; those that are not done by then are killed."""
     try:
         outputs = [process.communicate(timeout=seconds) for process in processes]
     finally:
@@ -43,7 +43,7 @@ def finish(processes, seconds=300):
 
 
 def one_job(arguments, layout, by_hand):
-    """What the processes of a job say; all of them have done their work."""
+    """The outputs of the processes of a job, all of which must succeed: [stdout], [stderr]."""
     count, devices = LAYOUTS[layout]
     address = f"127.0.0.1:{free_port()}"
     done = finish([
@@ -56,13 +56,13 @@ def one_job(arguments, layout, by_hand):
 
 
 def without_gloo(out):
-    """What we say: gloo's lines of connections come between, and into, ours."""
+    """The output without gloo's lines about connections, which come between, and into, ours."""
     return re.sub(r"\[Gloo\] Rank |\d+ is connected to .*?ranks is : \d+\n", "", out)
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """The folder of all layouts, and by layout the results of each process and what it said."""
+    """The folder of all layouts, and by layout the results and outputs of each process."""
     folder, results = tmp_path_factory.mktemp("hosts"), {}
     pictures.save_png(folder / "digit.png", loading.digits("test")[0][0])
     for layout, (count, _) in LAYOUTS.items():
@@ -85,7 +85,7 @@ def column(folder, layout, name):
     return [row[name] for row in rows(folder / f"run_{layout}") if name in row]
 
 
-def test_the_layouts_are_those_meant(done):
+def test_the_layouts_have_their_devices(done):
     _, results = done
     assert {k: [r["devices"] for r in v] for k, v in results.items()} == {
         "1x4": [(4, 4)], "2x2": [(4, 2)] * 2, "1x1": [(1, 1)]
@@ -103,7 +103,7 @@ def test_every_layout_has_the_same_losses(done, layout, name, count):
     np.testing.assert_allclose(values, wanted, rtol=1e-5)
 
 
-def test_every_row_stands_once_and_the_first_process_alone_speaks(done):
+def test_every_row_is_written_once_and_only_the_first_process_prints(done):
     folder, results = done
     for layout in LAYOUTS:
         assert [row["step"] for row in rows(folder / f"run_{layout}")] == list(range(1, 21))
@@ -111,8 +111,9 @@ def test_every_row_stands_once_and_the_first_process_alone_speaks(done):
         assert "step 20 of 20" in results[layout][0]["out"]
     first, second = results["2x2"]
     assert "4 cpu (cpu), batch 8" in first["out"] and second["out"] == ""
-    assert "step/s]" in first["err"] and "step/s]" not in second["err"]  # Bars of sampling.
-    assert len(list((folder / "run_2x2" / "tensorboard").glob("events*"))) == 2  # Two starts.
+    # The progress bar of sampling.
+    assert "step/s]" in first["err"] and "step/s]" not in second["err"]
+    assert len(list((folder / "run_2x2" / "tensorboard").glob("events*"))) == 2  # From two starts.
 
 
 def test_no_image_is_read_twice_and_none_is_missing(done):
@@ -132,22 +133,22 @@ def test_no_image_is_read_twice_and_none_is_missing(done):
 
 
 @pytest.mark.parametrize("name", ["images", "steps", "x_t", "bits", "vlb", "uint8"])
-def test_every_process_has_all_images_and_those_of_one_device(done, name):
+def test_every_process_has_all_images_and_they_equal_those_of_one_device(done, name):
     _, results = done
     (wanted,), (four,), both = (
         [r["draw"][name] for r in results[layout]] for layout in ("1x1", "1x4", "2x2")
     )
     assert np.std(wanted) > 0.1 and 11 in wanted.shape or name == "uint8"
-    for share in both:  # The same program on the same images a device: equal to the bit.
+    for share in both:  # The same program on the same images per device: equal to the bit.
         np.testing.assert_array_equal(share, four)
-    # Another number of images at a time: sums of a convolution in another order, over 10 steps;
-    # a level of uint8 where that falls on its edge.
+    # Another batch size: a convolution sums in another order, in each of 10 steps. Where that
+    # falls on the edge between two uint8 levels, they differ by one.
     np.testing.assert_allclose(
         np.float64(four), wanted, rtol=1e-5, atol=1 if name == "uint8" else 2e-5
     )
 
 
-def test_measurements_are_those_of_one_process_and_stand_once(done):
+def test_measurements_are_those_of_one_process_and_are_stored_once(done):
     folder, results = done
     wanted = results["1x1"][0]["measure"]["rows"]
     assert [row["metric"] for row in wanted] == list(host.METRICS)
@@ -159,7 +160,7 @@ def test_measurements_are_those_of_one_process_and_stand_once(done):
         for row, want in zip(kept, wanted, strict=True):
             assert row["protocol"] == want["protocol"]
             for name, value in want.items():
-                if isinstance(value, float):  # From samples that agree to 2e-5, in differences.
+                if isinstance(value, float):  # Differences of samples that agree to 2e-5.
                     np.testing.assert_allclose(row[name], value, rtol=1e-4, err_msg=name)
             if want.get("table"):
                 np.testing.assert_allclose(row["table"]["ddim"], want["table"]["ddim"], rtol=1e-4)
@@ -168,7 +169,7 @@ def test_measurements_are_those_of_one_process_and_stand_once(done):
     assert second == ["", ""]
 
 
-def test_files_of_an_evaluation_are_left_by_the_first_process(done):
+def test_only_the_first_process_writes_the_files_of_an_evaluation(done):
     folder, _ = done
     one, two = (
         sorted(path.relative_to(folder / f"measured_{layout}").as_posix()
@@ -177,21 +178,22 @@ def test_files_of_an_evaluation_are_left_by_the_first_process(done):
     )
     assert one == two and any(name.endswith("terms.npz") for name in two)
     assert not any("parts" in name for name in two)
-    rounds = list((folder / "measured_2x2").rglob("samples-*/000000008.npz"))  # Of two samplers.
-    assert [len(np.load(path)["arr_0"]) for path in rounds] == [5, 5]  # The second, of 13.
+    # The second round of 13 images, for each of two samplers.
+    rounds = list((folder / "measured_2x2").rglob("samples-*/000000008.npz"))
+    assert [len(np.load(path)["arr_0"]) for path in rounds] == [5, 5]
 
 
 def test_edits_are_written_once(done):
-    folder, found = done
-    assert found["2x2"][1]["edit"]["written"] == []
-    arrays = [np.load(found[layout][0]["edit"]["written"][1])["arr_0"] for layout in LAYOUTS]
+    _, results = done
+    assert results["2x2"][1]["edit"]["written"] == []
+    arrays = [np.load(results[layout][0]["edit"]["written"][1])["arr_0"] for layout in LAYOUTS]
     assert arrays[0].shape == (1, 1, 4, *host.SHAPE) and arrays[0].std() > 1
-    for found in arrays[1:]:
-        np.testing.assert_allclose(np.float64(found), arrays[0], atol=1)  # A rounding.
+    for array in arrays[1:]:
+        np.testing.assert_allclose(np.float64(array), arrays[0], atol=1)  # A rounding.
 
 
-def test_a_run_goes_on_with_other_processes_and_devices(done):
-    """Eight steps on 1x4, six on 2x2 and six on 1x1 are the undisturbed run."""
+def test_a_run_continues_with_other_processes_and_devices(done):
+    """Eight steps on 1x4, six on 2x2 and six on 1x1 equal the uninterrupted run."""
     folder, results = done
     elastic, whole = rows(folder / "elastic"), rows(folder / "run_1x4")
     assert [row["step"] for row in elastic] == list(range(1, 21))
@@ -199,7 +201,7 @@ def test_a_run_goes_on_with_other_processes_and_devices(done):
     assert "resuming at step 14 of 20" in results["1x1"][0]["out"]
     np.testing.assert_allclose(
         [row["loss"] for row in elastic], [row["loss"] for row in whole], rtol=1e-5)
-    assert elastic[:8] != whole[:8]  # By the clock.
+    assert elastic[:8] != whole[:8]  # The times differ.
     for name in ("loss", "grad_norm"):
         assert [row[name] for row in elastic[:8]] == [row[name] for row in whole[:8]]
 
@@ -210,12 +212,12 @@ def test_processes_agree(done):
     assert (first["first"], second["first"]) == (True, False)
     for result in (first, second):
         assert result["index"] == 0 and not result["large"].any()
-        assert result["large"].shape == (3 * 2**18,)  # Six megabytes, in pieces.
+        assert result["large"].shape == (3 * 2**18,)  # Six megabytes, sent in pieces.
         assert result["everywhere"] == [True, False, False]
         np.testing.assert_array_equal(result["gathered"]["a"][:, 0], [0, 0, 1, 1])
 
 
-def test_parts_are_kept_by_the_first_process_and_found_by_all(done):
+def test_parts_are_written_by_the_first_process_and_read_by_all(done):
     folder, results = done
     assert (folder / "parts_0").exists() and not (folder / "parts_1").exists()
     for result in results["2x2"]:
@@ -223,7 +225,7 @@ def test_parts_are_kept_by_the_first_process_and_found_by_all(done):
         np.testing.assert_array_equal(part["rows"], [0, 1, 2])
 
 
-def test_a_mistake_of_one_process_is_told_by_all(done):
+def test_a_mistake_of_one_process_is_an_error_of_all(done):
     folder, results = done
     (missing, other, train, fine), (again, disagree, train_too, fine_too) = (
         result["agree"]["errors"] for result in results["2x2"])
@@ -235,7 +237,7 @@ def test_a_mistake_of_one_process_is_told_by_all(done):
     assert not (folder / "disagreed_2x2" / "config.json").exists()
 
 
-def test_what_one_process_cannot_read_is_set_aside_by_all(done):
+def test_a_checkpoint_that_one_process_cannot_read_is_set_aside_by_all(done):
     folder, results = done
     first, second = results["2x2"]
     assert "20 is damaged (OSError: another process could not read it)" in first["err"]
@@ -258,7 +260,7 @@ def test_what_one_process_cannot_read_is_set_aside_by_all(done):
     (("10.0.0.1:1234", 2, 2), "process_id=2: must be .*0..num_processes-1"),
     (("10.0.0.1:1234", 2, -1), "process_id=-1: must be"),
 ])
-def test_what_is_half_said_is_refused(given, says):
+def test_incomplete_addresses_are_refused(given, says):
     with pytest.raises(ValueError, match=says) as error:
         parallel.initialize(*given)
     assert "--coordinator=10.0.0.1:1234 --num_processes=2 --process_id=0" in str(error.value)
@@ -331,7 +333,7 @@ def test_the_command_line_on_two_hosts(tmp_path):
         )
     (losses, drawn, bits), (one, alone, wanted) = results["2x2"], results["1x1"]
     np.testing.assert_allclose(losses, one, rtol=1e-5)
-    # After four steps of Adam, which turns last bits into more.
+    # After four steps of Adam, which amplifies rounding errors.
     np.testing.assert_allclose(np.float64(drawn), alone, atol=2)
     np.testing.assert_allclose(bits, wanted, rtol=1e-4)
     assert len(bits) == 1 and len(losses) == 4

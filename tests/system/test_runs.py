@@ -1,4 +1,4 @@
-"""The program as its users start it: `main.py` in processes of its own."""
+"""The program as its users start it: `main.py` in its own process."""
 
 import json
 import signal
@@ -21,7 +21,7 @@ def undisturbed(tmp_path_factory):
     return workdir, output
 
 
-def test_a_run_says_what_it_is_and_leaves_its_records(undisturbed):
+def test_a_run_prints_what_it_is_and_leaves_its_records(undisturbed):
     workdir, output = undisturbed
     for line in ("1,497 images of 8x8x1, 300 held out", "parameters:", "starting at step 0 of 120",
                  "memory after the first step", "done: 120 steps"):
@@ -112,7 +112,7 @@ def test_a_finished_run_does_nothing_and_can_be_sampled(undisturbed):
     assert images.shape == (5, 8, 8, 1) and images.dtype == np.uint8
     assert path.with_suffix(".png").exists()
     bare = [sys.executable, str(ROOT / "main.py"), f"--workdir={workdir}", "--mode=sample"]
-    assert "64 images in" in run(bare)  # the workdir knows its own config
+    assert "64 images in" in run(bare)  # With the config of the workdir.
 
 
 def test_pictures_are_edited_with_a_run(undisturbed, tmp_path):

@@ -1,4 +1,4 @@
-"""A whole run in a store: trained, resumed, sampled, edited, measured and read."""
+"""A whole run in a store: trained, resumed, sampled, edited, evaluated and read."""
 
 import contextlib
 
@@ -23,7 +23,7 @@ from records import events, lasting
 
 
 class Net(TinyNet):
-    """With what a protocol says of a network."""
+    """With the field that protocols record."""
 
     dtype: str = "float32"
 
@@ -45,13 +45,13 @@ def config_of(**settings):
 
 @pytest.fixture
 def run(bucket, tmp_path, monkeypatch):
-    """Trains in a folder of the store, and gives it; the network is tiny."""
+    """(name, settings) -> the folder in the store where a tiny network has been trained."""
     monkeypatch.setattr(config_lib, "model", lambda config, channels: Net())
     monkeypatch.setattr(validation, "check_images", lambda config, shape: None)
     monkeypatch.setattr(lock, "SETTLE", 0.0)
     monkeypatch.setenv("DDPM_JAX_CACHE", str(tmp_path / "cache"))
-    # Orbax hands arrays to tensorstore, which goes to Google's servers by itself and knows no
-    # store of Python's: the checkpoints alone stand on the disk.
+    # Orbax hands arrays to tensorstore, which connects to Google itself and knows no store of
+    # Python's: checkpoints alone are on the disk.
     monkeypatch.setattr(checkpoints, "checkpoints_folder", lambda workdir: (
         files.path(tmp_path) / "checkpoints" / files.path(workdir).name))
 
@@ -112,11 +112,13 @@ def test_a_trainer_that_lost_its_workdir_stops(run, bucket, tmp_path, monkeypatc
 
         yield check
 
-    def killed(written):
-        written._writer.close(), written._scratch.cleanup()
+    def killed(written, close=tensorboard_writer.EventFiles.close):
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "write", lambda path, content: None)
+            close(written)
 
     monkeypatch.setattr(lock, "hold", hold)
-    # Nothing is written at the end: what is there has been flushed with the checkpoint.
+    # Nothing is written at the end: what is there was flushed with the checkpoint.
     monkeypatch.setattr(metrics_file.MetricsFile, "close", lambda self: None)
     monkeypatch.setattr(tensorboard_writer.EventFiles, "close", killed)
     with pytest.raises(ValueError, match="taken over"):

@@ -1,4 +1,4 @@
-"""Paths of object stores, on one in memory that has no append, no rename and no folders."""
+"""Paths in an object store, here in memory, without append, rename or folders."""
 
 import pathlib
 import sys
@@ -42,7 +42,7 @@ def test_an_object_is_written_once_and_whole(bucket):
     def fill(file):
         file.write(b"half")
         seen.append(objects())
-        file.seek(0)  # As zipfile does, which a stream to a store cannot.
+        file.seek(0)  # As zipfile does; a stream to a store could not.
         file.write(b"all")
 
     files.write(bucket / "a" / "b.txt", fill)
@@ -71,7 +71,7 @@ def test_a_folder_is_written_in_order_or_not_at_all(bucket):
     assert objects() == ["bucket/f/b", "bucket/f/x/a"]
 
 
-def test_parts_pictures_and_arrays(bucket, tmp_path):
+def test_parts_pictures_and_arrays_are_written_to_a_store(bucket, tmp_path):
     partial_results.keep(bucket / "parts", 0, {"rows": np.arange(3)})
     partial_results.keep(bucket / "parts", 3, {"rows": np.arange(3, 5)})
     rows = np.concatenate([part["rows"] for part in partial_results.finished(bucket / "parts")])
@@ -81,7 +81,7 @@ def test_parts_pictures_and_arrays(bucket, tmp_path):
     for path in paths:
         pictures.save_process(str(tmp_path / "local"), PIXELS[:, None], PIXELS[:, None])
         name = epath.Path(path).name
-        if not name.endswith(".mp4"):  # Which says when it was made.
+        if not name.endswith(".mp4"):  # It contains the time of its creation.
             want = (tmp_path / name.replace("way", "local")).read_bytes()
             assert (copied / name).read_bytes() == want
     files.write_npz(bucket / "reference.npz", {"arr_0": PIXELS})
@@ -89,7 +89,7 @@ def test_parts_pictures_and_arrays(bucket, tmp_path):
     np.testing.assert_array_equal(np.concatenate(batches), PIXELS)
 
 
-def test_data_may_be_there(bucket, tmp_path):
+def test_data_are_read_from_a_store(bucket, tmp_path):
     names = ["a/0.png", "a/1.PNG", "b/2.png", ".hidden/3.png", "b/.4.png", "notes.txt"]
     for name, picture in zip(names, PIXELS):
         for folder in (bucket / "pictures", tmp_path):
@@ -110,6 +110,6 @@ def test_data_may_be_there(bucket, tmp_path):
             loading.load(name, data_dir=missing, split="train")
 
 
-def test_what_others_write_is_seen(bucket):
-    files.path("gs://bucket/x")  # gcsfs would take its own listing of a minute ago for true.
+def test_files_of_other_processes_appear(bucket):
+    files.path("gs://bucket/x")  # With its cache, gcsfs would list what was there a minute ago.
     assert fsspec.filesystem("gcs").storage_options["use_listings_cache"] is False
