@@ -21,7 +21,7 @@ from ddpm_jax.data import batching, image_pairs, loading, pixels
 from ddpm_jax.data import source as source_lib
 from ddpm_jax.diffusion import randomness
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation import catalogue
+from ddpm_jax.evaluation import evaluate as evaluate_lib
 from ddpm_jax.inference import conditions
 from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.runtime import memory, parallel
@@ -112,7 +112,7 @@ def plan(config: ml_collections.ConfigDict, data: Any = None) -> Plan:
     Raises:
         ValueError: a setting is wrong, or neither it nor the data give the shape of the images.
     """
-    catalogue.check_evaluation(config)
+    evaluate_lib.check_evaluation(config)
     there = data is not None or loading.is_there(config.data.name, config.data.dir)
     run = run_lib.prepare(config, None, data if there else stand_in(config))
     jobs = count_calls(config, run, there)

@@ -81,7 +81,7 @@ def superres(trained, seed):
     def error(images):
         return np.sqrt(np.square(images - truth.astype(float)).mean(axis=(1, 2, 3)))
 
-    together = conditional_draws.summary(draws, truth)
+    together = conditional_draws.summarize(draws, truth)
     print(f"mean of {_DRAWS} draws: RMSE {with_error(together.error)}")
     print(f"one draw: {with_error(together.single_error)}")
     print(f"bicubic: {with_error(error(bicubic.astype(float)))}")
@@ -98,7 +98,7 @@ def segment(trained, seed):
     """Prints Dice on the 300 held-out digits."""
     source = loading.load("digits", split="test", condition="noisy")
     draws, truth, condition = drawn(trained, seed, source)
-    together = conditional_draws.summary(draws, truth)
+    together = conditional_draws.summarize(draws, truth)
     print(f"mean of {_DRAWS} draws: Dice {with_error(together.dice)}")
 
     def dice(masks):

@@ -181,9 +181,8 @@ def work(config, args, began, command):
                   f"{format_duration(max(left, 0))} left; continue with: {command}", flush=True)
             continue
         start = time.monotonic()
-        result = stage.run(
-            stages.job_of(config, args.workdir, stage.num_images), record, stage
-        )
+        stage_config = stages.config_for(config, stage)
+        result = stage.run(stage_config, stages.job_of(stage_config, args.workdir), record, stage)
         took = time.monotonic() - start
         record.add(stage.name, request | result | {"seconds": took})
         value = f" {result['value']:.4f}" if result.get("value") is not None else ""

@@ -22,7 +22,7 @@ from ddpm_jax import config as config_lib
 from ddpm_jax.data import pixels
 from ddpm_jax.diffusion import randomness
 from ddpm_jax.evaluation import evaluate as evaluate_lib
-from ddpm_jax.evaluation import job as job_lib
+from ddpm_jax.evaluation.job import Job, key
 from ddpm_jax.inference import progressive
 from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.runtime import files
@@ -97,13 +97,13 @@ class Stage:
 
     Attributes:
         name: name of its row.
-        run: (job, record, stage) -> content of its row.
+        run: (config, job, record, stage) -> content of its row.
         num_images: number of images.
         num_calls: network calls per image.
     """
 
     name: str
-    run: Callable[[job_lib.Job, Record, "Stage"], dict[str, Any]]
+    run: Callable[[ml_collections.ConfigDict, Job, Record, "Stage"], dict[str, Any]]
     num_images: int
     num_calls: int
 
@@ -116,18 +116,23 @@ class Stage:
         return starting + self.num_images * self.num_calls / (3 * images_per_second)
 
 
-def job_of(config: ml_collections.ConfigDict, workdir: Any, num_images: int = 0) -> job_lib.Job:
-    """The job that measures the newest checkpoint of a run and samples from it."""
+def config_for(config: ml_collections.ConfigDict, stage: Stage) -> ml_collections.ConfigDict:
+    """A copy of the config that measures the images of a stage on the newest checkpoint."""
     config = config.copy_and_resolve_references()
     config.evaluate.metrics, config.evaluate.checkpoints = ("bpd",), "newest"
-    config.evaluate.num_images = config.evaluate.num_samples = num_images
+    config.evaluate.num_images = config.evaluate.num_samples = stage.num_images
     config.evaluate.rounding = True
+    return config
+
+
+def job_of(config: ml_collections.ConfigDict, workdir: Any) -> Job:
+    """The job that measures the newest checkpoint of a run and samples from it."""
     step, trained = run_folder.load_step(workdir, weights=config.sample.weights)
     folder = files.path(workdir) / "evaluations" / f"step_{step:08d}"
-    return job_lib.Job(config, step, trained, folder, False, None)
+    return Job(evaluate_lib.settings_of(config), step, trained, folder, False, None)
 
 
-def weights(job, record, stage) -> dict[str, Any]:
+def weights(config, job, record, stage) -> dict[str, Any]:
     """Writes the parameters in bfloat16 with the names of diffusers, for `read_weights`."""
     trained = job.trained
     state = state_dicts.from_params(trained.params, trained.model, trained.image_shape[0])
@@ -163,41 +168,37 @@ def read_weights(folder: Any) -> trained_lib.Trained:
     )
 
 
-def held_out(job, record, stage) -> dict[str, Any]:
+def held_out(config, job, record, stage) -> dict[str, Any]:
     """Measures the training loss of all held-out images, each at its own t with its own noise."""
     source, trained = job.source("test"), job.trained
     loss = monitoring.held_out_loss(
         source, job.rng(randomness.HELD_OUT_LOSS), model=trained.model, schedule=trained.schedule,
-        parameterization=trained.diffusion, objective=config_lib.objective(job.config),
-        num_images=len(source), batch_size=job.config.train.batch_size,
+        parameterization=trained.diffusion, objective=config_lib.objective(config),
+        num_images=len(source), batch_size=config.train.batch_size,
     )
     return {"value": loss(trained.params)}
 
 
-def bits(job, record, stage) -> dict[str, Any]:
+def bits(config, job, record, stage) -> dict[str, Any]:
     """Measures bits/dim and their terms like `--mode=evaluate`; `each` has the values per image."""
-    row, = evaluate_lib.evaluate(job.config, job.folder.parent.parent)
-    folder = job.folder / f"bpd-{job_lib.key(row['protocol'])}"
+    row, = evaluate_lib.evaluate(config, job.folder.parent.parent)
+    folder = job.folder / f"bpd-{key(row['protocol'])}"
     with np.load(folder / "terms.npz") as terms:
         return row | {"each": terms["bits"].round(5).tolist()}
 
 
-def ddim(job, record, stage) -> dict[str, Any]:
+def ddim(config, job, record, stage) -> dict[str, Any]:
     """Draws samples with DDIM."""
-    return _samples(job, record, stage, "ddim")
+    return _samples(job.with_sampler("ddim", stage.num_calls), record, stage)
 
 
-def chain(job, record, stage) -> dict[str, Any]:
+def chain(config, job, record, stage) -> dict[str, Any]:
     """Draws samples with the full chain (Algorithm 2)."""
-    return _samples(job, record, stage, "ancestral")
+    return _samples(job.with_sampler("ancestral", None), record, stage)
 
 
-def _samples(job, record, stage, sampler):
-    config = config_lib.with_sampler(
-        job.config, sampler, stage.num_calls if sampler == "ddim" else 0
-    )
-    job = dataclasses.replace(job, config=config)
-    with jax.default_matmul_precision(config.evaluate.matmul_precision):
+def _samples(job, record, stage):
+    with jax.default_matmul_precision(job.settings.matmul_precision):
         uint8 = np.concatenate(list(job.samples()))
     most = (record.file_bytes - HEADER) // uint8[0].size
     parts = np.array_split(uint8, -(-len(uint8) // most))
@@ -206,12 +207,12 @@ def _samples(job, record, stage, sampler):
     return {"files": [picture, *record.write_parts(stage.name, map(_npz, parts), "npz")]}
 
 
-def process(job, record, stage) -> dict[str, Any]:
+def process(config, job, record, stage) -> dict[str, Any]:
     """Draws images with the full chain and keeps x_t and the x_0 predicted from it."""
-    with jax.default_matmul_precision(job.config.evaluate.matmul_precision):
+    with jax.default_matmul_precision(job.settings.matmul_precision):
         x_t, x_0 = progressive.generate(
-            job.trained, job.config.evaluate.seed, stage.num_images, num_frames=_FRAMES,
-            clip=job.config.sample.clip,
+            job.trained, job.settings.seed, stage.num_images, num_frames=_FRAMES,
+            clip=job.settings.sampler.clip,
         )
     written = pictures.save_process(
         record.folder / stage.name, pixels.to_uint8(x_t), pixels.to_uint8(x_0)

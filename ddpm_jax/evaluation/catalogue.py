@@ -1,97 +1,176 @@
-"""Which metrics there are, what each needs, and checks of `config.evaluate`."""
+"""The table of metrics: which function measures each, what it needs and what it depends on.
 
-import ml_collections
+To add a metric, write its function in `metrics.py` and its entry in `METRICS`.
+"""
 
-from ddpm_jax import validation
-from ddpm_jax import config as config_lib
+import dataclasses
+import functools
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+
 from ddpm_jax.errors import UserError
-
-SCORES = ("fid", "sfid", "kid", "is", "precision_recall", "frechet_pixels")
-EVALUATIONS = ("bpd", "ode_bpd", "progressive", "draws", *SCORES, "sweep",
-               "nearest_pixels", "nearest_features")
-AGAINST_REFERENCES = ("fid", "sfid", "kid", "precision_recall", "frechet_pixels")
-DRAWN = ("progressive", "sweep")  # Without a single value.
-NEEDS_INCEPTION = ("fid", "sfid", "kid", "is", "precision_recall", "nearest_features")
-OF_SAMPLES = (*NEEDS_INCEPTION, "frechet_pixels", "nearest_pixels")
-HIGHER_IS_BETTER = ("is", "precision_recall")
+from ddpm_jax.evaluation import inception_features, metrics
+from ddpm_jax.evaluation.job import Job, Settings
 
 
-def check_evaluation(config: ml_collections.ConfigDict) -> None:
-    """Raises ValueError naming the first setting by which nothing can be measured."""
-    validation.check_numbers(config)
-    settings = config.evaluate
-    for metric in settings.metrics:
-        if metric not in EVALUATIONS:
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """How a metric is measured.
+
+    Attributes:
+        measure: (job, folder) -> the JSON of a row, or (job, folder, reference) -> the same if
+            `needs_references`. A row has `value`, and `standard_error` if there is one.
+        depends_on: functions job -> JSON, the settings that the value depends on. `protocol` adds
+            those that all metrics depend on, those of Inception, and the reference.
+        needs_samples: whether it draws images with the sampler of `config.sample`.
+        needs_inception: whether it uses the Inception network.
+        needs_references: whether it has a row for each of `config.evaluate.references`.
+        needs_condition: whether it measures only image-conditional models.
+        has_value: whether its row has a single value, instead of pictures or a table.
+        higher_is_better: whether the best checkpoint is the one with the highest value.
+        in_sweeps: whether it can be the metric of a sweep.
+    """
+
+    measure: Callable[..., dict[str, Any]]
+    depends_on: tuple[Callable[[Job], dict[str, Any]], ...] = ()
+    needs_samples: bool = False
+    needs_inception: bool = False
+    needs_references: bool = False
+    needs_condition: bool = False
+    has_value: bool = True
+    higher_is_better: bool = False
+    in_sweeps: bool = False
+
+
+def _images(job):
+    return {"split": job.settings.split, "num_images": job.settings.num_images or "all"}
+
+
+def _clip(job):
+    return {"clip": job.settings.sampler.clip}
+
+
+def _ode(job):
+    return {"ode_steps": job.settings.ode_steps, "ode_probes": job.settings.ode_probes}
+
+
+def _samples(job):
+    return job.samples_protocol()
+
+
+def _draws(job):
+    values = job.samples_protocol()
+    del values["num_samples"], values["rounding"]
+    return values | {"num_draws": job.settings.num_draws}
+
+
+def _sweep(job):
+    settings = job.settings
+    samplers = {}
+    for name in settings.sweep_samplers:
+        sampler = settings.sampler.with_sampler(name, settings.sweep_steps[0])
+        samplers[name] = dataclasses.asdict(sampler)
+        del samplers[name]["sampler"], samplers[name]["num_steps"]
+    return job.draw_protocol() | {
+        "sweep_metric": settings.sweep_metric, "samplers": samplers,
+        "steps": list(settings.sweep_steps),
+    }
+
+
+def _feature_score(score, **traits) -> Metric:
+    """The entry of a score of Inception features."""
+    return Metric(
+        functools.partial(metrics.feature_score, score=score), depends_on=(_samples,),
+        needs_samples=True, needs_inception=True, in_sweeps=True, **traits,
+    )
+
+
+METRICS: dict[str, Metric] = {
+    "bpd": Metric(metrics.bpd, depends_on=(_images, _clip)),
+    "ode_bpd": Metric(metrics.ode_bpd, depends_on=(_images, _ode)),
+    "progressive": Metric(metrics.progressive_pictures, depends_on=(_clip,), has_value=False),
+    "draws": Metric(
+        metrics.error_of_mean_draw, depends_on=(_images, _draws), needs_samples=True,
+        needs_condition=True,
+    ),
+    "fid": _feature_score(metrics.fid, needs_references=True),
+    "sfid": _feature_score(metrics.sfid, needs_references=True),
+    "kid": _feature_score(metrics.kid, needs_references=True),
+    "is": _feature_score(metrics.inception_score, higher_is_better=True),
+    "precision_recall": _feature_score(
+        metrics.precision_recall, needs_references=True, higher_is_better=True,
+    ),
+    "frechet_pixels": Metric(
+        metrics.frechet_pixels, depends_on=(_samples,), needs_samples=True,
+        needs_references=True, in_sweeps=True,
+    ),
+    "sweep": Metric(metrics.sweep, depends_on=(_sweep,), has_value=False),
+    "nearest_pixels": Metric(
+        functools.partial(metrics.copied_share, features=False), depends_on=(_samples,),
+        needs_samples=True,
+    ),
+    "nearest_features": Metric(
+        functools.partial(metrics.copied_share, features=True), depends_on=(_samples,),
+        needs_samples=True, needs_inception=True,
+    ),
+}
+
+
+def metric(name: str, settings: Settings) -> Metric:
+    """The entry of a metric; that of a sweep has the needs of the score it measures."""
+    entry = METRICS[name]
+    if name != "sweep":
+        return entry
+    score = METRICS[settings.sweep_metric]
+    return dataclasses.replace(
+        entry, measure=functools.partial(entry.measure, score=score.measure),
+        needs_inception=score.needs_inception, needs_references=score.needs_references,
+    )
+
+
+def measurements(settings: Settings) -> list[tuple[str, str | None]]:
+    """The rows to measure for a checkpoint: (metric, reference or None)."""
+    return [
+        (name, reference) for name in settings.metrics for reference in (
+            settings.references if metric(name, settings).needs_references else (None,)
+        )
+    ]
+
+
+def needs_inception(settings: Settings) -> bool:
+    """Whether any metric uses the Inception network."""
+    return any(metric(name, settings).needs_inception for name in settings.metrics)
+
+
+def check_model(settings: Settings, model: Any) -> None:
+    """Raises ValueError naming the first metric that the model does not suit."""
+    for name in settings.metrics:
+        if METRICS[name].needs_condition and not getattr(model, "condition_channels", 0):
             raise UserError(
-                f"config.evaluate.metrics has {metric!r}, which is not known; use some of "
-                f"{', '.join(EVALUATIONS)}, written as --config.evaluate.metrics=\"('bpd',)\"."
+                f"config.evaluate.metrics has {name!r}, but this model takes no condition; leave "
+                "it out, or train with --config.data.condition."
             )
-    if not settings.metrics:
-        raise UserError(
-            "config.evaluate.metrics=() asks for nothing; try "
-            "--config.evaluate.metrics=\"('bpd',)\"."
-        )
-    which = settings.checkpoints
-    if which not in ("newest", "all", "follow") and not which.isdigit():
-        raise UserError(
-            f"config.evaluate.checkpoints={which!r} must be newest, all, follow or a step; try "
-            "--config.evaluate.checkpoints=newest."
-        )
-    if "sweep" in settings.metrics:
-        _check_sweep(config)
-    names = ["/".join(filter(None, item)) for item in measured(config) if item[0] not in DRAWN]
-    if settings.best and settings.best not in names:
-        raise UserError(
-            f"config.evaluate.best={settings.best!r} is not measured; use one of "
-            f"{', '.join(names)}, such as --config.evaluate.best={names[0]}."
-            if names else f"config.evaluate.best={settings.best!r} needs a metric with a value; "
-            "add such as 'bpd' to config.evaluate.metrics."
-        )
-    validation.check_precision("evaluate", settings.matmul_precision)
 
 
-def _check_sweep(config):
-    settings, found = config.evaluate, config_lib.schedule(config)
-    if settings.sweep_metric not in SCORES:
-        raise UserError(
-            f"config.evaluate.sweep_metric={settings.sweep_metric!r} is no score of samples; use "
-            f"one of {', '.join(SCORES)}."
-        )
-    if not settings.sweep_samplers:
-        raise UserError(
-            "config.evaluate.sweep_samplers=() leaves no rows; try "
-            "--config.evaluate.sweep_samplers=\"('ddim', 'dpm_solver_pp')\"."
-        )
-    for sampler in settings.sweep_samplers:
-        for steps in settings.sweep_steps:
-            try:
-                how = config_lib.read_sampling(config).with_sampler(sampler, steps)
-                how.check()
-                calls = how.num_calls(found)
-            except ValueError as error:
-                raise UserError(
-                    f"config.evaluate.sweep_steps has {steps}, and {sampler!r} of "
-                    f"config.evaluate.sweep_samplers cannot: {error}"
-                ) from None
-            if calls != steps:
-                raise UserError(
-                    f"config.evaluate.sweep_steps has {steps}, and {sampler!r} makes {calls} "
-                    f"calls on config.sample.grid={config.sample.grid!r}; write "
-                    "--config.sample.grid=uniform."
-                )
-            if config.diffusion.mean == "x_prev" and not how.by_grid:
-                raise UserError(
-                    f"config.evaluate.sweep_samplers has {sampler!r}, which cannot go with "
-                    "config.diffusion.mean='x_prev'; use 'ancestral' and 'ddim' alone."
-                )
-
-
-def measured(config: ml_collections.ConfigDict) -> list[tuple[str, str | None]]:
-    """(metric, reference or None) of everything that `config.evaluate` asks for."""
-    settings = config.evaluate
-
-    def references(metric):
-        scored = settings.sweep_metric if metric == "sweep" else metric
-        return map(str, settings.references) if scored in AGAINST_REFERENCES else (None,)
-
-    return [(metric, against) for metric in settings.metrics for against in references(metric)]
+def protocol(job: Job, name: str, reference: str | None) -> dict[str, Any]:
+    """Everything that the value of a metric depends on, JSON."""
+    entry = metric(name, job.settings)
+    values = {
+        "step": job.step,
+        "weights": job.settings.weights,
+        "dtype": str(jnp.dtype(job.trained.model.dtype)),
+        "matmul_precision": job.settings.matmul_precision,
+        "seed": job.settings.seed,
+    }
+    for part in entry.depends_on:
+        values |= part(job)
+    if entry.needs_inception:
+        values |= {
+            "resize": inception_features.RESIZE, "inception": job.network.checksum[:16],
+        }
+    if reference is not None:
+        values["reference"] = reference
+    return json.loads(json.dumps(values))  # As read from a file: tuples become lists.

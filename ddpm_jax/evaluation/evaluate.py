@@ -1,12 +1,13 @@
 """`evaluate(config, workdir)`: measures checkpoints as papers do, each protocol once.
 
-Results are rows of `evaluations.jsonl` and scalars of TensorBoard; pictures and tables stand
-in `evaluations/step_.../`. A row says the protocol by which its value was measured, and a
-row that has the same protocol is never computed again. Of several processes the first decides what
-there is to do, and leaves the results; every one works on its share.
+Results are rows of `evaluations.jsonl` and scalars in TensorBoard; pictures and tables are in
+`evaluations/step_.../`. A row holds its protocol: everything that its value depends on. A value
+whose protocol has a row is never computed again. Under several processes the first decides what to
+measure and writes the results; every process computes its share.
 """
 
 import contextlib
+import dataclasses
 import json
 import sys
 import tempfile
@@ -18,120 +19,227 @@ import jax
 import ml_collections
 from etils import epath
 
+from ddpm_jax import config as config_lib
+from ddpm_jax import validation
+from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import catalogue, inception_features
 from ddpm_jax.evaluation import job as job_lib
-from ddpm_jax.evaluation import metrics as metrics_lib
+from ddpm_jax.evaluation.catalogue import METRICS
+from ddpm_jax.evaluation.job import Job, Settings
 from ddpm_jax.runtime import files, parallel
 from ddpm_jax.workdir import checkpoints, metrics_file, run_folder
 from ddpm_jax.workdir.logs import format_duration
 from ddpm_jax.workdir.tensorboard_writer import EventFiles
 
-_POLL = 5.0  # Seconds between two looks at a running job.
+POLL_SECONDS = 5.0  # Between two looks at a running job.
+_CHECKPOINTS = ("newest", "all", "follow")
 
 
 def evaluate(config: ml_collections.ConfigDict, workdir: Any) -> list[dict[str, Any]]:
     """Measures `config.evaluate.metrics` on checkpoints of a run.
 
     Args:
-        config: as in `configs/cifar10.py`; `evaluate` says what, `sample` how to sample.
-        workdir: of the run; it may still be training.
+        config: as in `configs/cifar10.py`; `evaluate` is what to measure, `sample` how to sample.
+        workdir: of the run, which may still be training.
 
     Returns:
-        The rows of these metrics, of `evaluations.jsonl`, those known before among them.
+        The rows of these metrics in `evaluations.jsonl`, including those computed before.
 
     Raises:
         ValueError: a setting is wrong, or there is nothing to measure.
     """
-    catalogue.check_evaluation(config)
+    check_evaluation(config)
     parallel.check_same(config=run_folder.dump(config))
-    workdir = files.path(workdir)
-    settings = config.evaluate
+    settings, workdir = settings_of(config), files.path(workdir)
     network = None
-    if job_lib.needs_inception(config):
-        network = inception_features.Network(settings.inception or None)
-    found = []
+    if catalogue.needs_inception(settings):
+        network = inception_features.Network(config.evaluate.inception or None)
+    measured = []
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.default_matmul_precision(settings.matmul_precision))
         folder = workdir / "evaluations"
-        if not parallel.is_first():  # What the others draw is the same, and nobody looks at it.
+        if not parallel.is_first():  # Its files equal those of the first process: not kept.
             folder = epath.Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        for step in _steps(workdir, settings.checkpoints):
+        for step in _steps(workdir, config.evaluate.checkpoints):
             try:
                 step, trained = parallel.from_first(lambda: run_folder.load_step(
-                    workdir, step=step, weights=config.sample.weights
+                    workdir, step=step, weights=settings.weights
                 ))
             except ValueError as error:
-                if settings.checkpoints != "follow":
+                if config.evaluate.checkpoints != "follow":
                     raise
-                _print(f"skipped: {error}")  # It was deleted meanwhile.
+                _print(f"skipped: {error}")  # Training has deleted it.
                 continue
-            job = job_lib.Job(
-                config, step, trained, folder / f"step_{step:08d}",
+            catalogue.check_model(settings, trained.model)
+            job = Job(
+                settings, step, trained, folder / f"step_{step:08d}",
                 sys.stderr.isatty() and parallel.is_first(), network,
             )
-            for item in catalogue.measured(config):
-                row = _measured(job, workdir, *item)
-                found.append(row)
-                if _name(row) == settings.best and parallel.is_first():
-                    _keep_best(workdir, row)
+            for metric, reference in catalogue.measurements(settings):
+                row = _measure(job, workdir, metric, reference)
+                measured.append(row)
+                if _name(metric, reference) == config.evaluate.best and parallel.is_first():
+                    keep_best(workdir, row)
         parallel.barrier("evaluated")
-    return found
+    return measured
+
+
+def settings_of(config: ml_collections.ConfigDict) -> Settings:
+    """What the metrics read of a config, collected once."""
+    names = {field.name for field in dataclasses.fields(Settings)}
+    named = {name: value for name, value in config.evaluate.items() if name in names}
+    return Settings(**(named | dict(
+        references=tuple(map(str, config.evaluate.references)), weights=config.sample.weights,
+        sampler=config_lib.read_sampling(config), sample_labels=config.sample.labels,
+        sample_batch_size=config.sample.batch_size, data=config_lib.data_settings(config),
+    )))
+
+
+def check_evaluation(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError naming the first setting with which nothing can be measured."""
+    validation.check_numbers(config)
+    settings = config.evaluate
+    for metric in settings.metrics:
+        if str(metric) not in METRICS:  # The tuple may hold anything.
+            raise UserError(
+                f"config.evaluate.metrics has {metric!r}, which is not known; use some of "
+                f"{', '.join(METRICS)}, written as --config.evaluate.metrics=\"('bpd',)\"."
+            )
+    if not settings.metrics:
+        raise UserError(
+            "asks for nothing", field="config.evaluate.metrics", value=(),
+            instead={"config.evaluate.metrics": ("bpd",)},
+        )
+    if settings.checkpoints not in _CHECKPOINTS and not settings.checkpoints.isdigit():
+        raise UserError(
+            "must be newest, all, follow or a step", field="config.evaluate.checkpoints",
+            value=settings.checkpoints, instead={"config.evaluate.checkpoints": "newest"},
+        )
+    if "sweep" in settings.metrics:
+        _check_sweep(config)
+    if any(METRICS[metric].needs_samples for metric in settings.metrics):
+        config_lib.sampling_settings(config)
+    _check_best(config)
+    validation.check_precision("evaluate", settings.matmul_precision)
+
+
+def _check_best(config):
+    names = [
+        _name(metric, reference)
+        for metric, reference in catalogue.measurements(settings_of(config))
+        if METRICS[metric].has_value
+    ]
+    best = config.evaluate.best
+    if best and not names:
+        raise UserError(
+            "needs a metric with a value; add one, for example 'bpd', to config.evaluate.metrics.",
+            field="config.evaluate.best", value=best,
+        )
+    if best and best not in names:
+        raise UserError(
+            f"is not measured; use one of {', '.join(names)}, for example "
+            f"--config.evaluate.best={names[0]}.", field="config.evaluate.best", value=best,
+        )
+
+
+def _check_sweep(config):
+    settings = config.evaluate
+    if settings.sweep_metric not in METRICS or not METRICS[settings.sweep_metric].in_sweeps:
+        scores = ", ".join(name for name, metric in METRICS.items() if metric.in_sweeps)
+        raise UserError(
+            f"is no score of samples; use one of {scores}.",
+            field="config.evaluate.sweep_metric", value=settings.sweep_metric,
+        )
+    if not settings.sweep_samplers:
+        raise UserError(
+            "leaves no rows", field="config.evaluate.sweep_samplers", value=(),
+            instead={"config.evaluate.sweep_samplers": ("ddim", "dpm_solver_pp")},
+        )
+    for name in settings.sweep_samplers:
+        for steps in settings.sweep_steps:
+            _check_cell(config, str(name), steps)  # The tuple may hold anything.
+
+
+def _check_cell(config, name, steps):
+    """Raises ValueError if a sampler of a sweep cannot make so many network calls."""
+    try:
+        sampler = config_lib.read_sampling(config).with_sampler(name, steps)
+        sampler.check()
+        calls = sampler.num_calls(config_lib.schedule(config))
+    except ValueError as error:
+        raise UserError(
+            f"config.evaluate.sweep_steps has {steps}, and {name!r} of "
+            f"config.evaluate.sweep_samplers cannot: {error}"
+        ) from None
+    if calls != steps:
+        raise UserError(
+            f"config.evaluate.sweep_steps has {steps}, and {name!r} makes {calls} calls on "
+            f"config.sample.grid={config.sample.grid!r}; write --config.sample.grid=uniform."
+        )
+    if config.diffusion.mean == "x_prev" and not sampler.by_grid:
+        raise UserError(
+            f"config.evaluate.sweep_samplers has {name!r}, which cannot go with "
+            "config.diffusion.mean='x_prev'; use 'ancestral' and 'ddim' alone."
+        )
 
 
 def rows(workdir: Any) -> list[dict[str, Any]]:
-    """What is known of a run: the rows of `evaluations.jsonl`, less what a kill has torn."""
+    """The rows of a run's `evaluations.jsonl`, without a last one that a kill has cut."""
     return metrics_file.read(files.path(workdir) / "evaluations.jsonl")
 
 
-def _measured(job, workdir, metric, reference) -> dict[str, Any]:
-    """The row of one metric, computed where it is not known."""
-    protocol = job_lib.protocol(job, metric, reference)
+def _measure(job, workdir, metric, reference) -> dict[str, Any]:
+    """The row of one metric, computed only if it is not known."""
+    protocol = catalogue.protocol(job, metric, reference)
     known = parallel.from_first(lambda: [
         row for row in rows(workdir) if (row["metric"], row["protocol"]) == (metric, protocol)
     ])
     if known:
-        _say(known[0], "known already")
+        _print_row(known[0], "known already")
         return known[0]
     began = time.perf_counter()
     folder = job.folder / f"{metric}-{job_lib.key(protocol)}"
     arguments = (job, folder) if reference is None else (job, folder, reference)
-    values = metrics_lib.METRICS[metric](*arguments)
+    values = catalogue.metric(metric, job.settings).measure(*arguments)
     row = {
         "step": job.step, "metric": metric, "reference": reference, **values,
         "protocol": protocol,
     }
     if parallel.is_first():
-        _record(workdir, row)
+        _write(workdir, row)
     where = f"; files in {folder}" if folder.exists() else ""
-    _say(row, f"in {format_duration(time.perf_counter() - began)}{where}")
+    _print_row(row, f"in {format_duration(time.perf_counter() - began)}{where}")
     return row
 
 
-def _record(workdir, row) -> None:
+def _write(workdir, row) -> None:
     """Adds a row to `evaluations.jsonl`, and its value to TensorBoard."""
-    known = rows(workdir) + [row]
-    files.write(
-        workdir / "evaluations.jsonl", "".join(json.dumps(r) + "\n" for r in known).encode()
-    )
+    lines = [json.dumps(each) + "\n" for each in (*rows(workdir), row)]
+    files.write(workdir / "evaluations.jsonl", "".join(lines).encode())
     if row["value"] is not None:
         with EventFiles(workdir / "tensorboard" / "evaluation") as events:
-            events.scalar(_name(row), row["value"], row["step"])
+            events.scalar(_name(row["metric"], row["reference"]), row["value"], row["step"])
 
 
-def _name(row) -> str:
-    return "/".join(filter(None, (row["metric"], row["reference"])))
+def _name(metric, reference) -> str:
+    """A metric's name in TensorBoard and `config.evaluate.best`."""
+    return metric if reference is None else f"{metric}/{reference}"
 
 
-def _say(row, how) -> None:
-    """One line: the value, and the protocol by which it was measured."""
-    error = row.get("standard_error")
+def _print_row(row, note) -> None:
+    """Prints one line: the value with its protocol, and a note."""
     value = "drawn" if row["value"] is None else f"= {row['value']:.4f}"
-    error = f" +- {error:.4f}" if error is not None else ""
-    more = {k: v for k, v in row.items() if k not in (
-        "step", "metric", "reference", "value", "standard_error", "protocol", "remarks")}
-    said = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}"
-                     for k, v in (more | row["protocol"]).items() if k != "step")
-    _print(f"step {row['step']:,}  {_name(row)} {value}{error}  ({said}) {how}")
+    error = row.get("standard_error")
+    if error is not None:
+        value += f" +- {error:.4f}"
+    shown = ("step", "metric", "reference", "value", "standard_error", "protocol", "remarks")
+    rest = {name: v for name, v in row.items() if name not in shown} | row["protocol"]
+    details = ", ".join(
+        f"{name} {v:.4g}" if isinstance(v, float) else f"{name} {v}"
+        for name, v in rest.items() if name != "step"
+    )
+    name = _name(row["metric"], row["reference"])
+    _print(f"step {row['step']:,}  {name} {value}  ({details}) {note}")
     for remark in row.get("remarks", ()):
         _print(f"warning: {remark}")
 
@@ -142,7 +250,7 @@ def _print(line) -> None:
 
 
 def _steps(workdir: epath.Path, which: str) -> Iterator[int | None]:
-    """Checkpoints to measure: one, all of them, or as a running job writes them."""
+    """Steps of the checkpoints to measure: one, all, or each that a running job writes."""
     if which == "newest":
         yield None
     elif which.isdigit():
@@ -161,16 +269,16 @@ def _steps(workdir: epath.Path, which: str) -> Iterator[int | None]:
             seen = max([seen, *new])
             if seen >= last:
                 return
-            time.sleep(_POLL)
+            time.sleep(POLL_SECONDS)
 
 
-def _keep_best(workdir: epath.Path, row: dict[str, Any]) -> None:
-    """Leaves the best checkpoint, among those measured like `row`, as a workdir of its own."""
-    def way(row):
+def keep_best(workdir: epath.Path, row: dict[str, Any]) -> None:
+    """Copies the best checkpoint of those measured like `row` to `best/`, a workdir of its own."""
+    def but_for_step(row):
         return row["metric"], {k: v for k, v in row["protocol"].items() if k != "step"}
 
-    sign = -1 if row["metric"] in catalogue.HIGHER_IS_BETTER else 1
-    alike = [other for other in rows(workdir) if way(other) == way(row)]
+    sign = -1 if METRICS[row["metric"]].higher_is_better else 1
+    alike = [other for other in rows(workdir) if but_for_step(other) == but_for_step(row)]
     step = min(alike, key=lambda other: sign * other["value"])["step"]
     source, target = workdir / "checkpoints" / str(step), workdir / "best"
     if (target / "checkpoints" / str(step)).exists() or not source.exists():
@@ -183,10 +291,13 @@ def _keep_best(workdir: epath.Path, row: dict[str, Any]) -> None:
     if target.exists():
         target.rmtree()
     temporary.rename(target)
-    _print(f"best by {_name(row)}: step {step:,}, kept in {target}")
+    _print(f"best by {_name(row['metric'], row['reference'])}: step {step:,}, kept in {target}")
 
 
 def _copy(source: epath.Path, target: epath.Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for path in source.iterdir():
-        _copy(path, target / path.name) if path.is_dir() else path.copy(target / path.name)
+        if path.is_dir():
+            _copy(path, target / path.name)
+        else:
+            path.copy(target / path.name)

@@ -1,11 +1,10 @@
-"""Images through Inception on every device, and the statistics of samples and references.
+"""Inception features of images, computed on every device, of samples and of references.
 
-    samples = Samples.of(batches, network)
-    against = reference("train", network, ...)
+    samples = SampleFeatures.from_batches(batches, network)
+    statistics = reference("train", network, ...)
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -25,8 +24,8 @@ from ddpm_jax.network import inception
 from ddpm_jax.runtime import files, parallel
 from ddpm_jax.weights import inception_weights
 
-KEPT = 10_000  # Pooled features of a reference that are kept, for KID, precision and recall.
-_BATCH = 64  # Images through Inception at a time on one device.
+KEPT = 10_000  # Pooled features to keep of a reference, for KID and for precision and recall.
+BATCH = 64  # Images through Inception at a time on one device.
 RESIZE = "tf1 bilinear to 299x299"
 
 
@@ -34,8 +33,8 @@ class Network:
     """The Inception network of FID on all devices.
 
     Args:
-        path: the weights, or None for the cache, into which they are fetched once.
-        sha256: of the weights; None takes any file that fits, for tests.
+        path: file of the weights; None is the one in the cache, downloaded if it is missing.
+        sha256: of that file; None accepts any weights that fit, for tests.
     """
 
     def __init__(self, path: Any = None, *, sha256: str | None = inception_weights.SHA256):
@@ -48,7 +47,7 @@ class Network:
         )
 
     def features(self, images: np.ndarray) -> inception.Features:
-        """Features of the images as NumPy arrays.
+        """Features of the images, as NumPy arrays.
 
         Args:
             images: [n, h, w, c], uint8 or float32 in 0..255; grey is repeated three times.
@@ -56,26 +55,28 @@ class Network:
         Raises:
             ValueError: the images have neither 1 nor 3 channels, or are NaN or out of range.
         """
-        chunks = self.stream(lambda places: images[places], len(images))
-        return inception.Features(*(np.concatenate(part) for part in zip(*chunks)))
+        batches = self.stream(lambda places: images[places], len(images))
+        return inception.Features(*(np.concatenate(arrays) for arrays in zip(*batches)))
 
     def stream(
         self, read: Callable[[np.ndarray], np.ndarray], n: int
     ) -> Iterator[inception.Features]:
-        """The features of images 0..n-1 in order; each process reads those of its own devices.
+        """Features of images 0..n-1 in order, in batches.
+
+        Each process reads the images of its own devices.
 
         Args:
-            read: indices [b] -> images, as of `features`.
+            read: indices [b] -> images, as for `features`.
             n: how many images.
 
         Raises:
-            ValueError: as `features` does.
+            ValueError: as in `features`.
         """
         num_devices = jax.device_count()
-        most = -(-n // num_devices) * num_devices
+        padded = -(-n // num_devices) * num_devices
         return batched_map.run(
             self._run, (self._params,), lambda places: (_rgb(read(places)),), n,
-            min(_BATCH * num_devices, most), num_steps=1, progress=False,
+            min(BATCH * num_devices, padded), num_steps=1, progress=False,
         )
 
 
@@ -89,7 +90,7 @@ def _rgb(images: np.ndarray) -> np.ndarray:
         if not np.isfinite(images).all():
             raise UserError(
                 "images hold NaN or infinity, and a pixel must be a number in 0..255: look for "
-                "the step at which the model or sampler diverged."
+                "the step at which the model or the sampler diverged."
             )
         if images.min() < 0 or images.max() > 255:
             raise UserError(
@@ -100,13 +101,13 @@ def _rgb(images: np.ndarray) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class Samples:
-    """What the scores need of the samples.
+class SampleFeatures:
+    """The Inception features of samples, as far as the scores need them.
 
     Attributes:
-        pool: moments of pooled features.
-        spatial: moments of spatial features.
-        features: float32 [n, 2048], pooled.
+        pool: moments of the pooled features.
+        spatial: moments of the spatial features.
+        features: float32 [n, 2048], the pooled features.
         logits: float32 [n, 1008].
     """
 
@@ -116,15 +117,17 @@ class Samples:
     logits: np.ndarray
 
     @classmethod
-    def of(cls, batches: Iterable[np.ndarray], network: Network) -> "Samples":
-        """From batches of images [b, h, w, c]; only features are held in memory."""
+    def from_batches(
+        cls, batches: Iterable[np.ndarray], network: Network
+    ) -> "SampleFeatures":
+        """Features of batches of images [b, h, w, c]; only the features are kept in memory."""
         pool, spatial = Moments.empty(POOL), Moments.empty(SPATIAL)
         features, logits = [], []
         for images in batches:
-            found = network.features(images)
-            pool, spatial = pool.update(found.pool), spatial.update(found.spatial)
-            features.append(found.pool)
-            logits.append(found.logits)
+            batch = network.features(images)
+            pool, spatial = pool.update(batch.pool), spatial.update(batch.spatial)
+            features.append(batch.pool)
+            logits.append(batch.logits)
         return cls(pool, spatial, np.concatenate(features), np.concatenate(logits))
 
 
@@ -136,13 +139,13 @@ def reference(
     data_settings: dict[str, Any],
     progress: bool = False,
 ) -> Reference:
-    """Statistics of what samples are compared with, from a cache where they are known.
+    """Statistics of what samples are compared with, from the cache if they are there.
 
     Args:
-        name: "train" or "test", a split of the model's own data; a folder of pictures; or an
-            `.npz`: mu and sigma of pytorch-fid, or a batch of ADM, whose images count where
-            it has statistics too, for KID needs them.
-        network: for images.
+        name: "train" or "test", a split of the run's data; a folder of pictures; or an `.npz`
+            with mu and sigma of pytorch-fid, or with a reference batch of ADM. If a batch has
+            statistics too, its images are used all the same, because KID needs them.
+        network: computes the features of images.
         image_shape: (h, w, c) of the samples; images of another size are refused.
         data_settings: arguments of `loading.load`, for "train" and "test".
         progress: show a bar.
@@ -150,11 +153,11 @@ def reference(
     Raises:
         ValueError: there is no such split, folder or file, or it does not fit.
     """
-    source, said = images_of(name, image_shape=image_shape, data_settings=data_settings)
+    source, origin = images_of(name, image_shape=image_shape, data_settings=data_settings)
     if source is None:
         return references.load(name).statistics
     provenance = {
-        **said, "n": len(source), "shape": list(source.image_shape),
+        **origin, "n": len(source), "shape": list(source.image_shape),
         "fingerprint": fingerprint(source), "resize": RESIZE, "inception": network.checksum,
         "kept": min(KEPT, len(source)),
     }
@@ -170,14 +173,17 @@ def images_of(
     data_settings: dict[str, Any],
     channels: int = 3,
 ) -> tuple[Source | None, dict[str, str]]:
-    """The images of a reference, None where it has statistics alone, and which they are.
+    """The images of a reference, or None if it has only statistics, and where they come from.
 
     Args:
-        name, image_shape, data_settings: as of `reference`.
-        channels: to which a folder of pictures is converted.
+        name, image_shape, data_settings: as for `reference`.
+        channels: convert a folder of pictures to so many.
+
+    Returns:
+        The images, and the part of the provenance that names them.
 
     Raises:
-        ValueError: as `reference` does.
+        ValueError: as in `reference`.
     """
     if name in ("train", "test"):
         source = loading.load(split=name, **data_settings)
@@ -186,26 +192,26 @@ def images_of(
                 f"evaluate.references has 'test', and config.data.name={data_settings['name']!r} "
                 "has no test split; use --config.evaluate.references=\"('train',)\"."
             )
-        said = {"data": data_settings["name"], "split": name}
+        origin = {"data": data_settings["name"], "split": name}
     elif str(name).endswith(".npz"):
         loaded = references.load(name)
         if loaded.images is None:
             return None, {}
         _check_size(name, loaded.images[1:], image_shape)
         source = _npz_source(name, loaded.images)
-        said = {"file": epath.Path(name).name}
+        origin = {"file": epath.Path(name).name}
     else:
         source = loading.load("image_folder", data_dir=name, channels=channels)
-        said = {"folder": epath.Path(name).name}
+        origin = {"folder": epath.Path(name).name}
     _check_size(name, source.image_shape, image_shape)
-    return source, said
+    return source, origin
 
 
-def _check_size(name, found, wanted):
-    if tuple(found[:2]) != tuple(wanted[:2]):
+def _check_size(name, shape, sample_shape):
+    if tuple(shape[:2]) != tuple(sample_shape[:2]):
         raise UserError(
-            f"reference {name} has images of {found[0]}x{found[1]}, and the samples are "
-            f"{wanted[0]}x{wanted[1]}; FID compares images of one size: resize the "
+            f"reference {name} has images of {shape[0]}x{shape[1]}, and the samples are "
+            f"{sample_shape[0]}x{sample_shape[1]}; FID compares images of one size: resize the "
             "reference first."
         )
 
@@ -216,11 +222,10 @@ def _npz_source(path, shape) -> Source:
 
 
 def fingerprint(source: Source) -> str:
-    """A short hash of the number of images and of 64 of them, spread over the set."""
+    """A short hash of the number of images and of 64 of them, evenly spaced."""
     chosen = spread(0, len(source) - 1, 64, truncate=True)  # Caches on disk are named by these.
-    digest = hashlib.sha256(str((len(source), tuple(source.image_shape))).encode())
-    digest.update(np.ascontiguousarray(source.read(chosen)))
-    return digest.hexdigest()[:16]
+    sizes = str((len(source), tuple(source.image_shape)))
+    return files.short_hash(sizes.encode() + source.read(chosen).tobytes(), 16)
 
 
 def _compute(source, network, provenance, progress) -> Reference:
@@ -228,10 +233,10 @@ def _compute(source, network, provenance, progress) -> Reference:
     n, done = len(source), 0
     keep = spread(0, n - 1, provenance["kept"])
     with tqdm.tqdm(total=n, unit="image", disable=not progress) as bar:
-        for found in network.stream(source.read, n):
-            pool, spatial = pool.update(found.pool), spatial.update(found.spatial)
-            places = done + np.arange(len(found.pool))
-            kept.append(found.pool[np.isin(places, keep)])
+        for batch in network.stream(source.read, n):
+            pool, spatial = pool.update(batch.pool), spatial.update(batch.spatial)
+            places = done + np.arange(len(batch.pool))
+            kept.append(batch.pool[np.isin(places, keep)])
             done += len(places)
             bar.update(len(places))
     return references.from_moments(
@@ -240,8 +245,8 @@ def _compute(source, network, provenance, progress) -> Reference:
 
 
 def batches(source: Source, *, progress: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(indices [b], images [b, h, w, c]) over the whole of a source, in order."""
-    size = 8 * _BATCH * jax.local_device_count()
+    """(indices [b], images [b, h, w, c]) of all images of a source, in order."""
+    size = 8 * BATCH * jax.local_device_count()
     with tqdm.tqdm(total=len(source), unit="image", disable=not progress) as bar:
         for start in range(0, len(source), size):
             places = np.arange(start, min(start + size, len(source)))

@@ -1,45 +1,92 @@
-"""One checkpoint to measure, how, and the protocol by which a result is known again."""
+"""`Job`: one checkpoint to measure, with the settings, the data and the samples of it."""
 
 import dataclasses
 import functools
-import hashlib
 import json
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from etils import epath
 
-from ddpm_jax import config as config_lib
 from ddpm_jax.data import loading, pixels
 from ddpm_jax.data import source as source_lib
 from ddpm_jax.diffusion import randomness
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation import catalogue, inception_features
+from ddpm_jax.evaluation import inception_features
 from ddpm_jax.inference import conditions
 from ddpm_jax.inference import sample as sample_lib
 from ddpm_jax.network.trained import Trained
-from ddpm_jax.runtime import partial_results
+from ddpm_jax.runtime import files, partial_results
+from ddpm_jax.samplers import settings as sampler_settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What to measure and with which settings; most fields are those of `config.evaluate`.
+
+    Attributes:
+        metrics: names of entries of `catalogue.METRICS`.
+        split: of the run's data, for metrics of real images; "train" or "test".
+        num_images: how many of the split, evenly spaced; 0 is all of them.
+        num_samples: how many samples, for metrics of samples.
+        num_draws: samples per condition, for the metric "draws".
+        rounding: whether samples are rounded to uint8.
+        references: what samples are compared with (see `inception_features.reference`).
+        sweep_metric: the score of a sweep, the name of a metric.
+        sweep_samplers: its samplers.
+        sweep_steps: its network calls per image.
+        ode_steps: Heun steps of the probability-flow ODE.
+        ode_probes: probes of its divergence per image.
+        batch_size: images at a time on all devices, for metrics of real images; 0 is what fits.
+        matmul_precision: as of `jax.default_matmul_precision`.
+        seed: of every draw.
+        weights: which weights are measured: "ema", "params" or the decay of an extra EMA.
+        sampler: how to sample.
+        sample_labels: labels of the samples, repeated in turn; () is every class in turn.
+        sample_batch_size: samples at a time on all devices; 0 is what fits.
+        data: arguments of `loading.load` for the run's data, but for the split.
+    """
+
+    metrics: tuple[str, ...]
+    split: str
+    num_images: int
+    num_samples: int
+    num_draws: int
+    rounding: bool
+    references: tuple[str, ...]
+    sweep_metric: str
+    sweep_samplers: tuple[str, ...]
+    sweep_steps: tuple[int, ...]
+    ode_steps: int
+    ode_probes: int
+    batch_size: int
+    matmul_precision: str
+    seed: int
+    weights: str
+    sampler: sampler_settings.Settings
+    sample_labels: tuple[int, ...]
+    sample_batch_size: int
+    data: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One checkpoint and how to measure it.
+    """One checkpoint to measure.
 
     Attributes:
-        config: its groups `evaluate`, `sample` and `data` are read.
-        step: updates that the parameters have seen.
-        trained: the parameters and what they need.
-        folder: of this checkpoint's evaluations; of several processes each has its own, and the
-            first one's stays.
-        progress: show bars, in the first process.
-        network: Inception, where a metric of samples is asked for.
+        settings: what to measure, and how.
+        step: number of updates that made the parameters.
+        trained: the parameters, with their model and schedule.
+        folder: for the files of this checkpoint. Under several processes each has a folder of
+            its own, and only that of the first is kept.
+        progress: show bars.
+        network: the Inception network; None if no metric needs it.
     """
 
-    config: ml_collections.ConfigDict
+    settings: Settings
     step: int
     trained: Trained
     folder: epath.Path
@@ -47,141 +94,94 @@ class Job:
     network: inception_features.Network | None
 
     def rng(self, use: int) -> jax.Array:
-        """The key of one use of randomness, of those below the seed of an evaluation."""
-        return randomness.below(self.config.evaluate.seed, use)
+        """The key of one use of randomness, an address below the seed of an evaluation."""
+        return randomness.below(self.settings.seed, use)
+
+    def with_sampler(self, sampler: str, num_steps: int) -> "Job":
+        """The same job with another sampler and number of network calls per image."""
+        settings = self.settings
+        return dataclasses.replace(self, settings=dataclasses.replace(
+            settings, sampler=settings.sampler.with_sampler(sampler, num_steps)
+        ))
 
     def source(self, split: str, num_images: int = 0) -> source_lib.Source:
-        """A split of the run's data: `num_images` of it spread evenly, 0 for all."""
-        source = loading.load(split=split, **config_lib.data_settings(self.config))
+        """The images of a split of the run's data: `num_images`, evenly spaced; 0 is all of them.
+
+        Raises:
+            ValueError: the data have no such split.
+        """
+        source = loading.load(split=split, **self.settings.data)
         if source is None:
             raise UserError(
                 f"config.evaluate.split={split!r}, but config.data.name="
-                f"{self.config.data.name!r} has no such split; write "
+                f"{self.settings.data['name']!r} has no such split; write "
                 "--config.evaluate.split=train, or set config.data.holdout when training."
             )
         if not num_images or num_images >= len(source):
             return source
         return source.select(source_lib.spread(0, len(source) - 1, num_images))
 
-    def told(self, n: int) -> dict[str, Any]:
-        """What n samples are told, by `conditions.in_turn`; conditions are of `split`."""
+    def images(self) -> source_lib.Source:
+        """The real images to measure: `settings.num_images` of `settings.split`."""
+        return self.source(self.settings.split, self.settings.num_images)
+
+    def model_kwargs(self, n: int) -> dict[str, Any]:
+        """Labels and conditions of n samples; conditions are those of `settings.split`."""
         conditional = getattr(self.trained.model, "condition_channels", 0)
-        source = self.source(self.config.evaluate.split) if conditional else None
-        return conditions.in_turn(source, n, tuple(self.config.sample.labels))
+        source = self.source(self.settings.split) if conditional else None
+        return conditions.in_turn(source, n, tuple(self.settings.sample_labels))
 
     def samples(self) -> Iterator[np.ndarray]:
-        """`evaluate.num_samples` images in batches: uint8, or float32 in 0..255 unrounded.
+        """`settings.num_samples` images in batches: uint8, or float32 in 0..255 unrounded.
 
-        Finished batches stay in the folder, from which a second call reads them.
+        Finished batches are kept in the folder, and a second call reads them from there.
         """
-        n = self.config.evaluate.num_samples
-        folder = self.folder / f"samples-{key(sampling_protocol(self))}"
+        settings = self.settings
+        folder = self.folder / f"samples-{key(self.samples_protocol())}"
         done = 0
         for part in partial_results.finished(folder):
             done += partial_results.num_rows(part)
             yield part["arr_0"]
-        if done >= n:
+        if done >= settings.num_samples:
             return
-        rngs = randomness.image_keys(self.rng(randomness.SAMPLES), jnp.arange(n))
+        rngs = randomness.image_keys(self.rng(randomness.SAMPLES), jnp.arange(settings.num_samples))
         for batch in sample_lib.stream(
-            self.trained, rngs, config_lib.sampling_settings(self.config), **self.told(n),
-            batch_size=self.config.sample.batch_size, progress=self.progress, done=done,
+            self.trained, rngs, settings.sampler, **self.model_kwargs(settings.num_samples),
+            batch_size=settings.sample_batch_size, progress=self.progress, done=done,
         ):
-            uint8 = pixels.to_uint8(batch)  # Which refuses NaN.
+            uint8 = pixels.to_uint8(batch)  # It refuses NaN.
             unrounded = np.clip((batch + 1) * 127.5, 0, 255)
-            batch = uint8 if self.config.evaluate.rounding else unrounded
+            batch = uint8 if settings.rounding else unrounded
             partial_results.keep(folder, done, {"arr_0": batch})
             done += len(batch)
             yield batch
 
     @functools.cached_property
-    def scored(self) -> inception_features.Samples:
-        """Features of the samples; one pass through Inception serves every score."""
-        return inception_features.Samples.of(self.samples(), self.network)
+    def sample_features(self) -> inception_features.SampleFeatures:
+        """Inception features of the samples; one pass serves every score."""
+        return inception_features.SampleFeatures.from_batches(self.samples(), self.network)
 
+    def draw_protocol(self) -> dict[str, Any]:
+        """Everything but the sampler that the samples depend on, JSON."""
+        settings, model = self.settings, self.trained.model
+        protocol = {"num_samples": settings.num_samples, "weights": settings.weights}
+        if getattr(model, "num_classes", 0):
+            protocol["labels"] = list(settings.sample_labels) or "in turn"
+        if getattr(model, "condition_channels", 0):
+            protocol["conditions"] = settings.split
+        return protocol | {
+            "rounding": "uint8" if settings.rounding else "none",
+            "matmul_precision": settings.matmul_precision, "seed": settings.seed,
+        }
 
-def needs_inception(config: ml_collections.ConfigDict) -> bool:
-    """Whether anything that `config.evaluate` asks for goes through Inception."""
-    settings = config.evaluate
-    swept = {settings.sweep_metric} if "sweep" in settings.metrics else set()
-    return bool({*settings.metrics, *swept} & set(catalogue.NEEDS_INCEPTION))
+    def samples_protocol(self) -> dict[str, Any]:
+        """Everything that the samples depend on, JSON."""
+        sampler = self.settings.sampler
+        return self.draw_protocol() | dataclasses.asdict(sampler) | {
+            "num_steps": sampler.num_calls(self.trained.schedule)
+        }
 
 
 def key(protocol: dict[str, Any]) -> str:
-    """A short name for a protocol."""
-    text = json.dumps(protocol, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def protocol(job: Job, metric: str, reference: str | None) -> dict[str, Any]:
-    """Everything that the value of a metric depends on, JSON."""
-    settings = job.config.evaluate
-    found = {
-        "step": job.step,
-        "weights": job.config.sample.weights,
-        "dtype": str(jnp.dtype(job.trained.model.dtype)),
-        "matmul_precision": settings.matmul_precision,
-        "seed": settings.seed,
-    }
-    if metric in ("bpd", "ode_bpd", "draws"):
-        found |= {"split": settings.split, "num_images": settings.num_images or "all"}
-    if metric in ("bpd", "progressive"):
-        found["clip"] = job.config.sample.clip
-    if metric == "ode_bpd":
-        found |= {"ode_steps": settings.ode_steps, "ode_probes": settings.ode_probes}
-    if metric in catalogue.OF_SAMPLES:
-        found |= sampling_protocol(job)
-    if metric == "draws":
-        sampled = sampling_protocol(job)
-        found |= {k: v for k, v in sampled.items() if k not in ("num_samples", "rounding")}
-        found["num_draws"] = settings.num_draws
-    if metric == "sweep":
-        found |= sweep_protocol(job)
-        metric = settings.sweep_metric
-    if metric in catalogue.NEEDS_INCEPTION:
-        found |= {"resize": inception_features.RESIZE, "inception": job.network.checksum[:16]}
-    if reference is not None:
-        found["reference"] = reference
-    return json.loads(json.dumps(found))  # As it is read again: tuples are lists.
-
-
-def sampling_protocol(job: Job) -> dict[str, Any]:
-    """Everything that the samples of a checkpoint depend on, JSON."""
-    how = config_lib.sampling_settings(job.config)
-    return _drawing(job) | dataclasses.asdict(how) | {
-        "num_steps": how.num_calls(job.trained.schedule)
-    }
-
-
-def sweep_protocol(job: Job) -> dict[str, Any]:
-    """Everything that the table of a sweep depends on, JSON."""
-    settings = job.config.evaluate
-    rows = {}
-    for sampler in settings.sweep_samplers:
-        how = dataclasses.asdict(config_lib.sampling_settings(
-            config_lib.with_sampler(job.config, sampler, settings.sweep_steps[0])
-        ))
-        rows[sampler] = {k: v for k, v in how.items() if k not in ("sampler", "num_steps")}
-    return _drawing(job) | {
-        "sweep_metric": settings.sweep_metric, "samplers": rows,
-        "steps": list(settings.sweep_steps),
-    }
-
-
-def _drawing(job):
-    settings = job.config.evaluate
-    return {
-        "num_samples": settings.num_samples, "weights": job.config.sample.weights,
-        **_told_protocol(job), "rounding": "uint8" if settings.rounding else "none",
-        "matmul_precision": settings.matmul_precision, "seed": settings.seed,
-    }
-
-
-def _told_protocol(job) -> dict[str, Any]:
-    """What conditional samples were told."""
-    model, found = job.trained.model, {}
-    if getattr(model, "num_classes", 0):
-        found["labels"] = list(job.config.sample.labels) or "in turn"
-    if getattr(model, "condition_channels", 0):
-        found["conditions"] = job.config.evaluate.split
-    return found
+    """A short name for a protocol: 8 digits of its SHA-256."""
+    return files.short_hash(json.dumps(protocol, sort_keys=True).encode(), 8)

@@ -1,17 +1,16 @@
-"""What samples are compared with: the statistics of a reference set, in files.
+"""Files with the statistics of a reference set, which samples are compared with.
 
-Three kinds of `.npz` are read, none with pickled objects inside:
+Three kinds of `.npz` are read, never with pickled objects:
 
 - `mu` [2048] and `sigma` [2048, 2048] of pooled Inception features, as pytorch-fid and TTUR
   write them;
-- the reference batches of ADM (Dhariwal and Nichol 2021): `arr_0`, uint8 images
-  [n, h, w, 3], and often `mu`, `sigma`, and `mu_s` [2023], `sigma_s` of spatial features;
+- reference batches of ADM (Dhariwal and Nichol 2021): `arr_0`, uint8 images [n, h, w, 3], often
+  with `mu` and `sigma`, and with `mu_s` [2023] and `sigma_s` of spatial features;
 - our own, written by `save`: the same four names, so that pytorch-fid reads them too, and
   `count`, `provenance` (JSON) and optionally `features`.
 """
 
 import dataclasses
-import hashlib
 import json
 import math
 import warnings
@@ -26,25 +25,25 @@ from ddpm_jax.errors import UserError, one_line
 from ddpm_jax.evaluation.scores import Moments
 from ddpm_jax.runtime import files, parallel
 
-POOL = 2048  # pooled Inception features
-SPATIAL = 2023  # 7 channels of 17 x 17, for sFID
+POOL = 2048  # Pooled Inception features.
+SPATIAL = 2023  # Spatial features, 7 channels of 17 x 17, for sFID.
 
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """Statistics of a reference set; the names are those of the arrays in its file.
+    """Statistics of a reference set, named as the arrays in its file.
 
     Attributes:
-        mu: float64 [2048], mean of pooled features.
+        mu: float64 [2048], mean of the pooled features.
         sigma: float64 [2048, 2048], their unbiased covariance.
-        mu_s: float64 [2023], mean of spatial features; None without sFID.
-        sigma_s: float64 [2023, 2023], their covariance; None with `mu_s`.
-        features: float32 [m, 2048], pooled features of m of the images, for KID and for
-            precision and recall; None without. 8 KiB an image: 82 MB for 10,000, 410 MB for
+        mu_s: float64 [2023], mean of the spatial features; None if they are not known.
+        sigma_s: float64 [2023, 2023], their covariance; None if they are not known.
+        features: float32 [m, 2048], pooled features of m of the images, for KID and for precision
+            and recall; None if they are not known. 8 KiB per image: 82 MB for 10,000, 410 MB for
             50,000.
-        count: images that the moments are of; None where a file does not say.
-        provenance: JSON, what the numbers were made from: data set, split, n, resolution,
-            resize, checksum of the Inception weights and the like.
+        count: number of images; None if a file does not have it.
+        provenance: JSON, what the statistics were computed from: data set, split, n, resolution,
+            resize, checksum of the Inception weights.
     """
 
     mu: np.ndarray
@@ -57,12 +56,12 @@ class Reference:
 
 
 class Loaded(NamedTuple):
-    """What a file offers; at least one of the two.
+    """What a file holds: statistics, images or both.
 
     Attributes:
-        statistics: moments, ready for FID; None where there are only images.
-        images: shape (n, h, w, 3) of uint8 images to run through Inception, for
-            `image_batches`; None where there are only statistics.
+        statistics: moments, ready for FID; None if there are only images.
+        images: shape (n, h, w, 3) of the uint8 images that `image_batches` reads; None if there
+            are only statistics.
     """
 
     statistics: Reference | None
@@ -76,7 +75,7 @@ def from_moments(
     features: Any = None,
     provenance: dict,
 ) -> Reference:
-    """The reference whose features were streamed through `Moments`.
+    """The reference with these moments of its features.
 
     Args:
         pool: of pooled features [n, 2048].
@@ -106,14 +105,14 @@ def from_moments(
 
 
 def remarks(pool: Moments, reference: Reference) -> list[str]:
-    """What a reader of the FID of `pool` against `reference` must know; often nothing.
+    """Warnings about the FID of `pool` against `reference`; often none.
 
     Args:
         pool: moments of the samples' pooled features.
         reference: what they are compared with.
 
     Returns:
-        Short sentences for the protocol line: a singular covariance, an unknown count.
+        Short sentences, about a singular covariance or an unknown count.
 
     Raises:
         ValueError: the dimensions differ, or there are fewer than 2 samples.
@@ -126,20 +125,20 @@ def remarks(pool: Moments, reference: Reference) -> list[str]:
         )
     if pool.count < 2:
         raise UserError(f"{pool.count} samples have no covariance; draw at least 2.")
-    found = []
+    sentences = []
     if pool.count <= d:
-        found.append(_singular(f"{pool.count} samples", d))
+        sentences.append(_singular(f"{pool.count} samples", d))
     if reference.count is None:
-        found.append("The reference does not say how many images it is of.")
+        sentences.append("The reference does not say how many images it is of.")
     elif reference.count <= d:
-        found.append(_singular(f"{reference.count} reference images", d))
-    return found
+        sentences.append(_singular(f"{reference.count} reference images", d))
+    return sentences
 
 
 def _singular(images: str, d: int) -> str:
     return (
         f"{images} leave a singular covariance of {d} features: the FID is far too high, "
-        "and compares only with others of as many."
+        "and compares only with that of as many images."
     )
 
 
@@ -150,9 +149,9 @@ def load(path: Any) -> Loaded:
         path: str or path, gs:// too.
 
     Raises:
-        ValueError: the file is missing, cannot be read, holds neither, or holds what cannot
-            be compared with: another dimension, a matrix that is no covariance, images that
-            are not uint8 RGB.
+        ValueError: the file is missing, cannot be read, holds neither, or holds what samples cannot
+            be compared with: features of another dimension, a matrix that is no covariance, images
+            that are not uint8 RGB.
     """
     path = files.path(path)
     if not path.exists():
@@ -182,15 +181,17 @@ def load(path: Any) -> Loaded:
 def image_batches(path: Any, batch_size: int) -> Iterator[np.ndarray]:
     """The images `arr_0` of an `.npz` in order, uint8 [b, h, w, 3].
 
-    The last batch may be smaller. One batch at a time is in memory: 50,000 images of
-    256x256 would take 9.8 GB.
+    The last batch may be smaller. One batch at a time is in memory: 50,000 images of 256x256 would
+    take 9.8 GB.
 
     Raises:
-        ValueError: batch_size < 1, `load` would refuse the file, or it is damaged further
-            on.
+        ValueError: batch_size < 1, `load` would refuse the file, or its images are damaged.
     """
     if batch_size < 1:
-        raise UserError(f"batch_size={batch_size} must be at least 1; write such as 256.")
+        raise UserError(
+            "must be at least 1", field="batch_size", value=batch_size,
+            instead={"batch_size": 256},
+        )
     shape = load(path).images
     if shape is None:
         raise UserError(
@@ -212,10 +213,10 @@ def image_batches(path: Any, batch_size: int) -> Iterator[np.ndarray]:
 
 
 def save(reference: Reference, path: Any) -> None:
-    """Writes the reference as an `.npz`, making its folder; never half a file.
+    """Writes the reference as an `.npz`, whole or not at all; makes its folder.
 
-    34 MB with the moments of pooled features, 66 MB with those of spatial ones too, and
-    8 KiB for each row of `features`.
+    It takes 34 MB with the moments of pooled features, 66 MB with those of spatial features too,
+    and 8 KiB for each row of `features`.
 
     Raises:
         ValueError: the arrays do not fit `Reference`, or the provenance is not JSON.
@@ -235,28 +236,28 @@ def save(reference: Reference, path: Any) -> None:
 
 
 def cached(folder: Any, provenance: dict, compute: Callable[[], Reference]) -> Reference:
-    """The reference made from `provenance`: from its file in `folder`, else computed.
+    """The reference of this provenance, read from its file in `folder` or computed.
 
-    The file is named by a hash of the provenance, so everything that the numbers depend on
-    must stand there, the number of kept `features` too. A damaged file is said aloud with a
-    warning, and written again. A file that cannot be written is a warning too: the result
-    is still returned. Of several processes the first reads and writes; all of them compute.
+    The file is named by a hash of the provenance, so the provenance must hold everything that the
+    statistics depend on, the number of kept `features` too. A damaged file triggers a warning and
+    is written again. A file that cannot be written triggers a warning too, and the result is still
+    returned. Of several processes the first reads and writes; all of them compute.
 
     Args:
-        folder: str or path; made where missing.
+        folder: str or path; made if missing.
         provenance: JSON.
-        compute: called without arguments where there is no sound file; its result is given
-            this provenance.
+        compute: called without arguments if there is no sound file; its result gets this
+            provenance.
 
     Raises:
         ValueError: the provenance is not JSON, or `compute` returns what `save` refuses.
     """
     text = _canonical(provenance)
-    name = f"reference-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
+    name = f"reference-{files.short_hash(text.encode(), 16)}.npz"
     path = files.path(folder) / name
-    found = parallel.from_first(lambda: _kept(path, text))
-    if found is not None:
-        return found
+    reference = parallel.from_first(lambda: _kept(path, text))
+    if reference is not None:
+        return reference
     reference = dataclasses.replace(compute(), provenance=json.loads(text))
     if parallel.is_first():
         _keep(reference, path)
@@ -264,17 +265,17 @@ def cached(folder: Any, provenance: dict, compute: Callable[[], Reference]) -> R
 
 
 def _kept(path: epath.Path, text: str) -> Reference | None:
-    """The reference in a file of the cache, None where it is not the one of this provenance."""
-    if path.exists():
-        try:
-            found = load(path).statistics
-            if found is not None and _canonical(found.provenance) == text:
-                return found
-            warnings.warn(
-                f"{path} was made from something else: it is computed again.", stacklevel=2
-            )
-        except ValueError as error:
-            warnings.warn(f"{error} It is computed again.", stacklevel=2)
+    """The reference in a file of the cache; None unless it is that of this provenance."""
+    if not path.exists():
+        return None
+    try:
+        reference = load(path).statistics
+        if reference is not None and _canonical(reference.provenance) == text:
+            return reference
+    except ValueError as error:
+        warnings.warn(f"{error} It is computed again.", stacklevel=2)
+        return None
+    warnings.warn(f"{path} was made from something else: it is computed again.", stacklevel=2)
     return None
 
 
@@ -315,14 +316,14 @@ def _header(archive: zipfile.ZipFile) -> tuple[tuple, bool, np.dtype]:
 
 
 def _npy_header(member) -> tuple[tuple, bool, np.dtype]:
-    """Shape, whether in Fortran order, and dtype; leaves `member` at the first value."""
+    """(shape, whether in Fortran order, dtype); leaves `member` at the first value."""
     if np.lib.format.read_magic(member) == (1, 0):
         return np.lib.format.read_array_header_1_0(member)
     return np.lib.format.read_array_header_2_0(member)
 
 
 def _check(reference: Reference, where: Any) -> None:
-    """Refuses what FID, sFID, KID or precision and recall cannot use."""
+    """Raises ValueError for arrays that FID, sFID, KID or precision and recall cannot use."""
     _check_moments(reference.mu, reference.sigma, POOL, ("mu", "sigma"), where)
     if (reference.mu_s is None) != (reference.sigma_s is None):
         raise UserError(f"{where} holds one of mu_s and sigma_s: give both or neither.")
@@ -356,9 +357,9 @@ def _check_moments(mu, sigma, d: int, names: tuple[str, str], where: Any) -> Non
         raise UserError(
             f"{where} has NaN or infinity in {names[0]} or {names[1]}: make it again."
         )
-    if np.abs(sigma - sigma.T).max() > 1e-5 * np.abs(sigma).max():  # float32 files: 1e-7
+    if np.abs(sigma - sigma.T).max() > 1e-5 * np.abs(sigma).max():  # Float32 files: 1e-7.
         raise UserError(
-            f"{where} has a {names[1]} that is not symmetric, so no covariance: make it "
+            f"{where} has a {names[1]} that is not symmetric, so it is no covariance: make it "
             "again."
         )
     if sigma.diagonal().min() < 0:
@@ -380,7 +381,7 @@ def _check_images(header: tuple[tuple, bool, np.dtype], where: Any) -> None:
 
 
 def _canonical(provenance: dict) -> str:
-    """JSON with sorted keys, equal for equal provenance."""
+    """The provenance as JSON with sorted keys, equal for equal provenance."""
     try:
         return json.dumps(provenance, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:

@@ -1,6 +1,6 @@
 """Quality by network calls for several samplers, in the layout of DDIM's Table 1.
 
-Rows are samplers, columns numbers of calls (Song, Meng and Ermon 2021, Table 1).
+Rows are samplers, columns are numbers of calls (Song, Meng and Ermon 2021, Table 1).
 """
 
 import json
@@ -19,14 +19,14 @@ def measure(
     steps: Sequence[int],
     score: Callable[[str, int], dict[str, Any]],
 ) -> dict[str, list[dict[str, Any]]]:
-    """Every cell's score, by sampler in the order of `steps`.
+    """The score of every cell, by sampler in the order of `steps`.
 
-    Finished cells stay in the folder, from which a second call takes them.
+    Finished cells are kept in the folder, and a second call reads them from there.
 
     Args:
-        folder: str or path; made where missing.
-        samplers: names of rows.
-        steps: network calls, of columns.
+        folder: str or path; made if missing.
+        samplers: names of the rows.
+        steps: network calls of the columns.
         score: (sampler, calls) -> JSON with `value`.
     """
     def cell(sampler, calls):
@@ -48,26 +48,30 @@ def save(
 
     Args:
         folder: str or path.
-        name: of what was measured, such as "fid/train".
-        steps: network calls, of columns.
-        cells: what `measure` gave.
+        name: of the score, for example "fid/train".
+        steps: network calls of the columns.
+        cells: what `measure` returned.
     """
     folder = epath.Path(folder)
-    rows = {s: [cell["value"] for cell in row] for s, row in cells.items()}
+    values = {sampler: [cell["value"] for cell in row] for sampler, row in cells.items()}
     lines = [["sampler", *steps]] + [
-        [s, *(f"{value:.6g}" for value in row)] for s, row in rows.items()
+        [sampler, *(f"{value:.6g}" for value in row)] for sampler, row in values.items()
     ]
     csv = "\n".join(",".join(map(str, line)) for line in lines)
     files.write(folder / "sweep.csv", f"{csv}\n".encode())
     lines = [[name, *steps], ["---"] * (1 + len(steps))] + [
-        [s, *map(_shown, row)] for s, row in cells.items()
+        [sampler, *map(_shown, row)] for sampler, row in cells.items()
     ]
     table = "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
     files.write(folder / "sweep.md", f"{table}\n".encode())
-    errors = {s: [cell.get("standard_error") or 0.0 for cell in row] for s, row in cells.items()}
-    plots.sweep(folder / "sweep.png", name, steps, rows, errors)
+    standard_errors = {
+        sampler: [cell.get("standard_error") or 0.0 for cell in row]
+        for sampler, row in cells.items()
+    }
+    plots.sweep(folder / "sweep.png", name, steps, values, standard_errors)
 
 
 def _shown(cell) -> str:
+    """The value of a cell with its standard error, if it has one above 0."""
     error = cell.get("standard_error")
     return f"{cell['value']:.4g}" + (f" ± {error:.2g}" if error else "")

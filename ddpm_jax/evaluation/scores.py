@@ -1,7 +1,7 @@
 """Scores of a set of images, from features: FID, KID and the Inception Score.
 
-Features are rows [n, d] of any network (`inception.py` has the usual one). Everything is
-float64 on the host. Precision and recall are in `neighbours.py`.
+Features are rows [n, d] of any network; the usual one is `network.inception`. Everything is float64
+on the host. Precision and recall are in `nearest.py`.
 """
 
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ import numpy as np
 
 from ddpm_jax.errors import UserError
 
-ROWS = 2048  # in one block of logits
+ROWS = 2048  # Of logits in one block.
 
 
 class Estimate(NamedTuple):
@@ -19,8 +19,8 @@ class Estimate(NamedTuple):
     Attributes:
         mean: over the parts.
         std: standard deviation over the parts (divided by their number); None for one part.
-        standard_error: std / sqrt(parts): how far `mean` may be off from the choice of
-            parts. It does not cover that the images are themselves a draw.
+        standard_error: std / sqrt(parts): how far `mean` may be off because of the choice of parts.
+            It does not cover that the images are themselves a random draw.
     """
 
     mean: float
@@ -29,13 +29,13 @@ class Estimate(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """Count, mean and scatter of feature rows seen so far; start from `Moments.empty(d)`.
+    """Count, mean and scatter of the feature rows so far; start from `Moments.empty(d)`.
 
-    A value: `update` and `merge` return a new one. Batches are joined by the exact formula
-    of Chan, Golub and LeVeque (1979), which loses no digits to a large mean.
+    `update` and `merge` return new moments. Batches are joined by the exact formula of Chan, Golub
+    and LeVeque (1979), which loses no digits to a large mean.
 
     Attributes:
-        count: rows seen.
+        count: number of rows.
         mean: float64 [d].
         scatter: float64 [d, d], the sum of (x - mean)(x - mean)^T.
     """
@@ -46,20 +46,20 @@ class Moments(NamedTuple):
 
     @classmethod
     def empty(cls, dimension: int) -> "Moments":
-        """No rows yet, of `dimension` features."""
+        """The moments of no rows, of `dimension` features."""
         return cls(0, np.zeros(dimension), np.zeros((dimension, dimension)))
 
     def update(self, features: Any) -> "Moments":
-        """With the rows of `features` [b, d] added; b may differ from batch to batch.
+        """The moments with the rows of `features` [b, d] added; b may differ between batches.
 
         Raises:
-            ValueError: not [b, d] with the d of before, or NaN or infinity among them.
+            ValueError: `features` is not [b, d] with the same d, or holds NaN or infinity.
         """
         features = checked_rows(features, "features", empty=True).astype(np.float64)
         if features.shape[1] != self.mean.size:
             raise UserError(
                 f"features are {list(features.shape)}, and the moments are of rows of "
-                f"{self.mean.size}: start others with Moments.empty({features.shape[1]})."
+                f"{self.mean.size}: start new ones with Moments.empty({features.shape[1]})."
             )
         if not len(features):
             return self
@@ -68,7 +68,7 @@ class Moments(NamedTuple):
         return self.merge(Moments(len(features), mean, centred.T @ centred))
 
     def merge(self, other: "Moments") -> "Moments":
-        """Of the rows of both, such as those seen by two processes.
+        """The moments of the rows of both, for example of two processes.
 
         Raises:
             ValueError: they are of different dimensions.
@@ -103,14 +103,21 @@ class Moments(NamedTuple):
         return self.scatter / (self.count - 1)
 
 
+def standard_error(x: np.ndarray) -> Any:
+    """The standard error of the mean over the first axis; None for a single row."""
+    if len(x) < 2:
+        return None
+    error = np.std(x, axis=0, ddof=1, dtype=np.float64) / len(x) ** 0.5
+    return float(error) if np.ndim(error) == 0 else error
+
+
 def frechet_distance(mean_1: Any, cov_1: Any, mean_2: Any, cov_2: Any) -> float:
     """|mean_1 - mean_2|^2 + tr(cov_1 + cov_2 - 2 (cov_1 cov_2)^(1/2)), never below 0.
 
-    FID (Heusel et al. 2017, Eq. 6) on pooled Inception features, sFID (Nash et al. 2021) on
-    spatial ones. The trace of the root is taken as the sum of the singular values of
-    cov_1^(1/2) cov_2^(1/2): no complex numbers, and no loss where a covariance is singular.
-    It has no standard error here: it is one number of the whole set, biased upward for
-    fewer images.
+    This is FID (Heusel et al. 2017, Eq. 6) on pooled Inception features, and sFID (Nash et al.
+    2021) on spatial ones. The trace of the root is the sum of the singular values of
+    cov_1^(1/2) cov_2^(1/2): no complex numbers, and no loss of digits if a covariance is singular.
+    There is no standard error: it is one number of the whole set, biased upward for fewer images.
 
     Args:
         mean_1, mean_2: [d].
@@ -147,7 +154,7 @@ def _root(cov: np.ndarray, name: str) -> np.ndarray:
     if np.abs(cov - cov.T).max() > 1e-5 * largest:
         raise UserError(f"{name} is not symmetric, as a covariance is: write np.cov(x.T).")
     values, vectors = np.linalg.eigh(cov)
-    if values[0] < -1e-4 * values[-1]:  # float32 files are off by less
+    if values[0] < -1e-4 * values[-1]:  # Float32 files are off by less.
         raise UserError(
             f"{name} has the eigenvalue {values[0]:.3g}, and a covariance has none below "
             "0: write np.cov(x.T)."
@@ -165,20 +172,19 @@ def kernel_distance(
 ) -> Estimate:
     """KID: the unbiased squared MMD with kernel (x.y / d + 1)^3, over random subsets.
 
-    Binkowski et al. 2018, Sec. 4. Subsets are drawn as torch-fidelity draws them, so that
-    the same `seed` (2020 is its default) gives its numbers. They are taken from the same
-    rows and overlap: `std` is what the field prints after ±, and `standard_error` covers
-    only the choice of subsets.
+    Binkowski et al. 2018, Sec. 4. Subsets are drawn as torch-fidelity draws them: the same `seed`
+    (2020 is its default) gives its numbers. They are drawn from the same rows and overlap: `std` is
+    what papers print after ±, and `standard_error` covers only the choice of subsets.
 
     Args:
         features: [n, d].
         reference: [m, d].
-        num_subsets: how many pairs of subsets.
+        num_subsets: number of pairs of subsets.
         subset_size: rows of each, at most n and m.
         seed: of the choice of subsets.
 
     Returns:
-        In the unit of the kernel (often printed times 1,000); may lie slightly below 0.
+        KID in the unit of the kernel (often printed times 1,000); it may be slightly below 0.
 
     Raises:
         ValueError: the two differ in d, hold NaN or infinity, or are fewer than
@@ -223,17 +229,17 @@ def _estimate(values: list[float]) -> Estimate:
 def inception_score(logits: Any, splits: int = 1) -> Estimate:
     """exp(E[KL(p(y|x) || p(y))]), p(y) the mean of p(y|x) (Salimans et al. 2016, Sec. 4).
 
-    With `splits=1` over the whole set, as the DDPM authors computed it; with `splits=10`
-    the mean over ten consecutive parts, and its std, as in OpenAI's code. The parts must be
-    in random order: shuffle images that are sorted by class. Fewer images a part give a
-    lower score, so compare only equal numbers of images and splits.
+    `splits=1` scores the whole set, as the DDPM authors did. `splits=10` gives the mean over ten
+    consecutive parts with its std, as OpenAI's code does; the images must be in random order, so
+    shuffle them if they are sorted by class. Fewer images per part give a lower score, so compare
+    only equal numbers of images and splits.
 
     Args:
         logits: [n, classes], before the softmax.
-        splits: parts, at most n.
+        splits: number of parts, at most n.
 
     Returns:
-        From 1 (all predictions equal) to the number of classes.
+        The score, from 1 (all predictions equal) to the number of classes.
 
     Raises:
         ValueError: logits are not [n, classes] or hold NaN or infinity, or splits leaves
@@ -250,7 +256,7 @@ def inception_score(logits: Any, splits: int = 1) -> Estimate:
 
 
 def _score(logits: np.ndarray) -> float:
-    """E[KL] as E[sum p log p] - sum q log q, block by block."""
+    """exp(E[KL]) with E[KL] = E[sum p log p] - sum q log q, block by block."""
     negentropy, total = 0.0, np.zeros(logits.shape[1])
     for start in range(0, len(logits), ROWS):
         block = logits[start : start + ROWS].astype(np.float64)
@@ -260,7 +266,7 @@ def _score(logits: np.ndarray) -> float:
         negentropy += (p * log_p).sum()
         total += p.sum(axis=0)
     q = total / len(logits)
-    q = q[q > 0]  # 0 log 0 = 0
+    q = q[q > 0]  # 0 log 0 is 0.
     return float(np.exp(negentropy / len(logits) - (q * np.log(q)).sum()))
 
 
@@ -269,7 +275,7 @@ def checked_rows(x: Any, name: str, *, empty: bool = False) -> np.ndarray:
     x = np.asarray(x)
     if x.ndim != 2 or not x.shape[1] or not (len(x) or empty):
         raise UserError(
-            f"{name} are {list(x.shape)}; write an array [n, d], one row an image, n >= 1."
+            f"{name} are {list(x.shape)}; write an array [n, d], one row per image, n >= 1."
         )
     bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
     if bad.size:
@@ -281,17 +287,17 @@ def checked_rows(x: Any, name: str, *, empty: bool = False) -> np.ndarray:
 
 
 def checked_pair(a: Any, b: Any, name: str = "features") -> tuple[np.ndarray, np.ndarray]:
-    """Both as `checked_rows` gives them, with rows of one length."""
+    """Both as `checked_rows` returns them, with rows of one length."""
     a, b = checked_rows(a, name), checked_rows(b, "reference")
     if a.shape[1] != b.shape[1]:
         raise UserError(
-            f"{name} are {list(a.shape)} and reference {list(b.shape)}; rows must be of "
-            "one length: use the same network for both."
+            f"{name} are {list(a.shape)} and reference {list(b.shape)}; rows must have one length: "
+            "use the same network for both."
         )
     return a, b
 
 
 def check_at_least(name: str, value: int, least: int) -> None:
-    """Raises ValueError where `value` is less than `least`."""
+    """Raises ValueError if `value` is less than `least`."""
     if value < least:
         raise UserError(f"{name}={value} is too few; write {name}={least} or more.")

@@ -122,6 +122,11 @@ def sha256(path: Any) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def short_hash(content: bytes, digits: int) -> str:
+    """The first hexadecimal digits of the SHA-256 of `content`, as a name for it."""
+    return hashlib.sha256(content).hexdigest()[:digits]
+
+
 def cache_folder() -> pathlib.Path:
     """The folder for downloads and costly results: $DDPM_JAX_CACHE or ~/.cache/ddpm_jax."""
     return pathlib.Path(os.environ.get("DDPM_JAX_CACHE") or "~/.cache/ddpm_jax").expanduser()

@@ -22,6 +22,8 @@ from ddpm_jax import config as config_lib
 from ddpm_jax.configs import cifar10
 from ddpm_jax.diffusion import process
 from ddpm_jax.diffusion import schedule as schedule_lib
+from ddpm_jax.evaluation import evaluate as evaluate_lib
+from ddpm_jax.evaluation.job import Job
 from ddpm_jax.inference import sample as sample_lib
 from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.network.trained import Trained
@@ -338,9 +340,9 @@ def test_weights_are_read_back_rounded_to_bfloat16(tmp_path):
     params = nonzero_params(model)
     trained = Trained(params, model, schedule_lib.linear(), process.Parameterization(), shape)
     record = stages.Record(tmp_path, 90_000)
-    job = stages.job_lib.Job(config, 1, trained, tmp_path, False, None)
+    job = Job(evaluate_lib.settings_of(config), 1, trained, tmp_path, False, None)
     record.add("train", {"config": json.loads(config.to_json())})
-    record.add("weights", stages.weights(job, record, None))
+    record.add("weights", stages.weights(config, job, record, None))
     names = json.loads((tmp_path / "metrics.json").read_text())["weights"]["files"]
     sizes = [(tmp_path / name).stat().st_size for name in names]
     assert len(names) > 2 and max(sizes) <= 90_000

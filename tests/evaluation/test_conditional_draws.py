@@ -1,6 +1,4 @@
-"""Several draws together, by plain loops, and the metric from a run's folder."""
-
-import types
+"""Draws summarized by plain loops, and the metric of a run."""
 
 import numpy as np
 import pytest
@@ -8,9 +6,10 @@ import pytest
 import ddpm_jax
 from ddpm_jax.configs import digits_superres
 from ddpm_jax.data import loading
-from ddpm_jax.evaluation import conditional_draws
-from ddpm_jax.evaluation import metrics as metrics_lib
+from ddpm_jax.evaluation import catalogue, conditional_draws
+from ddpm_jax.evaluation import evaluate as evaluate_lib
 from ddpm_jax.inference import sample_command
+from ddpm_jax.network.unet import UNet
 from ddpm_jax.workdir import run_folder
 
 RNG = np.random.default_rng(0)
@@ -19,49 +18,49 @@ DRAWS = np.where(RNG.random((3, 6, 4, 5, 1)) < 0.8, TRUTH[:, None], 255 - TRUTH[
 
 
 def test_summary_by_loops():
-    found = conditional_draws.summary(DRAWS, TRUTH)
+    summary = conditional_draws.summarize(DRAWS, TRUTH)
     for i in range(3):
         mean = sum(float(1) * draw for draw in DRAWS[i].astype(float)) / 6
-        np.testing.assert_allclose(found.mean[i], mean)
-        np.testing.assert_allclose(found.error[i], np.sqrt(np.mean((mean - TRUTH[i]) ** 2)))
+        np.testing.assert_allclose(summary.mean[i], mean)
+        np.testing.assert_allclose(summary.error[i], np.sqrt(np.mean((mean - TRUTH[i]) ** 2)))
         squares = [np.mean((draw.astype(float) - TRUTH[i]) ** 2) for draw in DRAWS[i]]
-        np.testing.assert_allclose(found.single_error[i], np.sqrt(np.mean(squares)))
+        np.testing.assert_allclose(summary.single_error[i], np.sqrt(np.mean(squares)))
         pixel = DRAWS[i, :, 2, 3, 0].astype(float)
         spread = np.sqrt(sum((v - pixel.mean()) ** 2 for v in pixel) / 5)
-        np.testing.assert_allclose(found.disagreement[i, 2, 3, 0], spread)
+        np.testing.assert_allclose(summary.disagreement[i, 2, 3, 0], spread)
         both = sum(m >= 127.5 and t == 255 for m, t in zip(mean.ravel(), TRUTH[i].ravel()))
         area = np.sum(mean >= 127.5) + np.sum(TRUTH[i] == 255)
-        np.testing.assert_allclose(found.dice[i], 2 * both / area)
-    assert np.all(found.error < found.single_error)
+        np.testing.assert_allclose(summary.dice[i], 2 * both / area)
+    assert np.all(summary.error < summary.single_error)
 
 
-def test_dice_is_of_masks_alone_and_of_nothing_1():
-    assert conditional_draws.summary(DRAWS, np.maximum(TRUTH, 1)).dice is None
+def test_dice_is_for_masks_alone_and_1_for_empty_ones():
+    assert conditional_draws.summarize(DRAWS, np.maximum(TRUTH, 1)).dice is None
     nothing = np.zeros((1, 2, 4, 5, 1), np.uint8)
-    assert conditional_draws.summary(nothing, nothing[:, 0]).dice == [1.0]
+    assert conditional_draws.summarize(nothing, nothing[:, 0]).dice == [1.0]
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4])
 def test_a_row_of_the_picture(channels):
-    found = conditional_draws.summary(DRAWS, TRUTH)
+    summary = conditional_draws.summarize(DRAWS, TRUTH)
     condition = RNG.integers(0, 256, (3, 4, 5, channels), np.uint8)
-    picture = conditional_draws.picture(condition, DRAWS, found, TRUTH, shown=2)
+    picture = conditional_draws.picture(condition, DRAWS, summary, TRUTH, shown=2)
     factor, border = 16, 2  # Of 4 pixels until they are 64.
     tile = lambda row, column: picture[
         border + row * (64 + border):, border + column * (80 + border):, 0][:64:factor, :80:factor]
     assert picture.shape == (3 * 66 + 2, 6 * 82 + 2, 1)
     for row in range(3):
         expected = [condition[row, ..., 0], DRAWS[row, 0, ..., 0], DRAWS[row, 1, ..., 0],
-                    np.round(found.mean[row, ..., 0]),
-                    np.round(np.minimum(2 * found.disagreement[row, ..., 0], 255)),
+                    np.round(summary.mean[row, ..., 0]),
+                    np.round(np.minimum(2 * summary.disagreement[row, ..., 0], 255)),
                     TRUTH[row, ..., 0]]
         for column, image in enumerate(expected):
             np.testing.assert_array_equal(tile(row, column), image)
 
 
 @pytest.mark.slow
-def test_a_run_told_labels_and_images_is_measured_and_sampled(tmp_path, capsys):
-    """Training, evaluation and sampling of one run that is conditional in both ways."""
+def test_a_run_with_labels_and_conditions_is_measured_and_sampled(tmp_path, capsys):
+    """Training, evaluation and sampling of a run with labels and conditions."""
     config = digits_superres.get_config()
     config.data.labels = True
     config.model.channels, config.model.channel_multipliers = 4, (1, 1)
@@ -84,11 +83,11 @@ def test_a_run_told_labels_and_images_is_measured_and_sampled(tmp_path, capsys):
     assert (folder / "draws.png").exists()
     sample_command.run(run_folder.config_for(config, tmp_path), tmp_path)
     path, = (tmp_path / "samples").glob("*.npz")
-    told = loading.load("digits", split="test", labels=True, condition="low_resolution", factor=2)
+    source = loading.load("digits", split="test", labels=True, condition="low_resolution", factor=2)
     with np.load(path) as arrays:
         assert arrays["arr_0"].shape == (5, 8, 8, 1)
-        np.testing.assert_array_equal(arrays["labels"], told.labels[:5])
-        np.testing.assert_array_equal(arrays["condition"], told.read_condition(np.arange(5)))
+        np.testing.assert_array_equal(arrays["labels"], source.labels[:5])
+        np.testing.assert_array_equal(arrays["condition"], source.read_condition(np.arange(5)))
     config.train.num_steps, config.data.labels = 3, False
     with pytest.raises(ValueError, match="config.data.labels=False, but .* was made with True"):
         ddpm_jax.train(config, tmp_path)
@@ -106,8 +105,10 @@ def test_an_array_without_what_the_config_asks_for_is_refused(tmp_path, setting)
         ddpm_jax.train(config, tmp_path, np.zeros((4, 8, 8, 1), np.uint8))
 
 
-def test_draws_are_for_models_that_take_a_condition(tmp_path):
-    job = types.SimpleNamespace(
-        config=types.SimpleNamespace(evaluate=None), trained=types.SimpleNamespace(model=None))
-    with pytest.raises(ValueError, match="this model takes no condition"):
-        metrics_lib.answer(job, tmp_path)
+def test_draws_are_for_models_that_take_a_condition():
+    config = digits_superres.get_config()
+    config.evaluate.metrics = ("bpd", "draws")
+    settings = evaluate_lib.settings_of(config)
+    with pytest.raises(ValueError, match="has 'draws', but this model takes no condition"):
+        catalogue.check_model(settings, UNet())
+    catalogue.check_model(settings, UNet(condition_channels=1))

@@ -15,7 +15,6 @@ from ddpm_jax.diffusion import randomness
 from ddpm_jax.evaluation import catalogue, inception_features, references
 from ddpm_jax.evaluation import evaluate as evaluate_lib
 from ddpm_jax.evaluation import job as job_lib
-from ddpm_jax.evaluation import metrics as metrics_lib
 from ddpm_jax.network.inception import Features
 from ddpm_jax.weights import inception_weights
 
@@ -24,7 +23,7 @@ POOL, SPATIAL = 32, 24
 
 
 class FakeNetwork:
-    """Small random projections in place of Inception: as deterministic, and instant."""
+    """Random projections to few features in place of Inception: deterministic and instant."""
 
     checksum = "fake"
     calls = 0
@@ -77,7 +76,7 @@ def trained_workdir(tmp_path_factory):
 
 @pytest.fixture
 def workdir(trained_workdir, tmp_path, monkeypatch):
-    """A run of its own for each test, with a cache and a network of its own."""
+    """A copy of the run for each test, with its own cache and a fake network."""
     monkeypatch.setenv("DDPM_JAX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(inception_features, "Network", FakeNetwork)
     for module in (inception_features, references):
@@ -90,7 +89,9 @@ def workdir(trained_workdir, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_every_metric_leaves_a_row_and_a_line(workdir, capsys):
-    metrics = tuple(m for m in catalogue.EVALUATIONS if m != "draws")  # Which need conditions.
+    metrics = tuple(
+        name for name, metric in catalogue.METRICS.items() if not metric.needs_condition
+    )
     config = small_config(metrics=metrics)
     rows = ddpm_jax.evaluate(config, workdir)
     against = ("fid", "sfid", "kid", "precision_recall", "frechet_pixels", "sweep")
@@ -98,18 +99,18 @@ def test_every_metric_leaves_a_row_and_a_line(workdir, capsys):
              for r in (("train", "test") if m in against else (None,))]
     assert [(row["metric"], row["reference"]) for row in rows] == names
     assert rows == evaluate_lib.rows(workdir)
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for row in rows:
         assert row["step"] == 6 and row["protocol"]["step"] == 6
         assert row["value"] is None or np.isfinite(row["value"])
-        assert f"{row['metric']}{'/' * bool(row['reference'])}{row['reference'] or ''} " in said
-    found = {(row["metric"], row["reference"]): row for row in rows}
-    assert found["bpd", None]["n"] == found["ode_bpd", None]["n"] == 11
-    assert found["bpd", None]["standard_error"] > 0
-    parts = sum(found["bpd", None][name] for name in ("L_T", "L_1_to_T-1", "L_0"))
-    assert found["bpd", None]["value"] == pytest.approx(parts)
-    assert found["fid", "train"]["remarks"] and "13" in said
-    protocol = found["fid", "train"]["protocol"]
+        assert f"{row['metric']}{'/' * bool(row['reference'])}{row['reference'] or ''} " in output
+    by_name = {(row["metric"], row["reference"]): row for row in rows}
+    assert by_name["bpd", None]["n"] == by_name["ode_bpd", None]["n"] == 11
+    assert by_name["bpd", None]["standard_error"] > 0
+    parts = sum(by_name["bpd", None][name] for name in ("L_T", "L_1_to_T-1", "L_0"))
+    assert by_name["bpd", None]["value"] == pytest.approx(parts)
+    assert by_name["fid", "train"]["remarks"] and "13" in output
+    protocol = by_name["fid", "train"]["protocol"]
     assert protocol == {
         "step": 6, "weights": "ema", "dtype": "float32", "matmul_precision": "highest",
         "seed": 0, "num_samples": 13, "sampler": "ancestral", "num_steps": 4, "clip": True,
@@ -138,7 +139,7 @@ def test_a_protocol_is_measured_once_and_another_anew(workdir, capsys):
     second = ddpm_jax.evaluate(config, workdir)
     assert [row["value"] for row in second] != [row["value"] for row in first]
     assert len(evaluate_lib.rows(workdir)) == 4
-    # A new score of the same samples draws none, and another split is another protocol.
+    # A new score of the same samples draws nothing; another split is another protocol.
     config = small_config(metrics=("is", "bpd"), split="train", seed=1)
     drawn = sorted((workdir / "evaluations").rglob("samples-*/*.npz"))
     times = [path.stat().st_mtime_ns for path in drawn]
@@ -156,13 +157,14 @@ def test_samples_are_those_of_sample_and_their_number_is_exact(workdir):
     parts = [np.load(path)["arr_0"] for path in sorted(folder.iterdir())]
     images = np.concatenate(parts)
     assert len(parts) == 3 and images.shape == (21, 8, 8, 1) and images.dtype == np.uint8
-    rng = job_lib.Job(config, 6, None, None, False, None).rng(randomness.SAMPLES)
+    settings = evaluate_lib.settings_of(config)
+    rng = job_lib.Job(settings, 6, None, None, False, None).rng(randomness.SAMPLES)
     expected = ddpm_jax.sample(ddpm_jax.load(workdir), rng, 21, output="uint8")
-    # Other batches sum in another order: at most one grey level of rounding.
+    # Batches of another size sum in another order: at most one grey level of rounding.
     assert np.abs(images.astype(int) - expected).max() <= 1
 
 
-def test_a_killed_evaluation_is_taken_up_where_it_was(workdir, monkeypatch):
+def test_a_killed_evaluation_resumes(workdir, monkeypatch):
     config = small_config(metrics=("is",), num_samples=24)
     config.sample.batch_size = 8
     (whole,) = ddpm_jax.evaluate(config, workdir)
@@ -196,8 +198,7 @@ def test_all_checkpoints_and_the_best_of_them(workdir, capsys):
     kept, original = ddpm_jax.load(workdir / "best"), ddpm_jax.load(workdir, step=best)
     for a, b in zip(*(map(np.asarray, _leaves(t.params)) for t in (kept, original))):
         np.testing.assert_array_equal(a, b)
-    # Where more is better, the highest.
-    # Rows of another protocol do not count.
+    # The highest, if higher is better; rows of another protocol do not count.
 
     def scored(step, value, seed=0):
         return {"step": step, "metric": "is", "reference": None, "value": value,
@@ -207,7 +208,7 @@ def test_all_checkpoints_and_the_best_of_them(workdir, capsys):
     (workdir / "evaluations.jsonl").write_text(
         "".join(json.dumps(row) + "\n" for row in known)
     )
-    evaluate_lib._keep_best(evaluate_lib.epath.Path(workdir), known[2])
+    evaluate_lib.keep_best(evaluate_lib.epath.Path(workdir), known[2])
     assert [p.name for p in (workdir / "best" / "checkpoints").iterdir()] == ["4"]
 
 
@@ -225,7 +226,7 @@ def test_one_checkpoint_by_its_step(workdir):
 
 
 def test_following_a_running_job_ends_with_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate_lib, "_POLL", 0.05)
+    monkeypatch.setattr(evaluate_lib, "POLL_SECONDS", 0.05)
     config = small_config(checkpoints="follow")
     config.train.keep = 10
     failed = []
@@ -264,13 +265,27 @@ def test_a_folder_of_pictures_is_a_reference(workdir):
     assert row["reference"] == str(folder) and row["subset_size"] == 5
 
 
-def test_names_in_the_config_are_those_of_the_metrics():
-    assert set(catalogue.EVALUATIONS) == set(metrics_lib.METRICS)
-    assert set(catalogue.SCORES) == {*metrics_lib.SAMPLE_SCORES, "frechet_pixels"}
-    assert set(catalogue.SCORES) - {"is"} == set(catalogue.AGAINST_REFERENCES)
+def test_a_metric_is_one_function_and_one_entry(workdir, monkeypatch, capsys):
+    def mean_grey_level(job, folder):
+        return {"value": float(np.mean([images.mean() for images in job.samples()]))}
+
+    metric = catalogue.Metric(
+        mean_grey_level, needs_samples=True, higher_is_better=True,
+        depends_on=(lambda job: {"num_samples": job.settings.num_samples},),
+    )
+    monkeypatch.setitem(catalogue.METRICS, "grey", metric)
+    config = small_config(metrics=("grey",), checkpoints="all", best="grey")
+    rows = ddpm_jax.evaluate(config, workdir)
+    assert all(0 < row["value"] < 255 for row in rows)
+    assert rows[0]["protocol"]["num_samples"] == 13
+    best = max(rows, key=lambda row: row["value"])["step"]
+    assert [path.name for path in (workdir / "best" / "checkpoints").iterdir()] == [str(best)]
+    capsys.readouterr()
+    assert ddpm_jax.evaluate(config, workdir) == rows
+    assert capsys.readouterr().out.count("known already") == 3
 
 
-@pytest.mark.parametrize("name, value, says", [
+@pytest.mark.parametrize("name, value, message", [
     ("metrics", ("fidd",), "config.evaluate.metrics has 'fidd'.*use some of bpd"),
     ("metrics", (), "asks for nothing"),
     ("checkpoints", "last", "checkpoints='last' must be newest, all, follow or a step"),
@@ -279,8 +294,8 @@ def test_names_in_the_config_are_those_of_the_metrics():
     ("num_samples", 1, "config.evaluate.num_samples=1 must be at least 2"),
     ("split", "validation", "split"),
 ])
-def test_mistakes_are_told_in_one_line(workdir, name, value, says):
-    with pytest.raises(ValueError, match=says) as error:
+def test_mistakes_raise_one_line(workdir, name, value, message):
+    with pytest.raises(ValueError, match=message) as error:
         ddpm_jax.evaluate(small_config(**{name: value}), workdir)
     assert "\n" not in str(error.value)
     assert not (workdir / "evaluations.jsonl").exists()
@@ -302,8 +317,8 @@ def test_no_weights_and_no_network_say_what_to_fetch(trained_workdir, tmp_path, 
     assert not (trained_workdir / "evaluations.jsonl").exists()
 
 
-HOW = {"eta": 0.0, "grid": "uniform", "clip": True, "guidance": 1.0, "guidance_interval": [],
-       "rederive_eps": True, "dynamic_threshold": 0.0}
+SAMPLER = {"eta": 0.0, "grid": "uniform", "clip": True, "guidance": 1.0, "guidance_interval": [],
+           "rederive_eps": True, "dynamic_threshold": 0.0}
 
 
 def test_a_sweep_is_a_table_of_single_scores(workdir, capsys):
@@ -313,7 +328,8 @@ def test_a_sweep_is_a_table_of_single_scores(workdir, capsys):
     assert row["protocol"] == {
         "step": 6, "weights": "ema", "dtype": "float32", "matmul_precision": "highest",
         "seed": 0, "num_samples": 13, "rounding": "uint8", "sweep_metric": "frechet_pixels",
-        "samplers": {"ddim": HOW, "dpm_solver_pp": HOW}, "steps": [3, 2], "reference": "train",
+        "samplers": {"ddim": SAMPLER, "dpm_solver_pp": SAMPLER}, "steps": [3, 2],
+        "reference": "train",
     }
     for sampler, values in row["table"].items():
         for steps, value in zip((3, 2), values, strict=True):
@@ -322,7 +338,7 @@ def test_a_sweep_is_a_table_of_single_scores(workdir, capsys):
             (alone,) = ddpm_jax.evaluate(single, workdir)
             assert alone["reference_n"] == 1497
             assert alone["value"] == pytest.approx(value, rel=1e-6)  # Six digits.
-    # Two calls of either are one step between the same ends.
+    # With two calls, both samplers take one step between the same ends.
     assert len({value for values in row["table"].values() for value in values}) == 3
     folder, = (workdir / "evaluations" / "step_00000006").glob("sweep-*")
     lines = (folder / "sweep.csv").read_text().splitlines()
@@ -336,7 +352,7 @@ def test_a_sweep_is_a_table_of_single_scores(workdir, capsys):
     assert ddpm_jax.evaluate(config, workdir)[0]["table"]["ddim"] == row["table"]["ddim"][1:]
 
 
-def test_a_sweep_of_inceptions_score_says_its_network(workdir):
+def test_a_sweep_of_an_inception_score_names_its_network(workdir):
     config = small_config(metrics=("sweep",), sweep_metric="is", sweep_steps=(2,))
     (row,) = ddpm_jax.evaluate(config, workdir)
     assert row["protocol"]["inception"] == "fake" and row["reference"] is None
@@ -356,8 +372,9 @@ def test_a_sweep_takes_what_suits_each_sampler(workdir):
     config.evaluate.sweep_steps = (3,)
     config.sample.eta, config.sample.grid, config.sample.clip = 0.5, "trailing", False
     (row,) = ddpm_jax.evaluate(config, workdir)
-    told = row["protocol"]["samplers"]
-    assert {s: (how["eta"], how["grid"], how["clip"]) for s, how in told.items()} == {
+    samplers = row["protocol"]["samplers"]
+    names = ("eta", "grid", "clip")
+    assert {s: tuple(samplers[s][name] for name in names) for s in samplers} == {
         "ancestral": (0.0, "trailing", False), "ddim": (0.5, "trailing", False),
         "heun": (0.0, "uniform", False),
     }
@@ -367,9 +384,9 @@ def _with(config, sampler, num_steps):
     return config_lib.with_sampler(config, sampler, num_steps)
 
 
-@pytest.mark.parametrize("settings, says", [
+@pytest.mark.parametrize("settings, message", [
     (dict(sweep_metric="bpd"), "sweep_metric='bpd' is no score of samples; use one of fid"),
-    (dict(sweep_samplers=()), "sweep_samplers=.. leaves no rows; try"),
+    (dict(sweep_samplers=()), "sweep_samplers=.. leaves no rows; write"),
     (dict(sweep_samplers=("euler",)), "sweep_steps has 3, and 'euler' .*is not known"),
     (dict(sweep_samplers=("heun",)), "sweep_steps has 2, and 'heun' .*write num_steps=1"),
     (dict(sweep_steps=(5,)), "sweep_steps has 5, and 'ddim' .*num_steps=5 must lie in 1..4"),
@@ -377,9 +394,9 @@ def _with(config, sampler, num_steps):
     (dict(sweep_steps=(0, 2)), "sweep_steps=.0, 2. must be whole numbers"),
     (dict(best="sweep/train"), "best='sweep/train' needs a metric with a value"),
 ])
-def test_impossible_sweeps_are_refused(settings, says):
-    with pytest.raises(ValueError, match=says) as error:
-        catalogue.check_evaluation(small_config(metrics=("sweep",), **settings))
+def test_impossible_sweeps_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message) as error:
+        evaluate_lib.check_evaluation(small_config(metrics=("sweep",), **settings))
     assert "\n" not in str(error.value)
 
 
@@ -387,10 +404,10 @@ def test_sweeps_that_the_model_rules_out_are_refused():
     config = small_config(metrics=("sweep",))
     config.diffusion.mean = "x_prev"
     with pytest.raises(ValueError, match="has 'dpm_solver_pp', which cannot go with"):
-        catalogue.check_evaluation(config)
+        evaluate_lib.check_evaluation(config)
     config.evaluate.sweep_samplers = ("ddim", "ancestral")
-    catalogue.check_evaluation(config)
+    evaluate_lib.check_evaluation(config)
     config.sample.grid = "quadratic"
     config.diffusion.num_timesteps, config.evaluate.sweep_steps = 1000, (50,)
     with pytest.raises(ValueError, match="'ddim' makes 49 calls .*grid=uniform"):
-        catalogue.check_evaluation(config)
+        evaluate_lib.check_evaluation(config)

@@ -1,4 +1,4 @@
-"""Features by every device, moments of samples, and references and their cache."""
+"""Features on every device, moments of samples, and references and their cache."""
 
 import shutil
 import tempfile
@@ -21,11 +21,11 @@ CHECKSUM = "c" * 64
 
 
 class Fake:
-    """A network in the place of Inception: projections by the number of pixels alone."""
+    """A network in place of Inception: projections that depend on the number of pixels alone."""
 
     def __init__(self, checksum=CHECKSUM):
         self.checksum = checksum
-        self.seen = []  # Images a call.
+        self.seen = []  # Images per call.
 
     def features(self, images):
         assert isinstance(images, np.ndarray)
@@ -48,7 +48,7 @@ def pixels(n, seed=0, shape=(4, 4, 3)):
 
 @pytest.fixture
 def cache(monkeypatch):
-    """An empty cache folder, removed at once: a file in it has 68 MB."""
+    """An empty cache folder, removed after the test: a file in it takes 68 MB."""
     folder = tempfile.mkdtemp(prefix="ddpm_jax_cache_")
     monkeypatch.setenv("DDPM_JAX_CACHE", folder)
     yield folder
@@ -88,12 +88,12 @@ NAMES = ("pool", "spatial", "logits")
 
 
 def test_features_on_every_device_are_inceptions(network):
-    """Three images on eight devices, against what torch-fidelity makes of them alone."""
+    """Three images on eight devices, against torch-fidelity's features of them."""
     expected = torch_inception.features()
-    found = network.features(expected["images"][:3])
+    features = network.features(expected["images"][:3])
     floats = network.features(np.float32(expected["images"][:3]))
     for name in NAMES:
-        array, scale = getattr(found, name), np.abs(expected[name]).max()
+        array, scale = getattr(features, name), np.abs(expected[name]).max()
         assert isinstance(array, np.ndarray) and array.dtype == np.float32
         # Float32 sums of up to 4,032 products, 20 layers deep, as in test_inception.py.
         assert_allclose(array, expected[name][:3], rtol=0, atol=2e-5 * scale)
@@ -103,9 +103,9 @@ def test_features_on_every_device_are_inceptions(network):
 
 def test_grey_is_repeated_three_times(network):
     grey = pixels(2, shape=(32, 32, 1))
-    found, expected = network.features(grey), network.features(grey.repeat(3, axis=3))
+    features, expected = network.features(grey), network.features(grey.repeat(3, axis=3))
     for name in NAMES:
-        assert_array_equal(getattr(found, name), getattr(expected, name))
+        assert_array_equal(getattr(features, name), getattr(expected, name))
 
 
 @pytest.fixture
@@ -125,13 +125,13 @@ def sums(monkeypatch):
 
 @pytest.mark.parametrize("n", [1, 8, 9, 16, 37])
 def test_any_number_of_images_goes_through_in_order(sums, monkeypatch, n):
-    monkeypatch.setattr(inception_features, "_BATCH", 2)  # 16 a round
+    monkeypatch.setattr(inception_features, "BATCH", 2)  # 16 per round.
     images = pixels(n)
     for given in (images, np.float32(images)):
-        found = sums.features(given)
+        features = sums.features(given)
         for channel, name in enumerate(NAMES):
             total = np.float64(images)[..., channel].sum((1, 2))
-            assert_array_equal(getattr(found, name), total[:, None] * [1, 2])
+            assert_array_equal(getattr(features, name), total[:, None] * [1, 2])
 
 
 @pytest.mark.parametrize("images, message", [
@@ -158,48 +158,48 @@ class Given(NamedTuple):
 def assert_moments(moments, rows):
     rows = np.float64(rows)
     assert moments.count == len(rows)
-    for found, expected in (
+    for actual, expected in (
         (moments.mean, rows.mean(axis=0)), (moments.covariance, np.cov(rows.T)),
     ):  # float64, of batches and at once; a batch changes features by a float32 rounding.
-        assert_allclose(found, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+        assert_allclose(actual, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
 
 
 def test_samples_have_the_moments_of_all_their_features():
     images, fake = pixels(30), Fake()
     batches = (images[a:b] for a, b in ((0, 13), (13, 14), (14, 30)))
-    found = inception_features.Samples.of(batches, fake)
+    features = inception_features.SampleFeatures.from_batches(batches, fake)
     assert fake.seen == [13, 1, 16]
     whole = Fake().features(images)
-    assert_moments(found.pool, whole.pool)
-    assert_moments(found.spatial, whole.spatial)
+    assert_moments(features.pool, whole.pool)
+    assert_moments(features.spatial, whole.spatial)
     # A product of float64 matrices may depend on their size; float32 then.
-    assert_allclose(found.features, whole.pool, rtol=1e-6)
-    assert_allclose(found.logits, whole.logits, rtol=1e-6)
-    assert found.features.dtype == found.logits.dtype == np.float32
+    assert_allclose(features.features, whole.pool, rtol=1e-6)
+    assert_allclose(features.logits, whole.logits, rtol=1e-6)
+    assert features.features.dtype == features.logits.dtype == np.float32
 
 
 def test_samples_of_nan_are_refused(sums):
     images = np.float32(pixels(4))
     images[2, 0, 0, 0] = np.nan
-    fails("NaN", inception_features.Samples.of, [images], sums)
+    fails("NaN", inception_features.SampleFeatures.from_batches, [images], sums)
     features = Fake().features(pixels(4))
     features.spatial[1] = np.nan
     broken = type("Broken", (), {"features": lambda self, images: features})()
-    fails("NaN", inception_features.Samples.of, [images], broken)
+    fails("NaN", inception_features.SampleFeatures.from_batches, [images], broken)
 
 
 # References.
 
 
-def assert_reference(found, images, fake):
+def assert_reference(reference, images, fake):
     features = Fake().features(images)
     n = len(images)
-    assert_moments(Given(n, found.mu, found.sigma), features.pool)
-    assert_moments(Given(n, found.mu_s, found.sigma_s), features.spatial)
-    assert found.count == len(images)
-    assert found.provenance["n"] == len(images)
-    assert found.provenance["inception"] == fake.checksum
-    assert found.provenance["resize"] == inception_features.RESIZE
+    assert_moments(Given(n, reference.mu, reference.sigma), features.pool)
+    assert_moments(Given(n, reference.mu_s, reference.sigma_s), features.spatial)
+    assert reference.count == len(images)
+    assert reference.provenance["n"] == len(images)
+    assert reference.provenance["inception"] == fake.checksum
+    assert reference.provenance["resize"] == inception_features.RESIZE
 
 
 def npz(folder, **arrays):
@@ -211,19 +211,19 @@ def test_splits_of_the_data_are_references(cache):
     settings = dict(image_shape=(8, 8, 1), data_settings={"name": "digits"})
     for split, n in (("train", 1497), ("test", 300)):
         fake, images = Fake(), loading.digits(split)[0]
-        found = inception_features.reference(split, fake, **settings)
+        reference = inception_features.reference(split, fake, **settings)
         assert len(images) == n and sum(fake.seen) == n
-        assert_reference(found, images, fake)
-        assert found.provenance["data"] == "digits" and found.provenance["split"] == split
-        assert_allclose(found.features, Fake().features(images).pool, rtol=1e-5, atol=1e-5)
+        assert_reference(reference, images, fake)
+        assert reference.provenance["data"] == "digits" and reference.provenance["split"] == split
+        assert_allclose(reference.features, Fake().features(images).pool, rtol=1e-5, atol=1e-5)
 
 
 def test_a_large_set_goes_through_in_batches(cache, tmp_path):
     images, fake = pixels(150), Fake()
-    found = inception_features.reference(
+    reference = inception_features.reference(
         "train", fake, image_shape=(4, 4, 3), data_settings=npz(tmp_path, train=images))
     assert fake.seen == [64, 64, 22]
-    assert_reference(found, images, fake)
+    assert_reference(reference, images, fake)
 
 
 def test_progress_is_shown_where_asked_for(capsys):
@@ -239,10 +239,10 @@ def test_a_file_of_images_is_a_reference(cache, tmp_path):
     images, fake = pixels(10), Fake()
     np.savez(tmp_path / "batch.npz", images, np.arange(10))  # arr_0 and labels, as ADM's
     name = str(tmp_path / "batch.npz")
-    found = inception_features.reference(name, fake, image_shape=(4, 4, 1), data_settings={})
-    assert_reference(found, images, fake)
-    assert found.provenance["file"] == "batch.npz"
-    assert_allclose(found.features, Fake().features(images).pool, rtol=1e-5, atol=1e-5)
+    reference = inception_features.reference(name, fake, image_shape=(4, 4, 1), data_settings={})
+    assert_reference(reference, images, fake)
+    assert reference.provenance["file"] == "batch.npz"
+    assert_allclose(reference.features, Fake().features(images).pool, rtol=1e-5, atol=1e-5)
     fails("batch.npz has images of 4x4, and the samples are 8x8", inception_features.reference,
           name, fake, image_shape=(8, 8, 3), data_settings={})
 
@@ -251,14 +251,13 @@ def test_a_file_of_statistics_is_a_reference_as_it_is(cache, tmp_path):
     mu, sigma, fake = np.arange(2048.0), np.eye(2048), Fake()
     np.savez(tmp_path / "stats.npz", mu=mu, sigma=sigma)
     name = str(tmp_path / "stats.npz")
-    found = inception_features.reference(name, fake, image_shape=(32, 32, 3), data_settings={})
-    assert_array_equal(found.mu, mu)
-    assert_array_equal(found.sigma, sigma)
-    assert fake.seen == [] and found.features is found.mu_s is found.count is None
-    samples = inception_features.Samples.of([pixels(6)], Fake())
-    for metric in ("sfid", "kid", "precision_recall"):
-        fails(rf"^{metric} needs .*config\.evaluate\.metrics", metrics_lib.SAMPLE_SCORES[metric],
-              samples, found)
+    reference = inception_features.reference(name, fake, image_shape=(32, 32, 3), data_settings={})
+    assert_array_equal(reference.mu, mu)
+    assert_array_equal(reference.sigma, sigma)
+    assert fake.seen == [] and reference.features is reference.mu_s is reference.count is None
+    samples = inception_features.SampleFeatures.from_batches([pixels(6)], Fake())
+    for score in (metrics_lib.sfid, metrics_lib.kid, metrics_lib.precision_recall):
+        fails(rf"^{score.__name__} needs .*config\.evaluate\.metrics", score, samples, reference)
 
 
 def test_of_a_file_of_both_the_images_count(cache, tmp_path):
@@ -266,8 +265,8 @@ def test_of_a_file_of_both_the_images_count(cache, tmp_path):
     images, fake = pixels(3), Fake()
     np.savez(tmp_path / "both.npz", arr_0=images, mu=np.zeros(2048), sigma=np.eye(2048))
     name = str(tmp_path / "both.npz")
-    found = inception_features.reference(name, fake, image_shape=(4, 4, 3), data_settings={})
-    assert_reference(found, images, fake)
+    reference = inception_features.reference(name, fake, image_shape=(4, 4, 3), data_settings={})
+    assert_reference(reference, images, fake)
     fails("both.npz has images of 4x4, and the samples are 4x8", inception_features.reference,
           name, fake, image_shape=(4, 8, 3), data_settings={})
 
@@ -277,14 +276,15 @@ def test_a_folder_of_pictures_is_a_reference(cache, tmp_path):
     (folder / "below").mkdir(parents=True)
     for i, image in enumerate(images):
         Image.fromarray(image).save(folder / "below" / f"{i}.png")
-    found = inception_features.reference(str(folder), fake, image_shape=(4, 4, 3), data_settings={})
-    assert_reference(found, images, fake)
-    assert found.provenance["folder"] == "faces"
+    reference = inception_features.reference(
+        str(folder), fake, image_shape=(4, 4, 3), data_settings={})
+    assert_reference(reference, images, fake)
+    assert reference.provenance["folder"] == "faces"
     fails("not a folder", inception_features.reference, str(tmp_path / "none"), fake,
           image_shape=(4, 4, 3), data_settings={})
 
 
-def test_a_missing_test_split_is_said(cache, tmp_path):
+def test_a_missing_test_split_is_refused(cache, tmp_path):
     settings = npz(tmp_path, train=pixels(4))
     fails("'npz' has no test split; .*config.evaluate.references", inception_features.reference,
           "test", Fake(), image_shape=(4, 4, 3), data_settings=settings)
@@ -297,7 +297,7 @@ def test_a_split_of_another_size_is_refused(cache):
 
 @pytest.fixture
 def small(monkeypatch):
-    """Files of a few kilobytes: features of a few numbers."""
+    """Networks with few features, whose files take a few kilobytes."""
     monkeypatch.setattr(references, "POOL", 5)
     monkeypatch.setattr(references, "SPATIAL", 3)
     monkeypatch.setattr(inception_features, "POOL", 5)
@@ -314,10 +314,10 @@ def small(monkeypatch):
 def test_what_is_known_is_not_computed_again(cache, tmp_path, small):
     def computed(train, fake, **more):
         settings = npz(tmp_path, train=train) | more
-        found = inception_features.reference(
+        reference = inception_features.reference(
             "train", fake, image_shape=(4, 4, 3), data_settings=settings)
         seen, fake.seen = sum(fake.seen), []
-        return found, seen
+        return reference, seen
 
     images, fake = pixels(70), small()
     first, seen = computed(images, fake)
@@ -342,23 +342,23 @@ def test_kept_features_are_spread_over_the_set(cache, tmp_path, small, monkeypat
     pool = small().features(images).pool
     for kept, batch in ((7, 1), (198, 1), (200, 64), (1000, 64)):
         monkeypatch.setattr(inception_features, "KEPT", kept)
-        monkeypatch.setattr(inception_features, "_BATCH", batch)
+        monkeypatch.setattr(inception_features, "BATCH", batch)
         fake = small()
-        found = inception_features.reference(
+        reference = inception_features.reference(
             "train", fake, image_shape=(4, 4, 3), data_settings=npz(tmp_path, train=images))
-        # 1,000 of 200 are as many as 200, and known by then.
+        # 1,000 of 200 are the same as 200, which are in the cache by then.
         assert sum(fake.seen) == (0 if kept == 1000 else 200)
         count = min(kept, 200)
         places = [round(i * 199 / (count - 1)) for i in range(count)]
-        assert_allclose(found.features, pool[places], rtol=1e-5, atol=1e-5)
-        assert found.provenance["kept"] == count and found.count == 200
+        assert_allclose(reference.features, pool[places], rtol=1e-5, atol=1e-5)
+        assert reference.provenance["kept"] == count and reference.count == 200
 
 
 def test_fingerprints_tell_sets_apart():
     images = pixels(100)
     known = inception_features.fingerprint(source_lib.from_array(images))
     assert known == inception_features.fingerprint(source_lib.from_array(images.copy()))
-    assert len(known) == 16 and int(known, 16)
+    assert known == "65c381d715d63134"  # Files of the cache are named by it.
     for i in (0, 99):
         changed = images.copy()
         changed[i, 0, 0, 0] ^= 1

@@ -1,4 +1,4 @@
-"""Reference statistics in files: what others write is read, what is wrong is refused."""
+"""Reference statistics in files: those of other tools are read, damaged ones are refused."""
 
 import dataclasses
 import json
@@ -45,9 +45,9 @@ def images():
     return np.random.default_rng(3).integers(0, 256, (10, 4, 6, 3), np.uint8)
 
 
-def assert_same(found, want):
+def assert_same(actual, want):
     for field in dataclasses.fields(references.Reference):
-        a, b = getattr(found, field.name), getattr(want, field.name)
+        a, b = getattr(actual, field.name), getattr(want, field.name)
         if isinstance(b, np.ndarray):
             np.testing.assert_array_equal(a, b)
             assert a.dtype == b.dtype
@@ -62,9 +62,9 @@ def assert_same(found, want):
 def test_what_was_saved_is_loaded(tmp_path, request, kind):
     reference, path = request.getfixturevalue(kind), tmp_path / "made" / "reference.npz"
     references.save(reference, path)
-    found = references.load(str(path))
-    assert_same(found.statistics, reference)
-    assert found.images is None
+    loaded = references.load(str(path))
+    assert_same(loaded.statistics, reference)
+    assert loaded.images is None
     assert [p.name for p in path.parent.iterdir()] == ["reference.npz"]
     assert path.stat().st_size < 34e6 if kind == "plain" else 67e6
 
@@ -78,7 +78,7 @@ def test_reference_holds_the_moments_of_all_images(pool, full):
 
 def test_others_read_what_was_saved(tmp_path, full):
     references.save(full, tmp_path / "a.npz")
-    with np.load(tmp_path / "a.npz") as file:  # as pytorch-fid does; no pickles by default
+    with np.load(tmp_path / "a.npz") as file:  # As pytorch-fid does; no pickles by default.
         np.testing.assert_array_equal(file["mu"][:], full.mu)
         np.testing.assert_array_equal(file["sigma"][:], full.sigma)
         np.testing.assert_array_equal(file["sigma_s"], full.sigma_s)
@@ -90,12 +90,12 @@ def test_others_read_what_was_saved(tmp_path, full):
 def test_statistics_of_pytorch_fid_are_read(tmp_path, plain, write, dtype):
     path = tmp_path / "fid_stats.npz"
     write(path, mu=plain.mu.astype(dtype), sigma=plain.sigma.astype(dtype))
-    found, images = references.load(path)
-    assert images is None and found.sigma.dtype == found.mu.dtype == np.float64
-    np.testing.assert_array_equal(found.mu, plain.mu.astype(dtype))
-    np.testing.assert_array_equal(found.sigma, plain.sigma.astype(dtype))
-    assert found.count is found.mu_s is found.sigma_s is found.features is None
-    assert found.provenance == {"source": "file", "path": str(path)}
+    statistics, images = references.load(path)
+    assert images is None and statistics.sigma.dtype == statistics.mu.dtype == np.float64
+    np.testing.assert_array_equal(statistics.mu, plain.mu.astype(dtype))
+    np.testing.assert_array_equal(statistics.sigma, plain.sigma.astype(dtype))
+    assert statistics.count is statistics.mu_s is statistics.sigma_s is statistics.features is None
+    assert statistics.provenance == {"source": "file", "path": str(path)}
 
 
 @pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
@@ -113,12 +113,12 @@ def test_reference_batch_of_adm_holds_both(tmp_path, images, full):
     path = tmp_path / "VIRTUAL_imagenet64.npz"
     names = ("mu", "sigma", "mu_s", "sigma_s")
     np.savez(path, arr_0=images, **{name: getattr(full, name) for name in names})
-    found = references.load(path)
-    assert found.images == images.shape
+    loaded = references.load(path)
+    assert loaded.images == images.shape
     want = dataclasses.replace(
         full, features=None, count=None, provenance={"source": "file", "path": str(path)}
     )
-    assert_same(found.statistics, want)
+    assert_same(loaded.statistics, want)
 
 
 def test_images_behind_a_long_header_are_read(tmp_path, images):
@@ -284,8 +284,8 @@ def compute(plain):
 
 def test_cache_computes_once(tmp_path, compute, plain):
     for provenance in (PROVENANCE, dict(reversed(PROVENANCE.items()))):
-        found = references.cached(tmp_path / "cache", provenance, compute)
-        assert_same(found, plain)
+        reference = references.cached(tmp_path / "cache", provenance, compute)
+        assert_same(reference, plain)
     assert compute.calls == 1
     (path,) = (tmp_path / "cache").iterdir()
     assert_same(references.load(path).statistics, plain)
@@ -293,20 +293,20 @@ def test_cache_computes_once(tmp_path, compute, plain):
 
 def test_cache_takes_tuples_for_lists(tmp_path, compute):
     for shape in ((8, 8, 1), [8, 8, 1]):
-        found = references.cached(tmp_path, {"shape": shape}, compute)
-        assert found.provenance == {"shape": [8, 8, 1]}
+        reference = references.cached(tmp_path, {"shape": shape}, compute)
+        assert reference.provenance == {"shape": [8, 8, 1]}
     assert compute.calls == 1
 
 
 def test_cache_keeps_other_provenance_apart(tmp_path, compute):
     references.cached(tmp_path, PROVENANCE, compute)
-    found = references.cached(tmp_path, PROVENANCE | {"split": "test"}, compute)
-    assert found.provenance["split"] == "test"
+    reference = references.cached(tmp_path, PROVENANCE | {"split": "test"}, compute)
+    assert reference.provenance["split"] == "test"
     assert compute.calls == 2 and len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "other", "no provenance"])
-def test_damaged_cache_is_said_aloud_and_computed_again(tmp_path, compute, plain, damage):
+def test_a_damaged_cache_triggers_a_warning_and_is_computed_again(tmp_path, compute, plain, damage):
     references.cached(tmp_path, PROVENANCE, compute)
     (path,) = tmp_path.iterdir()
     data = bytearray(path.read_bytes())
@@ -322,9 +322,9 @@ def test_damaged_cache_is_said_aloud_and_computed_again(tmp_path, compute, plain
     else:
         np.savez(path, mu=plain.mu, sigma=plain.sigma)
     with pytest.warns(UserWarning, match="computed again") as caught:
-        found = references.cached(tmp_path, PROVENANCE, compute)
+        reference = references.cached(tmp_path, PROVENANCE, compute)
     assert path.name in str(caught[0].message)
-    assert_same(found, plain)
+    assert_same(reference, plain)
     assert compute.calls == 2
     with warnings.catch_warnings(action="error"):
         references.cached(tmp_path, PROVENANCE, compute)
@@ -334,8 +334,8 @@ def test_damaged_cache_is_said_aloud_and_computed_again(tmp_path, compute, plain
 def test_cache_that_cannot_be_written_does_not_lose_the_work(tmp_path, compute, plain):
     (tmp_path / "file").write_text("")
     with pytest.warns(UserWarning, match="cannot be written"):
-        found = references.cached(tmp_path / "file" / "cache", PROVENANCE, compute)
-    assert_same(found, plain)
+        reference = references.cached(tmp_path / "file" / "cache", PROVENANCE, compute)
+    assert_same(reference, plain)
 
 
 def test_cache_refuses_provenance_before_computing(tmp_path, compute):
@@ -362,9 +362,9 @@ def empty(count, d=references.POOL):
     ],
 )
 def test_remarks(plain, samples, reference, want):
-    found = references.remarks(empty(samples), dataclasses.replace(plain, count=reference))
-    assert len(found) == len(want)
-    assert all(words in line and "\n" not in line for line, words in zip(found, want))
+    remarks = references.remarks(empty(samples), dataclasses.replace(plain, count=reference))
+    assert len(remarks) == len(want)
+    assert all(words in line and "\n" not in line for line, words in zip(remarks, want))
 
 
 def test_remarks_refuse(plain):

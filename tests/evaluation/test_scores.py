@@ -25,10 +25,10 @@ def expected():
 
 
 def moments(*batches):
-    found = scores.Moments.empty(batches[0].shape[1])
+    joined = scores.Moments.empty(batches[0].shape[1])
     for batch in batches:
-        found = found.update(batch)
-    return found
+        joined = joined.update(batch)
+    return joined
 
 
 def normal(seed, *shape):
@@ -49,22 +49,22 @@ def small_blocks():
 @pytest.mark.parametrize("offset", [0, 1e3, -1e6])
 def test_moments_of_uneven_batches_are_those_of_all_rows(offset):
     x = normal(0, 500, 12) @ normal(1, 12, 12) + offset
-    found = moments(*np.split(x, [1, 3, 3, 130, 499]))  # one of them empty
-    assert found.count == 500
+    actual = moments(*np.split(x, [1, 3, 3, 130, 499]))  # one of them empty
+    assert actual.count == 500
     # Rounding of the rows themselves: float64 eps times the offset, times a few.
     rounding = 1e-12 * max(1, abs(offset) / 1e3)
-    np.testing.assert_allclose(found.mean, x.mean(axis=0), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(actual.mean, x.mean(axis=0), rtol=1e-12, atol=1e-12)
     want = np.cov(x, rowvar=False)
-    np.testing.assert_allclose(found.covariance, want, rtol=0, atol=rounding * want.max())
-    np.testing.assert_array_equal(found.covariance, found.covariance.T)
+    np.testing.assert_allclose(actual.covariance, want, rtol=0, atol=rounding * want.max())
+    np.testing.assert_array_equal(actual.covariance, actual.covariance.T)
 
 
 def test_moments_take_float32_and_jax_arrays_in_float64():
     x = (normal(0, 100, 3) + 1e3).astype(np.float32)
-    found = moments(jnp.asarray(x[:40]), x[40:])
-    assert found.mean.dtype == found.covariance.dtype == np.float64
+    actual = moments(jnp.asarray(x[:40]), x[40:])
+    assert actual.mean.dtype == actual.covariance.dtype == np.float64
     want = np.cov(x.astype(np.float64), rowvar=False)
-    np.testing.assert_allclose(found.covariance, want, rtol=0, atol=1e-12 * want.max())
+    np.testing.assert_allclose(actual.covariance, want, rtol=0, atol=1e-12 * want.max())
 
 
 @SETTINGS
@@ -100,10 +100,10 @@ def distance(x, y):
 @pytest.mark.parametrize("name", ["samples", "few"])
 def test_frechet_distance_is_that_of_torch_fidelity(sets, expected, name):
     trace = np.trace(np.cov(sets["reference"], rowvar=False))
-    found = distance(sets[name], sets["reference"])
+    actual = distance(sets[name], sets["reference"])
     # Its root of a singular product keeps half the digits: 1e-8 for each of 64 features.
-    assert abs(found - expected[f"frechet_{name}"]) < 1e-6 * trace
-    assert abs(found - distance(sets["reference"], sets[name])) < 1e-10 * trace
+    assert abs(actual - expected[f"frechet_{name}"]) < 1e-6 * trace
+    assert abs(actual - distance(sets["reference"], sets[name])) < 1e-10 * trace
 
 
 @pytest.mark.parametrize("n", [2, 20, 300])
@@ -120,9 +120,9 @@ def test_frechet_distance_of_shifted_sets_is_the_squared_shift():
 
 def test_frechet_distance_of_gaussians_along_the_axes():
     a, b, m = np.array([4.0, 9, 0]), np.array([1.0, 25, 16]), np.array([1.0, 2, 3])
-    found = scores.frechet_distance(m, np.diag(a), 0 * m, np.diag(b))
+    actual = scores.frechet_distance(m, np.diag(a), 0 * m, np.diag(b))
     # sum of (sqrt a - sqrt b)^2 = 1 + 4 + 16, and |m|^2 = 14
-    assert found == pytest.approx(35, rel=1e-12)
+    assert actual == pytest.approx(35, rel=1e-12)
 
 
 def test_frechet_distance_of_gaussians_in_the_plane():
@@ -130,30 +130,30 @@ def test_frechet_distance_of_gaussians_in_the_plane():
     # A 2x2 root has trace sqrt(trace + 2 sqrt(determinant)), by Cayley and Hamilton.
     root = np.sqrt(np.trace(a @ b) + 2 * np.sqrt(np.linalg.det(a) * np.linalg.det(b)))
     want = np.trace(a) + np.trace(b) - 2 * root
-    found = scores.frechet_distance(np.zeros(2), a, np.zeros(2), b)
-    assert found == pytest.approx(want, rel=1e-12)
+    actual = scores.frechet_distance(np.zeros(2), a, np.zeros(2), b)
+    assert actual == pytest.approx(want, rel=1e-12)
 
 
 def test_frechet_distance_bears_the_rounding_of_float32_files():
     cov = np.cov(normal(0, 20, 60), rowvar=False)
     rounded = cov.astype(np.float32)
     assert np.linalg.eigvalsh(rounded.astype(np.float64))[0] < 0
-    found = scores.frechet_distance(np.zeros(60), rounded, np.zeros(60), cov)
+    actual = scores.frechet_distance(np.zeros(60), rounded, np.zeros(60), cov)
     # float32's 6e-8 of the trace, and as much in each of the 41 null directions.
-    assert found < 1e-5 * np.trace(cov)
+    assert actual < 1e-5 * np.trace(cov)
 
 
 # Kernel distance
 
 
 def test_kernel_distance_is_that_of_torch_fidelity(sets, expected):
-    found = scores.kernel_distance(
+    actual = scores.kernel_distance(
         sets["samples"], sets["reference"], **fidelity_scores.SUBSETS
     )
     # Sums of 100^2 kernel values of order 10, in float64 on both sides.
-    assert found.mean == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-9)
-    assert found.std == pytest.approx(expected["kernel_inception_distance_std"], rel=1e-9)
-    assert found.standard_error == pytest.approx(found.std / 20**0.5)
+    assert actual.mean == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-9)
+    assert actual.std == pytest.approx(expected["kernel_inception_distance_std"], rel=1e-9)
+    assert actual.standard_error == pytest.approx(actual.std / 20**0.5)
 
 
 def test_kernel_distance_of_whole_sets_is_the_sum_over_pairs():
@@ -166,17 +166,17 @@ def test_kernel_distance_of_whole_sets_is_the_sum_over_pairs():
         kernel(s[i], s[j]) for s in (x, y) for i in range(6) for j in range(6) if i != j
     )
     between = sum(kernel(a, b) for a in x for b in y)
-    found = scores.kernel_distance(x, y, num_subsets=4, subset_size=6)
-    assert found.mean == pytest.approx(within / 30 - 2 * between / 36, rel=1e-12)
-    assert found.std < 1e-12  # the same sums in another order
+    actual = scores.kernel_distance(x, y, num_subsets=4, subset_size=6)
+    assert actual.mean == pytest.approx(within / 30 - 2 * between / 36, rel=1e-12)
+    assert actual.std < 1e-12  # the same sums in another order
 
 
 def test_kernel_distance_of_one_distribution_is_zero_on_average():
     x, y = normal(0, 4000, 4), normal(1, 4000, 4)
-    found = scores.kernel_distance(x, y, num_subsets=40, subset_size=100)
+    actual = scores.kernel_distance(x, y, num_subsets=40, subset_size=100)
     # 40 disjoint subsets' worth of rows: five standard errors.
-    assert abs(found.mean) < 5 * found.standard_error
-    assert min(found.mean, found.mean - found.std) < 0  # unbiased: may be negative
+    assert abs(actual.mean) < 5 * actual.standard_error
+    assert min(actual.mean, actual.mean - actual.std) < 0  # unbiased: may be negative
 
 
 def test_kernel_distance_follows_its_seed():
@@ -193,11 +193,11 @@ def test_kernel_distance_follows_its_seed():
 
 @pytest.mark.parametrize("splits", [1, 10])
 def test_inception_score_is_that_of_torch_fidelity(sets, expected, splits):
-    found = scores.inception_score(sets["logits"], splits)
+    actual = scores.inception_score(sets["logits"], splits)
     # Its softmax and sums are float64 as well.
-    assert found.mean == pytest.approx(expected[f"score_{splits}_mean"], rel=1e-10)
+    assert actual.mean == pytest.approx(expected[f"score_{splits}_mean"], rel=1e-10)
     if splits == 10:
-        assert found.std == pytest.approx(expected["score_10_std"], rel=1e-9)
+        assert actual.std == pytest.approx(expected["score_10_std"], rel=1e-9)
 
 
 @pytest.mark.parametrize("constant", [0, 1e4])
@@ -210,22 +210,22 @@ def test_inception_score_of_equal_predictions_is_one(constant):
 @pytest.mark.parametrize("classes", [1, 2, 9])
 def test_inception_score_of_certain_and_even_predictions_is_the_classes(height, classes):
     logits = np.tile(np.eye(classes, 12), (5, 1)) * height
-    found = scores.inception_score(logits)
-    assert found.mean == pytest.approx(classes, rel=1e-9)
-    assert found.std is None and found.standard_error is None
+    actual = scores.inception_score(logits)
+    assert actual.mean == pytest.approx(classes, rel=1e-9)
+    assert actual.std is None and actual.standard_error is None
 
 
 def test_inception_score_splits_are_consecutive():
     one, all_five = np.tile(np.eye(5)[:1], (10, 1)), np.tile(np.eye(5), (2, 1))
-    found = scores.inception_score(np.concatenate([one, all_five]) * 99, splits=2)
+    actual = scores.inception_score(np.concatenate([one, all_five]) * 99, splits=2)
     # scores 1 and 5
-    assert found == pytest.approx((3, 2, 2**0.5), rel=1e-9)
+    assert actual == pytest.approx((3, 2, 2**0.5), rel=1e-9)
 
 
 def test_inception_score_block_by_block(sets, expected):
     with small_blocks():
-        found = scores.inception_score(sets["logits"])
-    assert found.mean == pytest.approx(expected["score_1_mean"], rel=1e-10)
+        actual = scores.inception_score(sets["logits"])
+    assert actual.mean == pytest.approx(expected["score_1_mean"], rel=1e-10)
 
 
 # Bad input

@@ -22,7 +22,7 @@ import pages
 from ddpm_jax import cli, validation
 from ddpm_jax import config as config_lib
 from ddpm_jax.configs import cifar10
-from ddpm_jax.evaluation import catalogue
+from ddpm_jax.evaluation import evaluate as evaluate_lib
 from ddpm_jax.inference import sample_command
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # absl's
@@ -197,7 +197,7 @@ def check_run(arguments, where):
     assert config or mode in ("sample", "evaluate"), where
     if config:
         validation.validate(config, num_devices=1)
-        catalogue.check_evaluation(config)
+        evaluate_lib.check_evaluation(config)
         config_lib.sampling_settings(config)
         if config.sample.task or config.sample.inputs:
             sample_command.check(config.sample)

@@ -31,6 +31,7 @@ def test_a_write_that_fails_leaves_the_old_file_alone(tmp_path):
 def test_a_sum_is_that_of_the_content(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")  # The example of FIPS 180-4.
     assert files.sha256(tmp_path / "a").startswith("ba7816bf8f01cfea414140de5dae2223")
+    assert files.short_hash(b"abc", 8) == "ba7816bf"
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch):

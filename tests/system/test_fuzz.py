@@ -25,7 +25,7 @@ from ddpm_jax.data import decoding, loading
 from ddpm_jax.data import source as source_lib
 from ddpm_jax.diffusion import randomness
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation import catalogue
+from ddpm_jax.evaluation import evaluate as evaluate_lib
 from ddpm_jax.runtime import memory, parallel
 from ddpm_jax.training import loop
 from ddpm_jax.training import run as run_lib
@@ -95,7 +95,7 @@ def tiny_net(config, channels):
 
 def begin(config, folder):
     """Sets up a run and traces its step, or trains two steps."""
-    catalogue.check_evaluation(config)
+    evaluate_lib.check_evaluation(config)
     config_lib.sampling_settings(config)
     if LONG:
         config.train.num_steps = 2
@@ -164,7 +164,7 @@ def test_text_on_the_command_line_becomes_a_value_or_an_error_of_one_line(name, 
     except cli.FLAG_ERRORS:
         return
     try:
-        catalogue.check_evaluation(values.config)
+        evaluate_lib.check_evaluation(values.config)
         config_lib.sampling_settings(values.config)
         validation.validate(values.config, num_devices=8)
     except ValueError as error:
