@@ -25,7 +25,7 @@ from sklearn.linear_model import RidgeCV
 import ddpm_jax
 from benchmarks.quality.digits import fitted_classifier, scaled
 from ddpm_jax.data import image_pairs, loading
-from ddpm_jax.evaluation import conditional_draws
+from ddpm_jax.evaluation import conditional_draws, scores
 
 _DRAWS = 16
 _CHAIN = dict(sampler="ddim", eta=1.0, num_steps=50, output="uint8", progress=True)
@@ -33,7 +33,7 @@ _CHAIN = dict(sampler="ddim", eta=1.0, num_steps=50, output="uint8", progress=Tr
 
 def with_error(values):
     """The mean and its standard error, as text."""
-    return f"{values.mean():.4f} +- {values.std(ddof=1) / len(values) ** 0.5:.4f}"
+    return f"{values.mean():.4f} +- {scores.standard_error(values):.4f}"
 
 
 def guidance(trained, seed):

@@ -19,6 +19,7 @@ from sklearn.svm import SVC
 
 import ddpm_jax
 from ddpm_jax.data import loading
+from ddpm_jax.evaluation import scores
 
 
 def scaled(images):
@@ -41,7 +42,7 @@ def fitted_classifier():
 def top_probability(classifier, images):
     """The classifier's top probability for uint8 [n, 8, 8, 1]: mean and standard error."""
     top = classifier.predict_proba(scaled(images)).max(axis=1)
-    return top.mean(), top.std(ddof=1) / len(top) ** 0.5
+    return top.mean(), scores.standard_error(top)
 
 
 def main():

@@ -14,6 +14,7 @@ import numpy as np
 
 import ddpm_jax
 from ddpm_jax.data import loading, pixels
+from ddpm_jax.evaluation import scores
 from ddpm_jax.inference import editing
 from ddpm_jax.samplers.settings import Settings
 
@@ -35,7 +36,7 @@ def main():
         settings = Settings("ddim", num_steps)
         reconstructed = editing.reconstruct(trained, digits, settings=settings)
         error = np.mean(np.square(np.float64(reconstructed - digits) / 2), axis=(1, 2, 3))
-        spread = error.std(ddof=1) / len(error) ** 0.5
+        spread = scores.standard_error(error)
         print(f"| {num_steps} | {error.mean():.2g} ± {spread:.1g} | {paper} |", flush=True)
 
 

@@ -13,6 +13,7 @@ import pathlib
 import numpy as np
 
 from ddpm_jax import config as config_lib
+from ddpm_jax.evaluation import scores
 
 
 def table(records):
@@ -77,9 +78,7 @@ def _difference(row, first):
     if any(row["protocol"][key] != first["protocol"][key] for key in same):
         return "other images"
     each = np.array(row["each"]) - np.array(first["each"])
-    return f"{each.mean():+.4f}" + (
-        _error(each.std(ddof=1) / len(each) ** 0.5) if len(each) > 1 else ""
-    )
+    return f"{each.mean():+.4f}" + _error(scores.standard_error(each))
 
 
 def main(argv=None):
