@@ -27,7 +27,7 @@ def schedule(config: ml_collections.ConfigDict) -> schedule_lib.Schedule:
     """The noise schedule of `config.diffusion`.
 
     Raises:
-        ValueError: a setting is out of its range, with its name.
+        ValueError: a setting is unknown or out of its range.
     """
     settings = config.diffusion
     if not 1 <= settings.num_timesteps <= MAX_TIMESTEPS:
@@ -85,9 +85,9 @@ def model(config: ml_collections.ConfigDict, channels: int) -> unet.UNet:
 def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
     """Linear warm-up from 0 at the first update, then constant."""
     rate, steps = config.train.learning_rate, config.train.warmup_steps
-    return optax.schedules.linear_schedule(0.0, rate, steps) if steps else (
-        optax.schedules.constant_schedule(rate)
-    )
+    if not steps:
+        return optax.schedules.constant_schedule(rate)
+    return optax.schedules.linear_schedule(0.0, rate, steps)
 
 
 def optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
