@@ -32,9 +32,9 @@ def test_the_program_ends_with_the_documented_status(tmp_path, number, status):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("told, number", [(1, TERM), (0, CTRL_C)])
+@pytest.mark.parametrize("signalled, number", [(1, TERM), (0, CTRL_C)])
 def test_all_processes_save_the_same_step(tmp_path, signalled, number):
-    """JAX's real service: one of two processes is told, and the job continues with one."""
+    """JAX's real service: one of two processes gets the signal, and the job resumes with one process."""
     settings = {
         "train.num_steps": 10**6, "train.checkpoint_every": 10**6, "train.eval_images": 0,
         "train.sample_every": 10**6, "train.log_every": 1, "train.t_sampling": "uniform",
