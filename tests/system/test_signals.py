@@ -34,7 +34,7 @@ def test_the_program_ends_with_the_documented_status(tmp_path, number, status):
 @pytest.mark.slow
 @pytest.mark.parametrize("signalled, number", [(1, TERM), (0, CTRL_C)])
 def test_all_processes_save_the_same_step(tmp_path, signalled, number):
-    """JAX's real service: one of two processes gets the signal, and the job resumes with one process."""
+    """JAX's real service: one of two processes gets the signal; the job resumes with one."""
     settings = {
         "train.num_steps": 10**6, "train.checkpoint_every": 10**6, "train.eval_images": 0,
         "train.sample_every": 10**6, "train.log_every": 1, "train.t_sampling": "uniform",
