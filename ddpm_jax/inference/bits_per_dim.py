@@ -1,4 +1,4 @@
-"""Bits/dim of many images on every device: `bits_per_dim`, and its terms, resumable."""
+"""Bits/dim of many images on every device, by the bound or the ODE; resumable."""
 
 import functools
 from typing import Any
@@ -31,13 +31,13 @@ def bits_per_dim(
 ) -> np.ndarray:
     """The variational bound of each image in bits/dim (Eq. 5 of Ho et al. 2020).
 
-    T network calls an image. Its draws depend on (rng, i) alone.
+    It makes T network calls per image. The draws for image i depend on (rng, i) alone.
 
     Args:
         trained: what `load` and `train` return.
         rng: a typed key, a legacy `PRNGKey` or an int.
         images: uint8 [n, h, w, c].
-        labels: of a class-conditional model, [n] or one for all; None is no class.
+        labels: of a class-conditional model, [n] or one for all; None means no class.
         condition: of an image-conditional model, [n, h, w, k]; uint8, or float in [-1, 1].
         clip: keep the predicted x_0 in [-1, 1], as the paper's evaluation does.
         batch_size: images at a time on all devices together; what fits by default.
@@ -47,17 +47,18 @@ def bits_per_dim(
         float64 [n].
 
     Raises:
-        ValueError: the images are not uint8 or of another shape than the model's, or the model
-            takes no such labels or condition.
+        ValueError: the images are not uint8 or have another shape than the model's, or the model
+            does not take these labels or this condition.
     """
     source = source_lib.from_array(images)
     no_class = getattr(trained.model, "num_classes", 0) or None
-    told = conditions.checked(
+    model_kwargs = conditions.checked(
         trained.model, len(source), source.image_shape,
         labels=no_class if labels is None else labels, condition=condition,
     )
     return variational_bound.total_bits(_terms(
-        trained, rng, source, lambda places: {name: x[places] for name, x in told.items()},
+        trained, rng, source,
+        lambda places: {name: x[places] for name, x in model_kwargs.items()},
         clip=clip, batch_size=batch_size, progress=progress, folder=None,
     ))
 
@@ -75,9 +76,9 @@ def terms(
     """Every term of the bound for every image of `source`, NumPy arrays [n, ...].
 
     Args:
-        source: uint8 images, with labels or conditions where the model takes them.
-        folder: where finished rounds are kept, one file each, so that a second call with the
-            same arguments continues; None keeps nothing.
+        source: uint8 images, with labels or conditions if the model takes them.
+        folder: keeps the finished batches, one file each, so that a second call with the same
+            arguments continues; None keeps nothing.
 
     The other arguments, and the errors, are those of `bits_per_dim`.
     """
@@ -87,10 +88,10 @@ def terms(
     )
 
 
-def _terms(trained, rng, source, told, *, clip, batch_size, progress, folder):
+def _terms(trained, rng, source, read_kwargs, *, clip, batch_size, progress, folder):
     chain = _pmap_terms(*_static(trained), clip, progress)
     return _each_image(
-        trained, rng, source, told, chain, Terms, num_steps=trained.schedule.num_timesteps,
+        trained, rng, source, read_kwargs, chain, Terms, num_steps=trained.schedule.num_timesteps,
         batch_size=batch_size, progress=progress, folder=folder,
     )
 
@@ -110,7 +111,7 @@ def ode_bits_per_dim(
 
     Args:
         num_steps: Heun steps, two network calls each.
-        num_probes: probes of the divergence an image.
+        num_probes: probes of the divergence per image.
 
     The other arguments, and the errors, are those of `terms`.
 
@@ -125,7 +126,7 @@ def ode_bits_per_dim(
 
 
 def _static(trained):
-    """(model, diffusion, schedule as bytes): the same for every checkpoint of a run."""
+    """(model, diffusion, schedule as bytes): hashable, and equal for all checkpoints of a run."""
     beta, timesteps = trained.schedule.beta, trained.schedule.timesteps
     return trained.model, trained.diffusion, (
         np.asarray(beta, np.float64).tobytes(), np.asarray(timesteps, np.int32).tobytes()
@@ -142,9 +143,9 @@ def _schedule(packed):
 def _pmap_terms(model, diffusion, packed, clip, progress):
     schedule = _schedule(packed)
 
-    def chain(params, uint8, rngs, told):
+    def chain(params, uint8, rngs, model_kwargs):
         predict_fn = process.predict_fn(
-            schedule, _denoise_fn(model, params, told),
+            schedule, _denoise_fn(model, params, model_kwargs),
             mean=diffusion.mean, variance=diffusion.variance, clip=clip,
         )
         report = batched_map.on_step(schedule.num_timesteps, progress)
@@ -158,9 +159,9 @@ def _pmap_terms(model, diffusion, packed, clip, progress):
 def _pmap_ode(model, diffusion, packed, num_steps, num_probes, progress):
     schedule = _schedule(packed)
 
-    def chain(params, uint8, rngs, told):
+    def chain(params, uint8, rngs, model_kwargs):
         return {"bits": ode_likelihood.ode_bits_per_dim(
-            schedule, _denoise_fn(model, params, told), uint8, rngs,
+            schedule, _denoise_fn(model, params, model_kwargs), uint8, rngs,
             mean=diffusion.mean, variance=diffusion.variance, num_steps=num_steps,
             num_probes=num_probes, on_step=batched_map.on_step(num_steps, progress),
         )}
@@ -168,35 +169,36 @@ def _pmap_ode(model, diffusion, packed, num_steps, num_probes, progress):
     return parallel.pmap(chain, in_axes=(None, 0, 0, 0))
 
 
-def _denoise_fn(model, params, told):
+def _denoise_fn(model, params, model_kwargs):
     return functools.partial(
-        model.apply, {"params": params}, train=False, **conditions.as_float(told)
+        model.apply, {"params": params}, train=False, **conditions.as_float(model_kwargs)
     )
 
 
 def _each_image(
-    trained, rng, source, told, chain, container, *, num_steps, batch_size, progress, folder
+    trained, rng, source, read_kwargs, chain, container, *, num_steps, batch_size, progress, folder
 ):
+    """`container` of what `chain` returns for each image; continues what `folder` holds."""
     if tuple(source.image_shape) != tuple(trained.image_shape):
         raise UserError(
             f"images are {list(source.image_shape)}, and the model's {list(trained.image_shape)}"
             "; bits/dim need images of its own size: set config.data.image_size to it."
         )
     n, rng = len(source), randomness.as_key(rng)
-    found = list(partial_results.finished(folder)) if folder else []
-    done = sum(map(partial_results.num_rows, found))
+    parts = list(partial_results.finished(folder)) if folder else []
+    done = sum(map(partial_results.num_rows, parts))
     if done < n:
         batch = batched_map.batch_size(trained, n - done, batch_size, most=MOST_PER_DEVICE)
         for part in batched_map.run(
             chain, (parallel.replicate(trained.params),), lambda places: (
-                source.read(places), randomness.image_keys(rng, places), told(places)
+                source.read(places), randomness.image_keys(rng, places), read_kwargs(places)
             ),
             n, batch, num_steps=num_steps, progress=progress, done=done,
         ):
             if folder:
                 partial_results.keep(folder, done, part)
             done += partial_results.num_rows(part)
-            found.append(part)
+            parts.append(part)
     return container(**{
-        name: np.concatenate([part[name] for part in found]) for name in found[0]
+        name: np.concatenate([part[name] for part in parts]) for name in parts[0]
     })

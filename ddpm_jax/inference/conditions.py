@@ -1,8 +1,8 @@
-"""What a conditional network is told besides x_t and t, and classifier-free guidance.
+"""Labels and conditions: the inputs of a conditional network besides x_t and t.
 
-A network takes `labels` (int32 [b]) and `condition` (float32 [b, h, w, k]) as keyword
-arguments. Losses, samplers and likelihoods see none of it: they call a `denoise_fn(x_t, t)`
-that is closed over them.
+The network takes `labels` (int32 [b]) and `condition` (float32 [b, h, w, k]) as keyword
+arguments. Losses, samplers and likelihoods do not see them: they call a `denoise_fn(x_t, t)` that
+is closed over them.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from ddpm_jax.errors import UserError
 
 
 def as_float(model_kwargs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """The keyword arguments of a network from those of a `Source`: uint8 becomes [-1, 1]."""
+    """The keyword arguments of a network from those of a `Source`, uint8 mapped to [-1, 1]."""
     return {
         name: to_float(x) if x.dtype == jnp.uint8 else x for name, x in model_kwargs.items()
     }
@@ -26,8 +26,8 @@ def as_float(model_kwargs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
 
 def split(batch: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The images of a batch of `Source.examples`, and the keyword arguments of a network."""
-    told = {name: x for name, x in batch.items() if name != "images"}
-    return batch["images"], as_float(told)
+    model_kwargs = {name: x for name, x in batch.items() if name != "images"}
+    return batch["images"], as_float(model_kwargs)
 
 
 def checked(
@@ -40,35 +40,35 @@ def checked(
     """The keyword arguments of a network for n images, arrays [n, ...].
 
     Args:
-        model: the network; its `num_classes` and `condition_channels` say what it takes.
-        n: how many images.
+        model: the network; its `num_classes` and `condition_channels` decide what it takes.
+        n: number of images.
         image_shape: (h, w, c).
-        labels: one whole number for all or n of them, in 0..num_classes, the last of which
-            says nothing of the class. None is every class in turn.
+        labels: one whole number for all images or one per image, in 0..num_classes, where
+            num_classes is no class. None is every class in turn.
         condition: [n, h, w, k], or [h, w, k] for all; uint8, or float in [-1, 1].
 
     Raises:
-        ValueError: the network takes none, or they are out of range or of another shape.
+        ValueError: the network does not take them, or they are out of range or of another shape.
     """
-    told = {}
+    model_kwargs = {}
     num_classes = getattr(model, "num_classes", 0)
     channels = getattr(model, "condition_channels", 0)
     if num_classes:
-        told["labels"] = _labels(np.arange(n) % num_classes if labels is None else labels,
-                                 n, num_classes)
+        labels = np.arange(n) % num_classes if labels is None else labels
+        model_kwargs["labels"] = _labels(labels, n, num_classes)
     elif labels is not None:
         raise UserError(
             f"labels={_shown(labels)}, but this model is unconditional; leave labels out, or "
             "train with --config.data.labels=True."
         )
     if channels:
-        told["condition"] = _condition(condition, n, (*image_shape[:2], channels))
+        model_kwargs["condition"] = _condition(condition, n, (*image_shape[:2], channels))
     elif condition is not None:
         raise UserError(
             f"condition={list(np.shape(condition))}, but this model takes no condition; leave it "
             "out, or train with --config.data.condition."
         )
-    return told
+    return model_kwargs
 
 
 def _labels(labels, n, num_classes):
@@ -77,18 +77,17 @@ def _labels(labels, n, num_classes):
     if not whole or labels.min() < 0 or labels.max() > num_classes:
         raise UserError(
             f"labels={_shown(labels)} must be one whole number or {n} of them, in "
-            f"0..{num_classes - 1}, or {num_classes} for no class; write such as labels="
-            f"{num_classes - 1}."
+            f"0..{num_classes - 1}, or {num_classes} for no class; write labels={num_classes - 1}."
         )
     return np.broadcast_to(labels.astype(np.int32), (n,))
 
 
 def _condition(condition, n, shape):
-    found = np.shape(condition)
-    if condition is None or found not in (shape, (n, *shape)):
+    if condition is None or np.shape(condition) not in (shape, (n, *shape)):
+        given = None if condition is None else list(np.shape(condition))
         raise UserError(
-            f"condition={None if condition is None else list(found)}: this model needs an image "
-            f"to go by, {list(shape)} for all or [{n}, ...] one for each; pass condition=."
+            f"condition={given}: this model needs an image to go by, {list(shape)} for all or "
+            f"[{n}, ...] one for each; pass condition=."
         )
     condition = np.asarray(condition)
     if condition.dtype != np.uint8:
@@ -107,23 +106,23 @@ def _shown(labels):
 
 
 def in_turn(source: Source | None, n: int, labels: tuple[int, ...] = ()) -> dict[str, Any]:
-    """`labels` and `condition` of n samples, as `sample.sample` takes them.
+    """`labels` and `condition` for n samples, as `sample.sample` takes them.
 
     Args:
-        source: where the conditions come from, its first n images, and again; their labels
-            with them. None or a source without conditions: no condition.
-        n: how many.
-        labels: these in turn; () for the source's or for all classes in turn.
+        source: the images whose conditions and labels are used in order, from the first again
+            after the last. None, or a source without conditions: no condition.
+        n: number of samples.
+        labels: used in turn; () leaves those of the source, or all classes in turn.
     """
-    told = {}
+    model_kwargs = {}
     if source is not None and source.read_condition is not None:
-        told = source.model_kwargs(np.arange(n) % len(source))
+        model_kwargs = source.model_kwargs(np.arange(n) % len(source))
     if labels:
-        told["labels"] = np.resize(np.asarray(labels), n)
-    return told
+        model_kwargs["labels"] = np.resize(np.asarray(labels), n)
+    return model_kwargs
 
 
 def columns(model: Any) -> int | None:
-    """How many images a row of a grid, so that each column is a class; None: no such number."""
+    """The images per row of a grid whose columns are classes, or None if that is not possible."""
     num_classes = getattr(model, "num_classes", 0)
     return num_classes if 1 < num_classes <= 16 else None

@@ -1,7 +1,7 @@
 """What editing does to each picture, and the `pmap` that does it to many.
 
-A chain is a function (reverse, rngs, *arrays) -> images, of one device's share; `run` takes it
-through rounds on every local device.
+An edit is a function (reverse, rngs, *arrays) -> images of one device's share; `run` does it in
+batches on every local device.
 """
 
 import dataclasses
@@ -27,10 +27,10 @@ from ddpm_jax.samplers.settings import Settings
 
 @dataclasses.dataclass(frozen=True)
 class Reverse:
-    """The reverse process that a chain runs.
+    """The reverse process that an edit runs.
 
     Attributes:
-        schedule: the chain's, respaced or not.
+        schedule: of the chain, respaced or not.
         predict_fn: (x_t, t) -> Prediction, with the mean and variance of the sampler's step.
         rows: of `inpainting.repaint`, for `hold` alone.
         num_calls: steps to run, or rows.
@@ -45,7 +45,7 @@ class Reverse:
 
 
 def noised(schedule: Schedule, images: Any, rngs: jax.Array, start: Any) -> jax.Array:
-    """Images after start[i] noising steps; the noise of image i is one whatever start is."""
+    """Images after start[i] noising steps; the noise of image i does not depend on start."""
     rngs = randomness.fold_each(rngs, randomness.FORWARD)
     eps = randomness.standard_normal(rngs, images.shape[1:])
     x_t = process.q_sample(schedule, images, jnp.maximum(start - 1, 0), eps)
@@ -53,7 +53,7 @@ def noised(schedule: Schedule, images: Any, rngs: jax.Array, start: Any) -> jax.
 
 
 def mixture(reverse: Reverse, rngs, a, b, start, lam) -> jax.Array:
-    """(1 - lam) x_t + lam x'_t of a and b noised start[i] times, and back to x_0."""
+    """x_0 of the mixtures (1 - lam) x_t + lam x'_t of a and b noised start[i] times."""
     a, b = (noised(reverse.schedule, x, rngs, start) for x in (a, b))
     lam = lam.reshape(-1, 1, 1, 1)
     return reverse_chain.ancestral(
@@ -63,19 +63,19 @@ def mixture(reverse: Reverse, rngs, a, b, start, lam) -> jax.Array:
 
 
 def encode(reverse: Reverse, rngs, x_0) -> jax.Array:
-    """x_T of x_0; without noise, so that the keys are not read."""
+    """The x_T of x_0; without noise, so the keys are not used."""
     return ddim_lib.invert(
         reverse.schedule, reverse.predict_fn, x_0, on_step=reverse.on_step)
 
 
 def decode(reverse: Reverse, rngs, x_T) -> jax.Array:
-    """x_0 of x_T."""
+    """The x_0 of x_T."""
     return reverse_chain.ancestral(
         reverse.schedule, reverse.predict_fn, x_T, rngs, on_step=reverse.on_step)
 
 
 def hold(reverse: Reverse, rngs, images, mask=None) -> jax.Array:
-    """x_0 held to the images where the mask is True; without a mask, to their grey."""
+    """x_0 that keeps the images where the mask is True; without a mask, their grey."""
     rngs_x_T = randomness.fold_each(rngs, randomness.X_T)
     return inpainting.inpaint(
         reverse.rows, reverse.predict_fn, randomness.standard_normal(rngs_x_T, images.shape[1:]),
@@ -85,7 +85,7 @@ def hold(reverse: Reverse, rngs, images, mask=None) -> jax.Array:
 
 
 def run(
-    chain: Callable[..., jax.Array],
+    edit: Callable[..., jax.Array],
     trained: Trained,
     rngs: jax.Array,
     arrays: Sequence[np.ndarray],
@@ -96,16 +96,16 @@ def run(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> np.ndarray:
-    """What `chain` makes of each image, float32 [n, h, w, c].
+    """What `edit` makes of each image, float32 [n, h, w, c].
 
     Args:
-        chain: one of this module.
+        edit: one of this module.
         trained: parameters and what they need.
-        rngs: [n], one key an image.
-        arrays: [n, ...] each, what the chain takes.
-        settings: how to sample.
+        rngs: [n], one key per image.
+        arrays: [n, ...] each, what the edit takes.
+        settings: the sampler and what goes with it.
         rows: for `hold`.
-        num_calls: the last steps of the chain to run; None is all of them, or of the rows.
+        num_calls: the last steps of the chain to run; None is all of them, or all rows.
         batch_size, progress: as of `sample.sample`.
 
     Raises:
@@ -116,16 +116,16 @@ def run(
     model = trained.model
     if getattr(model, "num_classes", 0) or getattr(model, "condition_channels", 0):
         raise UserError(
-            "this model goes by labels or a condition, and editing takes an unconditional one; "
+            "this model takes labels or a condition, and editing needs an unconditional one; "
             "train with --config.data.labels=False and no --config.data.condition."
         )
     trained.diffusion.check(trained.schedule)
     trained_lib.check_params(trained)
     if num_calls is None:
         num_calls = rows.num_calls if rows else steps.num_calls
-    mapped = _pmapped(chain, model, trained.diffusion, num_calls, progress)
+    chain = _pmap_chain(edit, model, trained.diffusion, num_calls, progress)
     return np.concatenate(list(batched_map.run(
-        mapped, (parallel.replicate(trained.params), steps, rows),
+        chain, (parallel.replicate(trained.params), steps, rows),
         lambda places: (rngs[places], tuple(array[places] for array in arrays)), len(rngs),
         batched_map.batch_size(trained, len(rngs), batch_size), num_steps=num_calls,
         progress=progress,
@@ -133,7 +133,7 @@ def run(
 
 
 @functools.lru_cache(maxsize=64)
-def _pmapped(edit, model, diffusion, num_calls, progress):
+def _pmap_chain(edit, model, diffusion, num_calls, progress):
     """(params, StepChain, rows or None, keys [d, b], arrays [d, b, ...]) -> images."""
 
     def chain(params, steps, rows, rngs, arrays):
@@ -149,17 +149,17 @@ def step_chain(settings: Settings, schedule: Schedule) -> reverse_chain.StepChai
     """The chain of the settings, on whole steps of the schedule.
 
     Raises:
-        ValueError: the settings are wrong, a solver's or guided.
+        ValueError: the settings are wrong, those of a solver, or guided.
     """
     settings.check()
     if not settings.by_grid:
         raise UserError(
-            f"sampler={settings.sampler!r} cannot edit pictures, for its levels are not steps of "
-            "the schedule; write sampler='ancestral' or 'ddim'."
+            "cannot edit pictures, because its levels are not steps of the schedule; write "
+            "sampler='ancestral' or 'ddim'.", field="sampler", value=settings.sampler,
         )
     if settings.guidance != 1:
         raise UserError(
-            f"guidance={settings.guidance} follows labels, and editing takes an unconditional "
-            "model; write guidance=1."
+            "follows labels, and editing needs an unconditional model", field="guidance",
+            value=settings.guidance, instead={"guidance": 1.0},
         )
     return settings.chain(schedule)

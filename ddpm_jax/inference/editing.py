@@ -1,9 +1,9 @@
-"""What an unconditional model can do with pictures: mix, invert, fill in, restyle, colour them.
+"""Editing pictures with an unconditional model: mix, invert, fill in, restyle, colour them.
 
 Images are float32 [n, h, w, c] in [-1, 1] everywhere, in and out, as `sample` returns them;
-`pixels.to_float` makes them of uint8. Image i depends on the model, the picture, the key and i
-alone. Everything runs in rounds on every local device. `settings` are those of `sample`: the
-ancestral chain or DDIM, on all steps or fewer.
+`pixels.to_float` converts uint8. Image i depends on the model, the picture, the key and i alone.
+Everything runs in batches on every local device. `settings` are those of `sample`: the ancestral
+chain or DDIM, on all steps or fewer.
 """
 
 import dataclasses
@@ -28,12 +28,12 @@ LAM = tuple(k / 10 for k in range(11))  # From one picture to the other (the pap
 def diffuse(
     trained: Trained, rng: Any, images: np.ndarray, t: Sequence[int]
 ) -> np.ndarray:
-    """What the forward process makes of pictures: x noised t times (Ho et al. 2020, Eq. 4).
+    """Pictures after t steps of the forward process (Ho et al. 2020, Eq. 4).
 
-    One noise an image, shared by all t, so that a row shows one picture going under.
+    Each image has one noise for all t, so that a row shows one picture dissolving.
 
     Args:
-        trained: what `load` and `train` return; only its schedule is read.
+        trained: what `load` and `train` return; only its schedule is used.
         rng: a typed key, a legacy `PRNGKey` or an int.
         images: [n, h, w, c].
         t: numbers of noising steps, 0 (the picture itself) to T.
@@ -42,7 +42,7 @@ def diffuse(
         [n, len(t), h, w, c].
 
     Raises:
-        ValueError: images are not such, or t leaves 0..T.
+        ValueError: images have another shape or type, or t leaves 0..T.
     """
     images = _checked(trained, images)
     starts = np.array([_start(trained.schedule, noisings) for noisings in t], np.int32)
@@ -62,45 +62,46 @@ def interpolate(
     t: Sequence[int] | None = None,
     lam: Sequence[float] = LAM,
     settings: Settings = Settings(),
-    **how,
+    **options,
 ) -> np.ndarray:
     """Pictures between a and b, mixed in x_t and decoded (Ho et al. 2020, Figs. 8 and 9).
 
-    Both are noised t times with the same noise, mixed as (1 - lam) x_t + lam x'_t, and brought
-    back by the chain, whose noise is the same for every lam and t of a pair.
+    Both are noised t times with the same noise, mixed as (1 - lam) x_t + lam x'_t, and denoised
+    by the chain, whose noise is the same for every lam and t of a pair.
 
     Args:
         trained: what `load` and `train` return.
         rng: a typed key, a legacy `PRNGKey` or an int.
         a, b: [n, h, w, c], n pairs.
-        t: numbers of noising steps, 0 (the pictures themselves are mixed) to T, a row each;
-            half of T by default, as in Fig. 8. On fewer steps, those visited among the first t.
+        t: numbers of noising steps, 0 (the pictures themselves are mixed) to T, a row each; T / 2
+            by default, as in Fig. 8. A chain of fewer steps runs those among the first t.
         lam: 0 is a, 1 is b, a column each.
         settings: "ancestral" or "ddim".
-        **how: batch_size (images at a time on all devices together; what fits by default) and
+        **options: batch_size (images at a time on all devices together; what fits by default) and
             progress (show a bar).
 
     Returns:
         [n, len(t), len(lam), h, w, c].
 
     Raises:
-        ValueError: images are not such, t leaves 0..T, or the settings are a solver's.
+        ValueError: images have another shape or type, t leaves 0..T, or the settings are a
+            solver's.
     """
     a, b = _checked(trained, a, "a"), _checked(trained, b, "b")
     if len(a) != len(b):
-        raise UserError(f"a has {len(a)} images and b {len(b)}; write as many of both, in pairs.")
+        raise UserError(f"a has {len(a)} images and b {len(b)}; give as many of both, in pairs.")
     chain = edit_chains.step_chain(settings, trained.schedule).schedule
     t = (trained.schedule.num_timesteps // 2,) if t is None else t
     starts = [_start(chain, noisings, trained.schedule) for noisings in t]
     n, shape = len(a), (len(a), len(starts), len(lam))
-    of_pair, start, weight = (
+    pair, start, weight = (
         np.broadcast_to(x, shape).ravel() for x in (
             np.arange(n)[:, None, None], np.int32(starts)[:, None], np.float32(lam))
     )
     return edit_chains.run(
-        edit_chains.mixture, trained, _keys(rng, n)[of_pair],
-        (a[of_pair], b[of_pair], start, weight), settings,
-        num_calls=max([1, *starts]), **how,
+        edit_chains.mixture, trained, _keys(rng, n)[pair],
+        (a[pair], b[pair], start, weight), settings,
+        num_calls=max([1, *starts]), **options,
     ).reshape(*shape, *a.shape[1:])
 
 
@@ -111,15 +112,15 @@ def img2img(
     *,
     strength: float = 0.5,
     settings: Settings = Settings(),
-    **how,
+    **options,
 ) -> np.ndarray:
-    """Pictures redrawn from their noised selves (SDEdit, Meng et al. 2022, Algorithm 1).
+    """Pictures redrawn from noised copies of themselves (SDEdit, Meng et al. 2022, Algorithm 1).
 
     Args:
-        trained, rng, settings, **how: as of `interpolate`.
+        trained, rng, settings, **options: as of `interpolate`.
         images: [n, h, w, c].
-        strength: share of the T noising steps put on and undone, in (0, 1]: small changes
-            little, 1 next to everything.
+        strength: fraction of the T noising steps that are applied and undone, in (0, 1]: small
+            values change little, 1 almost everything.
 
     Returns:
         [n, h, w, c].
@@ -130,24 +131,26 @@ def img2img(
     t = noising_steps(trained, strength)
     if t == 0:
         raise UserError(
-            f"strength={strength} must be at least 1 of {trained.schedule.num_timesteps} steps; "
-            "write such as strength=0.5."
+            f"must be at least 1 of {trained.schedule.num_timesteps} steps", field="strength",
+            value=strength, instead={"strength": 0.5},
         )
     images = _checked(trained, images)
     return interpolate(
         trained, rng, images, images, t=(t,), lam=(0.0,), settings=settings,
-        **how,
+        **options,
     )[:, 0, 0]
 
 
 def noising_steps(trained: Trained, strength: float) -> int:
-    """The t of a strength: this share of the T steps, rounded.
+    """The number of noising steps t of a strength: this fraction of T, rounded.
 
     Raises:
         ValueError: it leaves 0..1.
     """
     if not 0 <= strength <= 1:
-        raise UserError(f"strength={strength} must lie in 0..1; write such as strength=0.5.")
+        raise UserError(
+            "must lie in 0..1", field="strength", value=strength, instead={"strength": 0.5}
+        )
     return round(strength * trained.schedule.num_timesteps)
 
 
@@ -163,23 +166,22 @@ def encode(
     images: np.ndarray,
     *,
     settings: Settings = Settings("ddim"),
-    **how,
+    **options,
 ) -> np.ndarray:
     """The x_T that DDIM turns into these pictures (see `ddim.invert`).
 
     Args:
-        trained, **how: as of `interpolate`.
+        trained, **options: as of `interpolate`.
         images: [n, h, w, c].
-        settings: "ddim" with eta=0. Whatever it says of clipping and thresholds, x_0 is left as it
-            is on the way up.
+        settings: "ddim" with eta=0. x_0 is neither clipped nor thresholded, whatever they ask for.
 
     Raises:
-        ValueError: images are not such, or the settings are not.
+        ValueError: images have another shape or type, or the settings are others.
     """
     _check_deterministic(settings)
     return edit_chains.run(
         edit_chains.encode, trained, _keys(0, len(images)), (_checked(trained, images),),
-        _leaving_x_0(settings), **how,
+        _leaving_x_0(settings), **options,
     )
 
 
@@ -188,43 +190,42 @@ def decode(
     x_T: np.ndarray,
     *,
     settings: Settings = Settings("ddim"),
-    **how,
+    **options,
 ) -> np.ndarray:
     """The images [n, h, w, c] that DDIM makes of x_T.
 
     Args:
-        trained, **how: as of `interpolate`.
-        x_T: [n, h, w, c], such as from `prior`, `encode` or `slerp`.
+        trained, **options: as of `interpolate`.
+        x_T: [n, h, w, c], for example of `prior` or `encode`.
         settings: "ddim" with eta=0.
 
     Raises:
-        ValueError: x_T is not such, or the settings are not.
+        ValueError: x_T has another shape or type, or the settings are others.
     """
     _check_deterministic(settings)
     return edit_chains.run(
         edit_chains.decode, trained, _keys(0, len(x_T)), (_checked(trained, x_T, "x_T"),), settings,
-        **how,
+        **options,
     )
 
 
 def reconstruct(
-    trained: Trained, images: np.ndarray, *, settings: Settings = Settings("ddim"), **how
+    trained: Trained, images: np.ndarray, *, settings: Settings = Settings("ddim"), **options
 ) -> np.ndarray:
-    """Pictures to x_T and back by DDIM, which errs the less the more steps it has.
+    """Pictures taken to x_T and back by DDIM; the error falls as the number of steps grows.
 
     Args:
         trained: what `load` and `train` return.
         images: [n, h, w, c].
-        settings: "ddim" with eta=0. Whatever it says of clipping and thresholds, x_0 is left as it
-            is.
-        **how: as of `interpolate`.
+        settings: "ddim" with eta=0. x_0 is neither clipped nor thresholded, whatever they ask for.
+        **options: as of `interpolate`.
 
     Raises:
         ValueError: as `encode` does.
     """
     settings = _leaving_x_0(settings)
-    x_T = encode(trained, images, settings=settings, **how)
-    return decode(trained, x_T, settings=settings, **how)
+    x_T = encode(trained, images, settings=settings, **options)
+    return decode(trained, x_T, settings=settings, **options)
 
 
 def slerp(
@@ -234,16 +235,16 @@ def slerp(
     *,
     lam: Sequence[float] = LAM,
     settings: Settings = Settings("ddim"),
-    **how,
+    **options,
 ) -> np.ndarray:
     """Images along the arcs from x_T to y_T, decoded by DDIM (Song et al. 2021, Sec. 5.3).
 
     Args:
         trained: what `load` and `train` return.
-        x_T, y_T: [n, h, w, c], n pairs, such as from `prior` or `encode`.
+        x_T, y_T: [n, h, w, c], n pairs, for example of `prior` or `encode`.
         lam: 0 is x_T, 1 is y_T, a column each.
         settings: "ddim" with eta=0.
-        **how: as of `interpolate`.
+        **options: as of `interpolate`.
 
     Returns:
         [n, len(lam), h, w, c].
@@ -254,7 +255,7 @@ def slerp(
     shape = (len(x_T), len(lam), *trained.image_shape)
     ends = (np.repeat(_checked(trained, x, "x_T"), len(lam), axis=0) for x in (x_T, y_T))
     between = ddim_lib.slerp(*ends, jnp.tile(jnp.float32(lam), len(x_T)))
-    return decode(trained, np.asarray(between), settings=settings, **how).reshape(shape)
+    return decode(trained, np.asarray(between), settings=settings, **options).reshape(shape)
 
 
 def inpaint(
@@ -266,33 +267,33 @@ def inpaint(
     jump_length: int = 10,
     resamplings: int = 1,
     settings: Settings = Settings(),
-    **how,
+    **options,
 ) -> np.ndarray:
     """Pictures whose pixels outside the mask are drawn anew (see `inpainting`).
 
     Args:
-        trained, rng, settings, **how: as of `interpolate`.
-        images: [n, h, w, c]; pixels outside the mask are not read.
-        mask: bool [h, w], or one an image, [n, h, w]: True where the picture is known.
-        jump_length, resamplings: of RePaint, which has 10 and 10 on 250 steps; 1 resampling
-            replaces the known pixels and no more.
+        trained, rng, settings, **options: as of `interpolate`.
+        images: [n, h, w, c]; pixels outside the mask are not used.
+        mask: bool [h, w], or one per image, [n, h, w]: True where the picture is known.
+        jump_length, resamplings: of RePaint, which has 10 and 10 on 250 steps; with 1 resampling
+            the known pixels are only replaced.
 
     Returns:
-        [n, h, w, c]; the known pixels are those of the pictures exactly.
+        [n, h, w, c]; the known pixels equal those of the pictures exactly.
 
     Raises:
-        ValueError: images or mask are not such, a number is less than 1, or the settings are a
-            solver's.
+        ValueError: images or mask have another shape or type, a number is less than 1, or the
+            settings are a solver's.
     """
     images, mask = _checked(trained, images), np.asarray(mask)
     height, width, _ = trained.image_shape
     if mask.dtype != bool or mask.shape not in ((height, width), (len(images), height, width)):
         raise UserError(
             f"mask is {mask.dtype} {list(mask.shape)}, but must be bool [{height}, {width}], or "
-            f"one an image, [{len(images)}, {height}, {width}]: True where the picture is known."
+            f"one per image, [{len(images)}, {height}, {width}]: True where the picture is known."
         )
     mask = np.broadcast_to(mask, images.shape[:3])[..., None]
-    return _hold(trained, rng, (images, mask), settings, jump_length, resamplings, how)
+    return _hold(trained, rng, (images, mask), settings, jump_length, resamplings, options)
 
 
 def colourise(
@@ -303,18 +304,18 @@ def colourise(
     jump_length: int = 10,
     resamplings: int = 1,
     settings: Settings = Settings(),
-    **how,
+    **options,
 ) -> np.ndarray:
     """Pictures in new colours: the mean of the channels is known, the rest is drawn anew.
 
     Args:
-        trained, rng, settings, **how: as of `interpolate`; a model of colour.
-        images: [n, h, w, c]; only the mean of their channels is read.
+        trained, rng, settings, **options: as of `interpolate`; the model must have colour.
+        images: [n, h, w, c]; only the mean of their channels is used.
         jump_length, resamplings: as of `inpaint`.
 
     Returns:
-        [n, h, w, c]; the mean of the channels is that of the pictures, which may take a channel
-        a little out of [-1, 1].
+        [n, h, w, c]; the mean of the channels is that of the pictures, so a channel may lie a
+        little outside [-1, 1].
 
     Raises:
         ValueError: the model is grey, or as `inpaint` does.
@@ -325,26 +326,29 @@ def colourise(
             "use a model trained with config.data.channels=3."
         )
     images = _checked(trained, images)
-    return _hold(trained, rng, (images,), settings, jump_length, resamplings, how)
+    return _hold(trained, rng, (images,), settings, jump_length, resamplings, options)
 
 
-def _hold(trained, rng, arrays, settings, jump_length, resamplings, how):
+def _hold(trained, rng, arrays, settings, jump_length, resamplings, options):
+    """Runs `edit_chains.hold` on the rows of RePaint."""
     chain = edit_chains.step_chain(settings, trained.schedule)
     rows = inpainting.repaint(chain.schedule, jump_length=jump_length, resamplings=resamplings)
     return edit_chains.run(
-        edit_chains.hold, trained, _keys(rng, len(arrays[0])), arrays, settings, rows=rows, **how)
+        edit_chains.hold, trained, _keys(rng, len(arrays[0])), arrays, settings, rows=rows,
+        **options,
+    )
 
 
 def _leaving_x_0(settings: Settings) -> Settings:
-    """The same without clipping or thresholds, which no inversion could undo."""
+    """The settings without clipping or thresholds, which an inversion cannot undo."""
     return dataclasses.replace(settings, clip=False, dynamic_threshold=0.0, rederive_eps=True)
 
 
 def _check_deterministic(settings: Settings) -> None:
     if settings.sampler != "ddim" or settings.eta:
         raise UserError(
-            f"sampler={settings.sampler!r} with eta={settings.eta} is no way between x_0 "
-            "and x_T that goes both ways; write sampler='ddim' and eta=0."
+            f"sampler={settings.sampler!r} with eta={settings.eta} does not lead from x_0 to x_T "
+            "and back; write sampler='ddim' and eta=0."
         )
 
 
@@ -353,8 +357,8 @@ def _start(chain, noisings: int, full=None) -> int:
     num_timesteps = (full or chain).num_timesteps
     if not 0 <= noisings <= num_timesteps:
         raise UserError(
-            f"t={noisings} must lie in 0..{num_timesteps}, the noising steps; write such as "
-            f"t={num_timesteps // 2}."
+            f"must lie in 0..{num_timesteps}, the noising steps", field="t", value=noisings,
+            instead={"t": num_timesteps // 2},
         )
     return int(np.searchsorted(np.asarray(chain.timesteps), noisings))
 
@@ -364,14 +368,15 @@ def _keys(rng, n):
 
 
 def _checked(trained, images, name="images"):
+    """The images as float32, if they have the model's shape."""
     images = np.asarray(images)
     wanted = list(trained.image_shape)
-    got = f"{name} are {images.dtype} {list(images.shape)}"
+    given = f"{name} are {images.dtype} {list(images.shape)}"
     if images.ndim != 4 or not len(images) or list(images.shape[1:]) != wanted:
         raise UserError(
-            f"{got}, and the model's are float [n, {', '.join(map(str, wanted))}]; write "
+            f"{given}, and the model's are float [n, {', '.join(map(str, wanted))}]; write "
             f"{name}[None] for a single one, and resize those of another size."
         )
     if not np.issubdtype(images.dtype, np.floating):
-        raise UserError(f"{got}: must be float in [-1, 1]; write pixels.to_float({name}).")
+        raise UserError(f"{given}: must be float in [-1, 1]; write pixels.to_float({name}).")
     return np.float32(images)

@@ -16,14 +16,13 @@ from ddpm_jax.samplers import reverse_chain
 def generate(
     trained: Trained, rng: Any, n: int, *, num_frames: int = 10, clip: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What n images look like on their way: x_t and the x_0 that the network predicts.
+    """x_t and the predicted x_0 of n images at evenly spaced steps of their chains.
 
     Args:
         trained: what `load` and `train` return.
         rng: a typed key, a legacy `PRNGKey` or an int.
-        n: how many images.
-        num_frames: moments spread evenly over the chain, its start and its end among them; at
-            most T.
+        n: number of images.
+        num_frames: number of steps, the first and the last of the chain among them; at most T.
         clip: keep the predicted x_0 in [-1, 1].
 
     Returns:
@@ -49,16 +48,16 @@ def generate(
 def complete(
     trained: Trained, rng: Any, n: int, *, shared: Sequence[int], clip: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
-    """n images that share one x_t, and then go their own ways, for each t of `shared`.
+    """n images that share one x_t and are then drawn independently, for each t of `shared`.
 
-    All rows come from one chain: that of the first row's x_T.
+    The x_t of all rows come from the same chain, with the same x_T.
 
     Args:
         trained: what `load` and `train` return.
         rng: a typed key, a legacy `PRNGKey` or an int.
         n: completions of each x_t.
-        shared: how many steps are still to be undone where the ways part, 1..T (the paper has
-            1000, 750, 500 and 250).
+        shared: number of steps left to undo where the chains separate, 1..T (the paper has 1000,
+            750, 500 and 250).
         clip: keep the predicted x_0 in [-1, 1].
 
     Returns:

@@ -212,8 +212,10 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 
 def _inputs(paths, shape):
-    found = [decoding.read(path, shape, setting="config.sample.inputs") for path in paths]
-    return pixels.to_float(np.stack(found)) if found else np.zeros((0, *shape), np.float32)
+    if not paths:
+        return np.zeros((0, *shape), np.float32)
+    read = functools.partial(decoding.read, shape=shape, setting="config.sample.inputs")
+    return pixels.to_float(np.stack([read(path) for path in paths]))
 
 
 def _mask(path, shape):

@@ -38,7 +38,7 @@ def trained():
 
 
 def doubling(called=lambda: None, num_steps=2):
-    """A chain of two steps that doubles and adds; `called` runs in every part's first step."""
+    """A chain of two steps that doubles and adds; `called` runs once in every part."""
     report = batched_map.on_step(num_steps, progress=True)
 
     def chain(more, x):
@@ -78,7 +78,7 @@ def test_batches_are_of_equal_size(trained, n, wanted, batch):
 def test_a_batch_has_a_part_for_each_core_where_that_costs_little(
     trained, cores, n, num_cores, each, num_parts
 ):
-    """Equal ones; from eight images per core each part is padded by one if need be."""
+    """Parts are equal; from eight images per core each is padded by one if necessary."""
     cores(num_cores)
     batch = batched_map.batch_size(trained, n, n)
     assert batch == 8 * each and batched_map.num_parts(batch) == num_parts
@@ -113,31 +113,31 @@ def test_the_cores_are_those_of_one_cpu(monkeypatch, platform, num_devices, expe
 
 @pytest.mark.parametrize("num_cores, each", [(1, 3), (2, 3), (3, 1)])
 def test_every_image_has_its_place(cores, num_cores, each):
-    """In one part of three images a device, or in three of one."""
+    """In one part of three images per device, or in three parts of one."""
     cores(num_cores)
-    found = run(doubling(), 40, 24)
-    assert [len(part["doubled"]) for part in found] == [24, 16]
-    doubled = np.concatenate([part["doubled"] for part in found])
+    batches = run(doubling(), 40, 24)
+    assert [len(part["doubled"]) for part in batches] == [24, 16]
+    doubled = np.concatenate([part["doubled"] for part in batches])
     np.testing.assert_array_equal(doubled, 2 * np.arange(40) + 0.5)
-    assert set(np.concatenate([part["shape"] for part in found])) == {each}
+    assert set(np.concatenate([part["shape"] for part in batches])) == {each}
 
 
 def test_images_left_out_are_not_read(cores):
     cores(3)
-    found = run(doubling(), 40, 24, done=30)
-    np.testing.assert_array_equal(found[0]["doubled"], 2 * np.arange(30, 40) + 0.5)
+    batches = run(doubling(), 40, 24, done=30)
+    np.testing.assert_array_equal(batches[0]["doubled"], 2 * np.arange(30, 40) + 0.5)
 
 
 def test_samples_do_not_depend_on_the_cores(trained, cores):
-    """But for rounding: four images a device, at once and in two or four parts."""
-    found = {}
+    """Except for rounding: four images per device, at once and in two or four parts."""
+    images = {}
     for num_cores in (1, 2, 4):
         cores(num_cores)
-        found[num_cores] = ddpm_jax.sample(trained, 0, 32)
-    assert np.std(found[1], axis=0).min() > 0.01
+        images[num_cores] = ddpm_jax.sample(trained, 0, 32)
+    assert np.std(images[1], axis=0).min() > 0.01
     for num_cores in (2, 4):
-        # Six steps of a tiny network, of sums in another order.
-        np.testing.assert_allclose(found[num_cores], found[1], rtol=1e-5, atol=1e-5)
+        # Six steps of a tiny network whose sums are in another order.
+        np.testing.assert_allclose(images[num_cores], images[1], rtol=1e-5, atol=1e-5)
 
 
 MEETING = """
@@ -162,17 +162,17 @@ def chain(more, x):
 
 chain = jax.pmap(chain, axis_name=parallel.AXIS, in_axes=(None, 0))
 for _ in range(2):
-    found = batched_map.run(
+    batches = batched_map.run(
         chain, (np.float32(1),), lambda places: (np.float32(places),), 9, 6, num_steps=1,
         progress=False)
-    assert np.concatenate(list(found)).tolist() == list(range(1, 10))
+    assert np.concatenate(list(batches)).tolist() == list(range(1, 10))
     counts.append(len(compiled))
 print(*counts)
 """
 
 
 def test_parts_run_at_the_same_time_and_are_compiled_once():
-    """On one device: each waits in its program until all three are there, from the first on."""
+    """On one device: each program waits until all three run, in the first batch too."""
     done = subprocess.run(
         [sys.executable, "-c", MEETING.format(patience=PATIENCE)], capture_output=True, text=True,
         env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"},
@@ -181,7 +181,7 @@ def test_parts_run_at_the_same_time_and_are_compiled_once():
 
 
 def test_parts_are_compiled_under_the_callers_settings(cores):
-    """Evaluation asks for exact products after training has sampled without."""
+    """Evaluation needs exact products after training has sampled with fast ones."""
     cores(3)
 
     def precision(more, x):
@@ -279,7 +279,7 @@ def test_a_bar_goes_by_the_part_that_is_ahead(capsys):
 
 
 def test_a_bar_is_moved_in_its_context_alone(capsys):
-    """The outer bar is back after an inner one, an error too, and a late report moves none."""
+    """After an inner context, even with an error, the outer bar moves again; later none does."""
     running = batched_map.RunningBar()
     with batched_map.tqdm.tqdm(total=4) as outer, batched_map.tqdm.tqdm(total=4) as inner:
         with running.moves(outer):
@@ -300,13 +300,13 @@ def test_batches_within_batches_leave_the_bar_alone(capsys):
 
     outer = jax.pmap(chain, axis_name="batch")
     inner = jax.pmap(lambda x: 2 * x, axis_name="batch")
-    found = []
+    doubled = []
     for x in batched_map.run(
         outer, (), lambda places: (np.float32(places),), 20, 8, num_steps=2, progress=True
     ):
-        found += [
+        doubled += [
             y for y in batched_map.run(
                 inner, (), lambda places: (x[places],), len(x), 8, num_steps=1, progress=False)
         ]
-    np.testing.assert_array_equal(np.concatenate(found), 2 * np.arange(20))
+    np.testing.assert_array_equal(np.concatenate(doubled), 2 * np.arange(20))
     assert "6/6" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Bits/dim on every device equal those of each image alone; finished rounds are kept."""
+"""Bits/dim on every device equal those of each image alone; finished batches are kept."""
 
 import flax.linen as nn
 import jax
@@ -15,14 +15,14 @@ from ddpm_jax.inference import bits_per_dim as bits_lib
 from ddpm_jax.runtime import partial_results
 from nonzero import SHAPE, TinyNet, nonzero_params
 
-# Sums over pixels in another order, of terms of up to 20 bits: some float32 roundings.
+# Sums over pixels in another order, with terms of up to 20 bits: some float32 roundings.
 SAME = dict(rtol=1e-5, atol=1e-5)
 T, KEY = 6, 3
 FIELDS = ("vlb", "prior", "mse_x_0", "mse_eps")
 
 
 class Pair(nn.Module):
-    """A mean and a variance, of a tiny network each."""
+    """A mean and a variance, each from a tiny network."""
 
     @nn.compact
     def __call__(self, x, t, *, train):
@@ -53,18 +53,18 @@ def key(i):
 
 
 def one_by_one(trained, images, clip):
-    """Terms of each image by the pure function, on one device without `pmap`."""
+    """The terms of each image from the pure function, on one device without `pmap`."""
     predict_fn = process.predict_fn(
         trained.schedule, ddpm_jax.denoise_fn(trained), mean=trained.diffusion.mean,
         variance=trained.diffusion.variance, clip=clip,
     )
     terms = jax.jit(lambda x_0, rngs: variational_bound.vlb_terms(
         trained.schedule, predict_fn, x_0, rngs))
-    found = [
+    each = [
         terms(np.float32(image[None] / 127.5 - 1), key(i)[None])
         for i, image in enumerate(images)
     ]
-    return {name: np.concatenate([getattr(f, name) for f in found]) for name in FIELDS}
+    return {name: np.concatenate([getattr(one, name) for one in each]) for name in FIELDS}
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +72,10 @@ def expected(trained, pixels):
     return one_by_one(trained, pixels, clip=True)
 
 
-def assert_terms(found, expected, n):
-    assert isinstance(found, variational_bound.Terms)
+def assert_terms(actual, expected, n):
+    assert isinstance(actual, variational_bound.Terms)
     for name in FIELDS:
-        array = getattr(found, name)
+        array = getattr(actual, name)
         assert isinstance(array, np.ndarray) and len(array) == n, name
         np.testing.assert_allclose(array, expected[name][:n], err_msg=name, **SAME)
 
@@ -97,7 +97,7 @@ class Recording:
 
 
 def test_images_cost_differently(expected):
-    """So the tests below see which image a value is of, and which term."""
+    """So the tests below notice a value of another image or term."""
     assert expected["vlb"].std(axis=0).min() > 1e-3
     assert np.abs(np.diff(expected["vlb"].mean(axis=0))).min() > 1e-3
 
@@ -107,8 +107,8 @@ def test_images_cost_differently(expected):
 ])
 def test_terms_are_those_of_each_image_alone(trained, pixels, expected, n, batch_size):
     source = source_lib.from_array(pixels[:n])
-    found = bits_lib.terms(trained, KEY, source, batch_size=batch_size)
-    assert_terms(found, expected, n)
+    actual = bits_lib.terms(trained, KEY, source, batch_size=batch_size)
+    assert_terms(actual, expected, n)
 
 
 @pytest.mark.parametrize("mean, variance, clip", [
@@ -116,8 +116,8 @@ def test_terms_are_those_of_each_image_alone(trained, pixels, expected, n, batch
 ])
 def test_the_networks_output_is_taken_for_what_it_is(pixels, mean, variance, clip):
     trained = trained_as(mean, variance)
-    found = bits_lib.terms(trained, KEY, source_lib.from_array(pixels[:3]), clip=clip)
-    assert_terms(found, one_by_one(trained, pixels[:3], clip), 3)
+    actual = bits_lib.terms(trained, KEY, source_lib.from_array(pixels[:3]), clip=clip)
+    assert_terms(actual, one_by_one(trained, pixels[:3], clip), 3)
 
 
 @pytest.mark.parametrize("other", [
@@ -125,11 +125,11 @@ def test_the_networks_output_is_taken_for_what_it_is(pixels, mean, variance, cli
     schedule_lib.respace(schedule_lib.linear(9, 1e-2, 0.4), schedule_lib.evenly_spaced(9, T)),
 ], ids=["other betas", "steps of a longer one"])
 def test_the_schedule_is_the_one_given(trained, pixels, expected, other):
-    """Of the same length as the one before, for which a program may be known."""
+    """It is as long as the one before, so a program for that could be reused by mistake."""
     changed = trained.replace(schedule=other)
-    found = bits_lib.terms(changed, KEY, source_lib.from_array(pixels[:3]))
-    assert_terms(found, one_by_one(changed, pixels[:3], clip=True), 3)
-    assert np.abs(found.vlb - expected["vlb"][:3]).max() > 0.01
+    actual = bits_lib.terms(changed, KEY, source_lib.from_array(pixels[:3]))
+    assert_terms(actual, one_by_one(changed, pixels[:3], clip=True), 3)
+    assert np.abs(actual.vlb - expected["vlb"][:3]).max() > 0.01
 
 
 def test_the_next_checkpoint_compiles_nothing(trained, pixels):
@@ -146,36 +146,36 @@ def test_the_next_checkpoint_compiles_nothing(trained, pixels):
     assert compiled == []
     assert all(np.abs(a - b).max() > 1e-3 for a, b in zip(after, before))
     run(trained.replace(schedule=schedule_lib.linear(T, 1e-2, 0.5)))
-    assert compiled != []  # The listener listens.
+    assert compiled != []  # The listener works.
 
 
 def test_bits_are_the_sum_of_the_terms(trained, pixels, expected):
-    found = ddpm_jax.bits_per_dim(trained, jax.random.PRNGKey(KEY), pixels[:11])
+    actual = ddpm_jax.bits_per_dim(trained, jax.random.PRNGKey(KEY), pixels[:11])
     assert ddpm_jax.bits_per_dim is bits_lib.bits_per_dim
-    assert found.shape == (11,) and found.dtype == np.float64
+    assert actual.shape == (11,) and actual.dtype == np.float64
     total = expected["vlb"].astype(np.float64).sum(axis=1) + expected["prior"]
-    np.testing.assert_allclose(found, total[:11], **SAME)
+    np.testing.assert_allclose(actual, total[:11], **SAME)
     clipped = ddpm_jax.bits_per_dim(trained, KEY, pixels[:11], clip=False)
-    assert np.abs(clipped - found).max() > 0.01
+    assert np.abs(clipped - actual).max() > 0.01
     other = ddpm_jax.bits_per_dim(trained, KEY + 1, pixels[:11])
-    assert np.abs(other - found).max() > 0.01
+    assert np.abs(other - actual).max() > 0.01
 
 
 def test_the_last_round_is_counted_once(trained, pixels):
-    """Eight devices, eleven images: five places of the second round are filled up."""
+    """Eight devices, eleven images: five places of the second batch are padding."""
     recording = Recording(pixels[:11])
-    found = bits_lib.terms(trained, KEY, recording.source, batch_size=8)
+    actual = bits_lib.terms(trained, KEY, recording.source, batch_size=8)
     assert recording.read == [list(range(8)), [8, 9, 10, 10, 10, 10, 10, 10]]
-    assert {len(getattr(found, name)) for name in FIELDS} == {11}
+    assert {len(getattr(actual, name)) for name in FIELDS} == {11}
 
 
 def test_progress_moves_a_bar_to_its_end_and_changes_nothing(
     trained, pixels, expected, capsys
 ):
     source = source_lib.from_array(pixels[:11])
-    found = bits_lib.terms(trained, KEY, source, batch_size=8, progress=True)
-    assert_terms(found, expected, 11)
-    assert f"{2 * T}/{2 * T}" in capsys.readouterr().err  # Two rounds of T steps.
+    actual = bits_lib.terms(trained, KEY, source, batch_size=8, progress=True)
+    assert_terms(actual, expected, 11)
+    assert f"{2 * T}/{2 * T}" in capsys.readouterr().err  # Two batches of T steps.
     bits_lib.bits_per_dim(trained, KEY, pixels[:11], batch_size=8, progress=True)
     assert f"{2 * T}/{2 * T}" in capsys.readouterr().err
     bits_lib.terms(trained, KEY, source)
@@ -187,7 +187,7 @@ def test_progress_moves_a_bar_to_its_end_and_changes_nothing(
 
 @pytest.fixture
 def folder(tmp_path, trained, pixels):
-    """The parts of 20 images in rounds of 8."""
+    """The parts of 20 images in batches of 8."""
     folder = tmp_path / "made" / "parts"
     bits_lib.terms(trained, KEY, source_lib.from_array(pixels), batch_size=8, folder=folder)
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -196,10 +196,10 @@ def folder(tmp_path, trained, pixels):
 
 
 def test_parts_hold_the_rows_once(folder, expected):
-    found = list(partial_results.finished(folder))
-    assert [partial_results.num_rows(part) for part in found] == [8, 8, 4]
+    actual = list(partial_results.finished(folder))
+    assert [partial_results.num_rows(part) for part in actual] == [8, 8, 4]
     for name in FIELDS:
-        rows = np.concatenate([part[name] for part in found])
+        rows = np.concatenate([part[name] for part in actual])
         np.testing.assert_allclose(rows, expected[name], err_msg=name, **SAME)
 
 
@@ -210,24 +210,24 @@ def test_finished_parts_are_taken_as_they_are(trained, pixels, expected, folder)
     planted = dict(expected, vlb=expected["vlb"].copy())
     planted["vlb"][8:16] += 100
     recording = Recording(pixels)
-    found = bits_lib.terms(trained, KEY, recording.source, batch_size=8, folder=folder)
-    np.testing.assert_allclose(found.vlb[8:16], part["vlb"] + 100, rtol=1e-6)
-    assert_terms(found, planted, 20)
+    actual = bits_lib.terms(trained, KEY, recording.source, batch_size=8, folder=folder)
+    np.testing.assert_allclose(actual.vlb[8:16], part["vlb"] + 100, rtol=1e-6)
+    assert_terms(actual, planted, 20)
     assert recording.read == [[16, 17, 18, 19, 19, 19, 19, 19]]
     assert (folder / "000000016.npz").exists()
 
     again = bits_lib.terms(trained, KEY, recording.source, batch_size=8, folder=folder)
     assert len(recording.read) == 1  # Nothing more was read.
     for name in FIELDS:
-        np.testing.assert_array_equal(getattr(again, name), getattr(found, name))
+        np.testing.assert_array_equal(getattr(again, name), getattr(actual, name))
 
 
 def test_a_damaged_part_is_computed_again(trained, pixels, expected, folder):
     path = folder / "000000008.npz"
     path.write_bytes(path.read_bytes()[:-30])
     recording = Recording(pixels)
-    found = bits_lib.terms(trained, KEY, recording.source, batch_size=16, folder=folder)
-    assert_terms(found, expected, 20)
+    actual = bits_lib.terms(trained, KEY, recording.source, batch_size=16, folder=folder)
+    assert_terms(actual, expected, 20)
     assert recording.read == [[8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, *4 * [19]]]
     assert sum(partial_results.num_rows(part) for part in partial_results.finished(folder)) == 20
 
@@ -243,9 +243,9 @@ def test_what_is_killed_continues(tmp_path, trained, pixels, expected):
     source = source_lib.Source(20, SHAPE, killed)
     with pytest.raises(KeyboardInterrupt):
         bits_lib.terms(trained, KEY, source, batch_size=8, folder=tmp_path)
-    found = bits_lib.terms(trained, KEY, recording.source, batch_size=8, folder=tmp_path)
+    actual = bits_lib.terms(trained, KEY, recording.source, batch_size=8, folder=tmp_path)
     assert [places[0] for places in recording.read] == [16]
-    assert_terms(found, expected, 20)
+    assert_terms(actual, expected, 20)
 
 
 def test_progress_of_the_rest_reaches_its_end(trained, pixels, folder, capsys):
@@ -271,10 +271,10 @@ def test_ode_bits_are_those_of_each_image_alone(pixels, mean, variance, num_prob
     expected = [alone(pixels[i : i + 1], key(i)[None])[0] for i in range(11)]
     assert np.std(expected) > 0.01
     for n, batch_size in ((11, 8), (5, None)):
-        found = bits_lib.ode_bits_per_dim(
+        actual = bits_lib.ode_bits_per_dim(
             trained, KEY, source_lib.from_array(pixels[:n]), batch_size=batch_size, **settings)
-        assert found.shape == (n,) and found.dtype == np.float32
-        np.testing.assert_allclose(found, expected[:n], **SAME)
+        assert actual.shape == (n,) and actual.dtype == np.float32
+        np.testing.assert_allclose(actual, expected[:n], **SAME)
 
 
 def test_ode_bits_resume_and_move_a_bar(tmp_path, trained, pixels, capsys):
@@ -282,14 +282,14 @@ def test_ode_bits_resume_and_move_a_bar(tmp_path, trained, pixels, capsys):
         return bits_lib.ode_bits_per_dim(
             trained, KEY, source, num_steps=5, batch_size=8, folder=tmp_path, progress=True)
 
-    found = run(source_lib.from_array(pixels[:11]))
-    assert "10/10" in capsys.readouterr().err  # Two rounds of 5 steps.
+    actual = run(source_lib.from_array(pixels[:11]))
+    assert "10/10" in capsys.readouterr().err  # Two batches of 5 steps.
     partial_results.keep(tmp_path, 0, {"bits": np.full(8, 100, np.float32)})
     (tmp_path / "000000008.npz").unlink()
     recording = Recording(pixels[:11])
     again = run(recording.source)
     assert [places[0] for places in recording.read] == [8]
-    np.testing.assert_array_equal(again, np.append(np.full(8, 100), found[8:]))
+    np.testing.assert_array_equal(again, np.append(np.full(8, 100), actual[8:]))
 
 
 # Mistakes.
@@ -317,10 +317,10 @@ def test_images_of_another_shape_are_refused_by_the_short_way(trained):
         ddpm_jax.bits_per_dim(trained, KEY, np.zeros((2, 4, 4, 1), np.uint8))
 
 
-# Rounds.
+# Batches.
 
 
-def test_a_round_holds_what_fits_and_at_most_64_a_device(trained, pixels, monkeypatch):
+def test_a_batch_holds_what_fits_and_at_most_64_per_device(trained, pixels, monkeypatch):
     def sizes():
         recording = Recording(pixels)
         bits_lib.terms(trained, KEY, recording.source)

@@ -1,4 +1,4 @@
-"""Labels, conditions and guidance: as the formulas say, and from `sample` to the network."""
+"""Labels, conditions and guidance: by their formulas, and from `sample` to the network."""
 
 import functools
 
@@ -40,11 +40,13 @@ def trained_as(**settings):
 
 
 def closed_over(trained, **model_kwargs):
-    """(x_t, t) -> the output for one label or condition, [1, ...], whatever the batch."""
+    """(x_t, t) -> the output for one label or condition, [1, ...], for a batch of any size."""
     def denoise_fn(x, t):
-        told = {name: jnp.broadcast_to(value, (len(x), *np.shape(value)[1:]))
-                for name, value in model_kwargs.items()}
-        return trained.model.apply({"params": trained.params}, x, t, train=False, **told)
+        batch = {
+            name: jnp.broadcast_to(value, (len(x), *np.shape(value)[1:]))
+            for name, value in model_kwargs.items()
+        }
+        return trained.model.apply({"params": trained.params}, x, t, train=False, **batch)
 
     return denoise_fn
 
@@ -85,7 +87,7 @@ def test_a_label_reaches_the_network_unchanged(by_class, seven):
 def test_guidance_of_nothing_and_of_one(by_class, seven):
     draw = functools.partial(ddpm_jax.sample, by_class, 3, 7)
     np.testing.assert_allclose(
-        draw(guidance=0.0), draw(labels=CLASSES), rtol=0, atol=1e-4  # other sums, 6 steps
+        draw(guidance=0.0), draw(labels=CLASSES), rtol=0, atol=1e-4  # Other sums, 6 steps.
     )
     stronger = draw(guidance=3.0)
     assert np.abs(stronger - seven).max() > 0.01
@@ -104,23 +106,23 @@ def test_every_sampler_is_told(by_class, settings):
 def test_an_image_goes_by_its_own_condition(by_image):
     condition = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 2), np.uint8)
     draw = functools.partial(ddpm_jax.sample, by_image, 3)
-    found = draw(5, condition=condition)
-    np.testing.assert_allclose(  # The two divisions by 127.5 may differ in a last bit.
-        draw(5, condition=np.float32(condition / 127.5 - 1)), found, rtol=0, atol=1e-4
+    actual = draw(5, condition=condition)
+    np.testing.assert_allclose(  # The two divisions by 127.5 may differ in the last bit.
+        draw(5, condition=np.float32(condition / 127.5 - 1)), actual, rtol=0, atol=1e-4
     )
-    np.testing.assert_allclose(draw(3, condition=condition[:3]), found[:3], **SAME)
+    np.testing.assert_allclose(draw(3, condition=condition[:3]), actual[:3], **SAME)
     all_alike = draw(5, condition=condition[1])
-    np.testing.assert_allclose(all_alike[1], found[1], **SAME)
-    assert np.abs(all_alike[2] - found[2]).max() > 1e-3
+    np.testing.assert_allclose(all_alike[1], actual[1], **SAME)
+    assert np.abs(all_alike[2] - actual[2]).max() > 1e-3
 
 
 def test_float_and_uint8_conditions_are_the_same_to_the_network(by_image):
-    """By the closed-over condition, so that a swapped channel or sign would be seen."""
+    """Against a closed-over condition, so that a swapped channel or sign would show."""
     condition = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 2), np.uint8)
     denoise = closed_over(by_image, condition=np.float32(condition) / 127.5 - 1)
     x, t = jnp.ones((2, *SHAPE)), jnp.int32([0, 5])
-    told = conditions.as_float({"condition": condition.repeat(2, axis=0)})
-    direct = by_image.model.apply({"params": by_image.params}, x, t, train=False, **told)
+    model_kwargs = conditions.as_float({"condition": condition.repeat(2, axis=0)})
+    direct = by_image.model.apply({"params": by_image.params}, x, t, train=False, **model_kwargs)
     np.testing.assert_allclose(denoise(x, t), direct, rtol=0, atol=1e-5)
 
 
@@ -163,9 +165,9 @@ def test_what_samples_are_told_in_turn():
     assert conditions.in_turn(None, 4) == {}
     assert conditions.in_turn(source_lib.from_array(images), 4) == {}
     np.testing.assert_array_equal(conditions.in_turn(None, 4, (5, 6))["labels"], [5, 6, 5, 6])
-    found = conditions.in_turn(source, 5)
-    np.testing.assert_array_equal(found["labels"], [2, 0, 1, 2, 0])
-    np.testing.assert_array_equal(found["condition"], condition[[0, 1, 2, 0, 1]])
+    actual = conditions.in_turn(source, 5)
+    np.testing.assert_array_equal(actual["labels"], [2, 0, 1, 2, 0])
+    np.testing.assert_array_equal(actual["condition"], condition[[0, 1, 2, 0, 1]])
     np.testing.assert_array_equal(conditions.in_turn(source, 2, (1,))["labels"], [1, 1])
 
 
@@ -175,10 +177,10 @@ def test_what_samples_are_told_in_turn():
 def test_bits_are_those_of_the_label(by_class):
     images = np.random.default_rng(0).integers(0, 256, (3, *SHAPE), np.uint8)
     labels = np.int32([2, 0, 1])
-    found = ddpm_jax.bits_per_dim(by_class, 1, images, labels=labels)
+    actual = ddpm_jax.bits_per_dim(by_class, 1, images, labels=labels)
     source = source_lib.from_array(images, labels=labels)
     terms = bits_lib.terms(by_class, 1, source)
-    np.testing.assert_allclose(variational_bound.total_bits(terms), found, rtol=1e-6)
+    np.testing.assert_allclose(variational_bound.total_bits(terms), actual, rtol=1e-6)
     for i in range(3):
         predict_fn = process.predict_fn(
             by_class.schedule, closed_over(by_class, labels=labels[i : i + 1]))
@@ -187,12 +189,12 @@ def test_bits_are_those_of_the_label(by_class):
                 np.float32(images[i : i + 1] / 127.5 - 1),
                 jax.random.fold_in(jax.random.key(1), i)[None])
         total = variational_bound.total_bits(jax.device_get(alone))
-        np.testing.assert_allclose(found[i], total[0], rtol=1e-5)  # sums in another order
-    # Without labels: those of no class.
+        np.testing.assert_allclose(actual[i], total[0], rtol=1e-5)  # Sums in another order.
+    # Without labels: the label of no class.
     nothing = ddpm_jax.bits_per_dim(by_class, 1, images)
     np.testing.assert_array_equal(
         nothing, ddpm_jax.bits_per_dim(by_class, 1, images, labels=CLASSES))
-    assert np.abs(nothing - found).min() > 1e-4
+    assert np.abs(nothing - actual).min() > 1e-4
     with pytest.raises(ValueError, match="labels=9 must be"):
         ddpm_jax.bits_per_dim(by_class, 1, images, labels=9)
 
@@ -201,9 +203,9 @@ def test_bits_go_by_the_condition(by_image):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (3, *SHAPE), np.uint8)
     condition = rng.integers(0, 256, (3, 8, 8, 2), np.uint8)
-    found = ddpm_jax.bits_per_dim(by_image, 1, images, condition=condition)
+    actual = ddpm_jax.bits_per_dim(by_image, 1, images, condition=condition)
     again = ddpm_jax.bits_per_dim(by_image, 1, images[:2], condition=condition[:2])
-    np.testing.assert_allclose(again, found[:2], rtol=1e-5)
+    np.testing.assert_allclose(again, actual[:2], rtol=1e-5)
     other = ddpm_jax.bits_per_dim(by_image, 1, images, condition=condition[[0, 2, 1]])
-    np.testing.assert_allclose(other[0], found[0], rtol=1e-6)
-    assert np.abs(other - found)[1:].min() > 1e-4
+    np.testing.assert_allclose(other[0], actual[0], rtol=1e-6)
+    assert np.abs(other - actual)[1:].min() > 1e-4

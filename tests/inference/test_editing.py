@@ -68,11 +68,11 @@ def noised(x, t):
 
 def test_pictures_go_under_in_one_noise_each(trained):
     images, t = pictures(2), (0, 1, 7, T)
-    found = editing.diffuse(trained, KEY, images, t)
-    assert found.shape == (2, 4, *SHAPE) and found.dtype == np.float32
-    assert_array_equal(found[:, 0], images)
+    actual = editing.diffuse(trained, KEY, images, t)
+    assert actual.shape == (2, 4, *SHAPE) and actual.dtype == np.float32
+    assert_array_equal(actual[:, 0], images)
     for column, noisings in enumerate(t):
-        assert_allclose(found[:, column], noised(images, noisings), rtol=0, atol=1e-6)
+        assert_allclose(actual[:, column], noised(images, noisings), rtol=0, atol=1e-6)
 
 
 # Interpolation.
@@ -81,21 +81,21 @@ def test_pictures_go_under_in_one_noise_each(trained):
 def test_mixtures_are_decoded_from_where_they_were_mixed(trained):
     a, b = pictures(2), pictures(2, seed=1)
     t, lam = (0, 1, 7, T), (0.0, 0.25, 1.0)
-    found = editing.interpolate(trained, KEY, a, b, t=t, lam=lam)
-    assert found.shape == (2, 4, 3, *SHAPE) and found.dtype == np.float32
+    actual = editing.interpolate(trained, KEY, a, b, t=t, lam=lam)
+    assert actual.shape == (2, 4, 3, *SHAPE) and actual.dtype == np.float32
     for row, start in enumerate(t):
         for column, weight in enumerate(lam):
             mixed = (1 - weight) * noised(a, start) + weight * noised(b, start)
             expected = direct(trained, mixed, start) if start else mixed
-            assert_allclose(found[:, row, column], expected, **SAME)
+            assert_allclose(actual[:, row, column], expected, **SAME)
 
 
 def test_the_defaults_are_those_of_fig_8(trained):
     a, b = pictures(1), pictures(1, seed=1)
-    found = editing.interpolate(trained, KEY, a, b)
-    assert found.shape == (1, 1, 11, *SHAPE)
+    actual = editing.interpolate(trained, KEY, a, b)
+    assert actual.shape == (1, 1, 11, *SHAPE)
     again = editing.interpolate(trained, KEY, a, b, t=(6,), lam=np.linspace(0, 1, 11))
-    assert_allclose(found, again, **SAME)
+    assert_allclose(actual, again, **SAME)
 
 
 def test_the_ends_are_each_pictures_img2img(trained):
@@ -110,10 +110,10 @@ def test_the_ends_are_each_pictures_img2img(trained):
 def test_fewer_steps_start_at_the_visited_ones(trained):
     images, steps = pictures(2), steps_lib.uniform(T, 4)  # 0, 4, 7, 11
     for t, start in ((1, 1), (4, 1), (5, 2), (T, 4)):
-        found = editing.interpolate(
+        actual = editing.interpolate(
             trained, KEY, images, images, t=(t,), lam=(0.5,), settings=Settings(num_steps=4))
         expected = direct(trained, noised(images, steps[start - 1] + 1), start, steps)
-        assert_allclose(found[:, 0, 0], expected, **SAME)
+        assert_allclose(actual[:, 0, 0], expected, **SAME)
 
 
 def test_strength_is_a_share_of_the_steps(trained):
@@ -126,10 +126,10 @@ def test_strength_is_a_share_of_the_steps(trained):
 
 def test_every_sampler_of_steps_edits(trained):
     images = pictures(2)
-    found = editing.img2img(trained, KEY, images, settings=Settings("ddim", eta=0.7))
+    actual = editing.img2img(trained, KEY, images, settings=Settings("ddim", eta=0.7))
     expected = direct(
         trained, noised(images, 6), 6, sampler=lambda *a, **k: ddim_lib.ddim(*a, eta=0.7, **k))
-    assert_allclose(found, expected, **SAME)
+    assert_allclose(actual, expected, **SAME)
     free = editing.img2img(trained, KEY, images, settings=Settings(clip=False))
     assert_allclose(free, direct(trained, noised(images, 6), 6, clip=False), **SAME)
 
@@ -149,12 +149,12 @@ def test_a_respaced_chain_knows_the_full_one(mean, variance):
     expected = jax.jit(lambda x, rngs: reverse_chain.ancestral(
         respaced, predict, x, rngs))(
             jnp.float32(noised(pictures(1), T)), keys(Z, 1))
-    found = editing.img2img(
+    actual = editing.img2img(
         trained, KEY, pictures(1), strength=1.0, settings=Settings(num_steps=4))
-    assert_allclose(found, expected, **SAME)
+    assert_allclose(actual, expected, **SAME)
 
 
-# There and back, and arcs.
+# To x_T and back, and arcs.
 
 
 def test_x_T_is_that_of_sample(trained):
@@ -172,44 +172,44 @@ def test_reconstruction_goes_there_and_back_unclipped(trained):
     assert_array_equal(editing.encode(trained, images, settings=changing), x_T)
     free = Settings("ddim", clip=False)
     assert_allclose(editing.encode(trained, images, settings=free), x_T, **SAME)
-    found = editing.reconstruct(trained, images)
-    assert_allclose(found, editing.decode(trained, x_T, settings=free), **SAME)
-    assert np.abs(found - editing.decode(trained, x_T)).max() > 0.01  # clipped
+    actual = editing.reconstruct(trained, images)
+    assert_allclose(actual, editing.decode(trained, x_T, settings=free), **SAME)
+    assert np.abs(actual - editing.decode(trained, x_T)).max() > 0.01  # clipped
 
 
 def test_slerp_decodes_the_arc(trained):
     x_T, y_T = editing.prior(trained, 1, 2), editing.prior(trained, 2, 2)
-    found = editing.slerp(trained, x_T, y_T, lam=(0.0, 0.3, 1.0))
-    assert found.shape == (2, 3, *SHAPE)
+    actual = editing.slerp(trained, x_T, y_T, lam=(0.0, 0.3, 1.0))
+    assert actual.shape == (2, 3, *SHAPE)
     cosine = (x_T * y_T).sum((1, 2, 3)) / np.sqrt(
         (x_T**2).sum((1, 2, 3)) * (y_T**2).sum((1, 2, 3)))
     theta = np.arccos(np.float64(cosine))[:, None, None, None]
     between = (np.sin(0.7 * theta) * x_T + np.sin(0.3 * theta) * y_T) / np.sin(theta)
     for column, x in enumerate((x_T, np.float32(between), y_T)):
-        assert_allclose(found[:, column], editing.decode(trained, x), **SAME)
+        assert_allclose(actual[:, column], editing.decode(trained, x), **SAME)
     assert editing.slerp(trained, x_T[:1], y_T[:1]).shape == (1, 11, *SHAPE)
 
 
-# A part is known.
+# Known parts.
 
 
 def test_known_pixels_stay_and_others_are_new(trained):
     images = pictures(2)
-    found = editing.inpaint(trained, KEY, images, LEFT, resamplings=2, jump_length=3)
-    assert_array_equal(found[:, LEFT], images[:, LEFT])
-    assert np.abs(found - images)[:, ~LEFT].max() > 0.1
+    actual = editing.inpaint(trained, KEY, images, LEFT, resamplings=2, jump_length=3)
+    assert_array_equal(actual[:, LEFT], images[:, LEFT])
+    assert np.abs(actual - images)[:, ~LEFT].max() > 0.1
     other = np.where(LEFT[..., None], images, 0)
     again = editing.inpaint(trained, KEY, other, LEFT, resamplings=2, jump_length=3)
-    assert_allclose(again, found, **SAME)  # Pixels outside the mask are not read.
+    assert_allclose(again, actual, **SAME)  # Pixels outside the mask are not used.
     each = editing.inpaint(trained, KEY, images, np.stack([LEFT, ~LEFT]))
     assert_array_equal(each[1][~LEFT], images[1][~LEFT])
 
 
 def test_with_nothing_known_inpainting_is_sampling(trained):
-    """From the same prior draw; by DDIM, whose way has no other noise."""
+    """From the same prior draw, by DDIM, which adds no other noise."""
     nothing = np.zeros((8, 8), bool)
-    found = editing.inpaint(trained, KEY, pictures(2), nothing, settings=DDIM)
-    assert_allclose(found, ddpm_jax.sample(trained, KEY, 2, sampler="ddim"), **SAME)
+    actual = editing.inpaint(trained, KEY, pictures(2), nothing, settings=DDIM)
+    assert_allclose(actual, ddpm_jax.sample(trained, KEY, 2, sampler="ddim"), **SAME)
 
 
 def test_resampling_goes_the_rows_of_repaint(trained):
@@ -222,15 +222,15 @@ def test_resampling_goes_the_rows_of_repaint(trained):
 
 def test_colours_are_new_and_grey_stays(trained):
     images = pictures(2)
-    found = editing.colourise(trained, KEY, images, resamplings=2)
-    assert_allclose(found.mean(-1), images.mean(-1), rtol=0, atol=1e-6)
-    assert np.abs(found - images).max() > 0.1
+    actual = editing.colourise(trained, KEY, images, resamplings=2)
+    assert_allclose(actual.mean(-1), images.mean(-1), rtol=0, atol=1e-6)
+    assert np.abs(actual - images).max() > 0.1
     grey = np.repeat(images.mean(-1, keepdims=True), 3, axis=-1)
     again = editing.colourise(trained, KEY, grey, resamplings=2)
-    assert_allclose(again, found, **SAME)  # Colours are not read.
+    assert_allclose(again, actual, **SAME)  # Colours are not used.
 
 
-# One picture, whatever the others.
+# One picture, independent of the others.
 
 
 @pytest.mark.parametrize("edit", [
@@ -252,21 +252,22 @@ def test_an_image_depends_on_its_picture_and_place_alone(trained, edit):
 
 def test_the_same_picture_twice_becomes_two(trained):
     twice = np.repeat(pictures(1), 2, axis=0)
-    for found in (editing.img2img(trained, KEY, twice),
-                  editing.inpaint(trained, KEY, twice, LEFT),
-                  editing.colourise(trained, KEY, twice)):
-        assert np.abs(found[0] - found[1]).max() > 0.05
+    for first, second in (
+        editing.img2img(trained, KEY, twice), editing.inpaint(trained, KEY, twice, LEFT),
+        editing.colourise(trained, KEY, twice),
+    ):
+        assert np.abs(first - second).max() > 0.05
 
 
 def test_progress_moves_a_bar_to_its_end(trained, capsys):
     images = pictures(9)
     editing.inpaint(trained, KEY, images, LEFT, resamplings=2, jump_length=3, batch_size=8,
                     progress=True)
-    assert "42/42" in capsys.readouterr().err  # two rounds of 12 + 3 * 3 rows
+    assert "42/42" in capsys.readouterr().err  # Two batches of 12 + 3 * 3 rows.
     editing.encode(trained, images[:2], progress=True)
     editing.img2img(trained, KEY, images[:2], strength=0.25, progress=True)
-    said = capsys.readouterr().err
-    assert "12/12" in said and "3/3" in said
+    printed = capsys.readouterr().err
+    assert "12/12" in printed and "3/3" in printed
 
 
 def test_a_second_call_compiles_nothing(trained):
@@ -278,7 +279,7 @@ def test_a_second_call_compiles_nothing(trained):
     editing.img2img(trained, KEY + 1, pictures(2, seed=1))
     assert compiled == []
     editing.img2img(trained, KEY, pictures(2), strength=0.75)
-    assert compiled != []  # the listener listens
+    assert compiled != []  # The listener works.
 
 
 @pytest.mark.parametrize("edit, says", [
@@ -293,16 +294,16 @@ def test_a_second_call_compiles_nothing(trained):
     (lambda t, x: editing.img2img(t, 0, x, settings=Settings(guidance=2.0)),
      "guidance=2.0 follows labels"),
     (lambda t, x: editing.img2img(t.replace(model=UNet(num_classes=10)), 0, x),
-     "editing takes an unconditional one"),
+     "editing needs an unconditional one"),
     (lambda t, x: editing.encode(t.replace(model=UNet(condition_channels=1)), x),
-     "editing takes an unconditional one"),
+     "editing needs an unconditional one"),
     (lambda t, x: editing.interpolate(t, 0, x, x, t=(13,)), "t=13 must lie in 0..12"),
     (lambda t, x: editing.interpolate(t, 0, x, x, t=(-1,)), "t=-1 must lie in 0..12"),
     (lambda t, x: editing.interpolate(t, 0, x, np.repeat(x, 2, 0)), "a has 1 images and b 2"),
     (lambda t, x: editing.interpolate(t, 0, x, x[0]), r"b are float32 \[8, 8, 3\]"),
     (lambda t, x: editing.diffuse(t, 0, x, (13,)), "t=13 must lie in 0..12"),
-    (lambda t, x: editing.encode(t, x, settings=Settings()), "'ancestral' with eta=0.0 is no way"),
-    (lambda t, x: editing.decode(t, x, settings=Settings("ddim", eta=0.5)), "eta=0.5 is no way"),
+    (lambda t, x: editing.encode(t, x, settings=Settings()), "'ancestral' with eta=0.0 does not"),
+    (lambda t, x: editing.decode(t, x, settings=Settings("ddim", eta=0.5)), "eta=0.5 does not"),
     (lambda t, x: editing.inpaint(t, 0, x, LEFT[:4]), r"mask is bool \[4, 8\], but must be bool"),
     (lambda t, x: editing.inpaint(t, 0, x, np.float32(LEFT)), r"mask is float32 \[8, 8\]"),
     (lambda t, x: editing.inpaint(t, 0, x, LEFT, resamplings=0), "resamplings=0 must be at"),

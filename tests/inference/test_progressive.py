@@ -1,4 +1,4 @@
-"""Frames and completions are those of the ancestral chain, at the steps that are said."""
+"""Frames and completions are those of the ancestral chain, at the documented steps."""
 
 import flax.linen as nn
 import jax
@@ -20,7 +20,7 @@ X_T, SHARED, OWN = range(3)  # Addresses of the draws below the key.
 
 
 class Pair(nn.Module):
-    """A mean and a variance, of a tiny network each."""
+    """A mean and a variance, each from a tiny network."""
 
     @nn.compact
     def __call__(self, x, t, *, train):
@@ -101,7 +101,7 @@ def test_as_many_frames_as_asked_for_and_there_are(trained, num_frames, frames):
     x_t, x_0 = progressive.generate(trained, KEY, 1, num_frames=num_frames)
     assert len(x_t) == len(x_0) == frames
     np.testing.assert_allclose(x_t[0], prior(1), **SAME)
-    if frames == T:  # Every step there is, in order: far from, then near the sample.
+    if frames == T:  # Every step, in order: first far from the sample, then near it.
         assert np.all(np.abs(np.diff(x_t, axis=0)).max(axis=(1, 2, 3, 4)) > 0.01)
         np.testing.assert_allclose(
             x_0[-1], direct(trained, prior(1), keys(OWN, 1)), **SAME)
@@ -109,7 +109,7 @@ def test_as_many_frames_as_asked_for_and_there_are(trained, num_frames, frames):
 
 def test_chains_start_from_standard_noise(trained):
     noise = progressive.generate(trained, KEY, 64, num_frames=2)[0][0]
-    # 4,096 draws: the mean is off by 1/64, the mean square by sqrt(2)/64; five of each.
+    # 4,096 draws: standard errors of 1/64 for the mean, sqrt(2)/64 for the square; five of each.
     assert abs(noise.mean()) < 5 / 64 and abs(np.mean(noise**2) - 1) < 5 * 2**0.5 / 64
     assert len(np.unique(noise)) > 4000  # Images differ.
 
@@ -133,7 +133,7 @@ def test_completions_are_those_of_the_chain(trained):
 
 
 def test_ways_part_where_they_are_told_to(trained):
-    """The last step adds no noise, so before it nothing is left to differ."""
+    """The last step adds no noise, so images that separate there are equal."""
     x_t, completions = progressive.complete(
         trained, jax.random.PRNGKey(KEY), 4, shared=(1, T))
     together, apart = completions
@@ -149,7 +149,7 @@ SPREAD = 0.5  # Pixels are N(0, SPREAD^2), independent.
 
 
 class Gaussian(nn.Module):
-    """The noise that is expected in x_t, in a Gaussian world: linear in x_t."""
+    """The expected noise in x_t in a Gaussian world, which is linear in x_t."""
 
     @nn.compact
     def __call__(self, x, t, *, train):
@@ -159,28 +159,28 @@ class Gaussian(nn.Module):
 
 
 def test_the_longer_the_way_the_more_variety():
-    """Closed form: a linear chain multiplies a variance and adds its own, step by step."""
+    """In closed form: each step of a linear chain scales the variance and adds its own."""
     noise = GAUSSIAN.sqrt_one_minus_alpha_bar
     slope = noise / (GAUSSIAN.alpha_bar * SPREAD**2 + noise**2)
     x_0 = (1 - noise * slope) / GAUSSIAN.sqrt_alpha_bar
     factor = GAUSSIAN.posterior_coef_x_0 * x_0 + GAUSSIAN.posterior_coef_x_t
 
     def variance(start):
-        found = 0.0
+        total = 0.0
         for t in reversed(range(start)):
-            found = factor[t] ** 2 * found + (GAUSSIAN.beta[t] if t else 0.0)
-        return found
+            total = factor[t] ** 2 * total + (GAUSSIAN.beta[t] if t else 0.0)
+        return total
 
     kind = process.Parameterization()
     trained = ddpm_jax.Trained({}, Gaussian(), GAUSSIAN, kind, SHAPE)
     shared = (3, T)
     x_t, completions = progressive.complete(trained, KEY, 128, shared=shared, clip=False)
-    found = completions.var(axis=1, ddof=1).mean(axis=(1, 2, 3))
+    actual = completions.var(axis=1, ddof=1).mean(axis=(1, 2, 3))
     expected = [variance(start) for start in shared]
     assert expected[0] < expected[1] / 2
-    # Of 127 * 64 free draws: a relative error of sqrt(2 / 8128) = 1.6%, five times.
-    np.testing.assert_allclose(found, expected, rtol=0.08)
-    for row, start in enumerate(shared):  # Around where the chain leads without noise.
+    # 127 * 64 free draws: five times the relative error sqrt(2 / 8128) = 1.6%.
+    np.testing.assert_allclose(actual, expected, rtol=0.08)
+    for row, start in enumerate(shared):  # Around the end of the chain without noise.
         middle = np.prod(factor[:start]) * x_t[row]
         error = (expected[row] / 128) ** 0.5
         assert np.abs(completions[row].mean(axis=0) - middle).max() < 5 * error

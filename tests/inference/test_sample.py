@@ -34,7 +34,7 @@ def eleven(trained):
 
 def test_images_are_float32_in_range_and_differ(eleven):
     assert eleven.shape == (11, *SHAPE) and eleven.dtype == np.float32
-    assert np.abs(eleven).max() <= 1 + 1e-6  # one rounding of the posterior mean
+    assert np.abs(eleven).max() <= 1 + 1e-6  # One rounding of the posterior mean.
     distances = np.abs(eleven[:, None] - eleven[None]).max(axis=(2, 3, 4))
     assert np.all(distances + np.eye(11) > 0.1)
 
@@ -80,7 +80,7 @@ def test_the_chain_is_the_one_of_the_samplers(trained):
 
 @pytest.mark.parametrize("mean, variance", [("x_prev", "learned"), ("v", "learned_range")])
 def test_every_output_is_sampled_in_fewer_steps(mean, variance):
-    """A network that knows x_0 gives it, however it says so."""
+    """A network that knows x_0 leads to it, whatever kind of output it has."""
     full, x_0 = schedule_lib.linear(20, 1e-3, 0.4), 0.25
 
     class Knowing(unet.UNet):
@@ -89,9 +89,9 @@ def test_every_output_is_sampled_in_fewer_steps(mean, variance):
             at = {name: jax.numpy.asarray(coef)[t][:, None, None, None]
                   for name, coef in at.items()}
             if mean == "x_prev":
-                said = at["posterior_coef_x_0"] * x_0 + at["posterior_coef_x_t"] * x
+                output = at["posterior_coef_x_0"] * x_0 + at["posterior_coef_x_t"] * x
                 return jax.numpy.concatenate(
-                    [said, at["posterior_log_variance"] + 0 * x], axis=-1)
+                    [output, at["posterior_log_variance"] + 0 * x], axis=-1)
             eps = (x - at["sqrt_alpha_bar"] * x_0) / at["sqrt_one_minus_alpha_bar"]
             v = at["sqrt_alpha_bar"] * eps - at["sqrt_one_minus_alpha_bar"] * x_0
             return jax.numpy.concatenate([v, 0 * v], axis=-1)
@@ -107,7 +107,7 @@ def test_every_output_is_sampled_in_fewer_steps(mean, variance):
 def test_uint8_is_the_rounded_float(trained, eleven):
     images = ddpm_jax.sample(trained, jax.random.key(3), 11, output="uint8")
     expected = np.clip(np.round((eleven.astype(np.float64) + 1) * 127.5), 0, 255)
-    # The product may be rounded the other way in float32, at a half.
+    # At a half the product may round the other way in float32.
     assert images.dtype == np.uint8 and np.abs(images - expected).max() <= 1
     assert np.mean(images != expected) < 0.01
 
@@ -115,17 +115,17 @@ def test_uint8_is_the_rounded_float(trained, eleven):
 def test_progress_moves_a_bar_to_its_end_and_changes_nothing(trained, eleven, capsys):
     images = ddpm_jax.sample(trained, jax.random.key(3), 11, batch_size=8, progress=True)
     np.testing.assert_allclose(images, eleven, **SAME)
-    assert "40/40" in capsys.readouterr().err  # two batches of 20 steps
+    assert "40/40" in capsys.readouterr().err  # Two batches of 20 steps.
 
 
 def test_another_chain_may_run_between_two_rounds(trained, eleven, capsys):
-    """As when samples go through Inception while more are being drawn."""
+    """As in evaluation, where samples go through Inception while more are drawn."""
     rngs = randomness.image_keys(jax.random.key(3), np.arange(11))
-    found = []
+    batches = []
     for batch in sample_lib.stream(trained, rngs, batch_size=8, progress=True):
         ddpm_jax.sample(trained, 1, 2)
-        found.append(batch)
-    np.testing.assert_allclose(np.concatenate(found), eleven, **SAME)
+        batches.append(batch)
+    np.testing.assert_allclose(np.concatenate(batches), eleven, **SAME)
     assert "100%" in capsys.readouterr().err
 
 
@@ -139,7 +139,7 @@ def test_a_second_call_compiles_nothing(trained):
     ddpm_jax.sample(other, jax.random.key(4), 6)
     assert compiled == []
     ddpm_jax.sample(trained, jax.random.key(4), 6, num_steps=3)
-    assert compiled != []  # the listener listens
+    assert compiled != []  # The listener works.
 
 
 def test_few_steps_call_the_network_so_often():
@@ -271,7 +271,7 @@ def test_ddim_is_the_one_of_the_solvers(trained):
 
 
 class Unhashable:
-    """A function by which compiled chains cannot be told apart."""
+    """A function that cannot be part of the key of a cache."""
 
     __hash__ = None
 
@@ -320,7 +320,7 @@ def test_a_trajectory_of_every_sampler_in_any_batch(trained, sampler, num_steps)
     _, fewer = draw(3, trajectory=(0, 5))
     np.testing.assert_allclose(fewer.x_t[::-1], kept.x_t[:, :3], rtol=0, atol=1e-4)
     np.testing.assert_allclose(fewer.x_0[::-1], kept.x_0[:, :3], rtol=0, atol=1e-4)
-    if num_steps == 6:  # Five calls left of six: the prior draw, which has no other noise.
+    if num_steps == 6:  # With five of six calls left x_t is the prior draw.
         rng = jax.random.fold_in(jax.random.fold_in(jax.random.key(3), 9), 0)
         x_T = jax.random.normal(rng, SHAPE)
         np.testing.assert_allclose(kept.x_t[0, 9], x_T, **SAME)

@@ -1,4 +1,4 @@
-"""New images, and from picture files to pictures: what stands where, and what is refused."""
+"""`--mode=sample`: the files it writes, the layout of their pictures, and what it refuses."""
 
 import functools
 import sys
@@ -58,14 +58,14 @@ def read(path):
 def inputs(tmp_path_factory):
     """Files of 8x8 colour pictures and the pictures themselves, uint8."""
     folder = tmp_path_factory.mktemp("inputs")
-    found = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
-    for name, picture in zip("abc", found):
+    actual = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
+    for name, picture in zip("abc", actual):
         pictures.save_png(folder / f"{name}.png", picture)
     mask = np.zeros((8, 8, 1), np.uint8)
     mask[:, :4] = 255
     pictures.save_png(folder / "mask.png", mask)
     pictures.save_png(folder / "large.png", np.zeros((16, 12, 3), np.uint8))
-    return folder, found
+    return folder, actual
 
 
 def files(inputs, names):
@@ -80,7 +80,7 @@ def tiles(picture, rows, columns, left=0):
 
 
 def assert_block(picture, expected, left=0):
-    """[rows, columns, 8, 8, c] stand at `left`; what follows is a gap, or the end."""
+    """The block [rows, columns, 8, 8, c] stands at `left`; returns where the next one starts."""
     rows, columns = expected.shape[:2]
     np.testing.assert_array_equal(tiles(picture, rows, columns, left), expected)
     assert picture.shape[0] == rows * 66 + 2
@@ -91,10 +91,10 @@ def floats(inputs, *places):
     return pixels.to_float(inputs[1][list(places)])
 
 
-def near(found, expected):
-    """uint8 of float results: a rounding of float32 may move a half either way."""
-    assert found.dtype == np.uint8
-    assert np.abs(found.astype(int) - pixels.to_uint8(expected).astype(int)).max() <= 1
+def near(actual, expected):
+    """uint8 against float results; at a half float32 may round either way."""
+    assert actual.dtype == np.uint8
+    assert np.abs(actual.astype(int) - pixels.to_uint8(expected).astype(int)).max() <= 1
 
 
 @pytest.mark.parametrize("settings, name", [
@@ -104,10 +104,10 @@ def near(found, expected):
 def test_new_images(task, monkeypatch, settings, name):
     """Every class in turn, a column each, or the labels that are given."""
     monkeypatch.setitem(MODELS, 1, tiny(1, num_classes=4))
-    (png, npz), arrays, said = task(1, num_images=6, **settings)
+    (png, npz), arrays, printed = task(1, num_images=6, **settings)
     assert png.endswith(f"/run/samples/ema_step_00001500_{name}_seed_5.png")
     assert npz == png.removesuffix("png") + "npz"
-    assert said == f"6 images in {npz}, a grid of them in {png}\n"
+    assert printed == f"6 images in {npz}, a grid of them in {png}\n"
     draw = functools.partial(
         ddpm_jax.sample, MODELS[1], 5, 6, output="uint8", **({"num_steps": 6} | settings))
     np.testing.assert_array_equal(arrays["arr_0"], draw())
@@ -132,12 +132,12 @@ def test_new_images_beside_what_they_go_by(task, monkeypatch):
 
 
 def test_interpolate(task, inputs):
-    (png, npz), arrays, said = task(
+    (png, npz), arrays, printed = task(
         task="interpolate", inputs=files(inputs, "ab"), strength=(0.0, 0.5))
     assert png.endswith(
         "/run/samples/interpolate_a_b_ema_step_00001500_ancestral_6_seed_5.png")
-    assert npz == png.removesuffix("png") + "npz" and png in said and npz in said
-    assert "after 0, 6 noising steps (a row each):" in said
+    assert npz == png.removesuffix("png") + "npz" and png in printed and npz in printed
+    assert "after 0, 6 noising steps (a row each):" in printed
     near(arrays["arr_0"], editing.interpolate(
         MODELS[3], 5, floats(inputs, 0), floats(inputs, 1), t=(0, 6), settings=SETTINGS)[0])
     picture = read(png)
@@ -168,19 +168,19 @@ def test_slerp_of_pictures(task, inputs):
 
 
 def test_reconstruct(task, inputs):
-    (png, _), arrays, said = task(task="reconstruct", inputs=files(inputs, "abc"))
-    found = editing.reconstruct(
+    (png, _), arrays, printed = task(task="reconstruct", inputs=files(inputs, "abc"))
+    actual = editing.reconstruct(
         MODELS[3], floats(inputs, 0, 1, 2), settings=Settings("ddim", 6))
-    near(arrays["arr_0"], found)
-    error = (((found - floats(inputs, 0, 1, 2)) / 2) ** 2).mean((1, 2, 3))
+    near(arrays["arr_0"], actual)
+    error = (((actual - floats(inputs, 0, 1, 2)) / 2) ** 2).mean((1, 2, 3))
     np.testing.assert_allclose(arrays["mean_squared_error"], error, rtol=1e-3)
-    assert f"mean squared error {error.mean():.2g} in [0, 1]" in said
+    assert f"mean squared error {error.mean():.2g} in [0, 1]" in printed
     picture = read(png)
     assert_block(picture, arrays["arr_0"][:, None], assert_block(picture, inputs[1][:, None]))
 
 
 def test_img2img(task, inputs):
-    (png, _), arrays, said = task(
+    (png, _), arrays, printed = task(
         task="img2img", inputs=files(inputs, "ac"), strength=(0.25, 0.75))
     assert arrays["arr_0"].shape == (2, 2, 3, 8, 8, 3)
     repeated = floats(inputs, 0, 0, 0, 2, 2, 2)
@@ -190,7 +190,7 @@ def test_img2img(task, inputs):
     picture = read(png)
     left = assert_block(picture, inputs[1][[0, 0, 2, 2], None])
     assert_block(picture, arrays["arr_0"].reshape(4, 3, 8, 8, 3), left)
-    assert "at strength 0.25, 0.75 (a row each)" in said
+    assert "at strength 0.25, 0.75 (a row each)" in printed
 
 
 def test_inpaint(task, inputs):
@@ -224,9 +224,9 @@ def test_colourise(task, inputs):
 
 
 def test_diffuse(task, inputs):
-    (png, _), arrays, said = task(task="diffuse", inputs=files(inputs, "ab"))
+    (png, _), arrays, printed = task(task="diffuse", inputs=files(inputs, "ab"))
     t = (0, 1, 2, 4, 5, 6, 7, 8, 10, 11, 12)  # 11 from 0 to T
-    assert "after 0, 1, 2, 4, 5, 6, 7, 8, 10, 11, 12 noising steps" in said
+    assert "after 0, 1, 2, 4, 5, 6, 7, 8, 10, 11, 12 noising steps" in printed
     near(arrays["arr_0"], editing.diffuse(MODELS[3], 5, floats(inputs, 0, 1), t))
     assert_block(read(png), arrays["arr_0"])
 
@@ -234,13 +234,13 @@ def test_diffuse(task, inputs):
 @pytest.mark.parametrize("video", [True, False])
 def test_strip(task, monkeypatch, video):
     monkeypatch.setattr(pictures, "HAS_VIDEO", video)
-    written, arrays, said = task(task="strip", sampler="ddim", eta=0.5)
+    written, arrays, printed = task(task="strip", sampler="ddim", eta=0.5)
     assert [path.rpartition(".")[2] for path in written] == [
         "png", "gif", *["mp4"] * video, "npz"]
-    assert ('pip install -e ".[video]"' in said) != video
-    found, way = ddpm_jax.sample(
+    assert ('pip install -e ".[video]"' in printed) != video
+    actual, way = ddpm_jax.sample(
         MODELS[3], 5, 3, sampler="ddim", num_steps=6, eta=0.5, trajectory=range(5, -1, -1))
-    near(arrays["arr_0"], found)
+    near(arrays["arr_0"], actual)
     near(arrays["x_t"], way.x_t)
     near(arrays["x_0"], way.x_0)
     top = read(written[0])[: 2 * 66 + 2]
@@ -279,8 +279,8 @@ def test_pictures_become_what_the_model_takes(task, inputs):
     ("a", dict(task="img2img", strength=(1.5,)), "strength=1.5 must lie in 0..1"),
     ("ab", dict(task="interpolate", strength=(-0.1,)), "strength=-0.1 must lie in 0..1"),
     ("a", dict(task="img2img", sampler="heun", num_steps=5), "sampler='heun' cannot edit"),
-    ("a", dict(task="reconstruct", sampler="ddim", eta=1.0), "eta=1.0 is no way"),
-    ("a", dict(task="reconstruct", sampler="heun", num_steps=5), "'heun' with eta=0.0 is no"),
+    ("a", dict(task="reconstruct", sampler="ddim", eta=1.0), "eta=1.0 does not lead from x_0"),
+    ("a", dict(task="reconstruct", sampler="heun", num_steps=5), "'heun' with eta=0.0 does not"),
 ])
 def test_mistakes_are_told_in_one_line(task, inputs, names, settings, says):
     if settings.get("mask") == "large":

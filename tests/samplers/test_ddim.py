@@ -1,4 +1,4 @@
-"""DDIM against its recursion; inversion follows the ODE upwards, and DDIM leads back."""
+"""DDIM against its recursion; inversion against the ODE, and the way back."""
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ def test_golden_ddim_step(settings, golden):
 
 
 def sigma_of_a_step(eta):
-    """Standard deviation of the noise of 990 -> 980, by drawing it."""
+    """Standard deviation of the noise of the step 990 -> 980, from samples of it."""
     schedule = schedule_lib.respace(LINEAR, [980, 990])
     predict = predict_fn(schedule, lambda x, t: jnp.zeros_like(x), clip=True)
     samples = jax.jit(lambda rngs: ddim_lib.ddim(
@@ -68,12 +68,12 @@ def test_ddim_without_noise_is_the_recursion(steps):
         for here, before in zip(levels[:0:-1], levels[-2::-1]):
             x = ddim_step(here, before, x, best_eps(*here, x), 0.0)
         expected.append(x)
-    # float32 in as many as 20 steps, and x_0 from eps divides by a signal down to 0.1.
+    # float32 in up to 20 steps, where x_0 is eps divided by a signal of 0.1 or more.
     assert_allclose(samples.ravel(), expected, rtol=0, atol=2e-5)
 
 
 def test_ddim_of_eta_1_is_the_ancestral_chain():
-    """With the smaller variance, clipped or not, draw for draw and so in distribution."""
+    """With the smaller variance, clipped or not: equal draw for draw."""
     schedule = schedule_lib.respace(FULL, [0, 4, 9, 14, 19])
     rngs, x_T = keys(4), standard_normal(keys(4, seed=1), SHAPE)
     for clip in (False, True):
@@ -83,7 +83,7 @@ def test_ddim_of_eta_1_is_the_ancestral_chain():
             samples = jax.jit(
                 lambda x, rngs: ddim_lib.ddim(schedule, predict, x, rngs, eta=1.0)
             )(x_T, rngs)
-        # Two ways of writing one mean, in float32.
+        # Two formulas for the same mean, in float32.
         assert_allclose(samples, chain, rtol=0, atol=2e-5)
 
 
@@ -112,7 +112,7 @@ def test_the_recursion_of_eta_1_is_the_ancestral_one():
 
 @pytest.mark.parametrize("chain", ["eta=0", "eta=1", "fixed_large"])
 def test_the_bias_falls_as_one_over_the_steps(chain):
-    """That of the variance against the data's, as T betas from 0.1 / T to 20 / T grow finer."""
+    """The bias of the variance, for T betas from 0.1 / T to 20 / T and growing T."""
     T, bias = [100, 200, 400, 800], []
     for n in T:
         schedule = schedule_lib.linear(n, 0.1 / n, 20 / n)
@@ -144,14 +144,14 @@ def test_ddim_draws_noise_where_it_adds_some(eta, draws):
 
 @pytest.mark.parametrize("eta", [0.0, 0.5])
 def test_images_wait_for_their_ddim_step(eta):
-    """In one chain: the second from the start on, the first when 5 steps are left."""
+    """In one chain, the second image runs from the start, the first when 5 steps are left."""
     predict = ddim_lib.ddim_fn(FULL, predict_fn(FULL, convolution), eta)
     x, rngs = standard_normal(keys(2, seed=1), SHAPE), keys(2)
     together = jax.jit(lambda x, rngs: ancestral(
         FULL, reverse_chain.waiting(predict, jnp.asarray([5, 20])), x, rngs))(x, rngs)
     for i, start in enumerate((5, 20)):
         alone = jax.jit(lambda x, rngs: ancestral(FULL, predict, x, rngs, start=start))
-        # Of one network call a step, of two images or one.
+        # One network call per step, with two images or one.
         assert_allclose(together[i:i + 1], alone(x[i:i + 1], rngs[i:i + 1]), rtol=0, atol=1e-5)
 
 
@@ -167,7 +167,7 @@ def test_ddim_keeps_start_stop_and_the_trajectory():
         whole, trajectory = jax.jit(lambda x: run(x, rngs, trajectory=(6, 0)))(x_T)
         x_7 = jax.jit(lambda x: run(x, rngs, stop=7))(x_T)
         rest = jax.jit(lambda x: run(x, rngs, start=7))(x_7)
-    # Compiled apart: some float32 roundings, each up to some 10 times larger at the end.
+    # Different programs: some float32 roundings, each up to about 10 times larger at the end.
     assert_allclose(rest, whole, rtol=0, atol=1e-5)
     assert_allclose(trajectory.x_t[0], x_7, rtol=0, atol=1e-5)
     assert_array_equal(trajectory.x_0[1], whole)  # The last step gives x_0 itself.
@@ -198,7 +198,7 @@ def test_ddim_is_one_scan_of_one_call():
 
 
 def there_and_back(num_steps, x_0):
-    """(x_T, x_0 again) in so many steps each way."""
+    """(x_T, the x_0 it leads back to) with this many steps each way."""
     schedule = schedule_lib.respace(LINEAR, steps_lib.uniform(1000, num_steps))
     predict = predict_fn(schedule, optimal(LINEAR), clip=False)
     keys = jax.random.split(jax.random.key(0), len(x_0))
@@ -224,12 +224,12 @@ def test_errors_fall_with_the_number_of_steps():
         to_x_0.append(np.sqrt(np.mean((again - x_0) ** 2)))
     for errors in (to_x_T, to_x_0):
         slopes = np.log2(np.array(errors[:-1]) / errors[1:])
-        assert_allclose(slopes, 1.0, atol=0.2)  # The next order is still seen at 50 steps.
+        assert_allclose(slopes, 1.0, atol=0.2)  # The next order still matters at 50 steps.
     assert to_x_T[-1] < 0.03 and to_x_0[-1] < 0.02
 
 
 def test_every_step_is_that_of_the_paper():
-    """Eq. 14 with its sign turned: x / signal moves by eps times the change of sigma / signal."""
+    """Eq. 14 reversed: x / signal changes by eps times the change of sigma / signal."""
     schedule = schedule_lib.from_betas([0.1, 0.3, 0.2, 0.5])
     x_0 = np.random.default_rng(1).uniform(-1, 1, (2, *SHAPE))
     levels = [oracle.compose(schedule.beta, steps) for steps in range(5)]
@@ -240,9 +240,9 @@ def test_every_step_is_that_of_the_paper():
     y, ratio = x_0, 0.0
     for steps in range(1, 5):
         scale, variance = levels[steps]
-        # The network is asked one step below; the clean image goes as step 0.
-        said = eps(levels[steps - 1][0] * y, max(steps - 2, 0))
-        y, ratio = y + (np.sqrt(variance) / scale - ratio) * said, np.sqrt(variance) / scale
+        # The network gets the step below; for the clean image that is step 0.
+        eps_below = eps(levels[steps - 1][0] * y, max(steps - 2, 0))
+        y, ratio = y + (np.sqrt(variance) / scale - ratio) * eps_below, np.sqrt(variance) / scale
     predict = predict_fn(
         schedule, lambda x, t: np.float32(np.sin(3.0)) * x
         + 0.1 * (t.astype(jnp.float32) + 1.0)[:, None, None, None], clip=False,
@@ -261,10 +261,10 @@ def test_inversion_is_one_scan_that_calls_the_network_once():
     predict = predict_fn(LINEAR, denoise, clip=False)
     jaxpr = jax.make_jaxpr(lambda x: ddim_lib.invert(
         LINEAR, predict, x, on_step=steps.append))(jnp.zeros((2, *SHAPE))).jaxpr
-    found = [(e.primitive.name, e) for e in tracing.equations(jaxpr)]
-    scan, = (equation for name, equation in found if name == "scan")
+    named = [(e.primitive.name, e) for e in tracing.equations(jaxpr)]
+    scan, = (equation for name, equation in named if name == "scan")
     assert scan.params["length"] == 1000 and not scan.params["reverse"]
-    assert [name for name, _ in found].count("dot_general") == 1
+    assert [name for name, _ in named].count("dot_general") == 1
     assert len(calls) == len(steps) == 1 and calls[0].shape == (2,)
 
 
@@ -274,18 +274,18 @@ def test_an_arc_keeps_the_norm_and_turns_evenly():
     y *= np.sqrt((x**2).sum((1, 2, 3)) / (y**2).sum((1, 2, 3)))[:, None, None, None]
     theta = np.arccos((x * y).sum((1, 2, 3)) / (x**2).sum((1, 2, 3)))
     lam = np.array([0.0, 0.25, 0.5, 0.7, 1.0])
-    found = np.float64(ddim_lib.slerp(np.float32(x), np.float32(y), jnp.float32(lam)))
-    assert_allclose((found**2).sum((1, 2, 3)), (x**2).sum((1, 2, 3)), rtol=1e-5)  # float32
-    turned = np.arccos(((found * x).sum((1, 2, 3)) / (x**2).sum((1, 2, 3))).clip(-1, 1))
+    actual = np.float64(ddim_lib.slerp(np.float32(x), np.float32(y), jnp.float32(lam)))
+    assert_allclose((actual**2).sum((1, 2, 3)), (x**2).sum((1, 2, 3)), rtol=1e-5)  # float32
+    turned = np.arccos(((actual * x).sum((1, 2, 3)) / (x**2).sum((1, 2, 3))).clip(-1, 1))
     assert_allclose(turned, lam * theta, rtol=0, atol=1e-3)  # arccos near 1
-    assert_allclose(found[0], x[0], rtol=0, atol=1e-6)
-    assert_allclose(found[-1], y[-1], rtol=0, atol=1e-6)
+    assert_allclose(actual[0], x[0], rtol=0, atol=1e-6)
+    assert_allclose(actual[-1], y[-1], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("apart", [0.0, 1e-7, 1e-4, 2e-3])
 def test_an_arc_between_nearly_equal_images_is_a_line(apart):
     x = np.random.default_rng(3).standard_normal((1, *SHAPE))
     y = x + apart * np.roll(x, 1)
-    found = ddim_lib.slerp(np.float32(x), np.float32(y), jnp.float32([0.3]))
-    # Arc and line part by the square of the angle; some roundings of float32 besides.
-    assert_allclose(found, 0.7 * x + 0.3 * y, rtol=0, atol=1e-6 + apart**2)
+    actual = ddim_lib.slerp(np.float32(x), np.float32(y), jnp.float32([0.3]))
+    # Arc and line differ by the square of the angle; the rest is rounding of float32.
+    assert_allclose(actual, 0.7 * x + 0.3 * y, rtol=0, atol=1e-6 + apart**2)

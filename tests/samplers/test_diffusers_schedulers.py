@@ -30,7 +30,7 @@ MEANS = {"epsilon": "eps", "sample": "x_0", "v_prediction": "v"}
 
 
 def kinds(settings):
-    """Our settings of the prediction, from theirs."""
+    """Our settings of the prediction, from those of diffusers."""
     hook = None
     if settings.get("sample_max_value", 1.0) > 1:
         hook = functools.partial(
@@ -43,32 +43,32 @@ def kinds(settings):
 
 
 def by_grid(case, t, draws, draw_given):
-    """The chain on the steps t, falling, and what is left of it after each."""
+    """The chain on the falling steps t: its end, and its trajectory."""
     x_T, outputs, seconds, noises = draws
     settings, n = case["settings"], len(t)
     variance = settings.get("variance_type", "fixed_large")
     if variance == "learned_range":
         outputs = np.concatenate([outputs, seconds], axis=-1)
-    # With set_alpha_to_one=False the end is the first step of the schedule, and noised so.
+    # With set_alpha_to_one=False the chain ends at the first step of the schedule, with its noise.
     stop = int(not settings.get("set_alpha_to_one", True))
     visited = schedule_lib.respace(LINEAR, [0] * stop + [int(step) for step in t[::-1]])
-    told = visited.replace(timesteps=np.arange(n + stop))
+    numbered = visited.replace(timesteps=np.arange(n + stop))
     more, run = {}, reverse_chain.ancestral
     if case["scheduler"] == "DDIM":
         more["rederive_eps"] = case["given"].get("use_clipped_model_output", False)
         run = functools.partial(ddim_lib.ddim, eta=case["given"].get("eta", 0.0))
     predict = predict_fn(
-        told, lambda x, i: jnp.asarray(outputs)[n - 1 + stop - i[0]], variance=variance,
+        numbered, lambda x, i: jnp.asarray(outputs)[n - 1 + stop - i[0]], variance=variance,
         **kinds(settings), **more,
     )
     rngs = draw_given(np.concatenate([noises[:stop], noises[::-1]]))
     return jax.jit(lambda x: run(
-        told, predict, x, rngs, stop=stop, trajectory=range(n + stop - 1, stop - 1, -1)
+        numbered, predict, x, rngs, stop=stop, trajectory=range(n + stop - 1, stop - 1, -1)
     ))(x_T)
 
 
 def by_plan(case, t, draws, draw_given):
-    """The solver that has their levels, with x scaled as there."""
+    """The solver at the levels of diffusers, with x scaled as there."""
     x_T, outputs, _, noises = draws
     settings, n = case["settings"], len(t)
     if case["scheduler"] == "HeunDiscrete":
@@ -77,11 +77,11 @@ def by_plan(case, t, draws, draw_given):
         plan = dpm_solver.dpm_solver_pp(
             LINEAR, n, order=settings["solver_order"], sde="algorithm_type" in settings
         )
-    assert_allclose(plan.t, t, rtol=0, atol=0.51)  # They round t, but for the network alone.
+    assert_allclose(plan.t, t, rtol=0, atol=0.51)  # diffusers rounds t, only for the network.
     rngs = draw_given(noises)
-    told = plan.replace(t=np.arange(n))
+    numbered = plan.replace(t=np.arange(n))
     return jax.jit(lambda x: tableau.solve(
-        told, lambda x, i: jnp.asarray(outputs)[i[0].astype(jnp.int32)], x, rngs,
+        numbered, lambda x, i: jnp.asarray(outputs)[i[0].astype(jnp.int32)], x, rngs,
         trajectory=range(n - 1, -1, -1), **kinds(settings),
     ))(x_T), plan
 
@@ -96,14 +96,14 @@ def test_every_step_is_that_of_diffusers(name, draw_given):
         last, kept = by_grid(case, t, draws, draw_given)
     else:
         (last, kept), plan = by_plan(case, t, draws, draw_given)
-    found = np.concatenate([kept.x_t[1:], last[None]])
-    if scheduler == "HeunDiscrete":  # Their x is ours over its signal, 1 at x_0.
-        found[:-1] /= np.reshape(plan.signal[1:], (-1, 1, 1, 1, 1))
-    assert_allclose(found, x, rtol=1e-4, atol=1e-4)
-    if scheduler != "HeunDiscrete":  # Which does not say it.
-        # Their alpha_bar is a product in float32, and x_0 a division by 0.006 at first.
+    passed = np.concatenate([kept.x_t[1:], last[None]])
+    if scheduler == "HeunDiscrete":  # There x is divided by its signal, which is 1 at x_0.
+        passed[:-1] /= np.reshape(plan.signal[1:], (-1, 1, 1, 1, 1))
+    assert_allclose(passed, x, rtol=1e-4, atol=1e-4)
+    if scheduler != "HeunDiscrete":  # It does not report x_0.
+        # There alpha_bar is a product in float32, and x_0 is at first a division by 0.006.
         assert_allclose(kept.x_0, x_0, rtol=5e-4, atol=5e-4)
-    assert np.abs(found[-1]).max() > 0.1
+    assert np.abs(passed[-1]).max() > 0.1
 
 
 def test_the_fixture_has_the_cases_of_the_script():

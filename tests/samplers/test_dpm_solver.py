@@ -21,14 +21,14 @@ def test_3m_has_less_error_than_2m():
 
 
 def moments(degree, h):
-    """Integral of e^u u^degree over u from -h to 0, by a fine Gauss rule."""
+    """Integral of e^u u^degree over u from -h to 0, by Gauss quadrature."""
     nodes, weights = np.polynomial.legendre.leggauss(40)
     u = h * (nodes - 1) / 2
     return h / 2 * np.sum(weights * np.exp(u) * u**degree)
 
 
 def test_3m_is_exact_where_x_0_is_a_line_in_lambda():
-    """And of a parabola takes half the bend. sigma_t / sigma_s x_s + signal_t times the
+    """For a parabola it takes half of the curvature. sigma_t / sigma_s x_s + signal_t times the
     integral of e^(lambda - lambda_t) x_0 is the exact step.
     """
     plan = dpm_solver.dpm_solver_pp(LINEAR, 30, order=3)
@@ -36,14 +36,14 @@ def test_3m_is_exact_where_x_0_is_a_line_in_lambda():
     for i in range(28):
         t, s = log_snr[i + 1], log_snr[i]
         known = min(i + 1, 3)
-        line = {1: (1, 0), 2: (1, 0), 3: (1, 1)}[known]  # 2M is of the midpoint kind.
+        line = {1: (1, 0), 2: (1, 0), 3: (1, 1)}[known]  # 2M is a midpoint rule.
         for constant, slope in ((1, 0), line):
             x_0 = constant + slope * (log_snr[i::-1][:known] - t)
             expected = plan.signal[i + 1] * (
                 constant * moments(0, t - s) + slope * moments(1, t - s)
             )
             assert_allclose(plan.weights[i][:known] @ x_0, expected, rtol=1e-9)
-        if known == 3:  # (lambda - lambda_s)^2, which is 0 with slope 0 at s.
+        if known == 3:  # (lambda - lambda_s)^2: value and slope are 0 at s.
             bent = (log_snr[i::-1][:3] - s) ** 2
             whole = moments(2, t - s) + 2 * (t - s) * moments(1, t - s)
             whole += (t - s) ** 2 * moments(0, t - s)
@@ -52,7 +52,7 @@ def test_3m_is_exact_where_x_0_is_a_line_in_lambda():
 
 
 def test_3m_between_uneven_levels():
-    """(lambda - lambda_s)^2 has slope 0 at s: half of its integral is all that is taken."""
+    """(lambda - lambda_s)^2 has slope 0 at s, so only half of its integral is taken."""
     levels, t = np.array([0.2, -0.3, -1.4]), 0.9
     h = t - levels[0]
     weights = dpm_solver.third_order_weights([-1.4, -0.3], 0.2, t)
@@ -69,7 +69,7 @@ def test_calls_of_order_3_are_split_as_published(K, orders):
     plan = dpm_solver.dpm_solver(LINEAR, K, denoise=False)
     ends = np.flatnonzero(plan.commit)
     assert np.diff(ends, prepend=-1).tolist() == orders
-    # The steps begin at levels even in lambda, whatever their orders.
+    # The steps begin at levels evenly spaced in lambda, whatever their orders.
     begins = np.append(0, ends[:-1] + 1)
     expected = dpm_solver.log_snr(LINEAR, len(orders) + 1)[:0:-1]
     assert_allclose(plan.t[begins], expected, atol=1e-9)
@@ -89,7 +89,7 @@ def test_calls_of_order_2():
     (14, [1, 2] + [3] * 10 + [2, 1]), (15, [1, 2] + [3] * 12 + [1]),
 ])
 def test_orders_of_the_multistep(calls, orders):
-    """The first from too little history, the last where few calls make the end unstable."""
+    """Low at first for lack of history, and at the end where few calls would be unstable."""
     plan = dpm_solver.dpm_solver_pp(LINEAR, calls, order=3)
     assert np.count_nonzero(plan.weights, axis=1).tolist() == orders
     plan = dpm_solver.dpm_solver_pp(LINEAR, calls, order=2)

@@ -1,4 +1,4 @@
-"""The list of rows is RePaint's, and the chain holds what is known and no more."""
+"""The rows are those of RePaint, and the chain keeps the known part and nothing else."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ def keys(n, seed=0):
 
 
 def published(t_T, jump_length, jump_n_sample):
-    """The states that RePaint's chain goes through (its paper, Appendix B), to -1, the data."""
+    """The states of RePaint's chain (its paper, Appendix B), down to -1, the data."""
     jumps = {j: jump_n_sample - 1 for j in range(0, t_T - jump_length, jump_length)}
     t, states = t_T, []
     while t >= 1:
@@ -119,11 +119,11 @@ def moments(rows, eta=None):
 @pytest.mark.parametrize("jump_length, resamplings", [(10, 1), (5, 3)])
 def test_known_pixels_stay_and_free_ones_follow_their_law(jump_length, resamplings):
     rows = inpainting.repaint(FULL, jump_length=jump_length, resamplings=resamplings)
-    found = draw(rows)
-    assert_array_equal(found[:, LEFT[..., 0]], np.float32(0.9))  # exactly
-    free = np.float64(found[:, ~LEFT[..., 0]])
+    actual = draw(rows)
+    assert_array_equal(actual[:, LEFT[..., 0]], np.float32(0.9))  # exactly
+    free = np.float64(actual[:, ~LEFT[..., 0]])
     mean, variance = moments(rows)
-    assert_allclose([mean, variance**0.5], [M, S], rtol=0.2)  # The recursion is the right one.
+    assert_allclose([mean, variance**0.5], [M, S], rtol=0.2)  # The recursion itself is right.
     # Five standard errors of 256 * 32 draws.
     assert abs(free.mean() - mean) < 5 * np.sqrt(variance / free.size)
     assert abs(free.var() - variance) < 5 * variance * np.sqrt(2 / free.size)
@@ -131,7 +131,7 @@ def test_known_pixels_stay_and_free_ones_follow_their_law(jump_length, resamplin
 
 @pytest.mark.parametrize("calls", [3, 9, 10])
 def test_on_the_way_known_pixels_are_noised_like_the_rest(calls):
-    """After the ninth row x has come down to eleven noisings, and gone up again by five."""
+    """After the ninth row x has come down to eleven noising steps and gone up again by five."""
     rows = inpainting.repaint(FULL, jump_length=5, resamplings=2)
     t, up = inpainting.visits(20, 5, 2)[calls - 1]
     first = jax.tree.map(lambda x: x[:calls], rows)
@@ -150,7 +150,7 @@ def test_some_rows_go_up():
 
 
 def test_every_noise_is_its_own():
-    """Known pixels differ from row to row, from image to image, and from the free ones' noise."""
+    """The noise of known pixels differs between rows, between images, and from the free noise."""
     rows = inpainting.repaint(FULL, jump_length=1, resamplings=2)
     after = [draw(jax.tree.map(lambda x: x[:calls], rows), n=2) for calls in (4, 5)]
     t = [inpainting.visits(20, 1, 2)[calls - 1] for calls in (4, 5)]
@@ -159,7 +159,7 @@ def test_every_noise_is_its_own():
         / np.sqrt(oracle.compose(FULL.beta, sum(row))[1]) for x, row in zip(after, t)
     ]
     for a, b in ((eps[0], eps[1]), (eps[0][0], eps[0][1])):
-        # 64 or 32 pairs of normal draws: correlations within four of their deviations.
+        # 64 or 32 pairs of normal draws: correlations within four standard deviations.
         assert abs(np.mean(a * b)) < 4 / np.sqrt(a.size) and np.abs(a - b).max() > 0.5
 
 
@@ -172,21 +172,21 @@ def test_an_image_depends_on_its_own_key_alone():
     chain = jax.jit(lambda *a: inpainting.inpaint(
         rows, predict, *a, hold))
     turned = chain(x_T[::-1], rngs[::-1], known[::-1])[::-1]
-    found = chain(x_T, rngs, known)
-    assert_array_equal(turned, found)
-    assert np.abs(found[0] - found[1])[~LEFT].max() > 0.1
+    actual = chain(x_T, rngs, known)
+    assert_array_equal(turned, actual)
+    assert np.abs(actual[0] - actual[1])[~LEFT].max() > 0.1
     other = chain(x_T, rngs.at[2].set(keys(4)[3]), known)
-    assert_array_equal(other[:2], found[:2])
+    assert_array_equal(other[:2], actual[:2])
 
 
 def test_ddim_steps_are_as_good():
-    """Without noise, each free pixel keeps its quantile of x_T, known ones or not."""
+    """Without noise, each free pixel keeps its quantile of x_T, with known pixels or without."""
     predict = ddim_lib.ddim_fn(FULL, predict_fn(FULL, best(FULL), clip=False))
     rows = inpainting.repaint(FULL)
     rngs, x_T = keys(2), randomness.standard_normal(keys(2, 1), SHAPE)
     direct = ddim_lib.ddim(FULL, predict_fn(FULL, best(FULL), clip=False), x_T, rngs)
-    found = draw(rows, 2, predict=predict)
-    assert_allclose(found[:, ~LEFT[..., 0]], direct[:, ~LEFT[..., 0]], rtol=0, atol=1e-5)
+    actual = draw(rows, 2, predict=predict)
+    assert_allclose(actual[:, ~LEFT[..., 0]], direct[:, ~LEFT[..., 0]], rtol=0, atol=1e-5)
 
 
 def test_one_scan_that_calls_the_network_once():
@@ -201,9 +201,9 @@ def test_one_scan_that_calls_the_network_once():
     jaxpr = jax.make_jaxpr(lambda x, rngs: inpainting.inpaint(
         rows, predict_fn(FULL, denoise), x, rngs, x, inpainting.grey, on_step=steps.append,
     ))(zeros, keys(2)).jaxpr
-    found = [(e.primitive.name, e) for e in tracing.equations(jaxpr)]
-    scan, = (equation for name, equation in found if name == "scan")
-    names = [name for name, _ in found]
+    named = [(e.primitive.name, e) for e in tracing.equations(jaxpr)]
+    scan, = (equation for name, equation in named if name == "scan")
+    names = [name for name, _ in named]
     assert scan.params["length"] == rows.num_calls == 35 and "while" not in names
     assert names.count("dot_general") == len(calls) == len(steps) == 1
     assert calls[0].shape == (2,) and calls[0].dtype == jnp.int32
@@ -215,5 +215,5 @@ def test_grey_is_one_axis_of_an_orthonormal_basis():
     known, x = random.standard_normal((2, 2, 4, 4, 3))
     turned, seen = x @ basis, known @ basis
     turned[..., 0] = seen[..., 0]
-    found = inpainting.grey(jnp.float32(known), jnp.float32(x))
-    assert_allclose(found, turned @ basis.T, rtol=0, atol=1e-6)
+    actual = inpainting.grey(jnp.float32(known), jnp.float32(x))
+    assert_allclose(actual, turned @ basis.T, rtol=0, atol=1e-6)

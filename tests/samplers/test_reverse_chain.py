@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
 @pytest.mark.parametrize("variance", ["fixed_large", "fixed_small"])
 def test_the_oracle_gives_the_data_back(variance):
-    """Many small steps end near (M, S^2): the recursion below is the right one."""
+    """Many small steps end near (M, S^2), so the recursion used below is right."""
     beta = np.linspace(5e-4, 0.1, 200)
     mean, spread = oracle.chain_moments(beta, M, S, variance)
     # The chain is exact as T grows; 200 steps miss S by up to 6 percent.
@@ -36,7 +36,7 @@ CHAINS = {
 @pytest.mark.parametrize("variance", ["fixed_large", "fixed_small"])
 @pytest.mark.parametrize("name", CHAINS)
 def test_gaussian_world(name, variance):
-    """Mean and variance of the samples are the chain's own, to 5 standard errors."""
+    """Mean and variance of the samples are those of the recursion, to 5 standard errors."""
     full, timesteps = CHAINS[name]
     schedule = schedule_lib.respace(full, timesteps)
     predict = predict_fn(schedule, optimal(full), variance=variance, clip=False)
@@ -88,9 +88,9 @@ def test_one_scan_that_calls_the_network_once():
     jaxpr = jax.make_jaxpr(chain)(jnp.zeros((2, *SHAPE)), keys(2)).jaxpr
     assert len(calls) == 1
     assert calls[0].shape == (2,) and calls[0].dtype == jnp.int32
-    found = [(e.primitive.name, e) for e in tracing.equations(jaxpr)]
-    names = [name for name, _ in found]
-    scan, = (equation for name, equation in found if name == "scan")
+    named = [(e.primitive.name, e) for e in tracing.equations(jaxpr)]
+    names = [name for name, _ in named]
+    scan, = (equation for name, equation in named if name == "scan")
     assert scan.params["length"] == 20 and "while" not in names
     assert names.count("conv_general_dilated") == 1
     inside = [e.primitive.name for e in tracing.equations(scan.params["jaxpr"].jaxpr)]
@@ -98,7 +98,7 @@ def test_one_scan_that_calls_the_network_once():
 
 
 def scripted(mean, log_variance=0.0):
-    """A prediction with this mean and variance, whatever the step."""
+    """A prediction with this mean and variance at every step."""
 
     def predict(x_t, t):
         return Prediction(
@@ -110,7 +110,7 @@ def scripted(mean, log_variance=0.0):
 
 
 def test_no_noise_in_the_last_step():
-    """Whatever the key, the result is the mean of the step t = 0, exactly."""
+    """For every key the result is exactly the mean of the step t = 0."""
     last = scripted(lambda x_t, t: jnp.where((t == 0)[:, None, None, None], 0.25, x_t))
     x_T = jnp.ones((2, *SHAPE))
     for schedule in (FULL, schedule_lib.from_betas([0.3])):
@@ -132,7 +132,7 @@ def test_steps_run_from_the_last_to_the_first():
 
 
 def test_every_step_draws_new_noise_of_its_own_scale():
-    """With mean x_t the noise adds up: as variances, not as one draw times its count."""
+    """With mean x_t the noises add up as variances, not as one draw many times."""
     walk = scripted(lambda x_t, t: x_t, np.log(4.0))
     rngs, x_T = keys(256), jnp.zeros((256, *SHAPE))
     samples = np.float64(jax.jit(lambda rngs: ancestral(FULL, walk, x_T, rngs))(rngs))
@@ -159,7 +159,7 @@ def test_noise_is_addressed_by_key_and_step():
         for i in range(2):
             noise, first = jax.jit(expect)(rngs[i])
             assert_allclose(walked[i], noise, rtol=0, atol=2e-6)  # Summed in another order.
-            assert_allclose(prior[i], first, rtol=0, atol=1e-6)  # An erfinv compiled apart.
+            assert_allclose(prior[i], first, rtol=0, atol=1e-6)  # Another compilation of erfinv.
 
 
 def test_an_image_depends_on_its_own_key_alone():
@@ -201,7 +201,7 @@ def test_a_chain_in_two_parts_is_the_chain():
         whole = jax.jit(lambda x_T, rngs: ancestral(FULL, predict, x_T, rngs))(x_T, rngs)
         x_7 = jax.jit(lambda x_T, rngs: ancestral(FULL, predict, x_T, rngs, stop=7))(x_T, rngs)
         rest = jax.jit(lambda x_7, rngs: ancestral(FULL, predict, x_7, rngs, start=7))(x_7, rngs)
-    # Compiled apart: some float32 roundings.
+    # Different programs: some float32 roundings.
     assert_allclose(rest, whole, rtol=0, atol=1e-5)
     assert np.abs(x_7 - whole).max() > 0.1
 

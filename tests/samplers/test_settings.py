@@ -45,7 +45,7 @@ def test_all_steps_are_the_schedule_itself():
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_chains_of_equal_settings_share_a_program(name):
-    """Arrays are arguments; the settings are static, and equal ones are the same."""
+    """Arrays are arguments, and settings are static and compared by value."""
     traces = []
 
     @jax.jit
@@ -63,7 +63,7 @@ def test_chains_of_equal_settings_share_a_program(name):
 
 
 def test_a_new_sampler_is_one_entry(monkeypatch):
-    """One that halves the mean of every step."""
+    """The sampler here halves the mean of every step."""
     def step(schedule, predict_fn, settings):
         def predict(x_t, t):
             prediction = predict_fn(x_t, t)

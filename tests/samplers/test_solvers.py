@@ -1,4 +1,4 @@
-"""What the plans of all solvers share, in float64 by a plain loop: dpm_solver.py, heun.py."""
+"""Properties of the plans of all solvers, in float64 by a plain loop."""
 
 import numpy as np
 import pytest
@@ -16,13 +16,14 @@ CALLS = {name: 19 if name == "heun" else 20 for name in SOLVERS}
 
 @pytest.mark.parametrize("schedule", [LINEAR, schedule_lib.cosine()], ids=["linear", "cosine"])
 @pytest.mark.parametrize("name, fewest, low, high", [
-    # Steps of three calls, and of two: 16, and 20, at first. One call more is no step.
+    # The first has steps of three calls, the second of two: 16 and 20 steps at first. The others
+    # spend one more call on x_0.
     ("dpm_solver", 48, 2.8, 3.3), ("dpm_solver_2", 40, 1.9, 2.1),
     ("dpm_solver_pp", 40, 1.9, 2.1), ("dpm_solver_pp_3", 40, 1.9, 2.2),
     ("heun", 80, 1.9, 2.1),
 ])
 def test_solvers_converge_to_the_ode(schedule, name, fewest, low, high):
-    """With their order: the slope of log error over log calls, up to 16 times as many."""
+    """Their order is the slope of log error over log calls, up to 16 times as many."""
     calls = [fewest * 2**i for i in range(5)]
     one_more = name != "dpm_solver"
     errors = np.array([
@@ -38,7 +39,7 @@ def test_solvers_converge_to_the_ode(schedule, name, fewest, low, high):
 @pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 4, 5, 13, 14, 15, 16])
 def test_every_step_is_exact_where_nothing_changes(name, num_steps):
-    """The network says one x_0, or one eps, always: then x is on the line between them."""
+    """If the network always predicts the same x_0 and eps, x stays on the line between them."""
     if name == "heun":
         num_steps = 2 * num_steps - 1
     plan = SAMPLERS[name].plan(LINEAR, num_steps)
@@ -67,7 +68,7 @@ def test_every_step_is_exact_where_nothing_changes(name, num_steps):
 
 
 def test_levels_are_told_as_fractional_t():
-    """The network hears the t whose level x is of."""
+    """The network gets the t of the level that x is at."""
     for name, calls in CALLS.items():
         plan = SAMPLERS[name].plan(LINEAR, calls)
         ratio = np.exp(schedule_lib.half_log_snr(LINEAR, plan.t))
@@ -77,7 +78,7 @@ def test_levels_are_told_as_fractional_t():
 
 
 def test_levels_stop_where_nothing_is_left():
-    """Of the cosine at lambda = -5.1, in whatever number of levels."""
+    """With the cosine schedule at lambda = -5.1, for any number of levels."""
     schedule = schedule_lib.cosine()
     for grid in (dpm_solver.log_snr, heun_lib.karras):
         for n in (1, 2, 30):

@@ -28,14 +28,14 @@ def test_steps_are_different_and_inside(T_and_n):
 
 
 def test_golden_steps():
-    """Those of the DDIM authors' code, of improved-diffusion's and of diffusers'."""
+    """The numbers of the DDIM authors' code, of improved-diffusion and of diffusers."""
     assert_array_equal(
         steps_lib.uniform(1000, 10), [0, 111, 222, 333, 444, 555, 666, 777, 888, 999]
     )
     assert_array_equal(
         steps_lib.quadratic(1000, 10), [0, 9, 39, 88, 158, 246, 355, 483, 632, 800]
     )
-    assert_array_equal(steps_lib.quadratic(1000, 50)[:4], [0, 1, 2, 5])  # Once 0, not twice.
+    assert_array_equal(steps_lib.quadratic(1000, 50)[:4], [0, 1, 2, 5])  # 0 only once.
     assert steps_lib.quadratic(1000, 50).size == 49
     assert_array_equal(steps_lib.quadratic(1000, 1), [800])
     assert_array_equal(steps_lib.trailing(1000, 10), np.arange(99, 1000, 100))

@@ -49,9 +49,9 @@ def test_solve_is_the_loop(name, mean):
     assert_allclose(samples.ravel(), expected, rtol=0, atol=2e-4)
 
 
-# Calls, and tolerances: of the mean (absolute; 5 standard errors are 0.007) and of the
-# standard deviation (relative), where the solver's own error, as of the loop in float64, is
-# far above the statistical one. 20 calls are too few for Heun, 10 levels up to sigma = 157.
+# Calls, and the tolerances of the mean (absolute; 5 standard errors are 0.007) and of the standard
+# deviation (relative). The error of the solver itself, which the loop in float64 has too, is far
+# above the statistical one. 20 calls are too few for Heun: 10 levels up to sigma = 157.
 TOLERANCES = {
     "dpm_solver": (18, 0.007, 0.02), "dpm_solver_2": (20, 0.007, 0.1),
     "dpm_solver_pp": (12, 0.007, 0.04), "dpm_solver_pp_3": (15, 0.007, 0.04),
@@ -61,7 +61,7 @@ TOLERANCES = {
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_gaussian_world(name):
-    """Some ten calls bring the noise to the data."""
+    """About ten calls lead from the noise to the data."""
     calls, of_mean, of_deviation = TOLERANCES[name]
     plan = SAMPLERS[name].plan(LINEAR, calls)
     x_T = standard_normal(keys(512, seed=1), SHAPE)
@@ -72,14 +72,14 @@ def test_gaussian_world(name):
 
 
 def test_the_sde_converges_in_distribution():
-    """Many calls: the moments to 5 standard errors, and nothing left of x_T."""
+    """With many calls the moments are right to 5 standard errors, and nothing is left of x_T."""
     x_T = standard_normal(keys(512, seed=1), SHAPE)
     plan = dpm_solver.dpm_solver_pp(LINEAR, 200, sde=True)
     samples = np.float64(jax.jit(lambda x, rngs: tableau.solve(
         plan, optimal(LINEAR), x, rngs, clip=False
     ))(x_T, keys(512)))
     n = samples.size
-    # x_0 predicted at the first level is S^2 narrower by the noise there, 0.01.
+    # The x_0 predicted at the first level is narrower than S^2 by the noise there, 0.01.
     deviation = S**2 / np.hypot(S, 0.01)
     assert abs(samples.mean() - M) < 5 * S / np.sqrt(n)
     assert abs(samples.std() / deviation - 1) < 5 / np.sqrt(2 * n)
@@ -100,37 +100,37 @@ def test_one_scan_that_calls_the_network_once(name):
     ).jaxpr
     assert len(calls) == 1
     assert calls[0].shape == (2,) and calls[0].dtype == jnp.float32
-    found = [(e.primitive.name, e) for e in tracing.equations(jaxpr)]
-    names = [name for name, _ in found]
-    scan, = (equation for name, equation in found if name == "scan")
+    named = [(e.primitive.name, e) for e in tracing.equations(jaxpr)]
+    names = [name for name, _ in named]
+    scan, = (equation for name, equation in named if name == "scan")
     assert scan.params["length"] == plan.num_calls == CALLS[name] and "while" not in names
     assert names.count("conv_general_dilated") == 1
     inside = [e.primitive.name for e in tracing.equations(scan.params["jaxpr"].jaxpr)]
     assert inside.count("conv_general_dilated") == 1
-    # Only the SDE draws.
+    # Only the SDE draws noise.
     assert any("random" in name for name in inside) == (name == "dpm_solver_pp_sde")
 
 
 def test_on_step_and_the_network_hear_of_every_call():
-    heard, told = [], []
+    heard, steps_seen = [], []
     plan = heun_lib.heun(LINEAR, 7)
 
     def hear(i):
         jax.debug.callback(lambda i: heard.append(int(i)), i, ordered=True)
 
     def denoise(x_t, t):
-        jax.debug.callback(lambda t: told.append(float(t[0])), t, ordered=True)
+        jax.debug.callback(lambda t: steps_seen.append(float(t[0])), t, ordered=True)
         return x_t
 
     tableau.solve(plan, denoise, jnp.zeros((1, 1, 1, 1)), keys(1), on_step=hear)
     jax.effects_barrier()
     assert heard == list(range(6, -1, -1))
-    assert_allclose(told, plan.t, atol=1e-4)  # float32 of up to 999.
+    assert_allclose(steps_seen, plan.t, atol=1e-4)  # float32 of up to 999.
 
 
 @pytest.mark.parametrize("name", ["dpm_solver", "dpm_solver_pp_sde", "heun"])
 def test_a_trajectory_holds_the_calls_asked_for(name):
-    """By calls left, in the order asked for; x before each, and the x_0 that it is clipped to."""
+    """By the calls left, in the requested order: x before each, and the clipped x_0."""
     plan = SAMPLERS[name].plan(LINEAR, 7)
     x_T, rngs = standard_normal(keys(2, seed=1), SHAPE), keys(2)
     seen = []
@@ -175,7 +175,7 @@ def test_an_image_depends_on_its_own_key_alone(name):
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_clipped_samples_stay_inside_even_of_the_cosine(name):
-    """Of a network that is wrong by far, at alpha_bar = 2e-9 and below."""
+    """With a network that is far off, at alpha_bar = 2e-9 and below."""
     plan = SAMPLERS[name].plan(schedule_lib.cosine(), CALLS[name])
     x_T = standard_normal(keys(2, seed=1), SHAPE)
     chain = jax.jit(lambda x, rngs: tableau.solve(
@@ -193,7 +193,7 @@ def test_the_cosine_without_clipping():
         samples = jax.jit(lambda x, rngs: tableau.solve(
             plan, optimal(schedule), x, rngs, clip=False
         ))(jnp.asarray(x_T, jnp.float32).reshape(-1, 1, 1, 1), keys(5))
-        # What noise is left at the first level is x_0's no more; 2M is off by 0.3 percent.
+        # The noise left at the first level is not part of x_0; 2M is off by 0.3 percent.
         assert_allclose(samples.ravel(), M + S * x_T, rtol=0, atol=0.005)
 
 
@@ -226,7 +226,7 @@ def test_denoised_fn_moves_eps_without_clipping():
         plan, lambda x, t: jnp.zeros_like(x), jnp.ones((1, 1, 1, 1)), keys(1), clip=False,
         denoised_fn=jnp.zeros_like,
     )
-    # x_0 = 0 makes all of x noise, which shrinks with sigma: float32 of 157 x - 156.99 x.
+    # With x_0 = 0 all of x is noise, which shrinks with sigma: float32 of 157 x - 156.99 x.
     assert_allclose(x.item(), 0.01 / plan.sigma[0], rtol=0, atol=3e-5)
 
 
@@ -249,7 +249,7 @@ def test_a_plan_may_be_an_argument():
     plan = dpm_solver.dpm_solver_pp(LINEAR, 6)
     outside = chain(plan, x_T, keys(1))
     with_constants = jax.jit(lambda x, rngs: tableau.solve(plan, optimal(LINEAR), x, rngs))
-    # atol: constants are folded, or not.
+    # atol: constants are folded in one of the programs only.
     assert_allclose(outside, with_constants(x_T, keys(1)), rtol=0, atol=1e-5)
 
 
