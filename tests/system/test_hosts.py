@@ -72,8 +72,8 @@ def done(tmp_path_factory):
         out, err = one_job(
             [HELPERS / "host.py", folder, layout], layout, lambda *address: map(str, address)
         )
-        results = [pickle.loads((folder / layout / f"{i}.pkl").read_bytes()) for i in range(count)]
-        results[layout] = [r | {"out": o, "err": e} for r, o, e in zip(results, out, err)]
+        stored = [pickle.loads((folder / layout / f"{i}.pkl").read_bytes()) for i in range(count)]
+        results[layout] = [r | {"out": o, "err": e} for r, o, e in zip(stored, out, err)]
     return folder, results
 
 
