@@ -1,8 +1,11 @@
-"""Trees of parameters: their leaves by path, and the first that does not fit a network."""
+"""`Trained`, and trees of parameters: leaves by path, the first that does not fit a network."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax.diffusion import process
+from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.network import trained as trained_lib
 from nonzero import TinyNet
 
@@ -40,3 +43,12 @@ def test_the_first_misfit_is_named_with_both_shapes():
     assert trained_lib.first_misfit(tree, TinyNet(), SHAPE)[0] == "/".join(first)
     more = params() | {"more": np.zeros(3)}
     assert trained_lib.first_misfit(more, TinyNet(), SHAPE) == ("more", "nothing", (3,))
+
+
+def test_trained_is_a_pytree_with_hashable_statics():
+    trained = trained_lib.Trained(
+        params(), TinyNet(), schedule_lib.linear(20), process.Parameterization(), SHAPE)
+    leaves, structure = jax.tree.flatten(trained)
+    assert hash(structure) == hash(jax.tree.structure(jax.tree.unflatten(structure, leaves)))
+    more = jax.jit(lambda trained: jax.tree.map(lambda x: x + 2, trained.params))(trained)
+    np.testing.assert_array_equal(more["conv_in"]["bias"], 2 + trained.params["conv_in"]["bias"])
