@@ -1,6 +1,7 @@
 """`sample(params, rng, n)`: one compiled chain, run in batches on every device."""
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -94,6 +95,19 @@ def sample(
     images, kept = _collected(batches, (len(rngs), *trained.image_shape), len(trajectory))
     images = to_uint8(images) if output == "uint8" else images
     return (images, kept) if trajectory else images
+
+
+def _name_fields(function: Callable[..., Any]) -> None:
+    """Names the fields of `Settings` in the signature that help and tab completion show."""
+    signature = inspect.signature(function)
+    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    fields = [
+        p.replace(kind=p.KEYWORD_ONLY) for p in inspect.signature(Settings).parameters.values()
+    ]
+    function.__signature__ = signature.replace(parameters=[*own, *fields])
+
+
+_name_fields(sample)
 
 
 def stream(

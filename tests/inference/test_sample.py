@@ -1,6 +1,8 @@
 """`sample`: image i depends on (params, rng, i) alone, whatever else is asked for."""
 
+import dataclasses
 import functools
+import inspect
 
 import jax
 import numpy as np
@@ -184,6 +186,13 @@ def test_mistakes_are_told_in_one_line(trained, arguments, message):
     with pytest.raises(ValueError, match=message) as error:
         ddpm_jax.sample(trained, **arguments)
     assert "\n" not in str(error.value)
+
+
+def test_help_shows_the_fields_of_the_settings():
+    parameters = inspect.signature(ddpm_jax.sample).parameters
+    for field in dataclasses.fields(Settings):
+        assert parameters[field.name].default == field.default
+    assert "fields" not in parameters and list(parameters)[:3] == ["params", "rng", "n"]
 
 
 def test_settings_are_given_whole_or_by_their_fields(trained):
