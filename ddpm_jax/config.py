@@ -125,16 +125,6 @@ def sampling_settings(config: ml_collections.ConfigDict) -> settings_lib.Setting
     return settings
 
 
-def with_sampler(
-    config: ml_collections.ConfigDict, sampler: str, num_steps: int
-) -> ml_collections.ConfigDict:
-    """A copy of the config with another sampler, as of `Settings.with_sampler`."""
-    settings = dataclasses.asdict(read_sampling(config).with_sampler(sampler, num_steps))
-    config = config.copy_and_resolve_references()
-    config.sample.update(settings | {"num_steps": num_steps})
-    return config
-
-
 def image_shape(config: ml_collections.ConfigDict) -> tuple[int, int, int] | None:
     """(h, w, c) where the config has all of it; None where the data decide."""
     height, channels = config.data.image_size, config.data.channels

@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 import ddpm_jax
-from ddpm_jax import config as config_lib
 from ddpm_jax.configs import digits
 from ddpm_jax.diffusion import randomness
 from ddpm_jax.evaluation import catalogue, inception_features, references
@@ -356,7 +355,9 @@ def test_a_sweep_of_an_inception_score_names_its_network(workdir):
     config = small_config(metrics=("sweep",), sweep_metric="is", sweep_steps=(2,))
     (row,) = ddpm_jax.evaluate(config, workdir)
     assert row["protocol"]["inception"] == "fake" and row["reference"] is None
-    (single,) = ddpm_jax.evaluate(_with(small_config(metrics=("is",)), "ddim", 2), workdir)
+    config = small_config(metrics=("is",))
+    config.sample.sampler, config.sample.num_steps = "ddim", 2
+    (single,) = ddpm_jax.evaluate(config, workdir)
     assert row["table"]["ddim"] == [pytest.approx(single["value"], rel=1e-5)]
 
 
@@ -378,10 +379,6 @@ def test_a_sweep_takes_what_suits_each_sampler(workdir):
         "ancestral": (0.0, "trailing", False), "ddim": (0.5, "trailing", False),
         "heun": (0.0, "uniform", False),
     }
-
-
-def _with(config, sampler, num_steps):
-    return config_lib.with_sampler(config, sampler, num_steps)
 
 
 @pytest.mark.parametrize("settings, message", [

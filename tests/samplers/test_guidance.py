@@ -13,7 +13,7 @@ from nonzero import SHAPE, TinyNet, nonzero_params
 
 
 def answers(x, t, *, labels, channels=1):
-    """A network that says its label, its x and its t."""
+    """A network whose output depends on its label, its x and its t."""
     mean = x * (labels + 1.0).reshape(-1, 1, 1, 1) + t.reshape(-1, 1, 1, 1)
     return jnp.concatenate([mean, 10 * mean], axis=-1) if channels == 2 else mean
 
@@ -22,25 +22,25 @@ def answers(x, t, *, labels, channels=1):
 def test_guidance_is_the_formula(scale):
     x = np.float32(np.random.default_rng(0).standard_normal((3, 2, 2, 1)))
     t, labels = np.float32([1, 5, 9]), np.int32([0, 2, 1])
-    told, untold = answers(x, t, labels=labels), answers(x, t, labels=np.int32([7, 7, 7]))
-    # Ho and Salimans: (1 + w) told - w untold, with scale 1 + w.
-    expected = scale * told - (scale - 1) * untold
+    labelled, unlabelled = answers(x, t, labels=labels), answers(x, t, labels=np.int32([7, 7, 7]))
+    # Ho and Salimans: (1 + w) labelled - w unlabelled, with scale 1 + w.
+    expected = scale * labelled - (scale - 1) * unlabelled
     guided = guidance_lib.guided(answers, {"labels": labels}, null_label=7, scale=scale)
     np.testing.assert_allclose(guided(x, t), expected, rtol=1e-6, atol=1e-5)  # float32
     inside = guidance_lib.guided(
         answers, {"labels": labels}, null_label=7, scale=scale, interval=(2, 5)
     )
     np.testing.assert_allclose(inside(x, t)[1], expected[1], rtol=1e-6, atol=1e-5)
-    np.testing.assert_allclose(inside(x, t)[::2], told[::2], rtol=1e-6, atol=1e-5)
+    np.testing.assert_allclose(inside(x, t)[::2], labelled[::2], rtol=1e-6, atol=1e-5)
 
 
 def test_guidance_leaves_a_learned_variance_alone():
     x, t, labels = jnp.ones((2, 2, 2, 1)), jnp.zeros(2), jnp.int32([1, 2])
-    says = functools.partial(answers, channels=2)
+    apply_fn = functools.partial(answers, channels=2)
     guided = guidance_lib.guided(
-        says, {"labels": labels}, null_label=5, scale=2.0, variance="learned_range"
+        apply_fn, {"labels": labels}, null_label=5, scale=2.0, variance="learned_range"
     )(x, t)
-    np.testing.assert_array_equal(guided[..., 1:], says(x, t, labels=labels)[..., 1:])
+    np.testing.assert_array_equal(guided[..., 1:], apply_fn(x, t, labels=labels)[..., 1:])
     np.testing.assert_array_equal(guided[..., 0].mean(axis=(1, 2)), [2 * 2 - 6, 2 * 3 - 6])
 
 
@@ -54,8 +54,9 @@ def test_guidance_is_one_call_of_twice_the_batch():
     counts, batches = [], []
     for f in (plain, guided):
         jaxpr = jax.make_jaxpr(f)(jnp.zeros((4, *SHAPE)), jnp.zeros(4, jnp.int32)).jaxpr
-        found = [e for e in tracing.equations(jaxpr)
-                 if e.primitive.name == "conv_general_dilated"]
-        counts.append(len(found))
-        batches.append(found[0].invars[0].aval.shape[0])
+        convolutions = [
+            e for e in tracing.equations(jaxpr) if e.primitive.name == "conv_general_dilated"
+        ]
+        counts.append(len(convolutions))
+        batches.append(convolutions[0].invars[0].aval.shape[0])
     assert counts[0] == counts[1] and batches == [4, 8]
