@@ -25,7 +25,7 @@ from ddpm_jax.runtime import files, parallel
 
 DAMAGE = (ValueError, KeyError, OSError)  # What Orbax raises on files that it cannot read.
 TEMPORARY = ".orbax-checkpoint-tmp"
-_ABANDONED = 1.0  # Seconds in which the reads that Orbax abandons after an error have ended.
+_ABANDONED = 1.0  # Seconds in which the reads or writes that Orbax abandons on an error end.
 
 
 class Checkpoints:
@@ -152,6 +152,7 @@ class Checkpoints:
         try:
             yield
         except DAMAGE as error:
+            time.sleep(_ABANDONED)  # As for reads: `quiet_orbax` hides what they print.
             reason = getattr(error, "strerror", None) or str(error).split(": ")[-1]
             newest = next(iter(_newest_first(self._folder)), None)
             kept = f"that of step {newest} is whole" if newest is not None else "there is none yet"
@@ -233,7 +234,7 @@ def quiet_orbax() -> Iterator[None]:
 
     It logs each file that it touches, and a run's own lines would drown. Errors in its threads
     are printed, and then raised by the next save or by closing. Where one array cannot be
-    read, it closes its event loop under the reads of the others, which print a traceback each.
+    read or written, it closes its event loop under the others, which print a traceback each.
     """
     def is_news(record):
         orbax = "orbax" in record.pathname
