@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Key, Shaped
 
 from ddpm_jax.diffusion import randomness
 from ddpm_jax.diffusion.process import (
-    MEANS_OF_LEVELS, PIXEL_AXES, Images, split_output, x_0_and_eps,
+    PIXEL_AXES, Images, check_mean_of_levels, split_output, x_0_and_eps,
 )
 from ddpm_jax.diffusion.schedule import Schedule, half_log_snr_table, t_at_half_log_snr
 from ddpm_jax.errors import UserError
@@ -113,7 +113,8 @@ def ode_log_density(
         UserError: the schedule has one step or a last beta of 1, `mean` is another, or
             `num_steps` or `num_probes` is less than 1.
     """
-    _check(mean, num_steps=num_steps, num_probes=num_probes)
+    check_mean_of_levels(mean, "the ODE", "the variational bound")
+    _check_counts(num_steps=num_steps, num_probes=num_probes)
     levels, intervals = _grid(schedule, num_steps)
     probes = _probes(rngs, num_probes, x.shape[1:])
     eps_fn = _eps_fn(denoise_fn, mean, variance)
@@ -138,13 +139,7 @@ def ode_log_density(
     return -0.5 * (squares + math.log(2 * math.pi)) + math.log(last) + integral
 
 
-def _check(mean: str, **counts: int) -> None:
-    if mean not in MEANS_OF_LEVELS:
-        raise UserError(
-            "cannot go with the ODE, which needs the noise between whole steps; use a network of "
-            f"mean {', '.join(MEANS_OF_LEVELS)}, or the variational bound.", field="mean",
-            value=mean,
-        )
+def _check_counts(**counts: int) -> None:
     for field, value in counts.items():
         if value < 1:
             raise UserError("must be at least 1", field=field, value=value, instead={field: 1})

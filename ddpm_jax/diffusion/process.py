@@ -271,6 +271,22 @@ def predict(
     return Prediction(eps=eps, x_0=x_0, mean=reverse_mean, log_variance=log_variance)
 
 
+def check_mean_of_levels(mean: str, solver: str, otherwise: str) -> None:
+    """Raises UserError unless an output of this `mean` tells the noise at any level.
+
+    Args:
+        mean: must be one of `MEANS_OF_LEVELS`.
+        solver: what needs the noise between whole steps, for the message.
+        otherwise: what does without it.
+    """
+    if mean not in MEANS_OF_LEVELS:
+        *others, last = map(repr, MEANS_OF_LEVELS)
+        raise UserError(
+            f"cannot go with {solver}, which needs the noise between whole steps; use a network of "
+            f"mean {', '.join(others)} or {last}, or {otherwise}.", field="mean", value=mean,
+        )
+
+
 def predict_fn(
     schedule: Schedule,
     denoise_fn: Callable[[Array, Array], Array],

@@ -20,7 +20,7 @@ from jaxtyping import Array, Key
 from ddpm_jax.diffusion import randomness
 from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.diffusion.process import (
-    MEANS_OF_LEVELS, Images, Parameterization, split_output, thresholded,
+    Images, Parameterization, check_mean_of_levels, split_output, thresholded,
 )
 from ddpm_jax.diffusion.schedule import Schedule
 from ddpm_jax.errors import UserError
@@ -103,11 +103,7 @@ def solve(
     Raises:
         ValueError: `mean` is not one of these, or trajectory leaves the plan.
     """
-    if mean not in MEANS_OF_LEVELS:
-        raise UserError(
-            "cannot go with a solver, which needs the noise between whole steps; use a network of "
-            "mean 'eps', 'x_0' or 'v', or the ancestral chain.", field="mean", value=mean,
-        )
+    check_mean_of_levels(mean, "a solver", "the ancestral chain")
     trajectory = checked_trajectory(trajectory, 0, plan.num_calls)
 
     def predict(x, call):
@@ -126,13 +122,7 @@ def solve(
         if kept is not None:
             kept = kept.keep(trajectory == left, x, x_0)
         predictions = (jnp.where(call.uses_x_0, x_0, eps), *predictions)
-        x = call.keep * start + sum(
-            weight * prediction
-            for weight, prediction in zip(call.weights, predictions, strict=True)
-        )
-        if call.spread is not None:
-            rngs_z = randomness.fold_each(rngs, i)
-            x = x + call.spread * randomness.standard_normal(rngs_z, x.shape[1:])
+        x = _after_call(i, call, start, predictions, rngs)
         return (x, jnp.where(call.commit, x, start), predictions[:-1], kept), None
 
     calls = jax.tree.map(
@@ -143,6 +133,18 @@ def solve(
     kept = Trajectory.empty(trajectory.size, x_T) if trajectory.size else None
     (x, _, _, kept), _ = jax.lax.scan(step, (x_T, x_T, nothing, kept), (numbers, calls))
     return x if kept is None else (x, kept)
+
+
+def _after_call(i, call, start, predictions, rngs):
+    """x after row i of a plan: from where its step started, along the latest predictions."""
+    x = call.keep * start + sum(
+        weight * prediction
+        for weight, prediction in zip(call.weights, predictions, strict=True)
+    )
+    if call.spread is None:
+        return x
+    rngs_z = randomness.fold_each(rngs, i)
+    return x + call.spread * randomness.standard_normal(rngs_z, x.shape[1:])
 
 
 @flax.struct.dataclass

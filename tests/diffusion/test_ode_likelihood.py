@@ -16,19 +16,14 @@ from gaussian import (
 )
 
 LINEAR = schedule_lib.linear()
-NET = nonzero.TinyNet()
-
-
-def tiny_net(params, x_t, t):
-    return NET.apply({"params": params}, x_t, t, train=False)
 
 
 def test_the_ode_of_an_image_depends_on_its_own_key_alone():
     schedule = schedule_lib.linear(20, 1e-3, 0.4)
-    params = nonzero.nonzero_params(NET)
+    params = nonzero.nonzero_params(nonzero.TinyNet())
     x, rngs = np.float32(grid_pixels(1).repeat(5, axis=0) / 127.5 - 1), keys(5)
     ode = jax.jit(lambda x, rngs: ode_log_density(
-        schedule, lambda x_t, t: tiny_net(params, x_t, t), x, rngs, num_steps=4
+        schedule, lambda x_t, t: nonzero.tiny_net(params, x_t, t), x, rngs, num_steps=4
     ))
     density = np.asarray(ode(x, rngs))
     for rows in (np.array([2]), np.array([4, 1, 0])):
@@ -184,10 +179,10 @@ def test_ode_matches_a_walk_with_the_whole_jacobian():
     timesteps = np.array([0, 9, 19])
     full = schedule_lib.linear(20, 1e-3, 0.4)
     shape = (4, 4, 1)
-    params = nonzero.nonzero_params(NET, shape)
+    params = nonzero.nonzero_params(nonzero.TinyNet(), shape)
 
     def denoise(x_t, t):
-        return tiny_net(params, 3 * x_t, t)
+        return nonzero.tiny_net(params, 3 * x_t, t)
 
     def flat_output(x_t, t):
         return denoise(x_t.reshape(1, *shape), jnp.float32([t])).ravel()
@@ -267,13 +262,13 @@ def test_ode_bits_of_a_gaussian_are_those_of_its_pixels():
 
 
 def test_one_scan_of_the_ode():
-    params = nonzero.nonzero_params(NET)
+    params = nonzero.nonzero_params(nonzero.TinyNet())
     calls = []
 
     def run(images, rngs):
         def denoise(x_t, t):
             calls.append(t)
-            return tiny_net(params, x_t, t)
+            return nonzero.tiny_net(params, x_t, t)
 
         return ode_bits_per_dim(LINEAR, denoise, images, rngs, num_steps=7)
 

@@ -412,22 +412,15 @@ def test_rate_and_distortion_want_averages():
 # How the bound is computed.
 
 
-NET = nonzero.TinyNet()
-
-
-def tiny_net(params, x_t, t):
-    return NET.apply({"params": params}, x_t, t, train=False)
-
-
 def test_one_scan_of_the_bound_that_calls_the_network_once():
     schedule = schedule_lib.linear(20, 1e-3, 0.4)
-    params = nonzero.nonzero_params(NET)
+    params = nonzero.nonzero_params(nonzero.TinyNet())
     calls = []
 
     def bound(x_0, rngs):
         def denoise(x_t, t):
             calls.append(t)
-            return tiny_net(params, x_t, t)
+            return nonzero.tiny_net(params, x_t, t)
 
         return vlb_terms(schedule, predict_fn(schedule, denoise), x_0, rngs)
 
@@ -443,8 +436,8 @@ def test_one_scan_of_the_bound_that_calls_the_network_once():
 
 def test_the_bound_of_an_image_depends_on_its_own_key_alone():
     schedule = schedule_lib.linear(20, 1e-3, 0.4)
-    params = nonzero.nonzero_params(NET)
-    predict = predict_fn(schedule, lambda x_t, t: tiny_net(params, x_t, t))
+    params = nonzero.nonzero_params(nonzero.TinyNet())
+    predict = predict_fn(schedule, lambda x_t, t: nonzero.tiny_net(params, x_t, t))
     x_0, rngs = np.float32(grid_pixels(1).repeat(5, axis=0) / 127.5 - 1), keys(5)
     bound = jax.jit(lambda x_0, rngs: vlb_terms(schedule, predict, x_0, rngs))
     every = bound(x_0, rngs)

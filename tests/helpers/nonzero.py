@@ -5,7 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax.diffusion.process import Parameterization
 from ddpm_jax.network.blocks import Dropout
+from ddpm_jax.network.trained import Trained
 from ddpm_jax.network.unet import UNet
 
 SHAPE = (8, 8, 1)
@@ -37,6 +39,28 @@ class TinyNet(nn.Module):
         h = h + temb[:, None, None, :]
         h = Dropout(self.dropout)(nn.swish(h), places, train=train)
         return nn.Conv(self.out_channels or channels, (3, 3), name="conv_out")(h)
+
+
+class Pair(nn.Module):
+    """A mean and a variance, each from a tiny network."""
+
+    @nn.compact
+    def __call__(self, x, t, *, train):
+        outputs = [TinyNet(name=name)(x, t, train=train) for name in ("mean", "variance")]
+        return jnp.concatenate(outputs, axis=-1)
+
+
+def tiny_trained(schedule, mean="eps", variance="fixed_large"):
+    """A tiny network with what it needs, for any kind of output."""
+    model = Pair() if variance.startswith("learned") else TinyNet()
+    return Trained(
+        nonzero_params(model), model, schedule, Parameterization(mean, variance), SHAPE
+    )
+
+
+def tiny_net(params, x_t, t):
+    """The output of `TinyNet()`."""
+    return TinyNet().apply({"params": params}, x_t, t, train=False)
 
 
 def convolution(x_t, t):

@@ -1,8 +1,6 @@
 """Bits/dim on every device equal those of each image alone; finished batches are kept."""
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,7 +11,7 @@ from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.inference import batched_map
 from ddpm_jax.inference import bits_per_dim as bits_lib
 from ddpm_jax.runtime import partial_results
-from nonzero import SHAPE, TinyNet, nonzero_params
+from nonzero import SHAPE, tiny_trained
 
 # Sums over pixels in another order, with terms of up to 20 bits: some float32 roundings.
 SAME = dict(rtol=1e-5, atol=1e-5)
@@ -21,21 +19,8 @@ T, KEY = 6, 3
 FIELDS = ("vlb", "prior", "mse_x_0", "mse_eps")
 
 
-class Pair(nn.Module):
-    """A mean and a variance, each from a tiny network."""
-
-    @nn.compact
-    def __call__(self, x, t, *, train):
-        outputs = [TinyNet(name=name)(x, t, train=train) for name in ("mean", "variance")]
-        return jnp.concatenate(outputs, axis=-1)
-
-
 def trained_as(mean, variance):
-    model = Pair() if variance.startswith("learned") else TinyNet()
-    return ddpm_jax.Trained(
-        nonzero_params(model), model, schedule_lib.linear(T, 1e-2, 0.6),
-        process.Parameterization(mean, variance), SHAPE,
-    )
+    return tiny_trained(schedule_lib.linear(T, 1e-2, 0.6), mean, variance)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from ddpm_jax.diffusion import process
 from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.inference import progressive
 from ddpm_jax.samplers import reverse_chain
-from nonzero import SHAPE, TinyNet, nonzero_params
+from nonzero import SHAPE, tiny_trained
 
 # Batches of another size are summed in another order: float32 roundings of 12 steps.
 SAME = dict(rtol=0, atol=2e-5)
@@ -19,21 +19,8 @@ T, KEY = 12, 5
 X_T, SHARED, OWN = range(3)  # Addresses of the draws below the key.
 
 
-class Pair(nn.Module):
-    """A mean and a variance, each from a tiny network."""
-
-    @nn.compact
-    def __call__(self, x, t, *, train):
-        outputs = [TinyNet(name=name)(x, t, train=train) for name in ("mean", "variance")]
-        return jnp.concatenate(outputs, axis=-1)
-
-
 def trained_as(mean="eps", variance="fixed_large"):
-    model = Pair() if variance.startswith("learned") else TinyNet()
-    return ddpm_jax.Trained(
-        nonzero_params(model), model, schedule_lib.linear(T, 1e-3, 0.6),
-        process.Parameterization(mean, variance), SHAPE,
-    )
+    return tiny_trained(schedule_lib.linear(T, 1e-3, 0.6), mean, variance)
 
 
 @pytest.fixture(scope="module")
