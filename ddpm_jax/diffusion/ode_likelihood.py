@@ -49,7 +49,7 @@ def ode_bits_per_dim(
     if images.dtype != np.uint8:
         raise UserError(
             f"images are {images.dtype}, but dequantisation needs uint8; use "
-            "pixels.to_uint8 on floats in [-1, 1]."
+            "ddpm_jax.data.to_uint8 on floats in [-1, 1]."
         )
     u = jax.vmap(lambda rng: jax.random.uniform(rng, images.shape[1:]))(
         randomness.fold_each(rngs, randomness.DEQUANTISATION)

@@ -89,7 +89,7 @@ def vlb_terms(
     if x_0.dtype != jnp.float32:
         raise UserError(
             f"x_0 is {x_0.dtype}, but the bound needs float32 pixels v / 127.5 - 1; use "
-            "pixels.to_float on uint8."
+            "ddpm_jax.data.to_float on uint8."
         )
 
     def step(_, t):

@@ -1,9 +1,9 @@
 """Editing pictures with an unconditional model: mix, invert, fill in, restyle, colour them.
 
 Images are float32 [n, h, w, c] in [-1, 1] everywhere, in and out, as `sample` returns them;
-`pixels.to_float` converts uint8. Image i depends on the model, the picture, the key and i alone.
-Everything runs in batches on every local device. `settings` are those of `sample`: the ancestral
-chain or DDIM, on all steps or fewer.
+`ddpm_jax.data.to_float` converts uint8. Image i depends on the model, the picture, the key and i
+alone. Everything runs in batches on every local device. `settings` are those of `sample`: the
+ancestral chain or DDIM, on all steps or fewer.
 """
 
 import dataclasses
@@ -378,5 +378,5 @@ def _checked(trained, images, name="images"):
             f"{name}[None] for a single one, and resize those of another size."
         )
     if not np.issubdtype(images.dtype, np.floating):
-        raise UserError(f"{given}: must be float in [-1, 1]; write pixels.to_float({name}).")
+        raise UserError(f"{given}: must be float in [-1, 1]; write ddpm_jax.data.to_float({name}).")
     return np.float32(images)

@@ -44,7 +44,7 @@ def train(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -> 
         config: as in `configs/cifar10.py`.
         workdir: folder for `config.json`, `metrics.jsonl`, `checkpoints/`, `samples/` and
             `tensorboard/`.
-        data: uint8 [n, h, w, c] to train on, or a `source.from_array` of images with labels
+        data: uint8 [n, h, w, c] to train on, or a `ddpm_jax.data.from_array` of images with labels
             or conditions; None for what `config.data` names.
 
     Returns:

@@ -329,5 +329,5 @@ def test_ode_refuses(schedule, settings, message):
 
 
 def test_ode_bits_want_uint8():
-    with pytest.raises(ValueError, match="images are float32.*pixels.to_uint8"):
+    with pytest.raises(ValueError, match="images are float32.*ddpm_jax.data.to_uint8"):
         ode_bits_per_dim(LINEAR, lambda x, t: x, jnp.zeros((1, *SHAPE)), keys(1))

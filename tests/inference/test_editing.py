@@ -286,7 +286,7 @@ def test_a_second_call_compiles_nothing(trained):
     (lambda t, x: editing.img2img(t, 0, x, strength=0.0), "strength=0.0 must be at least 1 of 12"),
     (lambda t, x: editing.img2img(t, 0, x, strength=1.2), "strength=1.2 must lie in 0..1"),
     (lambda t, x: editing.img2img(t, 0, x[0]), r"images are float32 \[8, 8, 3\].*images\[None\]"),
-    (lambda t, x: editing.img2img(t, 0, np.uint8(x)), r"uint8 \[1, 8, 8, 3\].*pixels.to_float"),
+    (lambda t, x: editing.img2img(t, 0, np.uint8(x)), r"uint8 \[1, 8, 8, 3\].*data.to_float"),
     (lambda t, x: editing.img2img(t, 0, x[:, :4]), r"\[1, 4, 8, 3\], and the model's are float"),
     (lambda t, x: editing.img2img(t, 0, x[:0]), r"\[0, 8, 8, 3\]"),
     (lambda t, x: editing.img2img(t, 0, x, settings=Settings("heun", 5)),
