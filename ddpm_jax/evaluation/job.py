@@ -43,7 +43,7 @@ class Settings:
         batch_size: images at a time on all devices, for metrics of real images; 0 is what fits.
         matmul_precision: as of `jax.default_matmul_precision`.
         seed: of every draw.
-        weights: which weights are measured: "ema", "params" or the decay of an extra EMA.
+        weights: which weights are measured: "ema", "raw" or the decay of an extra EMA.
         sampler: how to sample.
         sample_labels: labels of the samples, repeated in turn; () is every class in turn.
         sample_batch_size: samples at a time on all devices; 0 is what fits.
