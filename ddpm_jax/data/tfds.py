@@ -68,11 +68,11 @@ def _root(data_dir):
 def _prepared(root, name):
     """The folder of a prepared set, of its newest version unless one is named; else None."""
     base, _, version = name.partition(":")
-    prepared = [path.parent for path in (root / base).glob("*/dataset_info.json")]
+    prepared = _versions(root / base)
     right = [path for path in prepared if version in ("", path.name)]
     if right:
         return max(right, key=lambda path: list(map(int, re.findall(r"\d+", path.name))))
-    prepared += [path.parent for path in (root / base).glob("*/*/dataset_info.json")]
+    prepared += [path for inner in files.folders(root / base) for path in _versions(inner)]
     if prepared:
         parts = (os.fspath(path.relative_to(root)).rpartition("/") for path in prepared)
         names = sorted(f"{path}:{number}" for path, _, number in parts)
@@ -81,6 +81,10 @@ def _prepared(root, name):
             f"{', '.join(names)}; write --config.data.name={names[-1]}."
         )
     return None
+
+
+def _versions(folder):
+    return [path for path in files.folders(folder) if (path / "dataset_info.json").exists()]
 
 
 def _split(request, splits):

@@ -4,14 +4,17 @@ A path is local, mounted drives included, or an object of a store, for example g
 Local files are written beside their place and renamed; an object appears once all of it is there.
 """
 
+import contextlib
 import hashlib
 import importlib.util
 import io
 import os
 import pathlib
+import re
+import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import fsspec
@@ -20,6 +23,8 @@ from etils import epath
 
 from ddpm_jax.errors import UserError
 
+_PLAIN = re.compile(r"[\w /.,:;=+@~()#%-]*")
+_LONG = 80  # Bytes; most file systems allow 255 in a name.
 # What zipfile and NumPy raise on an `.npz` that cannot be read.
 NPZ_DAMAGE = (
     OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, MemoryError,
@@ -56,6 +61,32 @@ def path(name: Any) -> epath.Path:
 def in_store(path: Any) -> bool:
     """Whether the path is in an object store, which has no append, rename or lock."""
     return "://" in os.fspath(path)
+
+
+def folders(path: Any) -> list[epath.Path]:
+    """The folders in a folder, which may not exist; a pattern would read `[1]` in its own way."""
+    path = epath.Path(path)
+    return [inner for inner in path.iterdir() if inner.is_dir()] if path.is_dir() else []
+
+
+@contextlib.contextmanager
+def plain_path(path: Any) -> Iterator[epath.Path]:
+    """Gives a path to the same folder without characters that libraries read in their own way.
+
+    Orbax takes `runs/exp[1]` for a pattern, TensorStore a backslash for a slash. Where a local
+    path has other characters than letters, digits and a few signs, this is a link to it, removed
+    at the end. A path in a store is given as it is; see `check_store_path`.
+
+    Args:
+        path: absolute.
+    """
+    if in_store(path) or _PLAIN.fullmatch(os.fspath(path)):
+        yield epath.Path(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="ddpm_jax-") as folder:
+        link = pathlib.Path(folder) / pathlib.Path(path).name
+        link.symlink_to(path, target_is_directory=True)
+        yield epath.Path(link)
 
 
 def write(path: Any, fill: bytes | Callable[[Any], None]) -> None:
@@ -125,6 +156,14 @@ def sha256(path: Any) -> str:
 def short_hash(content: bytes, digits: int) -> str:
     """The first hexadecimal digits of the SHA-256 of `content`, as a name for it."""
     return hashlib.sha256(content).hexdigest()[:digits]
+
+
+def short_name(name: str) -> str:
+    """`name`, where it is long its first 60 bytes and a hash: as a part of a file's name."""
+    raw = os.fsencode(name)
+    if len(raw) <= _LONG:
+        return name
+    return f"{raw[:60].decode(errors='ignore')}-{short_hash(raw, 8)}"
 
 
 def cache_folder() -> pathlib.Path:

@@ -43,23 +43,46 @@ class Checkpoints:
 
     def __init__(self, workdir, *, keep: int = 2, keep_every: int = 0):
         self._folder = checkpoints_folder(workdir)
+        self._saving = None  # (step, names and shapes of the arrays) of the save in progress.
         # If Orbax made the folder in the background and failed, it would leave threads behind
         # that keep the process from ending.
-        background = ocp.AsyncOptions(create_directories_asynchronously=False)
+        background = ocp.AsyncOptions(
+            create_directories_asynchronously=False, post_finalization_callback=self._check_written
+        )
         self._options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, keep_period=keep_every or None, async_options=background
         )
-        if parallel.is_first() and self._folder.exists():
-            for leftover in self._folder.glob(f"*{TEMPORARY}*"):
+        if parallel.is_first():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for leftover in [path for path in self._folder.iterdir() if TEMPORARY in path.name]:
                 leftover.rmtree()
         parallel.barrier("checkpoints.clean")
         with contextlib.ExitStack() as stack:
             stack.enter_context(quiet_orbax())
+            self._plain = stack.enter_context(files.plain_path(self._folder))
             self._open()
-            self._quiet = stack.pop_all()
+            self._while_open = stack.pop_all()
 
     def _open(self) -> None:
-        self._manager = ocp.CheckpointManager(self._folder, options=self._options)
+        self._manager = ocp.CheckpointManager(self._plain, options=self._options)
+
+    def _check_written(self) -> None:
+        """Raises OSError unless the save in progress can be read back in its outline.
+
+        Orbax calls it when all is written, before the checkpoint gets its name and before older
+        ones are deleted.
+        """
+        if not parallel.is_first():
+            return
+        step, shapes = self._saving
+        temporary = self._plain / f"{step}{TEMPORARY}"
+        path = temporary if temporary.exists() else self._plain / str(step)  # As in stores.
+        try:
+            found = _shapes(_stored(path))
+        except DAMAGE as error:
+            raise OSError("what was written cannot be read back") from error
+        if found != shapes:
+            raise OSError("what was written has other arrays than those to save")
 
     def save(self, step: int, tree: dict, metadata: dict) -> None:
         """Starts writing `tree` as the checkpoint of `step`; does nothing if that exists.
@@ -83,6 +106,8 @@ class Checkpoints:
             state=ocp.args.PyTreeSave(arrays), metadata=ocp.args.JsonSave(metadata)
         )
         with self._write_errors():
+            self._manager.wait_until_finished()  # `_check_written` still needs the one before.
+            self._saving = step, _shapes(arrays)
             self._manager.save(step, args=args, force=True)
 
     def restore(self, abstract_tree: dict, *, added: Collection[str] = ()) -> tuple | None:
@@ -108,7 +133,7 @@ class Checkpoints:
             path = self._folder / str(step)
             difference, tree, damage = "", None, None
             try:
-                difference, tree = _read_like(path, abstract_tree, added)
+                difference, tree = _read_like(self._plain / str(step), abstract_tree, added)
             except DAMAGE as error:
                 damage = error
             if not parallel.everywhere(damage is None):
@@ -140,7 +165,7 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits until everything is on disk; raises NotWrittenError if a save failed."""
-        with self._quiet, self._write_errors():
+        with self._while_open, self._write_errors():
             try:
                 self._manager.wait_until_finished()
             finally:
@@ -166,7 +191,7 @@ class Checkpoints:
 
     def __exit__(self, kind, *_):
         if kind is KeyboardInterrupt:  # Ctrl-C waits for no save: its leftovers are harmless.
-            self._quiet.close()
+            self._while_open.close()
         else:
             self.close()
 
@@ -196,10 +221,10 @@ def restore_part(workdir, name: str, step: int | None = None) -> tuple:
     for candidate in there if step is None else [step]:
         path = folder / str(candidate)
         try:
-            with quiet_orbax():
-                stored = _stored(path)
+            with quiet_orbax(), files.plain_path(path) as plain:
+                stored = _stored(plain)
                 if name in stored:
-                    tree = _read(path, {name: stored[name]})[name]
+                    tree = _read(plain, {name: stored[name]})[name]
                     return candidate, tree, _metadata(path)
         except DAMAGE as error:
             logging.warning("%s is damaged (%s).", path, _described(error))
@@ -209,6 +234,15 @@ def restore_part(workdir, name: str, step: int | None = None) -> tuple:
         f"no checkpoint in {folder} that can be read: train first with --mode=train "
         f"--workdir={folder.parent}."
     )
+
+
+def newest_metadata(workdir) -> dict | None:
+    """The JSON that was saved with the newest checkpoint that has it; None if there is none."""
+    folder = checkpoints_folder(workdir)
+    for step in _newest_first(folder):
+        with contextlib.suppress(*DAMAGE):
+            return _metadata(folder / str(step))
+    return None
 
 
 def steps(workdir) -> list[int]:

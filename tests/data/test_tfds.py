@@ -77,6 +77,14 @@ def test_newest_prepared_version_is_read_unless_one_is_named(tmp_path, monkeypat
         loading.load("tiny")
 
 
+@pytest.mark.parametrize("name", ["Drive [2024]", "a*b?", "back\\slash"])
+def test_a_set_is_found_whatever_its_path(tmp_path, name):
+    write_tfds(tmp_path / "Drive 2", ramp(5))  # Of the name's pattern.
+    root = write_tfds(tmp_path / name, ramp(3))
+    np.testing.assert_array_equal(loading.load("tiny", data_dir=root).examples([0, 1, 2])["images"],
+                                  ramp(3))
+
+
 def test_what_needs_tensorflow_says_so(tmp_path, monkeypatch):
     loading.load("tiny", data_dir=write_tfds(tmp_path, ramp(3)))  # TFDS has looked for it already.
     root = write_tfds(tmp_path / "tf", ramp(3), file_format="tfrecord")

@@ -250,6 +250,63 @@ def test_a_folder_that_cannot_be_written_is_raised(tmp_path):
         run.save(2, tree_of(2), METADATA)
 
 
+@pytest.mark.parametrize("name", [
+    "exp[1]", "Drive [2024]", "a*b?", "back\\slash", "{a,b}", "it's 50% #1", "new\nline", "a|b",
+    "\udcff", "été",
+])
+def test_a_path_may_hold_any_characters(tmp_path, warnings, name):
+    for decoy in ("exp1", "Drive 2", "axbx", "back"):  # What the names match as patterns.
+        save_all(tmp_path / decoy, [9])
+    save_all(tmp_path / name / "run", [4, 6])
+    leftover = tmp_path / name / "run" / "checkpoints" / "8.orbax-checkpoint-tmp"
+    leftover.mkdir()
+    with Checkpoints(tmp_path / name / "run") as run:
+        step, tree = run.restore(tree_of(0))
+        assert step == 6 and not leftover.exists()
+        assert_same(tree, tree_of(6))
+        run.save(8, tree_of(8), METADATA)
+    assert names(tmp_path / name / "run") == {"6", "8"} and not warnings
+    step, ema, metadata = restore_part(tmp_path / name / "run", "ema_params")
+    assert (step, metadata) == (8, METADATA)
+    assert_same(ema, tree_of(8)["ema_params"])
+    assert checkpoints.newest_metadata(tmp_path / name / "run") == METADATA
+    assert list(restore_part(tmp_path / "exp1", "params")[:1]) == [9]
+
+
+@pytest.mark.parametrize("damage", ["manifest gone", "all data gone", "state gone"])
+def test_what_cannot_be_read_back_replaces_nothing(tmp_path, monkeypatch, damage):
+    save_all(tmp_path, [4, 6])
+    finalize = ocp.CompositeCheckpointHandler.finalize
+
+    def damaged(handler, directory):
+        finalize(handler, directory)
+        DAMAGE[damage](directory)
+
+    monkeypatch.setattr(ocp.CompositeCheckpointHandler, "finalize", damaged)
+    with pytest.raises(OSError, match="cannot be read back.*that of step 6 is whole"):
+        with Checkpoints(tmp_path) as run:
+            run.save(8, tree_of(8), METADATA)
+    assert checkpoints.steps(tmp_path) == [4, 6]
+    monkeypatch.undo()
+    save_all(tmp_path, [8])
+    assert names(tmp_path) == {"6", "8"}
+
+
+def test_the_check_of_what_was_written_sees_other_arrays(tmp_path, monkeypatch):
+    save_all(tmp_path, [4])
+    save = ocp.PyTreeCheckpointHandler.async_save
+
+    async def halved(handler, directory, args):
+        del args.item["ema_params"]
+        return await save(handler, directory, args=args)
+
+    monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "async_save", halved)
+    with pytest.raises(OSError, match="other arrays than those to save"):
+        with Checkpoints(tmp_path) as run:
+            run.save(6, tree_of(6), METADATA)
+    assert checkpoints.steps(tmp_path) == [4]
+
+
 def test_a_part_is_read_alone_and_nothing_is_written(tmp_path, monkeypatch):
     save_all(tmp_path, [4, 6])
     # The data of the other parts are never read.
