@@ -287,7 +287,8 @@ def keep_best(workdir: epath.Path, row: dict[str, Any]) -> None:
     if temporary.exists():
         temporary.rmtree()
     _copy(source, temporary / "checkpoints" / str(step))
-    (workdir / "config.json").copy(temporary / "config.json")
+    config_json = run_folder.dump(run_folder.stored_config(workdir))
+    files.write(temporary / "config.json", (config_json + "\n").encode())
     if target.exists():
         target.rmtree()
     temporary.rename(target)

@@ -13,27 +13,46 @@ from ddpm_jax.errors import UserError, one_line
 from ddpm_jax.network import unet
 from ddpm_jax.network.trained import Trained
 from ddpm_jax.runtime import files, parallel
-from ddpm_jax.workdir.checkpoints import restore_part
+from ddpm_jax.workdir import checkpoints
 
 
 def create(workdir: Any) -> epath.Path:
     """Makes the folder, and tests that it can be written to.
 
     Raises:
-        UserError: it cannot be made or written to.
+        UserError: it cannot be made or written to, or nothing written there could be found again.
     """
     workdir = files.path(workdir)
-    probe = workdir / f".writable-{uuid.uuid4().hex}"
+    if (run := _run_around(workdir)[0]) != workdir:
+        raise UserError(
+            f"workdir={workdir} is inside the run in {run}; write --workdir={run} to go on with it."
+        )
+    if files.in_store(workdir) and set("[\\") & set(str(workdir)):
+        raise UserError(
+            f"workdir={workdir} is in a store and has '[' or a backslash in its path, which its "
+            "checkpoints could not be found by; name a folder without them."
+        )
+    check_writable(workdir)
+    return workdir
+
+
+def check_writable(folder: epath.Path, instead: str = "--workdir=runs/first") -> None:
+    """Makes the folder, and raises UserError if it cannot be made or written to.
+
+    Args:
+        folder: local or in a store.
+        instead: the setting that names another folder, for the message.
+    """
+    probe = folder / f".writable-{uuid.uuid4().hex}"
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         probe.write_text("")
         probe.unlink()
     except OSError as error:
         raise UserError(
-            f"workdir={workdir} cannot be written to ({error.strerror or error}); name a folder "
-            "that can, for example --workdir=runs/first."
+            f"{folder} cannot be written to ({error.strerror or error}); name a folder that can, "
+            f"for example {instead}."
         ) from None
-    return workdir
 
 
 def store_config(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
@@ -42,26 +61,48 @@ def store_config(config: ml_collections.ConfigDict, workdir: epath.Path) -> None
     Raises:
         UserError: a setting on which the parameters depend differs from the stored one.
     """
-    path = workdir / "config.json"
-    if path.exists():
-        check_same_run(config, parse(path.read_text()), workdir)
+    stored = _stored(workdir)
+    if stored is not None:
+        check_same_run(config, stored, workdir)
     if parallel.is_first():
-        files.write(path, (dump(config) + "\n").encode())
+        files.write(workdir / "config.json", (dump(config) + "\n").encode())
 
 
 def stored_config(workdir: Any) -> ml_collections.ConfigDict:
-    """The config in `config.json`.
+    """The config in `config.json`, or, where that is gone, the one in the newest checkpoint.
 
     Raises:
-        UserError: there is none.
+        UserError: there is neither.
     """
-    path = files.path(workdir) / "config.json"
-    if not path.exists():
-        raise UserError(
-            f"workdir={workdir} holds no config.json: nothing was trained there; train first with "
-            f"--mode=train --workdir={workdir}, or name another --workdir."
-        )
-    return parse(path.read_text())
+    workdir = files.path(workdir)
+    stored = _stored(workdir)
+    if stored is not None:
+        return stored
+    run, _ = _run_around(workdir)
+    if run != workdir:
+        raise UserError(f"workdir={workdir} is inside a run; write --workdir={run}.")
+    raise UserError(
+        f"workdir={workdir} holds neither config.json nor a checkpoint: nothing was trained there; "
+        f"train first with --mode=train --workdir={workdir}, or name another --workdir."
+    )
+
+
+def _stored(workdir: epath.Path) -> ml_collections.ConfigDict | None:
+    path = workdir / "config.json"
+    if path.exists():
+        return parse(path.read_text())
+    metadata = checkpoints.newest_metadata(workdir)
+    return None if metadata is None else parse(metadata["config"])
+
+
+def _run_around(folder: epath.Path) -> tuple[epath.Path, int | None]:
+    """(workdir, step) where the folder is a run's `checkpoints/STEP`, or (workdir, None)."""
+    if folder.parent.name == "checkpoints" and folder.name.isdigit():
+        run, step = folder.parent.parent, int(folder.name)
+    else:
+        run, step = folder.parent, None
+    inside = "checkpoints" in (folder.name, folder.parent.name)
+    return (run, step) if inside and _stored(run) is not None else (folder, None)
 
 
 def config_for(
@@ -147,7 +188,7 @@ def load(workdir: Any, *, step: int | None = None, weights: str = "ema") -> Trai
     """The model that was trained in `workdir`, from its newest checkpoint.
 
     Args:
-        workdir: as given to `train`.
+        workdir: as given to `train`; its `checkpoints/STEP` is the same run at that step.
         step: which checkpoint; the newest by default.
         weights: "ema", the running average; "raw", the parameters themselves; or one of
             `config.train.extra_ema_decays`, for example "0.999".
@@ -162,6 +203,8 @@ def load_step(
     workdir: Any, *, step: int | None = None, weights: str = "ema"
 ) -> tuple[int, Trained]:
     """(step, model): as `load`, with the number of updates that the parameters have seen."""
+    workdir, at = _run_around(files.path(workdir))
+    step = at if step is None else step
     stored = stored_config(workdir)
     extra = [str(decay) for decay in stored.train.extra_ema_decays]
     if weights not in ("ema", "raw", *extra):
@@ -170,7 +213,7 @@ def load_step(
             f"{', '.join(('ema', 'raw', *extra))}."
         )
     part = {"ema": "ema_params", "raw": "params"}.get(weights, "extra_ema_params")
-    step, params, metadata = restore_part(workdir, part, step)
+    step, params, metadata = checkpoints.restore_part(workdir, part, step)
     config = parse(metadata["config"])
     shape = config_lib.image_shape(config)
     return step, Trained(

@@ -8,7 +8,10 @@ import pytest
 from ddpm_jax import config as config_lib
 from ddpm_jax.configs import cifar10, digits
 from ddpm_jax.data import loading
-from ddpm_jax.workdir import run_folder
+from ddpm_jax.errors import UserError
+from ddpm_jax.workdir import checkpoints, run_folder
+from object_store import objects
+from saved_state import METADATA, tree_of
 
 
 def test_a_config_keeps_a_path_of_any_bytes():
@@ -57,3 +60,71 @@ def test_another_model_is_refused_by_name_and_another_speed_is_not():
     config = resolved()
     config.train.learning_rate, config.model.dropout, config.train.num_steps = 1e-5, 0.3, 9
     run_folder.check_same_run(config, stored, "runs/x")
+
+
+def begun(folder, steps=(4, 8)):
+    """A run of the base config with checkpoints of TinyNet-sized trees."""
+    config = resolved()
+    run_folder.store_config(config, run_folder.create(folder))
+    with checkpoints.Checkpoints(folder) as saved:
+        for step in steps:
+            saved.save(step, tree_of(step), METADATA | {"config": run_folder.dump(config)})
+    return config
+
+
+def kernel(trained):
+    return trained.params["conv"]["kernel"].tolist()
+
+
+def wanted(step):
+    return tree_of(step)["ema_params"]["conv"]["kernel"].tolist()
+
+
+def test_a_run_is_also_loaded_by_the_folder_of_a_checkpoint(tmp_path, monkeypatch):
+    begun(tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    assert kernel(run_folder.load(folder / "4")) == wanted(4)
+    assert kernel(run_folder.load(str(folder / "8"))) == wanted(8)
+    assert kernel(run_folder.load(folder)) == wanted(8)
+    assert kernel(run_folder.load(folder, step=4)) == wanted(4)
+    monkeypatch.chdir(tmp_path / "run")
+    assert kernel(run_folder.load("checkpoints/4")) == wanted(4)
+    with pytest.raises(UserError, match="no checkpoint of step 6"):
+        run_folder.load(folder / "6")
+
+
+def test_other_modes_ask_for_the_folder_of_the_run(tmp_path):
+    begun(tmp_path / "run")
+    for inside in ("checkpoints", "checkpoints/8"):
+        for use in (run_folder.create, run_folder.stored_config):
+            with pytest.raises(UserError, match=f"is inside .*write --workdir={tmp_path}/run"):
+                use(tmp_path / "run" / inside)
+    own = run_folder.create(tmp_path / "checkpoints" / "8")  # In no run: a name like any other.
+    assert begun(own) and kernel(run_folder.load(own)) == wanted(8)
+
+
+def test_a_lost_config_is_that_of_the_newest_checkpoint(tmp_path):
+    config = begun(tmp_path)
+    (tmp_path / "config.json").unlink()
+    assert run_folder.stored_config(tmp_path).to_dict() == config.to_dict()
+    assert kernel(run_folder.load(tmp_path)) == wanted(8)
+    other = resolved()
+    other.model.channels = 64
+    with pytest.raises(UserError, match="config.model.channels=64, but .* was made with 32"):
+        run_folder.store_config(other, tmp_path)
+    (tmp_path / "checkpoints" / "8" / "metadata" / "metadata").unlink()
+    assert run_folder.stored_config(tmp_path).to_dict() == config.to_dict()
+    run_folder.store_config(config, tmp_path)
+    assert (tmp_path / "config.json").exists()
+
+
+def test_a_folder_without_a_run_says_so(tmp_path):
+    with pytest.raises(UserError, match="neither config.json nor a checkpoint.*--mode=train"):
+        run_folder.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["exp[1]", "a\\b"])
+def test_a_store_whose_checkpoints_could_not_be_found_is_refused(bucket, name):
+    with pytest.raises(UserError, match="is in a store and has"):
+        run_folder.create(bucket / name / "run")
+    assert not objects()
