@@ -122,6 +122,7 @@ def get_config() -> ml_collections.ConfigDict:
                               # without inputs; images of strip
         resamplings=1,        # of inpaint, colourise; RePaint uses 10 with num_steps=250
         jump_length=10,       # steps that each resampling goes back
+        folder="",            # where the results go; "": samples in the workdir
     ))
     config.evaluate = ml_collections.ConfigDict(dict(
         metrics=("bpd",),     # or ode_bpd progressive fid sfid kid is precision_recall

@@ -1,7 +1,8 @@
 """`--mode=sample`: new images, edits of picture files, and pictures of the process.
 
-Everything goes to WORKDIR/samples, as a PNG for people and an `.npz` of the results (arr_0, uint8
-[..., h, w, c]). The PNG of a task has its inputs at the left and its results at the right.
+Everything goes to WORKDIR/samples or `config.sample.folder`, as a PNG for people and an `.npz` of
+the results (arr_0, uint8 [..., h, w, c]). The PNG of a task has its inputs at the left and its
+results at the right.
 """
 
 import dataclasses
@@ -38,7 +39,7 @@ class Job:
         step: updates that the parameters have seen.
         config: the group `config.sample`.
         settings: the sampler and what goes with it.
-        workdir: of the run.
+        folder: where the results go.
         inputs: the picture files, float32 [n, h, w, c] in [-1, 1].
         mask: bool [h, w], or None.
     """
@@ -47,7 +48,7 @@ class Job:
     step: int
     config: ml_collections.ConfigDict
     settings: Settings
-    workdir: epath.Path
+    folder: epath.Path
     inputs: np.ndarray | None = None
     mask: np.ndarray | None = None
 
@@ -71,10 +72,10 @@ class Job:
         """
         calls = self.settings.num_calls(self.trained.schedule)
         name = "_".join([
-            *first, f"{self.config.weights}_step_{self.step:08d}",
+            *map(files.short_name, first), f"{self.config.weights}_step_{self.step:08d}",
             f"{self.settings.sampler}_{calls}", *sampler, f"seed_{self.config.seed}",
         ])
-        return str(self.workdir / "samples" / name)
+        return str(self.folder / name)
 
     def variants(self, edit, **arguments) -> np.ndarray:
         """`variants` results of each input, [n, variants, h, w, c]."""
@@ -103,7 +104,8 @@ def run(config: ml_collections.ConfigDict, workdir: Any) -> list[str]:
         The paths written, the PNG first; none in processes other than the first.
 
     Raises:
-        ValueError: a setting is wrong, a picture cannot be read, or there is no run.
+        ValueError: a setting is wrong, a picture cannot be read, there is no run, or the results
+            could not be written.
     """
     validation.check_numbers(config)
     parallel.check_same(config=run_folder.dump(config))
@@ -117,7 +119,11 @@ def _job(config, settings, workdir):
     step, trained = parallel.from_first(
         lambda: run_folder.load_step(workdir, weights=config.weights)
     )
-    return Job(trained, step, config, settings, files.path(workdir))
+    folder = files.path(config.folder or files.path(workdir) / "samples")
+    parallel.from_first(lambda: run_folder.check_writable(
+        folder, instead="--config.sample.folder=pictures"
+    ))
+    return Job(trained, step, config, settings, folder)
 
 
 def _draw(config, settings, workdir):

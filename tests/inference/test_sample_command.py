@@ -1,6 +1,7 @@
 """`--mode=sample`: the files it writes, the layout of their pictures, and what it refuses."""
 
 import functools
+import pathlib
 import sys
 
 import numpy as np
@@ -12,7 +13,9 @@ from ddpm_jax.configs import digits, digits_superres
 from ddpm_jax.data import loading, pixels
 from ddpm_jax.diffusion import process
 from ddpm_jax.diffusion import schedule as schedule_lib
+from ddpm_jax.errors import UserError
 from ddpm_jax.inference import editing, sample_command
+from ddpm_jax.inference import sample as sample_lib
 from ddpm_jax.samplers.settings import Settings
 from ddpm_jax.workdir import pictures, run_folder
 from nonzero import TinyNet, nonzero_params
@@ -293,6 +296,29 @@ def test_mistakes_are_told_in_one_line(task, inputs, names, settings, says):
 def test_a_grey_model_has_no_colours(task, inputs):
     with pytest.raises(ValueError, match="colourise needs a model of 3 channels.* has 1"):
         task(1, task="colourise", inputs=files(inputs, "a"))
+
+
+def test_names_of_any_length_are_written(task, inputs, tmp_path):
+    names = [tmp_path / f"{letter * 200}.png" for letter in "ab"]
+    for path, picture in zip(names, inputs[1]):
+        pictures.save_png(path, picture)
+    written, _, _ = task(task="interpolate", inputs=tuple(map(str, names)))
+    assert all(pathlib.Path(path).exists() for path in written)
+
+
+def test_the_results_go_where_they_are_wanted(task, tmp_path):
+    written, _, _ = task(num_images=2, folder=str(tmp_path / "elsewhere"))
+    assert {pathlib.Path(path).parent for path in written} == {tmp_path / "elsewhere"}
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_a_chain_runs(task, tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "samples").write_text("a file where the folder would be")
+    monkeypatch.setattr(sample_lib, "sample", lambda *_, **__: pytest.fail("a chain ran"))
+    with pytest.raises(UserError, match="cannot be written.*--config.sample.folder=pictures.$"):
+        task(num_images=2)
+    assert not list(tmp_path.glob("run/samples/*"))
 
 
 def test_mistakes_are_found_before_the_checkpoint_is_read(tmp_path):
