@@ -1,8 +1,11 @@
 """Errors that the command line prints as one line; every room may raise them."""
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+import operator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
+
+_MOST = 200  # Characters of a value in a message.
 
 
 class UserError(ValueError):
@@ -59,8 +62,8 @@ class UserError(ValueError):
         instead = (_written(name(field), value) for field, value in self.instead.items())
         rule = rule.replace("{instead}", " or ".join(instead))
         for field, value in self.given.items():
-            rule = rule.replace(f"{{{field}}}", f"{name(field)}={value!r}")
-        line = f"{name(self.field)}={self.value!r} {rule}" if self.field else rule
+            rule = rule.replace(f"{{{field}}}", f"{name(field)}={shown(value)}")
+        line = f"{name(self.field)}={shown(self.value)} {rule}" if self.field else rule
         return f"{self.where}: {line}" if self.where else line
 
 
@@ -111,6 +114,82 @@ def check_known(field: str, value: Any, known: Collection[Any]) -> None:
     """Raises UserError unless the value of this field is one of `known`."""
     if value not in known:
         raise UserError(f"is not known; use one of {', '.join(known)}.", field=field, value=value)
+
+
+def whole_number(
+    field: str, value: Any, *, low: int | None = None, high: int | None = None
+) -> int:
+    """The value of this field as an int, if it is whole: 5, 5.0, 1e3, a scalar array of one.
+
+    Args:
+        field: the argument or setting.
+        value: its value; a bool and a string are no numbers.
+        low, high: the range, both ends in it; None is open.
+
+    Raises:
+        UserError: the value is not whole, or leaves the range.
+    """
+    number = _as_whole(value)
+    least, most = (number if end is None else end for end in (low, high))
+    if number is None or not least <= number <= most:
+        ends = {
+            (True, True): "", (False, True): f" of at least {low}",
+            (True, False): f" of at most {high}", (False, False): f" in {low}..{high}",
+        }[low is None, high is None]
+        raise UserError(
+            f"must be a whole number{ends}", field=field, value=value,
+            instead={field: _nearest(value if number is None else number, low, high)},
+        )
+    return number
+
+
+def whole_numbers(
+    field: str, values: Any, *, low: int | None = None, high: int | None = None
+) -> tuple[int, ...]:
+    """The values of a list as ints, each checked as by `whole_number`.
+
+    Raises:
+        UserError: this is no list, or the first entry that is wrong, named "field[3]".
+    """
+    is_list = isinstance(values, Iterable) and getattr(values, "ndim", 1) == 1
+    if not is_list or isinstance(values, (str, bytes, Mapping)):
+        raise UserError(
+            "must be a list of whole numbers", field=field, value=values,
+            instead={field: [_nearest(_as_whole(values), low, high)]},
+        )
+    return tuple(
+        whole_number(f"{field}[{i}]", value, low=low, high=high) for i, value in enumerate(values)
+    )
+
+
+def _as_whole(value: Any) -> int | None:
+    """The int that this value is, or None."""
+    try:
+        if getattr(value, "ndim", None) == 0:
+            value = value.item()
+        if isinstance(value, float) and value.is_integer():
+            return int(value)
+        return None if isinstance(value, (bool, float)) else operator.index(value)
+    except (TypeError, NotImplementedError):  # No number, a traced array or a typed key.
+        return None
+
+
+def _nearest(value: Any, low: int | None, high: int | None) -> int:
+    """A whole number in the range, near to the value where that is a number."""
+    try:
+        number = round(value if isinstance(value, int) else float(value))
+    except (TypeError, ValueError, OverflowError):
+        number = 1
+    number = number if low is None else max(low, number)
+    return number if high is None else min(high, number)
+
+
+def shown(value: Any) -> str:
+    """A value in a message: its repr on one line, the middle of a long one left out."""
+    if getattr(value, "ndim", 0) and hasattr(value, "dtype"):
+        return f"<{value.dtype} {list(value.shape)}>"
+    text, half = " ".join(map(str.strip, repr(value).splitlines())), _MOST // 2
+    return text if len(text) <= _MOST else f"{text[:half]}...{text[-half:]}"
 
 
 def one_line(error: BaseException) -> str:

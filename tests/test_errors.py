@@ -2,6 +2,9 @@
 
 import pickle
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from ddpm_jax import errors
@@ -77,3 +80,61 @@ def test_a_line_survives_pickling():
     for error in (UserError(**MISTAKE), UserError(**MISTAKE).renamed(lambda field: f"x.{field}")):
         copied = pickle.loads(pickle.dumps(error))
         assert type(copied) is UserError and str(copied) == str(error)
+
+
+@pytest.mark.parametrize("value, whole", [
+    (5, 5), (5.0, 5), (1e3, 1000), (-2.0, -2), (2**70, 2**70), (np.int8(5), 5),
+    (np.uint64(2**63), 2**63), (np.float32(5), 5), (np.array(5), 5), (jnp.int32(5), 5),
+    (jnp.float32(5), 5), (jnp.array(-7.0), -7),
+])
+def test_whole_numbers_become_ints(value, whole):
+    number = errors.whole_number("n", value)
+    assert type(number) is int and number == whole
+
+
+@pytest.mark.parametrize("value", [
+    1.5, float("nan"), float("inf"), True, np.True_, jnp.array(True), "5", b"5", None, 1j, [5],
+    np.array([5]), jnp.array([5]), np.float32(1.5), jnp.float32(np.nan), jax.random.key(0),
+])
+def test_what_is_not_whole_is_refused_in_a_line(value):
+    with pytest.raises(UserError, match=r"^n=.* must be a whole number; write n=\d\.$"):
+        errors.whole_number("n", value)
+
+
+def test_a_range_is_named_with_a_number_in_it():
+    for value, ends, line in [
+        (0, dict(low=1), "n=0 must be a whole number of at least 1; write n=1."),
+        (9, dict(high=7), "n=9 must be a whole number of at most 7; write n=7."),
+        (9, dict(low=1, high=7), "n=9 must be a whole number in 1..7; write n=7."),
+        (2.6, dict(low=1, high=7), "n=2.6 must be a whole number in 1..7; write n=3."),
+        (-3, dict(low=0), "n=-3 must be a whole number of at least 0; write n=0."),
+        ("4", dict(low=1), "n='4' must be a whole number of at least 1; write n=4."),
+    ]:
+        with pytest.raises(UserError) as caught:
+            errors.whole_number("n", value, **ends)
+        assert str(caught.value) == line
+    assert errors.whole_number("n", 7, low=7, high=7) == 7
+
+
+def test_a_list_of_whole_numbers_names_the_entry():
+    assert errors.whole_numbers("t", [1, 2.0, np.int64(3)]) == (1, 2, 3)
+    assert errors.whole_numbers("t", (i for i in range(3))) == (0, 1, 2)
+    assert errors.whole_numbers("t", jnp.arange(3)) == (0, 1, 2)
+    assert errors.whole_numbers("t", []) == ()
+    with pytest.raises(UserError, match=r"^t\[1\]=1.5 must be a whole number; write t\[1\]=2.$"):
+        errors.whole_numbers("t", [1, 1.5])
+    with pytest.raises(UserError, match=r"^t=5 must be a list of whole numbers; write t=\[5\].$"):
+        errors.whole_numbers("t", 5)
+    for value in ("12", None, {1: 2}, 1.5, np.ones((2, 2), int)):
+        with pytest.raises(UserError, match="must be a list of whole numbers"):
+            errors.whole_numbers("t", value)
+
+
+def test_a_line_shows_no_more_of_a_value_than_a_line_holds():
+    many = {f"layer.{i}": np.zeros((30, 30)) for i in range(100)}
+    for value, start in [
+        (many, "x={'layer.0': array"), ("a" * 10_000, "x='aaa"),
+        (np.zeros((90, 90)), "x=<float64 [90, 90]> is odd."),
+    ]:
+        line = str(UserError("is odd.", field="x", value=value, given={"y": value}))
+        assert line.startswith(start) and "\n" not in line and len(line) < 300

@@ -18,7 +18,7 @@ EVERY_FILE = [
 HELPERS = {path.stem for path in (ROOT / "tests/helpers").glob("*.py")}
 PURE = ("diffusion", "network", "samplers")
 PURE_IMPORTS = {"collections", "contextlib", "ddpm_jax", "dataclasses", "flax", "functools", "jax",
-                "jaxtyping", "math", "numpy", "typing"}
+                "jaxtyping", "math", "numpy", "operator", "typing"}
 HEAVY = {"ddpm_jax", "flax", "jax", "numpy", "optax"}
 # Who reads the config; `train` of training/loop.py hands it on to training/run.py.
 READERS = ("cli.py", "config.py", "validation.py", "planning.py", "training/run.py",
