@@ -200,7 +200,7 @@ def _run(argv):
     compilation_cache.enable()
     work = {"train": _train, "sample": _sample, "evaluate": _evaluate, "plan": _plan}
     with exits(_workdir.value), _joined():
-        work[_mode.value](_config.value, _workdir.value)
+        return work[_mode.value](_config.value, _workdir.value)
 
 
 @contextlib.contextmanager
@@ -246,9 +246,10 @@ def _train(config, workdir):
     from ddpm_jax.training import loop
 
     try:
-        loop.train(config, workdir)
+        _, failures = loop.train_and_tell(config, workdir)
     except interruption.Interrupted as interrupted:
         sys.exit(interrupted.status)
+    return 1 if failures else 0
 
 
 def _sample(config, workdir):

@@ -120,6 +120,7 @@ def run(
                     jax.effects_barrier()
                 if not _reports():
                     bar.update(num_steps)
+                parallel.check_all_well()
                 outputs = parallel.gather(_joined(outputs))
                 yield jax.tree.map(lambda x: x[: n - start], outputs)
     finally:

@@ -128,6 +128,41 @@ def everywhere(holds: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.int32(holds))))
 
 
+class FailedElsewhereError(RuntimeError):
+    """Another process of this job failed in what all of them do together."""
+
+
+def check_all_well() -> None:
+    """Raises FailedElsewhereError where another process has failed inside its `attempt`.
+
+    It stands before each collective inside an attempt, so that no process waits there for one
+    that failed.
+    """
+    if jax.process_count() > 1 and not everywhere(True):
+        raise FailedElsewhereError("another process of this job failed; see what it says")
+
+
+def attempt(work: Callable[[], Any]) -> tuple[Any, Exception | None]:
+    """(what `work` returns, None), or (None, the error): a failure of one process is one of all.
+
+    Args:
+        work: may call `gather` and programs with a `psum`, each after `check_all_well`.
+    """
+    try:
+        result = work()
+    except FailedElsewhereError as error:
+        return None, error
+    except Exception as error:
+        if jax.process_count() > 1:
+            everywhere(False)
+        return None, error
+    try:
+        check_all_well()
+    except FailedElsewhereError as error:
+        return None, error
+    return result, None
+
+
 def gather(tree: Any) -> Any:
     """The shares of all processes, in order, in every process.
 

@@ -13,10 +13,11 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
+from absl import logging
 
 from ddpm_jax.data import batching
 from ddpm_jax.diffusion import randomness
-from ddpm_jax.errors import NotFiniteError
+from ddpm_jax.errors import NotFiniteError, one_line
 from ddpm_jax.network.trained import Trained
 from ddpm_jax.runtime import interruption, memory, parallel, profiling
 from ddpm_jax.training import monitoring, nan_search
@@ -58,6 +59,17 @@ def train(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -> 
         Interrupted: SIGINT, SIGTERM or a notice of preemption came; the step in progress was
             finished and saved.
     """
+    return train_and_tell(config, workdir, data)[0]
+
+
+def train_and_tell(
+    config: ml_collections.ConfigDict, workdir: Any, data: Any = None
+) -> tuple[Trained, list[str]]:
+    """As `train`, with what failed beside the steps, for example ["the grid of step 500"].
+
+    A grid, a held-out loss or a trace that fails in any process is said by all of them and costs
+    nothing else.
+    """
     run = run_lib.prepare(config, workdir, data)
     with contextlib.ExitStack() as stack:
         records, state = open_records(run, stack)
@@ -66,13 +78,13 @@ def train(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -> 
         state = make_steps(run, records, state)
         records.checkpoints.close()
         records.logs.say(monitoring.closing_line(
-            run, records.start, time.perf_counter() - began
+            run, records.start, time.perf_counter() - began, records.failures
         ))
-    parallel.barrier("trained")
+    failures = parallel.from_first(lambda: records.failures)  # It alone writes traces.
     return Trained(
         jax.device_get(state.ema_params), run.model, run.schedule,
         run.step_settings.parameterization, run.source.image_shape,
-    )
+    ), failures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,12 +96,14 @@ class Records:
         logs: `Silence` in all processes but the first.
         check_owner: raises a ValueError once another trainer has the workdir.
         start: updates done when this start began.
+        failures: what failed beside the steps.
     """
 
     checkpoints: Checkpoints
     logs: Logs | Silence
     check_owner: Callable[[], None]
     start: int
+    failures: list[str] = dataclasses.field(default_factory=list)
 
 
 def open_records(run: Run, stack: contextlib.ExitStack) -> tuple[Records, TrainState]:
@@ -155,6 +169,7 @@ def make_steps(run: Run, records: Records, state: TrainState) -> TrainState:
         numbers = stack.enter_context(contextlib.closing(profiling.traced(
             range(records.start + 1, settings.num_steps + 1),
             settings.profile if parallel.is_first() else (), logs.folder / "profile", in_flight,
+            failed=functools.partial(note_failure, records, "the trace"),
         )))
         asked_to_stop = stack.enter_context(interruption.watched())
         for step in numbers:
@@ -200,19 +215,46 @@ def observer(
             row = finite_row(metrics)
             if evaluates:
                 with rate.paused():
-                    row["heldout_loss"] = evaluate(state.ema_params)
+                    loss = attempt(records, "the held-out loss", step, lambda: evaluate(
+                        state.ema_params
+                    ))
+                row |= {} if loss is None else {"heldout_loss": loss}
             logs.write(step, row | rate.read(step))
-        if due(settings.sample_every):
-            with rate.paused():
-                picture = draw_grid(state, step)
-                if parallel.is_first():
-                    save_png(run.workdir / "samples" / f"step_{step:08d}.png", picture)
-                logs.images("samples", picture, step)
         if due(settings.checkpoint_every):
             with rate.paused():
                 save(run, records, step, state)
+        if due(settings.sample_every):
+            with rate.paused():
+                attempt(records, "the grid", step, lambda: keep_grid(
+                    run, logs, step, draw_grid(state, step)
+                ))
 
     return observe
+
+
+def keep_grid(run: Run, logs: Logs | Silence, step: int, picture: np.ndarray) -> None:
+    """Writes a grid to `samples/` and the logs; only the first process does."""
+    if parallel.is_first():
+        save_png(run.workdir / "samples" / f"step_{step:08d}.png", picture)
+    logs.images("samples", picture, step)
+
+
+def attempt(records: Records, what: str, step: int, work: Callable[[], Any]) -> Any:
+    """What `work` returns, or None where it fails in any process; then all note the failure."""
+    result, error = parallel.attempt(work)
+    if error is not None:
+        note_failure(records, f"{what} of step {step:,}", error)
+    return result
+
+
+def note_failure(records: Records, what: str, error: Exception) -> None:
+    """Says that something beside the steps has failed, and remembers it for the end of the run."""
+    records.failures.append(what)
+    line = f"{what} failed ({one_line(error)[:300]}); training goes on"
+    if parallel.is_first():
+        records.logs.say(line)
+    elif not isinstance(error, parallel.FailedElsewhereError):
+        logging.error(line)
 
 
 def save(run: Run, records: Records, step: int, state: TrainState) -> None:

@@ -93,6 +93,7 @@ def held_out_loss(
             first = start + jax.process_index() * share
             places = first + np.arange(share, dtype=np.int32)
             batch = source.examples(chosen[np.minimum(places, num_images - 1)])
+            parallel.check_all_well()
             total += float(loss_fn(params, *parallel.shard((batch, places)), rng))
         return total / num_images
 
@@ -172,15 +173,24 @@ def opening_lines(run: Run, state: TrainState) -> list[str]:
     ]
 
 
-def closing_line(run: Run, start: int, seconds: float) -> str:
-    """The last line of a run that started after `start` updates and took so many seconds."""
+def closing_line(run: Run, start: int, seconds: float, failures: list[str]) -> str:
+    """The last line of a run.
+
+    Args:
+        run: of `run.prepare`.
+        start: updates done when this start began.
+        seconds: that it took.
+        failures: what failed beside the steps, for example "the grid of step 500".
+    """
     num_steps = run.settings.num_steps
     if start >= num_steps:
         return (
             f"nothing to do: {run.workdir} has {start:,} steps and config.train.num_steps="
             f"{num_steps}; ask for more with --config.train.num_steps={start + num_steps}"
         )
+    failed = f"; {len(failures)} failed beside it: {', '.join(failures[:3])}" if failures else ""
     return (
         f"done: {num_steps:,} steps, {num_steps - start:,} of them now in "
-        f"{format_duration(seconds)}; samples and checkpoints in {run.workdir}"
+        f"{format_duration(seconds)}; samples and checkpoints in {run.workdir}{failed}"
+        f"{', ...' if len(failures) > 3 else ''}"
     )

@@ -33,13 +33,26 @@ def log(monkeypatch):
     (range(4, 6), (2, 3), [4, 5]),  # Resumed after them.
 ])
 def test_traces_begin_and_end_with_what_is_in_flight(log, steps, profile, want):
-    for step in profiling.traced(steps, profile, "x", [Result(log)]):
+    for step in profiling.traced(steps, profile, "x", [Result(log)], pytest.fail):
         log.append(step)
     assert log == want
 
 
 def test_a_run_that_fails_ends_its_trace(log):
-    steps = profiling.traced(range(1, 9), (2, 7), "x", [])
+    steps = profiling.traced(range(1, 9), (2, 7), "x", [], pytest.fail)
     assert [next(steps), next(steps)] == [1, 2]
     steps.close()
     assert log == ["start x", "stop"]
+
+
+@pytest.mark.parametrize("end, want", [("start_trace", []), ("stop_trace", ["start x"])])
+def test_a_trace_that_fails_leaves_the_steps_alone(log, monkeypatch, end, want):
+    failures = []
+
+    def fail(*_):
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(jax.profiler, end, fail)
+    steps = list(profiling.traced(range(1, 6), (2, 4), "x", [], failures.append))
+    assert steps == [1, 2, 3, 4, 5] and log == want
+    assert [str(error) for error in failures] == ["no room"]

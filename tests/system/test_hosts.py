@@ -305,6 +305,60 @@ def test_an_error_in_one_process_ends_the_others(failing):
     assert "waits" in ends[1 - failing][1] and "went on" not in ends[1 - failing][1]
 
 
+FAULTY = """
+import json, sys
+from ddpm_jax.runtime import parallel
+parallel.initialize(sys.argv[1], 2, int(sys.argv[2]))
+import host
+from ddpm_jax.data.source import Source
+from ddpm_jax.inference import batched_map, conditions
+from ddpm_jax.inference import sample as sample_lib
+from ddpm_jax.training import loop
+
+def fails_once(owner, name, counts=lambda *arguments: True):
+    works, failed = getattr(owner, name), []
+    def function(*arguments, **settings):
+        if counts(*arguments) and not failed:
+            failed.append(True)
+            raise RuntimeError(f"{name} has a fault")
+        return works(*arguments, **settings)
+    setattr(owner, name, function)
+
+host.config_lib.model = lambda config, channels: host.Net()
+host.validation.check_images = lambda *_: None
+if sys.argv[2] == sys.argv[3]:
+    fails_once(conditions, "in_turn")  # Before the chains of the first grid,
+    fails_once(batched_map, "num_parts")  # in those of the second, and after those of the third.
+    fails_once(sample_lib, "to_uint8")
+    fails_once(loop, "save_png")  # In the first process alone.
+    fails_once(Source, "examples", lambda source, _: len(source) < 1000)  # The held-out images.
+_, failures = loop.train_and_tell(host.config(**{
+    "train.num_steps": 5, "train.sample_every": 1, "train.eval_every": 2,
+}), sys.argv[4])
+print("failures", json.dumps(failures))
+"""
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_picture_that_fails_in_one_process_fails_in_all_and_costs_nothing_else(
+    tmp_path, failing
+):
+    address = f"127.0.0.1:{free_port()}"
+    ends = finish([start(["-c", FAULTY, address, i, failing, tmp_path], 2) for i in range(2)])
+    assert [status for status, *_ in ends] == [0, 0], ends
+    failed = [f"the grid of step {step}" for step in range(1, 5 if failing == 0 else 4)]
+    failed.insert(2, "the held-out loss of step 2")
+    for _, out, _ in ends:
+        [line] = [line for line in out.splitlines() if line.startswith("failures")]
+        assert sorted(json.loads(line.removeprefix("failures "))) == sorted(failed)
+    said = without_gloo(ends[0][1])
+    assert said.count("training goes on") == len(failed) and f"{len(failed)} failed beside" in said
+    assert ends[1][2].count("has a fault") == (4 if failing == 1 else 0)
+    assert checkpoints.steps(tmp_path) == [4, 5]
+    assert [row.get("heldout_loss") is not None for row in rows(tmp_path)] == [
+        False, False, False, True, True]
+
+
 @pytest.mark.slow
 def test_the_command_line_on_two_hosts(tmp_path):
     settings = {

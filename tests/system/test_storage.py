@@ -122,3 +122,14 @@ def test_what_was_added_to_a_state_is_part_of_it(monkeypatch):
     made = run_lib.prepare(config, None, None)
     saved = state_lib.to_saved(jax.eval_shape(lambda: run_lib.fresh_state(made)))
     assert set(state_lib.ADDED) < set(saved) and "params" not in state_lib.ADDED
+
+
+def test_a_grid_that_cannot_be_written_shows_in_the_exit_status(tmp_path):
+    (tmp_path / "samples").write_text("a file where the folder would be")
+    said = run(command(tmp_path, **FIRST), devices=1, fails=True)
+    assert "the grid of step 20 failed (" in said and "Traceback" not in said
+    assert "done: 20 steps" in said and "1 failed beside it: the grid of step 20" in said
+    assert checkpoints.steps(tmp_path) == [20]
+    (tmp_path / "samples").unlink()
+    run(command(tmp_path, **FIRST | {"train.num_steps": 25}), devices=1)
+    assert [path.name for path in (tmp_path / "samples").iterdir()] == ["step_00000025.png"]

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from jax.profiler import ProfileData
 
+from ddpm_jax.data.source import Source
+from ddpm_jax.inference import sample as sample_lib
 from ddpm_jax.runtime.interruption import Interrupted
 from ddpm_jax.training import loop
 from ddpm_jax.training import run as run_lib
 from ddpm_jax.training import state as state_lib
-from ddpm_jax.workdir import checkpoints, logs
+from ddpm_jax.workdir import checkpoints, logs, pictures
 from ddpm_jax.workdir.checkpoints import Checkpoints, restore_part
 from records import lasting, rows, saved
 from tiny_run import tiny_config
@@ -130,6 +132,77 @@ def test_a_run_that_is_stuck_at_its_end_is_not_done(tiny, tmp_path):
     with pytest.raises(FloatingPointError, match="up to step 5 .*good checkpoint is none"):
         loop.train(tiny_config(**DIVERGES | {
             "train.num_steps": 5, "train.checkpoint_every": 100}), tmp_path)
+
+
+def fail(*_, **__):
+    raise RuntimeError("a fault\nin two lines")
+
+
+def grids(workdir):
+    return sorted(path.name for path in (workdir / "samples").glob("*"))
+
+
+@pytest.mark.parametrize("where, name, what", [
+    (sample_lib, "sample", "the grid"),
+    (pictures, "grid", "the grid"),
+    (loop, "save_png", "the grid"),
+    (jax.profiler, "start_trace", "the trace"),
+    (jax.profiler, "stop_trace", "the trace"),
+])
+def test_a_picture_or_trace_that_fails_costs_nothing_else(
+    tiny, tmp_path, capsys, monkeypatch, where, name, what
+):
+    settings = {"train.sample_every": 3, "train.checkpoint_every": 3, "train.profile": (2, 2)}
+    loop.train(tiny_config(), tmp_path / "whole")
+    capsys.readouterr()
+    monkeypatch.setattr(where, name, fail)
+    trained, failures = loop.train_and_tell(tiny_config(**settings), tmp_path / "run")
+    monkeypatch.undo()
+    if name == "stop_trace":
+        jax.profiler.stop_trace()
+    assert failures == ["the trace"] if what == "the trace" else [
+        "the grid of step 3", "the grid of step 6"]
+    lines = capsys.readouterr().out.splitlines()
+    said = [line for line in lines if "failed (a fault in two lines); training goes on" in line]
+    assert len(said) == len(failures)
+    assert lines[-1].startswith("done: 6 steps") and lines[-1].endswith(
+        f"; {len(failures)} failed beside it: {', '.join(failures)}")
+    assert checkpoints.steps(tmp_path / "run") == [3, 6]
+    assert len(grids(tmp_path / "run")) == (2 if what == "the trace" else 0)
+    for a, b in zip(saved(tmp_path / "whole", 6), saved(tmp_path / "run", 6), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_held_out_loss_that_fails_is_left_out_of_its_row(tiny, tmp_path, capsys, monkeypatch):
+    settings = {"train.eval_every": 2, "train.checkpoint_every": 2}
+    loop.train(tiny_config(**settings), tmp_path / "whole")
+    examples, calls = Source.examples, []
+
+    def sometimes(self, places):
+        calls.append(len(self))
+        second = len(self) < 1000 and calls.count(len(self)) == 2  # Of the held-out images.
+        return fail() if second else examples(self, places)
+
+    monkeypatch.setattr(Source, "examples", sometimes)
+    _, failures = loop.train_and_tell(tiny_config(**settings), tmp_path / "run")
+    assert failures == ["the held-out loss of step 4"]
+    one, other = (list(map(lasting, rows(tmp_path / name))) for name in ("whole", "run"))
+    del one[3]["heldout_loss"]
+    assert one == other and "heldout_loss" in one[1]
+    assert checkpoints.steps(tmp_path / "run") == [4, 6]
+
+
+def test_nan_samples_do_not_end_a_run(tiny, tmp_path, capsys, monkeypatch):
+    sample = sample_lib.sample
+
+    def broken(trained, *arguments, **settings):
+        params = jax.tree.map(lambda x: x * jnp.nan, trained.params)
+        return sample(trained.replace(params=params), *arguments, **settings)
+
+    monkeypatch.setattr(sample_lib, "sample", broken)
+    _, failures = loop.train_and_tell(tiny_config(), tmp_path)
+    assert failures == ["the grid of step 6"]
+    assert checkpoints.steps(tmp_path) == [6]
 
 
 def test_a_checkpoint_of_before_the_count_is_continued(tiny, tmp_path):
