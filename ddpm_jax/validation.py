@@ -54,7 +54,7 @@ _RANGES = {  # lowest, highest, a value that works
     "sample.num_images": (1, _HUGE, 64),
     "sample.dynamic_threshold": (0, 1, 0.995),
     "sample.batch_size": (0, _HUGE, 0),
-    "sample.seed": (0, 2**32 - 1, 0),
+    "sample.seed": (0, 2**63 - 1, 0),
     "sample.guidance": (0, _HUGE, 1.0),
     "sample.variants": (1, _HUGE, 4),
     "sample.resamplings": (1, _HUGE, 1),
@@ -65,7 +65,7 @@ _RANGES = {  # lowest, highest, a value that works
     "evaluate.batch_size": (0, _HUGE, 0),
     "evaluate.ode_steps": (1, _HUGE, 200),
     "evaluate.ode_probes": (1, _HUGE, 1),
-    "evaluate.seed": (0, 2**32 - 1, 0),
+    "evaluate.seed": (0, 2**63 - 1, 0),
 }
 _STEPS_OF_A_CHAIN = ("train.sample_num_steps", "sample.num_steps")  # 0: all of num_timesteps.
 _ITEMS = {  # type, lower and upper bound (outside), both in words, a value that works

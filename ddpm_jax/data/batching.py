@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
+from ddpm_jax import errors
 from ddpm_jax.data import image_folder
 from ddpm_jax.data.source import Source
 from ddpm_jax.errors import UserError
@@ -102,8 +103,7 @@ def batches(
     Raises:
         UserError: `seed` is negative, or `process_count` does not divide `batch_size`.
     """
-    if seed < 0:
-        raise UserError(f"config.seed={seed}: must not be negative; try --config.seed=0.")
+    seed = errors.whole_number("config.seed", seed, low=0)
     if batch_size < 1 or batch_size % process_count:
         nearest = max(1, round(batch_size / process_count)) * process_count
         raise UserError(
@@ -112,7 +112,7 @@ def batches(
         )
     import grain  # Slow to import.
 
-    order = grain.MapDataset.range(len(source)).seed(int(seed)).shuffle().repeat()
+    order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
     # Batch first, then slice: a share is a run of consecutive images of the batch.
     shares = order.batch(batch_size // process_count)[process_index::process_count]
     threads = 1 if source.in_memory else image_folder.THREADS

@@ -45,11 +45,14 @@ What NumPy and Grain draw (the order of the data, the images held out, pairs, su
 by a seed of its own and has no address here.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
+from ddpm_jax import errors
 from ddpm_jax.errors import UserError
 
 IMPL = "threefry2x32"  # Others change an image's noise with its place in the batch.
@@ -67,23 +70,50 @@ DEQUANTISATION, PROBES = range(2)
 
 
 def as_key(rng) -> jax.Array:
-    """A typed threefry key from a typed key, a legacy `PRNGKey` or an int.
+    """A typed threefry key from a typed key, a legacy `PRNGKey` or an int, as of `seed_keys`.
 
     Raises:
         UserError: `rng` is none of these, or a key of another generator.
     """
-    if isinstance(rng, (int, np.integer)) and not isinstance(rng, bool):
-        return jax.random.key(int(rng), impl=IMPL)
     if isinstance(rng, (jax.Array, np.ndarray)):
         if jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
             if rng.shape == () and str(jax.random.key_impl(rng)) == IMPL:
                 return rng
         elif rng.shape == (2,) and rng.dtype == np.uint32:
             return jax.random.wrap_key_data(jnp.asarray(rng), impl=IMPL)
-    raise UserError(
-        f"is not one {IMPL} key; write jax.random.key(0), jax.random.PRNGKey(0) or an int.",
-        field="rng", value=rng,
-    )
+    try:
+        seed = errors.whole_number("rng", rng)
+    except UserError:
+        raise UserError(
+            f"is not one {IMPL} key; write jax.random.key(0), jax.random.PRNGKey(0) or an int.",
+            field="rng", value=rng,
+        ) from None
+    return jax.random.wrap_key_data(_words("rng", seed), impl=IMPL)
+
+
+def seed_keys(seeds: Any) -> jax.Array:
+    """One key per seed of a list, [n], another one for each int of 64 bits.
+
+    The keys of 0..2**32 - 1 are those of `jax.random.key`, which drops the upper 32 bits of a seed
+    unless JAX runs with 64-bit numbers.
+
+    Raises:
+        UserError: a seed is not whole, or does not fit into 64 bits.
+    """
+    words = [
+        _words(f"seeds[{i}]", seed) for i, seed in enumerate(errors.whole_numbers("seeds", seeds))
+    ]
+    return jax.random.wrap_key_data(np.reshape(np.uint32(words), (-1, 2)), impl=IMPL)
+
+
+def _words(field, seed: int) -> np.ndarray:
+    """The upper and the lower 32 bits of a seed."""
+    if not -2**63 <= seed < 2**63:
+        raise UserError(
+            "does not fit into 64 bits; write a seed in -2**63..2**63 - 1.", field=field,
+            value=seed,
+        )
+    return np.uint32(divmod(seed % 2**64, 2**32))
 
 
 def below(rng, use: int) -> jax.Array:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax import errors
 from ddpm_jax.data.pixels import to_uint8
 from ddpm_jax.diffusion import process, randomness
 from ddpm_jax.diffusion import schedule as schedule_lib
@@ -54,7 +55,7 @@ def sample(
             paper's CIFAR-10 network, unless `model` says otherwise.
         rng: a typed key, a legacy `PRNGKey` or an int.
         n: number of images, at least 1.
-        seeds: one int per image, instead of `rng` and `n`.
+        seeds: one int of 64 bits per image, instead of `rng` and `n`.
         model: the Linen network, (x_t, t, train=False) -> output.
         schedule: the noise schedule; the paper's by default.
         diffusion: what the output means; noise and the larger variance by default.
@@ -230,16 +231,19 @@ def _settings(settings, fields) -> Settings:
 def _image_keys(rng, n, seeds) -> jax.Array:
     """One key per image, [n]."""
     if seeds is not None:
-        if rng is not None or n is not None or not len(seeds):
+        rngs = randomness.seed_keys(seeds)
+        if rng is not None or n is not None or not len(rngs):
             raise UserError(
                 "seeds= takes the place of rng and n; write sample(params, seeds=[7, 8])."
             )
-        return jnp.stack([randomness.as_key(int(seed)) for seed in seeds])
-    if rng is None or n is None or n < 1:
+        return rngs
+    if rng is None or n is None:
         raise UserError(
             "must be at least 1, with a key; write sample(params, rng, 16).", field="n", value=n
         )
-    return randomness.image_keys(randomness.as_key(rng), jnp.arange(n))
+    return randomness.image_keys(
+        randomness.as_key(rng), jnp.arange(errors.whole_number("n", n, low=1))
+    )
 
 
 @functools.lru_cache(maxsize=64)

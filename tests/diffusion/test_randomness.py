@@ -8,6 +8,7 @@ from numpy.testing import assert_array_equal
 
 from ddpm_jax.diffusion import randomness
 from ddpm_jax.diffusion.randomness import IMPL, as_key, image_keys
+from ddpm_jax.errors import UserError
 
 ADDRESSES = (  # By the key below which they lie.
     "INIT STEP HELD_OUT GRID", "BITS ODE SAMPLES PICTURES HELD_OUT_LOSS", "T EPS MIRROR LABEL",
@@ -23,8 +24,10 @@ ADDRESSES = (  # By the key below which they lie.
         lambda: np.array([0, 7], np.uint32),
         lambda: 7,
         lambda: np.int64(7),
+        lambda: jnp.int32(7),
+        lambda: 7.0,
     ],
-    ids=["typed", "legacy", "legacy on the host", "int", "NumPy int"],
+    ids=["typed", "legacy", "legacy on the host", "int", "NumPy int", "JAX int", "whole float"],
 )
 def test_as_key_accepts(rng):
     key = as_key(rng())
@@ -49,6 +52,35 @@ def test_as_key_accepts(rng):
 def test_as_key_refuses(rng):
     with pytest.raises(ValueError, match=r"(?s)rng=.*write jax\.random\.key\(0\)"):
         as_key(rng())
+
+
+SEEDS = [0, 1, 7, 2**31, 2**32 - 1, 2**32, 2**32 + 7, 2**63 - 1, -1, -7, -2**31, -2**32, -2**63]
+
+
+def test_seeds_of_64_bits_have_keys_of_their_own():
+    words = np.array([jax.random.key_data(as_key(seed)) for seed in SEEDS])
+    with jax.enable_x64(True):  # Else JAX drops the upper half of the seed.
+        assert_array_equal(words, [jax.random.key_data(jax.random.key(seed)) for seed in SEEDS])
+    assert len(np.unique(words, axis=0)) == len(SEEDS)
+    assert_array_equal(words, jax.random.key_data(randomness.seed_keys(SEEDS)))
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**31, 2**32 - 1])
+def test_seeds_of_32_bits_have_the_keys_of_jax(seed):
+    expected = jax.random.key_data(jax.random.key(seed, impl=IMPL))
+    assert_array_equal(jax.random.key_data(as_key(seed)), expected)
+
+
+@pytest.mark.parametrize("seed, rule", [
+    (2**63, "does not fit into 64 bits"), (-2**63 - 1, "does not fit into 64 bits"),
+    (10**30, "does not fit into 64 bits"), (1.5, "whole number"), (True, "whole number"),
+    ("5", "whole number"), (float("nan"), "whole number"),
+])
+def test_other_seeds_are_refused(seed, rule):
+    with pytest.raises(UserError, match=rf"^seeds\[1\]={seed!r} .*{rule}"):
+        randomness.seed_keys([0, seed])
+    with pytest.raises(UserError, match=r"^rng="):
+        as_key(seed)
 
 
 def test_image_key_depends_on_its_place_alone():

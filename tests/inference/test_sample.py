@@ -66,6 +66,15 @@ def test_a_seed_an_image(trained):
     assert np.abs(pair[0] - pair[1]).max() > 0.1
 
 
+def test_seeds_of_64_bits_have_images_of_their_own(trained):
+    seeds = [7, 2**32 + 7, -7, 2**32 - 7, np.int64(2**40), 7.0]
+    images = ddpm_jax.sample(trained, seeds=seeds)
+    distances = np.abs(images[:, None] - images[None]).max(axis=(2, 3, 4))
+    alone = distances + 9 * np.eye(6) > 0.1
+    alone[0, 5] = alone[5, 0] = not alone[0, 5]  # 7 and 7.0 are one seed.
+    assert np.all(alone)
+
+
 def test_the_chain_is_the_one_of_the_samplers(trained):
     """The same image from the pieces, on one device without `pmap`."""
     from ddpm_jax.samplers import reverse_chain
@@ -172,7 +181,12 @@ def test_params_of_another_model_are_refused_by_leaf(trained):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (dict(rng=0, n=0), "n=0 must be at least 1"),
+    (dict(rng=0, n=0), "n=0 must be a whole number of at least 1"),
+    (dict(rng=0, n=2.5), "n=2.5 must be a whole number of at least 1; write n=2"),
+    (dict(rng=0, n=True), "n=True must be a whole number"),
+    (dict(seeds=5), r"seeds=5 must be a list of whole numbers; write seeds=\[5\]"),
+    (dict(seeds=[7, 1.5]), r"seeds\[1\]=1.5 must be a whole number"),
+    (dict(seeds=[2**63]), r"seeds\[0\]=9223372036854775808 does not fit into 64 bits"),
     (dict(rng=0), "n=None"),
     (dict(rng=0, n=2, seeds=[1]), "takes the place"),
     (dict(seeds=[]), "takes the place"),
