@@ -326,7 +326,9 @@ def for_longer_steps(
     """An output about single steps of `schedule`, restated so that it holds on a respacing.
 
     x_{t-1} becomes the x_0 that it implies, and a learned log-variance its position between
-    those of the two fixed ones; other outputs mean the same on both.
+    those of the two fixed ones; other outputs mean the same on both. The true variance lies
+    between those two (Nichol and Dhariwal 2021, Sec. 3.1), which nearly agree where t is large.
+    There a small error of the network would be a position far outside, so it is clamped first.
 
     Returns:
         The output, and its `mean` and `variance`.
@@ -337,7 +339,9 @@ def for_longer_steps(
     if variance == "learned":
         small = at(schedule.posterior_log_variance, t, x_t)
         large = jnp.log(at(schedule.beta, t, x_t))
-        variance_output = 2 * (variance_output - small) / (large - small) - 1
+        above = jnp.clip(variance_output, small, large) - small
+        apart = jnp.where(large > small, large - small, 1.0)  # Float32 may not tell them apart.
+        variance_output = 2 * above / apart - 1
         variance = "learned_range"
     if variance_output is not None:
         output = jnp.concatenate([output, variance_output], axis=-1)

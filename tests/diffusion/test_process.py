@@ -332,6 +332,39 @@ def test_every_output_holds_on_a_respaced_chain(mean, variance, transform):
         assert_allclose(actual.log_variance[i].item(), np.log(middle), rtol=0, atol=5e-4)
 
 
+@pytest.mark.parametrize("full", [
+    schedule_lib.linear(1000), schedule_lib.cosine(1000), schedule_lib.linear(4000),
+    schedule_lib.cosine(4000), schedule_lib.from_betas([0.3]), schedule_lib.from_betas([0.3, 1.0]),
+], ids=["linear 1000", "cosine 1000", "linear 4000", "cosine 4000", "one step", "last beta 1"])
+def test_an_error_in_a_learned_variance_stays_between_the_bounds(full):
+    """They nearly agree where t is large: dividing by their distance would multiply the error."""
+    learned = jnp.log(jnp.float32(full.beta))
+    for num_steps in {min(n, full.num_timesteps) for n in (250, 50, 20, 10)}:
+        visited = schedule_lib.evenly_spaced(full.num_timesteps, num_steps)
+        respaced = schedule_lib.respace(full, visited)
+
+        @jax.jit
+        def log_variance(error):
+            def denoise_fn(x, step):
+                return jnp.stack([0 * x[..., 0], learned[step].reshape(-1, 1, 1) + error], -1)
+
+            run = predict_fn(respaced, denoise_fn, variance="learned", full=full)
+            t = jnp.arange(num_steps)
+            return jnp.ravel(run(jnp.zeros((num_steps, 1, 1, 1)), t).log_variance)
+
+        beta = oracle.visit(full.beta, visited + 1)
+        low, high = np.log([
+            [oracle.reverse_variance(beta, i + 1, kind) for i in range(num_steps)]
+            for kind in ("fixed_small", "fixed_large")
+        ])
+        for error in (-5.0, -0.05, 0.05, 5.0):
+            actual = log_variance(error)
+            assert np.all(np.isfinite(actual))
+            actual = actual[1:]  # The first step adds no noise.
+            rounding = 2e-6  # Of logarithms down to -15, in float32.
+            assert np.all((low[1:] - rounding <= actual) & (actual <= high[1:] + rounding))
+
+
 @EITHER_WAY
 @pytest.mark.parametrize("shape", [(), (2, 1, 1, 1)], ids=["one level", "one per image"])
 @pytest.mark.parametrize("mean", MEANS_OF_LEVELS)
