@@ -89,8 +89,8 @@ def train_step(
     # Not `jnp.where`, which would be fused into the update and move its last bits.
     state = jax.lax.cond(finite, lambda: updated, lambda: skipped)
     metrics = {
-        "loss": state.tally[0].sum() / state.tally[1].sum(),
-        **{f"loss_quartile_{i + 1}": state.tally[0, i] / state.tally[1, i] for i in range(4)},
+        "loss": weighted_mean(state.tally[0].sum(), state.tally[1].sum()),
+        **{f"loss_quartile_{i + 1}": weighted_mean(*state.tally[:, i]) for i in range(4)},
         "grad_norm": grad_norm,
         "learning_rate": learning_rate,
         "skipped": state.skipped[0],
@@ -202,6 +202,11 @@ def tally_by_quartile(loss, t, weight, num_timesteps):
     """Weighted sum of losses, and sum of weights, for each quarter of the steps, float32 [2, 4]."""
     quartile = jax.nn.one_hot(4 * t // num_timesteps, 4) * weight[:, None]  # [b, 4]
     return jnp.stack([loss @ quartile, quartile.sum(axis=0)])
+
+
+def weighted_mean(total, weight):
+    """total / weight; inf where there is no weight, because 0 / 0 would end JAX_DEBUG_NANS."""
+    return jnp.where(weight > 0, total / jnp.where(weight > 0, weight, 1.0), jnp.inf)
 
 
 def accumulated_gradients(loss_fn, params, batch, places, accumulate):

@@ -13,6 +13,7 @@ from ddpm_jax.data import source as source_lib
 from ddpm_jax.diffusion import losses, randomness
 from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.runtime import parallel
+from ddpm_jax.training import loop
 from ddpm_jax.training import state as state_lib
 from ddpm_jax.training import step as step_lib
 from nonzero import SHAPE, TinyNet, nonzero_params
@@ -81,6 +82,17 @@ def test_quartiles_are_means_over_their_images(one_step, whole_batch):
     for i in range(4):
         mine = loss[(5 * i <= t) & (t < 5 * i + 5)]  # T = 20
         np.testing.assert_allclose(metrics[f"loss_quartile_{i + 1}"], mine.mean(), **SAME)
+
+
+def test_a_quartile_without_images_is_no_nan():
+    """JAX_DEBUG_NANS ends a run at the first NaN, so no healthy step may have one."""
+    config = small_config()
+    config.diffusion.num_timesteps = 1
+    with jax.debug_nans(True):
+        _, (metrics,) = run(config, TinyNet())
+    assert metrics["loss"] == metrics["loss_quartile_1"] and np.isfinite(metrics["loss"])
+    assert "loss_quartile_2" not in loop.finite_row(metrics)
+    assert step_lib.weighted_mean(jnp.float32(6.0), jnp.float32(4.0)) == 1.5
 
 
 def test_adam_clips_the_norm_and_steps(one_step, whole_batch):
