@@ -243,10 +243,10 @@ def _joined():
 
 def _train(config, workdir):
     from ddpm_jax.runtime import interruption
-    from ddpm_jax.training import loop
+    from ddpm_jax.training import loop, run
 
     try:
-        _, failures = loop.train_and_tell(config, workdir)
+        _, failures = loop.complete(run.prepare(config, workdir, None))
     except interruption.Interrupted as interrupted:
         sys.exit(interrupted.status)
     return 1 if failures else 0

@@ -59,18 +59,20 @@ def train(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -> 
         Interrupted: SIGINT, SIGTERM or a notice of preemption came; the step in progress was
             finished and saved.
     """
-    return train_and_tell(config, workdir, data)[0]
+    return complete(run_lib.prepare(config, workdir, data))[0]
 
 
-def train_and_tell(
-    config: ml_collections.ConfigDict, workdir: Any, data: Any = None
-) -> tuple[Trained, list[str]]:
-    """As `train`, with what failed beside the steps, for example ["the grid of step 500"].
+def complete(run: Run) -> tuple[Trained, list[str]]:
+    """Makes the steps that a run still lacks.
 
-    A grid, a held-out loss or a trace that fails in any process is said by all of them and costs
-    nothing else.
+    A grid, a held-out loss or a trace that fails, in any process, costs nothing else.
+
+    Returns:
+        What `train` returns, and what failed, for example ["the grid of step 500"].
+
+    Raises:
+        ValueError, FloatingPointError, Interrupted: as `train` does.
     """
-    run = run_lib.prepare(config, workdir, data)
     with contextlib.ExitStack() as stack:
         records, state = open_records(run, stack)
         say_opening(run, records, state)

@@ -313,7 +313,7 @@ import host
 from ddpm_jax.data.source import Source
 from ddpm_jax.inference import batched_map, conditions
 from ddpm_jax.inference import sample as sample_lib
-from ddpm_jax.training import loop
+from ddpm_jax.training import loop, run
 
 def fails_once(owner, name, counts=lambda *arguments: True):
     works, failed = getattr(owner, name), []
@@ -332,9 +332,8 @@ if sys.argv[2] == sys.argv[3]:
     fails_once(sample_lib, "to_uint8")
     fails_once(loop, "save_png")  # In the first process alone.
     fails_once(Source, "examples", lambda source, _: len(source) < 1000)  # The held-out images.
-_, failures = loop.train_and_tell(host.config(**{
-    "train.num_steps": 5, "train.sample_every": 1, "train.eval_every": 2,
-}), sys.argv[4])
+config = host.config(**{"train.num_steps": 5, "train.sample_every": 1, "train.eval_every": 2})
+_, failures = loop.complete(run.prepare(config, sys.argv[4], None))
 print("failures", json.dumps(failures))
 """
 

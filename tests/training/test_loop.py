@@ -138,6 +138,11 @@ def fail(*_, **__):
     raise RuntimeError("a fault\nin two lines")
 
 
+def complete(config, workdir):
+    """Trains; returns what failed."""
+    return loop.complete(run_lib.prepare(config, workdir, None))[1]
+
+
 def grids(workdir):
     return sorted(path.name for path in (workdir / "samples").glob("*"))
 
@@ -156,7 +161,7 @@ def test_a_picture_or_trace_that_fails_costs_nothing_else(
     loop.train(tiny_config(), tmp_path / "whole")
     capsys.readouterr()
     monkeypatch.setattr(where, name, fail)
-    trained, failures = loop.train_and_tell(tiny_config(**settings), tmp_path / "run")
+    failures = complete(tiny_config(**settings), tmp_path / "run")
     monkeypatch.undo()
     if name == "stop_trace":
         jax.profiler.stop_trace()
@@ -184,7 +189,7 @@ def test_a_held_out_loss_that_fails_is_left_out_of_its_row(tiny, tmp_path, capsy
         return fail() if second else examples(self, places)
 
     monkeypatch.setattr(Source, "examples", sometimes)
-    _, failures = loop.train_and_tell(tiny_config(**settings), tmp_path / "run")
+    failures = complete(tiny_config(**settings), tmp_path / "run")
     assert failures == ["the held-out loss of step 4"]
     one, other = (list(map(lasting, rows(tmp_path / name))) for name in ("whole", "run"))
     del one[3]["heldout_loss"]
@@ -200,7 +205,7 @@ def test_nan_samples_do_not_end_a_run(tiny, tmp_path, capsys, monkeypatch):
         return sample(trained.replace(params=params), *arguments, **settings)
 
     monkeypatch.setattr(sample_lib, "sample", broken)
-    _, failures = loop.train_and_tell(tiny_config(), tmp_path)
+    failures = complete(tiny_config(), tmp_path)
     assert failures == ["the grid of step 6"]
     assert checkpoints.steps(tmp_path) == [6]
 
