@@ -1,6 +1,7 @@
 """The table of metrics: which function measures each, what it needs and what it depends on.
 
-To add a metric, write its function in `metrics.py` and its entry in `METRICS`.
+To add a metric, write its function in `metrics.py` and its entry in `METRICS`. Raise its `version`
+when a change gives other values: rows of another version are not used again.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation import inception_features, metrics
+from ddpm_jax.evaluation import identity, inception_features, metrics
 from ddpm_jax.evaluation.job import Job, Settings
 
 
@@ -32,6 +33,7 @@ class Metric:
         has_value: whether its row has a single value, instead of pictures or a table.
         higher_is_better: whether the best checkpoint is the one with the highest value.
         in_sweeps: whether it can be the metric of a sweep.
+        version: of its code; a higher one gives other values.
     """
 
     measure: Callable[..., dict[str, Any]]
@@ -43,10 +45,19 @@ class Metric:
     has_value: bool = True
     higher_is_better: bool = False
     in_sweeps: bool = False
+    version: int = 1
 
 
 def _images(job):
-    return {"split": job.settings.split, "num_images": job.settings.num_images or "all"}
+    split, num_images = job.settings.split, job.settings.num_images
+    return {
+        "split": split, "num_images": num_images or "all",
+        "images": job.digest(split, num_images),
+    }
+
+
+def _training_images(job):
+    return {"training_images": job.digest("train", inputs=False)}
 
 
 def _clip(job):
@@ -63,7 +74,7 @@ def _samples(job):
 
 def _draws(job):
     values = job.samples_protocol()
-    del values["num_samples"], values["rounding"]
+    del values["num_samples"], values["rounding"], values["condition_images"]
     return values | {"num_draws": job.settings.num_draws}
 
 
@@ -76,6 +87,7 @@ def _sweep(job):
         del samplers[name]["sampler"], samplers[name]["num_steps"]
     return job.draw_protocol() | {
         "sweep_metric": settings.sweep_metric, "samplers": samplers,
+        "sweep_metric_version": METRICS[settings.sweep_metric].version,
         "steps": list(settings.sweep_steps),
     }
 
@@ -109,12 +121,12 @@ METRICS: dict[str, Metric] = {
     ),
     "sweep": Metric(metrics.sweep, depends_on=(_sweep,), has_value=False),
     "nearest_pixels": Metric(
-        functools.partial(metrics.copied_share, features=False), depends_on=(_samples,),
-        needs_samples=True,
+        functools.partial(metrics.copied_share, features=False),
+        depends_on=(_samples, _training_images), needs_samples=True,
     ),
     "nearest_features": Metric(
-        functools.partial(metrics.copied_share, features=True), depends_on=(_samples,),
-        needs_samples=True, needs_inception=True,
+        functools.partial(metrics.copied_share, features=True),
+        depends_on=(_samples, _training_images), needs_samples=True, needs_inception=True,
     ),
 }
 
@@ -159,7 +171,9 @@ def protocol(job: Job, name: str, reference: str | None) -> dict[str, Any]:
     """Everything that the value of a metric depends on, JSON."""
     entry = metric(name, job.settings)
     values = {
+        "version": entry.version,
         "step": job.step,
+        "checkpoint": job.checkpoint,
         "weights": job.settings.weights,
         "dtype": str(jnp.dtype(job.trained.model.dtype)),
         "matmul_precision": job.settings.matmul_precision,
@@ -170,7 +184,13 @@ def protocol(job: Job, name: str, reference: str | None) -> dict[str, Any]:
     if entry.needs_inception:
         values |= {
             "resize": inception_features.RESIZE, "inception": job.network.checksum[:16],
+            "features_version": identity.FEATURES,
         }
     if reference is not None:
+        channels = 3 if entry.needs_inception else job.trained.image_shape[-1]
+        compared = job.reference(reference, channels)
         values["reference"] = reference
+        values["reference_content"] = (
+            compared if isinstance(compared, str) else compared.content.digest
+        )
     return json.loads(json.dumps(values))  # As read from a file: tuples become lists.

@@ -1,9 +1,10 @@
 """`evaluate(config, workdir)`: measures checkpoints as papers do, each protocol once.
 
 Results are rows of `evaluations.jsonl` and scalars in TensorBoard; pictures and tables are in
-`evaluations/step_.../`. A row holds its protocol: everything that its value depends on. A value
-whose protocol has a row is never computed again. Under several processes the first decides what to
-measure and writes the results; every process computes its share.
+`evaluations/step_.../`. A row holds its protocol: everything that its value depends on, with
+digests of the weights and images. A value whose protocol has a row is never computed again. Under
+several processes the first decides what to measure and writes the results; every process computes
+its share.
 """
 
 import contextlib
@@ -21,8 +22,8 @@ from etils import epath
 
 from ddpm_jax import config as config_lib
 from ddpm_jax import validation
-from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation import catalogue, inception_features
+from ddpm_jax.errors import UserError, located
+from ddpm_jax.evaluation import catalogue, identity, image_sets, inception_features
 from ddpm_jax.evaluation import job as job_lib
 from ddpm_jax.evaluation.catalogue import METRICS
 from ddpm_jax.evaluation.job import Job, Settings
@@ -54,7 +55,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: Any) -> list[dict[str, 
     network = None
     if catalogue.needs_inception(settings):
         network = inception_features.Network(config.evaluate.inception or None)
-    measured = []
+    measured, sets = [], image_sets.Sets()
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.default_matmul_precision(settings.matmul_precision))
         folder = workdir / "evaluations"
@@ -73,10 +74,11 @@ def evaluate(config: ml_collections.ConfigDict, workdir: Any) -> list[dict[str, 
             catalogue.check_model(settings, trained.model)
             job = Job(
                 settings, step, trained, folder / f"step_{step:08d}",
-                sys.stderr.isatty() and parallel.is_first(), network,
+                sys.stderr.isatty() and parallel.is_first(), network, sets,
             )
             for metric, reference in catalogue.measurements(settings):
-                row = _measure(job, workdir, metric, reference)
+                with located(_name(metric, reference)):
+                    row = _measure(job, workdir, metric, reference)
                 measured.append(row)
                 if _name(metric, reference) == config.evaluate.best and parallel.is_first():
                     keep_best(workdir, row)
@@ -117,10 +119,24 @@ def check_evaluation(config: ml_collections.ConfigDict) -> None:
         )
     if "sweep" in settings.metrics:
         _check_sweep(config)
+    _check_references(config)
     if any(METRICS[metric].needs_samples for metric in settings.metrics):
         config_lib.sampling_settings(config)
     _check_best(config)
     validation.check_precision("evaluate", settings.matmul_precision)
+
+
+def _check_references(config):
+    settings = settings_of(config)
+    compared = [
+        name for name in settings.metrics if catalogue.metric(name, settings).needs_references
+    ]
+    if compared and not settings.references:
+        raise UserError(
+            f"leaves {compared[0]!r} of config.evaluate.metrics nothing to compare samples with",
+            field="config.evaluate.references", value=(),
+            instead={"config.evaluate.references": ("train",)},
+        )
 
 
 def _check_best(config):
@@ -191,16 +207,22 @@ def rows(workdir: Any) -> list[dict[str, Any]]:
 def _measure(job, workdir, metric, reference) -> dict[str, Any]:
     """The row of one metric, computed only if it is not known."""
     protocol = catalogue.protocol(job, metric, reference)
-    known = parallel.from_first(lambda: [
-        row for row in rows(workdir) if (row["metric"], row["protocol"]) == (metric, protocol)
+    alike = parallel.from_first(lambda: [
+        row for row in rows(workdir)
+        if row["metric"] == metric and row["protocol"].items() <= protocol.items()
     ])
+    known = [row for row in alike if row["protocol"] == protocol]
     if known:
         _print_row(known[0], "known already")
         return known[0]
+    for row in alike[-1:]:  # The others are older still.
+        _print_row(row, "by a version that did not record of which data; measured again")
     began = time.perf_counter()
     folder = job.folder / f"{metric}-{job_lib.key(protocol)}"
     arguments = (job, folder) if reference is None else (job, folder, reference)
     values = catalogue.metric(metric, job.settings).measure(*arguments)
+    if catalogue.protocol(job, metric, reference) != protocol:
+        raise UserError("the data have changed while they were measured; start again.")
     row = {
         "step": job.step, "metric": metric, "reference": reference, **values,
         "protocol": protocol,
@@ -236,7 +258,7 @@ def _print_row(row, note) -> None:
     rest = {name: v for name, v in row.items() if name not in shown} | row["protocol"]
     details = ", ".join(
         f"{name} {v:.4g}" if isinstance(v, float) else f"{name} {v}"
-        for name, v in rest.items() if name != "step"
+        for name, v in rest.items() if name != "step" and not identity.is_digest(v)
     )
     name = _name(row["metric"], row["reference"])
     _print(f"step {row['step']:,}  {name} {value}  ({details}) {note}")
@@ -273,26 +295,45 @@ def _steps(workdir: epath.Path, which: str) -> Iterator[int | None]:
 
 
 def keep_best(workdir: epath.Path, row: dict[str, Any]) -> None:
-    """Copies the best checkpoint of those measured like `row` to `best/`, a workdir of its own."""
+    """Copies the best checkpoint of those measured like `row` to `best/`, a workdir of its own.
+
+    Rows of checkpoints that are no longer there do not count, for example those of an earlier run.
+    """
     def but_for_step(row):
-        return row["metric"], {k: v for k, v in row["protocol"].items() if k != "step"}
+        protocol = row["protocol"].items()
+        return row["metric"], {k: v for k, v in protocol if k not in ("step", "checkpoint")}
 
     sign = -1 if METRICS[row["metric"]].higher_is_better else 1
     alike = [other for other in rows(workdir) if but_for_step(other) == but_for_step(row)]
-    step = min(alike, key=lambda other: sign * other["value"])["step"]
-    source, target = workdir / "checkpoints" / str(step), workdir / "best"
-    if (target / "checkpoints" / str(step)).exists() or not source.exists():
+    target = workdir / "best"
+    for best in sorted(alike, key=lambda other: sign * other["value"]):
+        if _holds(target, best):
+            return
+        if _holds(workdir, best):
+            break
+    else:
         return
-    temporary = workdir / "best.tmp"
+    step, temporary = best["step"], workdir / "best.tmp"
     if temporary.exists():
         temporary.rmtree()
-    _copy(source, temporary / "checkpoints" / str(step))
+    _copy(workdir / "checkpoints" / str(step), temporary / "checkpoints" / str(step))
     config_json = run_folder.dump(run_folder.stored_config(workdir))
     files.write(temporary / "config.json", (config_json + "\n").encode())
     if target.exists():
         target.rmtree()
     temporary.rename(target)
     _print(f"best by {_name(row['metric'], row['reference'])}: step {step:,}, kept in {target}")
+
+
+def _holds(workdir, row) -> bool:
+    """Whether the checkpoint that a row is of is still there."""
+    try:
+        _, trained = run_folder.load_step(
+            workdir, step=row["step"], weights=row["protocol"]["weights"]
+        )
+    except ValueError:
+        return False
+    return identity.of_model(trained) == row["protocol"]["checkpoint"]
 
 
 def _copy(source: epath.Path, target: epath.Path) -> None:

@@ -11,12 +11,11 @@ from typing import Any
 import jax
 import numpy as np
 import tqdm
-from etils import epath
 
-from ddpm_jax.data import loading
 from ddpm_jax.data.source import Source, spread
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation import references
+from ddpm_jax.evaluation import identity, references
+from ddpm_jax.evaluation.image_sets import Sets
 from ddpm_jax.evaluation.references import POOL, Reference, SPATIAL
 from ddpm_jax.evaluation.scores import Moments
 from ddpm_jax.inference import batched_map
@@ -138,6 +137,7 @@ def reference(
     image_shape: tuple[int, int, int],
     data_settings: dict[str, Any],
     progress: bool = False,
+    sets: Sets | None = None,
 ) -> Reference:
     """Statistics of what samples are compared with, from the cache if they are there.
 
@@ -149,83 +149,26 @@ def reference(
         image_shape: (h, w, c) of the samples; images of another size are refused.
         data_settings: arguments of `loading.load`, for "train" and "test".
         progress: show a bar.
+        sets: those that were opened already.
 
     Raises:
         ValueError: there is no such split, folder or file, or it does not fit.
     """
-    source, origin = images_of(name, image_shape=image_shape, data_settings=data_settings)
-    if source is None:
+    images = (sets or Sets()).reference(
+        name, image_shape=image_shape, data_settings=data_settings
+    )
+    if isinstance(images, str):
         return references.load(name).statistics
+    digest, size, shape = images.content
     provenance = {
-        **origin, "n": len(source), "shape": list(source.image_shape),
-        "fingerprint": fingerprint(source), "resize": RESIZE, "inception": network.checksum,
-        "kept": min(KEPT, len(source)),
+        **images.origin, "n": size, "shape": list(shape), "content": digest,
+        "version": identity.FEATURES, "resize": RESIZE, "inception": network.checksum,
+        "kept": min(KEPT, size),
     }
     return references.cached(
-        files.cache_folder(), provenance, lambda: _compute(source, network, provenance, progress)
+        files.cache_folder(), provenance,
+        lambda: _compute(images.open(), network, provenance, progress),
     )
-
-
-def images_of(
-    name: str,
-    *,
-    image_shape: tuple[int, int, int],
-    data_settings: dict[str, Any],
-    channels: int = 3,
-) -> tuple[Source | None, dict[str, str]]:
-    """The images of a reference, or None if it has only statistics, and where they come from.
-
-    Args:
-        name, image_shape, data_settings: as for `reference`.
-        channels: convert a folder of pictures to so many.
-
-    Returns:
-        The images, and the part of the provenance that names them.
-
-    Raises:
-        ValueError: as in `reference`.
-    """
-    if name in ("train", "test"):
-        source = loading.load(split=name, **data_settings)
-        if source is None:
-            raise UserError(
-                f"evaluate.references has 'test', and config.data.name={data_settings['name']!r} "
-                "has no test split; use --config.evaluate.references=\"('train',)\"."
-            )
-        origin = {"data": data_settings["name"], "split": name}
-    elif str(name).endswith(".npz"):
-        loaded = references.load(name)
-        if loaded.images is None:
-            return None, {}
-        _check_size(name, loaded.images[1:], image_shape)
-        source = _npz_source(name, loaded.images)
-        origin = {"file": epath.Path(name).name}
-    else:
-        source = loading.load("image_folder", data_dir=name, channels=channels)
-        origin = {"folder": epath.Path(name).name}
-    _check_size(name, source.image_shape, image_shape)
-    return source, origin
-
-
-def _check_size(name, shape, sample_shape):
-    if tuple(shape[:2]) != tuple(sample_shape[:2]):
-        raise UserError(
-            f"reference {name} has images of {shape[0]}x{shape[1]}, and the samples are "
-            f"{sample_shape[0]}x{sample_shape[1]}; FID compares images of one size: resize the "
-            "reference first."
-        )
-
-
-def _npz_source(path, shape) -> Source:
-    images = np.concatenate(list(references.image_batches(path, 1024)))
-    return Source(shape[0], tuple(shape[1:]), lambda places: images[places], in_memory=True)
-
-
-def fingerprint(source: Source) -> str:
-    """A short hash of the number of images and of 64 of them, evenly spaced."""
-    chosen = spread(0, len(source) - 1, 64, truncate=True)  # Caches on disk are named by these.
-    sizes = str((len(source), tuple(source.image_shape)))
-    return files.short_hash(sizes.encode() + source.read(chosen).tobytes(), 16)
 
 
 def _compute(source, network, provenance, progress) -> Reference:

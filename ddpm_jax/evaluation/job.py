@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from ddpm_jax.data import loading, pixels
+from ddpm_jax.data import pixels
 from ddpm_jax.data import source as source_lib
 from ddpm_jax.diffusion import randomness
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation import inception_features
+from ddpm_jax.evaluation import identity, image_sets, inception_features
 from ddpm_jax.inference import conditions
 from ddpm_jax.inference import sample as sample_lib
 from ddpm_jax.network.trained import Trained
@@ -84,6 +84,7 @@ class Job:
             its own, and only that of the first is kept.
         progress: show bars.
         network: the Inception network; None if no metric needs it.
+        sets: the image sets that were opened.
     """
 
     settings: Settings
@@ -92,6 +93,7 @@ class Job:
     folder: epath.Path
     progress: bool
     network: inception_features.Network | None
+    sets: image_sets.Sets = dataclasses.field(default_factory=image_sets.Sets)
 
     def rng(self, use: int) -> jax.Array:
         """The key of one use of randomness, an address below the seed of an evaluation."""
@@ -110,16 +112,43 @@ class Job:
         Raises:
             ValueError: the data have no such split.
         """
-        source = loading.load(split=split, **self.settings.data)
+        source = self.sets.open(num_images, **(self.settings.data | {"split": split}))
         if source is None:
             raise UserError(
                 f"config.evaluate.split={split!r}, but config.data.name="
                 f"{self.settings.data['name']!r} has no such split; write "
                 "--config.evaluate.split=train, or set config.data.holdout when training."
             )
-        if not num_images or num_images >= len(source):
-            return source
-        return source.select(source_lib.spread(0, len(source) - 1, num_images))
+        return source
+
+    def digest(self, split: str, num_images: int = 0, *, inputs: bool = True) -> str | None:
+        """The digest of what `source` gives; None if the data have no such split.
+
+        Args:
+            split, num_images: as of `source`.
+            inputs: whether labels and conditions are part of it.
+        """
+        content = self.sets.content(
+            num_images, inputs, **(self.settings.data | {"split": split})
+        )
+        return content and content.digest
+
+    def reference(self, name: str, channels: int = 3) -> image_sets.Images | str:
+        """The images of a reference, or the digest of a file of statistics.
+
+        Args:
+            name: one of `settings.references`.
+            channels: convert a folder's pictures and a batch to so many.
+        """
+        return self.sets.reference(
+            name, image_shape=self.trained.image_shape, data_settings=self.settings.data,
+            channels=channels,
+        )
+
+    @functools.cached_property
+    def checkpoint(self) -> str:
+        """The digest of the parameters and of their model."""
+        return identity.of_model(self.trained)
 
     def images(self) -> source_lib.Source:
         """The real images to measure: `settings.num_images` of `settings.split`."""
@@ -164,11 +193,15 @@ class Job:
     def draw_protocol(self) -> dict[str, Any]:
         """Everything but the sampler that the samples depend on, JSON."""
         settings, model = self.settings, self.trained.model
-        protocol = {"num_samples": settings.num_samples, "weights": settings.weights}
+        protocol = {
+            "checkpoint": self.checkpoint, "samples_version": identity.SAMPLES,
+            "num_samples": settings.num_samples, "weights": settings.weights,
+        }
         if getattr(model, "num_classes", 0):
             protocol["labels"] = list(settings.sample_labels) or "in turn"
         if getattr(model, "condition_channels", 0):
             protocol["conditions"] = settings.split
+            protocol["condition_images"] = self.digest(settings.split)
         return protocol | {
             "rounding": "uint8" if settings.rounding else "none",
             "matmul_precision": settings.matmul_precision, "seed": settings.seed,
@@ -183,5 +216,5 @@ class Job:
 
 
 def key(protocol: dict[str, Any]) -> str:
-    """A short name for a protocol: 8 digits of its SHA-256."""
-    return files.short_hash(json.dumps(protocol, sort_keys=True).encode(), 8)
+    """A short name for a protocol: 16 digits of its SHA-256."""
+    return files.short_hash(json.dumps(protocol, sort_keys=True).encode(), 16)

@@ -165,7 +165,7 @@ def feature_score(
         return score(job.sample_features)
     statistics = inception_features.reference(
         reference, job.network, image_shape=job.trained.image_shape,
-        data_settings=job.settings.data, progress=job.progress,
+        data_settings=job.settings.data, progress=job.progress, sets=job.sets,
     )
     return score(job.sample_features, statistics) | {"reference_n": statistics.count}
 
@@ -174,15 +174,14 @@ def frechet_pixels(job: Job, folder: epath.Path, reference: str) -> dict[str, An
     """Frechet distance of raw pixels (see `pixel_distance`)."""
     shape = job.trained.image_shape
     check_pixels(shape)
-    source, _ = inception_features.images_of(
-        reference, image_shape=shape, channels=shape[-1], data_settings=job.settings.data,
-    )
-    if source is None or tuple(source.image_shape) != tuple(shape):
+    images = job.reference(reference, shape[-1])
+    if isinstance(images, str) or tuple(images.content.image_shape) != tuple(shape):
         raise UserError(
             f"frechet_pixels needs images of {list(shape)}, and config.evaluate.references has "
             f"{reference!r}; write --config.evaluate.references=\"('train',)\"."
         )
-    against = (images for _, images in inception_features.batches(source, progress=job.progress))
+    batches = inception_features.batches(images.open(), progress=job.progress)
+    against = (uint8 for _, uint8 in batches)
     return pixel_distance(job.samples(), against)
 
 

@@ -4,7 +4,8 @@ Three kinds of `.npz` are read, never with pickled objects:
 
 - `mu` [2048] and `sigma` [2048, 2048] of pooled Inception features, as pytorch-fid and TTUR
   write them;
-- reference batches of ADM (Dhariwal and Nichol 2021): `arr_0`, uint8 images [n, h, w, 3], often
+- reference batches of ADM (Dhariwal and Nichol 2021): `arr_0`, uint8 images [n, h, w, 3], or of
+  1 or 4 channels, often
   with `mu` and `sigma`, and with `mu_s` [2023] and `sigma_s` of spatial features;
 - our own, written by `save`: the same four names, so that pytorch-fid reads them too, and
   `count`, `provenance` (JSON) and optionally `features`.
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
+from ddpm_jax.data import decoding
 from ddpm_jax.errors import UserError, one_line
 from ddpm_jax.evaluation.scores import Moments
 from ddpm_jax.runtime import files, parallel
@@ -60,7 +62,7 @@ class Loaded(NamedTuple):
 
     Attributes:
         statistics: moments, ready for FID; None if there are only images.
-        images: shape (n, h, w, 3) of the uint8 images that `image_batches` reads; None if there
+        images: shape (n, h, w, c) of the uint8 images that `image_batches` reads; None if there
             are only statistics.
     """
 
@@ -151,7 +153,7 @@ def load(path: Any) -> Loaded:
     Raises:
         ValueError: the file is missing, cannot be read, holds neither, or holds what samples cannot
             be compared with: features of another dimension, a matrix that is no covariance, images
-            that are not uint8 RGB.
+            that are not uint8 of 1, 3 or 4 channels.
     """
     path = files.path(path)
     if not path.exists():
@@ -173,13 +175,13 @@ def load(path: Any) -> Loaded:
     if statistics is None and header is None:
         raise UserError(
             f"{path} holds {', '.join(names) or 'nothing'}; it needs mu and sigma "
-            "(statistics), or arr_0 (images uint8 [n, h, w, 3])."
+            "(statistics), or arr_0 (images uint8 [n, h, w, c])."
         )
     return Loaded(statistics, None if header is None else header[0])
 
 
 def image_batches(path: Any, batch_size: int) -> Iterator[np.ndarray]:
-    """The images `arr_0` of an `.npz` in order, uint8 [b, h, w, 3].
+    """The images `arr_0` of an `.npz` in order, uint8 [b, h, w, c].
 
     The last batch may be smaller. One batch at a time is in memory: 50,000 images of 256x256 would
     take 9.8 GB.
@@ -368,11 +370,16 @@ def _check_moments(mu, sigma, d: int, names: tuple[str, str], where: Any) -> Non
 
 def _check_images(header: tuple[tuple, bool, np.dtype], where: Any) -> None:
     shape, fortran_order, dtype = header
-    if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or not math.prod(shape):
+    if len(shape) == 3 and dtype == np.uint8:
         raise UserError(
-            f"{where} has arr_0 {dtype} {list(shape)}; images must be uint8 [n, h, w, 3], "
-            "values 0..255, n >= 1: use pixels.to_uint8 on floats in [-1, 1], and repeat "
-            "grey three times."
+            f"{where} has arr_0 {dtype} {list(shape)}, without channels; write images[..., None] "
+            "for grey images [n, h, w]."
+        )
+    channels = shape[3] if len(shape) == 4 else 0
+    if dtype != np.uint8 or channels not in decoding.MODES or not math.prod(shape):
+        raise UserError(
+            f"{where} has arr_0 {dtype} {list(shape)}; images must be uint8 [n, h, w, c], values "
+            "0..255, n >= 1, of 1, 3 or 4 channels: use pixels.to_uint8 on floats in [-1, 1]."
         )
     if fortran_order:
         raise UserError(

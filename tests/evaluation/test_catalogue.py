@@ -1,22 +1,27 @@
 """The table of metrics: what each needs, and protocols by which old rows are known again."""
 
+import dataclasses
 import pathlib
 import types
 
+import numpy as np
 import pytest
 
 from ddpm_jax.configs import digits_superres
-from ddpm_jax.diffusion import schedule
+from ddpm_jax.diffusion import process, schedule
 from ddpm_jax.evaluation import catalogue
 from ddpm_jax.evaluation import evaluate as evaluate_lib
+from ddpm_jax.evaluation import identity
 from ddpm_jax.evaluation import job as job_lib
+from ddpm_jax.network.trained import Trained
+from ddpm_jax.network.unet import UNet
 
 ROOT = pathlib.Path(__file__).parents[2]
 WITH_INCEPTION = {"fid", "sfid", "kid", "is", "precision_recall"}
 
 
 def job_for(**evaluate):
-    """A job without parameters: of a model with labels and conditions, and DDIM with noise."""
+    """A job of a model with labels and conditions but few parameters, and DDIM with noise."""
     config = digits_superres.get_config()
     config.data.labels = True
     config.sample.sampler, config.sample.num_steps, config.sample.eta = "ddim", 7, 0.5
@@ -25,9 +30,10 @@ def job_for(**evaluate):
     config.evaluate.sweep_steps = (4, 3)
     for name, value in evaluate.items():
         config.evaluate[name] = value
-    trained = types.SimpleNamespace(
-        model=types.SimpleNamespace(dtype="float32", num_classes=10, condition_channels=1),
-        schedule=schedule.linear(50),
+    trained = Trained(
+        {"conv": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}},
+        UNet(channels=8, num_classes=10, condition_channels=1), schedule.linear(50),
+        process.Parameterization(), (8, 8, 1),
     )
     network = types.SimpleNamespace(checksum="c" * 64)
     return job_lib.Job(evaluate_lib.settings_of(config), 6, trained, None, False, network)
@@ -39,29 +45,56 @@ def protocol(name, job):
     return catalogue.protocol(job, name, reference)
 
 
-# Recorded when the metrics were an if-chain. Another key computes everyone's rows anew.
+# Recorded once. Another key computes everyone's rows anew.
 KEYS = {
-    "bpd": "3f4ea932", "ode_bpd": "54e55621", "progressive": "0f4957d5", "draws": "fbea27c2",
-    "fid": "c667a728", "sfid": "c667a728", "kid": "c667a728", "is": "bbad547c",
-    "precision_recall": "c667a728", "frechet_pixels": "ee35ff8c", "sweep": "870a15ce",
-    "nearest_pixels": "5864cbd4", "nearest_features": "bbad547c",
+    "bpd": "949c5db9b96df4e3", "ode_bpd": "fdde780179199aad", "progressive": "e3b67ddd69ce90b6",
+    "draws": "b6ce83d6e40ebbc9", "fid": "5bf6406367d18623", "sfid": "5bf6406367d18623",
+    "kid": "5bf6406367d18623", "is": "f7d7df4b138b2acb", "precision_recall": "5bf6406367d18623",
+    "frechet_pixels": "3c618ba0d08c2699", "sweep": "0f55bb7e5a3e00bc",
+    "nearest_pixels": "699e09366ef7a9a3", "nearest_features": "8ab76b430b8d11fc",
 }
 
 
 @pytest.mark.parametrize("name", catalogue.METRICS)
-def test_rows_of_old_are_known(name):
+def test_rows_of_before_are_known(name):
     assert job_lib.key(protocol(name, job_for(metrics=(name,)))) == KEYS[name]
 
 
-def test_samples_and_sweeps_of_old_are_known():
-    assert job_lib.key(job_for().samples_protocol()) == "f7a6edf2"
+def test_samples_and_sweeps_of_before_are_known():
+    assert job_lib.key(job_for().samples_protocol()) == "76db2316c7ca9aad"
     job = job_for(metrics=("sweep",), sweep_metric="is", rounding=False, num_images=0)
-    assert job_lib.key(protocol("sweep", job)) == "af0e27d4"
+    assert job_lib.key(protocol("sweep", job)) == "6d619fb4e3c44c44"
+
+
+@pytest.mark.parametrize("name", catalogue.METRICS)
+def test_a_new_version_of_a_metric_makes_new_rows(name, monkeypatch):
+    metric = dataclasses.replace(catalogue.METRICS[name], version=2)
+    monkeypatch.setitem(catalogue.METRICS, name, metric)
+    assert job_lib.key(protocol(name, job_for(metrics=(name,)))) != KEYS[name]
+
+
+def test_a_sweep_knows_the_version_of_its_score(monkeypatch):
+    metric = dataclasses.replace(catalogue.METRICS["fid"], version=2)
+    monkeypatch.setitem(catalogue.METRICS, "fid", metric)
+    assert job_lib.key(protocol("sweep", job_for(metrics=("sweep",)))) != KEYS["sweep"]
+
+
+@pytest.mark.parametrize("part, others", [
+    ("SAMPLES", {"bpd", "ode_bpd", "progressive"}),
+    ("FEATURES", set(KEYS) - WITH_INCEPTION - {"sweep", "nearest_features"}),
+])
+def test_versions_of_shared_code_make_new_rows(monkeypatch, part, others):
+    monkeypatch.setattr(identity, part, 2)
+    same = {n for n in KEYS if job_lib.key(protocol(n, job_for(metrics=(n,)))) == KEYS[n]}
+    assert same == others
 
 
 def test_a_protocol_is_json_of_what_the_value_depends_on():
-    assert protocol("draws", job_for(metrics=("draws",))) == {
-        "step": 6, "weights": "ema", "dtype": "float32", "matmul_precision": "highest", "seed": 0,
+    job = job_for(metrics=("draws",))
+    assert protocol("draws", job) == {
+        "version": 1, "samples_version": 1, "checkpoint": identity.of_model(job.trained),
+        "images": identity.of_images(job.images(), inputs=True), "step": 6,
+        "weights": "ema", "dtype": "float32", "matmul_precision": "highest", "seed": 0,
         "split": "test", "num_images": 11, "labels": [3, 4], "conditions": "test",
         "sampler": "ddim", "num_steps": 7, "eta": 0.5, "grid": "uniform", "clip": True,
         "guidance": 1.0, "guidance_interval": [], "rederive_eps": True, "dynamic_threshold": 0.0,

@@ -10,8 +10,9 @@ from PIL import Image
 
 import ddpm_jax
 from ddpm_jax.configs import digits
+from ddpm_jax.data import loading
 from ddpm_jax.diffusion import randomness
-from ddpm_jax.evaluation import catalogue, inception_features, references
+from ddpm_jax.evaluation import catalogue, identity, inception_features, references
 from ddpm_jax.evaluation import evaluate as evaluate_lib
 from ddpm_jax.evaluation import job as job_lib
 from ddpm_jax.network.inception import Features
@@ -110,7 +111,11 @@ def test_every_metric_leaves_a_row_and_a_line(workdir, capsys):
     assert by_name["bpd", None]["value"] == pytest.approx(parts)
     assert by_name["fid", "train"]["remarks"] and "13" in output
     protocol = by_name["fid", "train"]["protocol"]
+    train = loading.load("digits")
     assert protocol == {
+        "version": 1, "samples_version": 1, "features_version": 1,
+        "checkpoint": identity.of_model(ddpm_jax.load(workdir)),
+        "reference_content": identity.of_images(train),
         "step": 6, "weights": "ema", "dtype": "float32", "matmul_precision": "highest",
         "seed": 0, "num_samples": 13, "sampler": "ancestral", "num_steps": 4, "clip": True,
         "eta": 0.0, "grid": "uniform", "guidance": 1.0, "guidance_interval": [],
@@ -199,11 +204,16 @@ def test_all_checkpoints_and_the_best_of_them(workdir, capsys):
         np.testing.assert_array_equal(a, b)
     # The highest, if higher is better; rows of another protocol do not count.
 
-    def scored(step, value, seed=0):
-        return {"step": step, "metric": "is", "reference": None, "value": value,
-                "protocol": {"step": step, "seed": seed}}
+    def scored(step, value, seed=0, of=None):
+        trained = ddpm_jax.load(workdir, step=of or step)
+        return {"step": step, "metric": "is", "reference": None, "value": value, "protocol": {
+            "step": step, "seed": seed, "weights": "ema", "checkpoint": identity.of_model(trained),
+        }}
 
-    known = [scored(2, 1.5), scored(4, 2.5), scored(6, 2.0), scored(6, 9.0, seed=1)]
+    known = [
+        scored(2, 1.5), scored(4, 2.5), scored(6, 2.0), scored(6, 9.0, seed=1),
+        scored(2, 8.0, of=4),  # Of another run, before the workdir was cleared.
+    ]
     (workdir / "evaluations.jsonl").write_text(
         "".join(json.dumps(row) + "\n" for row in known)
     )
@@ -325,6 +335,9 @@ def test_a_sweep_is_a_table_of_single_scores(workdir, capsys):
     (row,) = ddpm_jax.evaluate(config, workdir)
     assert row["value"] is None and list(row["table"]) == ["ddim", "dpm_solver_pp"]
     assert row["protocol"] == {
+        "version": 1, "samples_version": 1, "sweep_metric_version": 1,
+        "checkpoint": identity.of_model(ddpm_jax.load(workdir)),
+        "reference_content": identity.of_images(loading.load("digits")),
         "step": 6, "weights": "ema", "dtype": "float32", "matmul_precision": "highest",
         "seed": 0, "num_samples": 13, "rounding": "uint8", "sweep_metric": "frechet_pixels",
         "samplers": {"ddim": SAMPLER, "dpm_solver_pp": SAMPLER}, "steps": [3, 2],

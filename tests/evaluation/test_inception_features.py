@@ -352,28 +352,3 @@ def test_kept_features_are_spread_over_the_set(cache, tmp_path, small, monkeypat
         places = [round(i * 199 / (count - 1)) for i in range(count)]
         assert_allclose(reference.features, pool[places], rtol=1e-5, atol=1e-5)
         assert reference.provenance["kept"] == count and reference.count == 200
-
-
-def test_fingerprints_tell_sets_apart():
-    images = pixels(100)
-    known = inception_features.fingerprint(source_lib.from_array(images))
-    assert known == inception_features.fingerprint(source_lib.from_array(images.copy()))
-    assert known == "65c381d715d63134"  # Files of the cache are named by it.
-    for i in (0, 99):
-        changed = images.copy()
-        changed[i, 0, 0, 0] ^= 1
-        assert inception_features.fingerprint(source_lib.from_array(changed)) != known
-    same_bytes = images.reshape(100, 4, 3, 4)
-    assert inception_features.fingerprint(source_lib.from_array(same_bytes)) != known
-    constant = np.zeros((100, 4, 4, 3), np.uint8)
-    fewer = inception_features.fingerprint(source_lib.from_array(constant[:99]))
-    assert inception_features.fingerprint(source_lib.from_array(constant)) != fewer
-    assert inception_features.fingerprint(source_lib.from_array(images[:3]))  # Fewer than 64.
-    asked = []
-
-    def read(places):
-        asked.extend(places)
-        return np.zeros((len(places), 1, 1, 1), np.uint8)
-
-    inception_features.fingerprint(source_lib.Source(10**6, (1, 1, 1), read))
-    assert len(asked) == 64 and asked[0] == 0 and asked[-1] == 10**6 - 1

@@ -153,7 +153,7 @@ PIXELS = np.zeros((2, 4, 4, 3), np.uint8)
         (dict(), "holds nothing"),
         (dict(arr_0=PIXELS.astype(np.float32)), "arr_0 float32"),
         (dict(arr_0=PIXELS.astype(np.int64) + 256), "values 0..255"),
-        (dict(arr_0=PIXELS[..., :1]), r"\[2, 4, 4, 1\]"),
+        (dict(arr_0=PIXELS[..., 0]), r"\[2, 4, 4\], without channels; write images\[..., None\]"),
         (dict(arr_0=PIXELS[0]), r"\[4, 4, 3\]"),
         (dict(arr_0=PIXELS[:0]), "n >= 1"),
         (dict(arr_0=np.asfortranarray(PIXELS)), "Fortran"),
