@@ -13,13 +13,15 @@ The images are `cifar10` of tensorflow-datasets, prepared in `data.dir`, $TFDS_D
 
 import ml_collections
 
+from ddpm_jax.configs import Config
+
 
 def get_config() -> ml_collections.ConfigDict:
     """Every setting, with the paper's value for CIFAR-10."""
-    config = ml_collections.ConfigDict()
+    config = Config()
     config.seed = 0
 
-    config.data = ml_collections.ConfigDict(dict(
+    config.data = Config(dict(
         name="cifar10",       # a TFDS name, "digits", "image_folder" or "npz"
         dir="",               # folder of TFDS or of images, or an .npz file; "": see above
         image_size=32,        # height, and width unless image_width is set; 0: as the data
@@ -35,7 +37,7 @@ def get_config() -> ml_collections.ConfigDict:
         factor=2,             # of "low_resolution"
         on_device=True,       # keep the images on every GPU or TPU if they fit into a 16th of it
     ))
-    config.model = ml_collections.ConfigDict(dict(
+    config.model = Config(dict(
         channels=128,
         channel_multipliers=(1, 2, 2, 2),
         num_res_blocks=2,
@@ -51,7 +53,7 @@ def get_config() -> ml_collections.ConfigDict:
         num_groups=0,                        # 0: 32, or fewer in narrow networks
         dtype="float32",                     # of the torso; or "bfloat16"
     ))
-    config.diffusion = ml_collections.ConfigDict(dict(
+    config.diffusion = Config(dict(
         schedule="linear",    # or quadratic constant jsd warmup10 warmup50 cosine sigmoid betas
         num_timesteps=1000,
         beta_start=1e-4,
@@ -65,7 +67,7 @@ def get_config() -> ml_collections.ConfigDict:
         p2_k=1.0,
         p2_gamma=1.0,
     ))
-    config.train = ml_collections.ConfigDict(dict(
+    config.train = Config(dict(
         num_steps=800_000,
         batch_size=128,       # on all devices together
         warm_start="",        # weights to start from: a workdir, a folder of diffusers, or a
@@ -97,7 +99,7 @@ def get_config() -> ml_collections.ConfigDict:
         sample_images=64,
         sample_num_steps=0,   # 0: all, or as many as fit into a tenth of the run
     ))
-    config.sample = ml_collections.ConfigDict(dict(
+    config.sample = Config(dict(
         sampler="ancestral",  # or ddim dpm_solver dpm_solver_2 dpm_solver_pp dpm_solver_pp_3
                               # dpm_solver_pp_sde heun (see samplers.Settings)
         num_steps=0,          # network calls per image; 0: all steps of the schedule
@@ -124,7 +126,7 @@ def get_config() -> ml_collections.ConfigDict:
         jump_length=10,       # steps that each resampling goes back
         folder="",            # where the results go; "": samples in the workdir
     ))
-    config.evaluate = ml_collections.ConfigDict(dict(
+    config.evaluate = Config(dict(
         metrics=("bpd",),     # or ode_bpd progressive fid sfid kid is precision_recall
                               # frechet_pixels sweep nearest_pixels nearest_features draws
         checkpoints="newest",                # or "all", "follow" (a run in progress), or a step

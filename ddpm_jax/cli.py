@@ -4,12 +4,12 @@ JAX is imported only when the work begins, so `--help` and mistakes in flags are
 """
 
 import contextlib
-import difflib
 import errno
 import importlib.util
 import os
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -48,6 +48,22 @@ FLAG_ERRORS = (flags.Error, TypeError, ValueError)  # What reading a setting's v
 MODES = ("train", "sample", "evaluate", "plan")
 # A file system that is full, over its quota or its files' size, read-only or failing.
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+
+class _WholeNumber(flags.IntegerParser):
+    """Reads a setting that is a whole number: 1000, 1e3, 5.0."""
+
+    def convert(self, argument: Any) -> int:
+        try:
+            return super().convert(argument)
+        except ValueError:
+            with contextlib.suppress(ValueError, OverflowError):
+                if (number := float(argument)).is_integer():
+                    return int(number)
+            raise ValueError("must be a whole number, for example 10 or 1e3") from None
+
+
+config_flags.register_flag_parser_for_type(int, _WholeNumber())
 _config = config_flags.DEFINE_config_file("config", lock_config=True)
 _workdir = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _mode = flags.DEFINE_string("mode", "train", "One of train, sample, evaluate, plan.")
@@ -70,6 +86,7 @@ def main() -> None:
 
 
 def _parse(argv):
+    logging.set_verbosity(logging.ERROR)
     try:
         return _parse_flags(with_bundled(argv))
     except UserError as error:
@@ -77,19 +94,24 @@ def _parse(argv):
 
 
 def _parse_flags(argv):
+    from ddpm_jax import config_file
+
     path = _config_path(argv)
-    if path is not None and not os.path.isfile(path.split(":")[0]):
-        raise UserError(f"--config={path} does not exist; name a file, for example "
-                        "configs/digits.py, or a config of the package, for example digits.")
+    if path is not None:
+        config_file.check_path(path)
     overrides = [a for a in argv[1:] if a.lstrip("-").startswith("config.")]
     if overrides and path is None:
         raise UserError(f"{overrides[0]} changes a config, but none is given; add --config=FILE.")
     try:
         rest = flags.FLAGS(argv)
-    except (AttributeError, KeyError):
-        raise UserError(_unknown_setting(path, overrides)) from None
-    except FLAG_ERRORS as error:
+    except Exception as error:  # Whatever the code of a config file raises.
+        if path is not None:
+            config_file.read(path)  # Names the line, if the mistake is in there.
+        if isinstance(error, (AttributeError, KeyError)):
+            raise UserError(_unknown_setting(path, overrides)) from None
         raise UserError(one_line(error)) from None
+    if path is not None and not config_file.is_config(_config.value):
+        config_file.read(path)
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is not a flag; settings are --config.GROUP.NAME=VALUE.")
     _check_flags()
@@ -144,18 +166,16 @@ def with_bundled(argv: list[str]) -> list[str]:
 
 def _unknown_setting(path, overrides) -> str:
     """The message for the override that names no setting, with what it may have meant."""
-    names = list(_settings(_read_config(path)))
+    from ddpm_jax import config_file, configs
+
+    names = list(_settings(config_file.read(path)))
     for override in overrides:
         flag, _, value = override.partition("=")
         name = flag.lstrip("-").removeprefix("config.")
         if name not in names:
-            last = name.rpartition(".")[2]
-            near = difflib.get_close_matches(name, names, 1) or [
-                n for n in names if n.endswith(f".{last}")
-            ] or ["train.num_steps"]
             return (
-                f"--config.{name}={value} is no setting; did you mean --config.{near[0]}? "
-                "configs/cifar10.py lists all of them."
+                f"--config.{name}={value} is no setting; did you mean "
+                f"--config.{configs.nearest(name)}? {config_file.LISTED}"
             )
     return f"{path} cannot be read as a config."
 
@@ -168,15 +188,6 @@ def _config_path(argv) -> str | None:
         if flag in ("--config", "-config"):
             path = value if equals else following
     return path
-
-
-def _read_config(path):
-    """What `get_config` of the file returns, without overrides; FILE:ARGUMENT passes one."""
-    file, _, argument = path.partition(":")
-    spec = importlib.util.spec_from_file_location("config_file", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(*([argument] if argument else []))
 
 
 def _settings(config, prefix=""):

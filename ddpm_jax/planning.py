@@ -112,7 +112,7 @@ def plan(config: ml_collections.ConfigDict, data: Any = None) -> Plan:
     Raises:
         ValueError: a setting is wrong, or neither it nor the data give the shape of the images.
     """
-    evaluate_lib.check_evaluation(config)
+    config = evaluate_lib.check_evaluation(config)
     there = data is not None or loading.is_there(config.data.name, config.data.dir)
     run = run_lib.prepare(config, None, data if there else stand_in(config))
     jobs = count_calls(config, run, there)

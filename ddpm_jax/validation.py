@@ -5,17 +5,13 @@ import math
 import ml_collections
 
 from ddpm_jax import config as config_lib
-from ddpm_jax import errors
+from ddpm_jax import configs, errors
 from ddpm_jax.configs import cifar10
 from ddpm_jax.errors import UserError
 from ddpm_jax.network import unet
 
 PRECISIONS = ("default", "high", "highest")
 T_SAMPLINGS = ("uniform", "antithetic", "importance")
-_KINDS = {  # What a setting may be, by the type of its default, and in words.
-    bool: (bool, "True or False"), int: (int, "a whole number"),
-    float: ((int, float), "a number"), str: (str, "a string"), tuple: (tuple, "a tuple"),
-}
 _HUGE = 2**31 - 1  # Steps are int32.
 _RANGES = {  # lowest, highest, a value that works
     "seed": (0, 2**32 - 1, 0),
@@ -78,17 +74,22 @@ _ITEMS = {  # type, lower and upper bound (outside), both in words, a value that
 _NOT_EMPTY = ("model.channel_multipliers", "evaluate.sweep_steps")
 
 
-def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
+def validate(
+    config: ml_collections.ConfigDict, *, num_devices: int
+) -> ml_collections.ConfigDict:
     """Checks every relation between settings that can be checked without the data.
 
     Args:
         config: as in `configs/cifar10.py`.
         num_devices: devices of all processes together.
 
+    Returns:
+        The config, as `checked` returns it.
+
     Raises:
         ValueError: one line with the setting, its value, the rule and what to write instead.
     """
-    check_numbers(config)
+    config = checked(config)
     with errors.as_settings("diffusion"):
         config_lib.parameterization(config).check(config_lib.schedule(config))
         config_lib.objective(config).check(config_lib.parameterization(config))
@@ -99,21 +100,42 @@ def validate(config: ml_collections.ConfigDict, *, num_devices: int) -> None:
     shape = config_lib.image_shape(config)
     if shape:
         check_images(config, shape)
+    return config
 
 
-def check_numbers(config: ml_collections.ConfigDict) -> None:
-    """Raises UserError for the first setting of another type or out of its range."""
-    settings = dict(config_lib.leaves(config))
-    for setting, default in config_lib.leaves(cifar10.get_config()):
-        _check_type(setting, settings.get(setting), default)
-    of_a_chain = {name: (0, config.diffusion.num_timesteps, 0) for name in _STEPS_OF_A_CHAIN}
+def checked(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A copy of the config, with the type of each setting as in `configs/cifar10.py`.
+
+    Raises:
+        UserError: for the first setting that is unknown, of another type or out of its range.
+    """
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UserError(
+            "is no config; write config=ddpm_jax.configs.cifar10.get_config(), and change that.",
+            field="config", value=config,
+        )
+    settings, known = dict(config_lib.leaves(config)), cifar10.get_config()
+    defaults = dict(config_lib.leaves(known))
+    for setting in settings:
+        if setting not in defaults:
+            raise UserError(
+                f"is no setting; did you mean config.{configs.nearest(setting)}?",
+                field=f"config.{setting}", value=settings[setting],
+            )
+    settings = {
+        setting: _typed(setting, settings.get(setting), default)
+        for setting, default in defaults.items()
+    }
+    of_a_chain = {name: (0, settings["diffusion.num_timesteps"], 0) for name in _STEPS_OF_A_CHAIN}
     for setting, (low, high, works) in (_RANGES | of_a_chain).items():
         value = settings[setting]
         if not low <= value <= high:
             rule = f"at least {low:g}" if value < low else f"in [{low:g}, {high:g}]"
             raise _refused(setting, value, f"must be {rule}", works)
     for setting in _ITEMS:
-        _check_items(setting, settings[setting])
+        settings[setting] = _typed_items(setting, settings[setting])
+    known.update_from_flattened_dict(settings)
+    return known
 
 
 def _refused(setting, value, rule, works):
@@ -121,19 +143,35 @@ def _refused(setting, value, rule, works):
     return UserError(rule, field=field, value=value, instead={field: works})
 
 
-def _check_type(setting, value, default):
-    kind, words = _KINDS[type(default)]
-    if not isinstance(value, kind) or isinstance(value, bool) != isinstance(default, bool):
-        raise _refused(setting, value, f"must be {words}", default)
+def _typed(setting, value, default):
+    """The value, a whole float as an int where that is what the setting takes."""
+    kind = type(default)
+    if kind is int:
+        value = _whole(value)
+    allowed = (int, float) if kind is float else kind
+    if not isinstance(value, allowed) or isinstance(value, bool) != (kind is bool):
+        raise _refused(setting, value, f"must be {configs.KINDS[kind]}", default)
+    return value
 
 
-def _check_items(setting, values):
+def _whole(value):
+    """The value as an int, if it is whole; else as it is."""
+    try:
+        return errors.whole_number("", value)
+    except UserError:
+        return value
+
+
+def _typed_items(setting, values):
+    """The values of a tuple, whole floats as ints where that is what it takes."""
     kind, low, high, rule, works = _ITEMS[setting]
+    values = tuple(map(_whole, values)) if kind is int else values
     allowed = all(
         isinstance(v, kind) and not isinstance(v, bool) and low < v < high for v in values
     )
     if not allowed or (setting in _NOT_EMPTY and not values):
         raise _refused(setting, values, f"must be {rule}", works)
+    return values
 
 
 def _check_batch(batch_size, accumulate, num_devices):

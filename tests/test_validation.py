@@ -2,11 +2,13 @@
 
 import re
 
+import ml_collections
 import numpy as np
 import pytest
 
 from ddpm_jax import validation
 from ddpm_jax.configs import cifar10
+from ddpm_jax.errors import UserError
 from tiny_run import tiny_config
 
 MISTAKES = {
@@ -153,3 +155,51 @@ def test_steps_that_do_not_exist_are_refused(profile):
 
 def test_every_step_may_be_traced():
     validation.validate(tiny_config(**{"train.profile": (1, 6)}), num_devices=8)
+
+
+@pytest.mark.parametrize("name, given, used", [
+    ("train.num_steps", 1e3, 1000), ("train.batch_size", np.int64(16), 16),
+    ("sample.num_steps", 10.0, 10), ("model.channel_multipliers", (1.0, 2), (1, 2)),
+    ("train.learning_rate", 1, 1.0), ("evaluate.sweep_steps", [5.0], (5,)),
+])
+def test_a_whole_float_is_a_whole_number(name, given, used):
+    """In a config of one's own that does not know the types of its settings."""
+    group, key = name.split(".")
+    config = ml_collections.ConfigDict(cifar10.get_config().to_dict(), type_safe=False)
+    config[group][key] = given
+    before = config[group][key]
+    value = validation.validate(config, num_devices=1)[group][key]
+    assert value == used and type(value) is type(used)
+    assert config[group][key] is before
+
+
+@pytest.mark.parametrize("name", ["train.num_steps", "sample.seed", "model.channels"])
+def test_a_config_of_the_package_takes_a_whole_float(name):
+    config = with_setting(name, 64.0)
+    group, key = name.split(".")
+    assert type(config[group][key]) is int and config[group][key] == 64
+    for value in (1.5, float("nan"), "64"):
+        with pytest.raises(TypeError):
+            with_setting(name, value)
+
+
+def test_a_setting_that_does_not_exist_is_refused():
+    config = cifar10.get_config()
+    with config.unlocked():
+        config.train.bach_size = 4
+    with pytest.raises(UserError, match="config.train.bach_size=4 is no setting; did you mean "
+                                        "config.train.batch_size?"):
+        validation.validate(config, num_devices=1)
+
+
+@pytest.mark.parametrize("config", [{"seed": 0}, "configs/digits.py", None])
+def test_what_is_no_config_is_refused(config):
+    with pytest.raises(UserError, match="^config=.* is no config; write config="):
+        validation.checked(config)
+
+
+def test_seeds_of_samples_have_64_bits():
+    config = with_setting("sample.seed", 2**40)
+    assert validation.validate(config, num_devices=1).sample.seed == 2**40
+    with pytest.raises(UserError, match=r"config.sample.seed=18446744073709551616 must be in"):
+        validation.validate(with_setting("sample.seed", 2**64), num_devices=1)

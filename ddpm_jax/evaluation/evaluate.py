@@ -49,7 +49,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: Any) -> list[dict[str, 
     Raises:
         ValueError: a setting is wrong, or there is nothing to measure.
     """
-    check_evaluation(config)
+    config = check_evaluation(config)
     parallel.check_same(config=run_folder.dump(config))
     settings, workdir = settings_of(config), files.path(workdir)
     network = None
@@ -97,9 +97,13 @@ def settings_of(config: ml_collections.ConfigDict) -> Settings:
     )))
 
 
-def check_evaluation(config: ml_collections.ConfigDict) -> None:
-    """Raises ValueError naming the first setting with which nothing can be measured."""
-    validation.check_numbers(config)
+def check_evaluation(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The config, as `validation.checked` returns it, if something can be measured with it.
+
+    Raises:
+        ValueError: names the first setting with which nothing can be measured.
+    """
+    config = validation.checked(config)
     settings = config.evaluate
     for metric in settings.metrics:
         if str(metric) not in METRICS:  # The tuple may hold anything.
@@ -124,6 +128,7 @@ def check_evaluation(config: ml_collections.ConfigDict) -> None:
         config_lib.sampling_settings(config)
     _check_best(config)
     validation.check_precision("evaluate", settings.matmul_precision)
+    return config
 
 
 def _check_references(config):

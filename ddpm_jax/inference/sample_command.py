@@ -107,7 +107,7 @@ def run(config: ml_collections.ConfigDict, workdir: Any) -> list[str]:
         ValueError: a setting is wrong, a picture cannot be read, there is no run, or the results
             could not be written.
     """
-    validation.check_numbers(config)
+    config = validation.checked(config)
     parallel.check_same(config=run_folder.dump(config))
     settings = config_lib.sampling_settings(config)
     if config.sample.task or config.sample.inputs:

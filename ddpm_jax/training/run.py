@@ -79,7 +79,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: Any, data: Any) -> Run:
     Raises:
         ValueError: as `train` does.
     """
-    validation.validate(config, num_devices=jax.device_count())
+    config = validation.validate(config, num_devices=jax.device_count())
     wandb_writer.check(config.train.wandb)
     if shape := config_lib.image_shape(config):  # Known before there are data.
         memory_check.check(memory_need(config, shape))

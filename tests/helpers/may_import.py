@@ -4,6 +4,7 @@ _WORLD = {"config", "data", "diffusion", "network", "runtime", "samplers", "vali
 _WORK = _WORLD | {"inference", "weights"}
 ROOMS = {
     "errors": set(),
+    "config_file": set(),
     "diffusion": set(),
     "network": set(),
     "runtime": set(),
