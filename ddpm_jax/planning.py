@@ -195,8 +195,8 @@ def stand_in(config: ml_collections.ConfigDict) -> source_lib.Source:
     if settings.condition == "noisy":
         return image_pairs.noisy(source, seed=config.seed, training=True)
     if settings.condition:
-        beside = source_lib.from_array(pixels(settings.condition_channels or shape[-1]))
-        return source.with_condition(beside.read, beside.image_shape[-1])
+        beside = pixels(settings.condition_channels or shape[-1])
+        return source.with_condition(lambda indices: beside[indices], beside.shape[-1])
     return source
 
 

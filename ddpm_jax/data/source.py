@@ -3,9 +3,11 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
+from ddpm_jax.data import arrays
 from ddpm_jax.errors import UserError
 
 MEMORY_BUDGET = 2 * 2**30  # Bytes of decoded images; a larger set is streamed.
@@ -98,47 +100,43 @@ class Source:
 
 
 def from_array(
-    images: np.ndarray,
+    images: Any,
     *,
-    labels: np.ndarray | None = None,
-    condition: np.ndarray | None = None,
+    labels: Any = None,
+    condition: Any = None,
 ) -> Source:
     """A source of the images of an array, which is not copied.
 
     Args:
-        images: uint8 [n, h, w, c].
+        images: uint8 [n, h, w, c]; a NumPy or JAX array, or a list of images of one shape.
         labels: whole numbers [n], from 0.
         condition: uint8 [n, h, w, k], the image that goes with each.
 
     Raises:
         UserError: an array has another dtype or shape, or is empty.
     """
-    source = in_memory(np.asarray(images), "data")
+    if isinstance(images, Source):
+        raise UserError("data is a Source, and no array; pass it as it is.")
+    source = in_memory(images, "data")
     if labels is not None:
         source = source.with_labels(labels)
     if condition is not None:
-        beside = in_memory(np.asarray(condition), "condition")
-        if (len(beside), *beside.image_shape[:2]) != (len(source), *source.image_shape[:2]):
+        size = (len(source), *source.image_shape[:2])
+        beside = in_memory(condition, "condition", size)
+        if (len(beside), *beside.image_shape[:2]) != size:
             raise UserError(
-                f"condition={list(condition.shape)}: must go with images "
-                f"{list(images.shape)}, as many and of their size; resize it first."
+                f"condition={[len(beside), *beside.image_shape]}: must go with images "
+                f"{[len(source), *source.image_shape]}, as many and of their size; resize it "
+                "first."
             )
         source = source.with_condition(beside.read, beside.image_shape[-1])
     return source
 
 
-def in_memory(images: np.ndarray, name: str) -> Source:
-    """As `from_array`; messages call the images `name`."""
-    got = f"{name}={images.dtype} {list(images.shape)}: must be uint8 [n, h, w, c]"
-    if images.ndim == 3:
-        raise UserError(f"{got}; write images[..., None] for grey images [n, h, w].")
-    if images.ndim != 4 or not images.size:
-        raise UserError(f"{got} and not empty; write np.stack(list_of_images).")
-    if images.dtype != np.uint8:
-        raise UserError(
-            f"{got}, 0..255; write ddpm_jax.data.to_uint8(x) for x in [-1, 1]."
-        )
-    return Source(len(images), images.shape[1:], lambda indices: images[indices], True)
+def in_memory(images: Any, name: str, beside: tuple[int, ...] = ()) -> Source:
+    """As `from_array`; the arguments are those of `arrays.as_uint8`."""
+    array = arrays.as_uint8(images, name, beside)
+    return Source(len(array), array.shape[1:], lambda indices: array[indices], True)
 
 
 def spread(first: int, last: int, num: int, *, truncate: bool = False) -> np.ndarray:

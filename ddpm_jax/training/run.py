@@ -1,6 +1,7 @@
 """What a training run is made of: the one place of this room that reads a config."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -153,6 +154,7 @@ def open_data(
         settings = config_lib.data_settings(config)
         return tuple(loading.load(split=split, **settings) for split in ("train", "test"))
     source = data if isinstance(data, Source) else source_lib.from_array(data)
+    _check_shape(config, source.image_shape)
     has = {"labels": source.num_classes, "condition": source.condition_channels}
     for name in has:
         if config.data[name] and not has[name]:
@@ -162,6 +164,32 @@ def open_data(
                 field=f"config.data.{name}", value=config.data[name],
             )
     return source, None
+
+
+def _check_shape(config, shape):
+    """Refuses images given to `train` that have another shape than the config says."""
+    data = config.data
+    masks = data.condition == "noisy"  # One channel, whatever the images have.
+    wanted = dict(
+        image_size=data.image_size, image_width=data.image_width or data.image_size,
+        channels=0 if masks else data.channels,
+    )
+    for (name, value), given in zip(wanted.items(), shape):
+        if value not in (0, given):
+            fits = tuple(axis + 1 for axis in _order(shape, tuple(wanted.values())))
+            mend = f"pass images.transpose{(0, *fits)}, or " if fits else ""
+            raise UserError(
+                f"contradicts the data given, images of {'x'.join(map(str, shape))} (height, "
+                f"width, channels); {mend}write {{instead}}.",
+                field=f"config.data.{name}", value=config.data[name],
+                instead={f"config.data.{name}": given},
+            )
+
+
+def _order(shape, wanted):
+    """The order of the axes of `shape` in which it is `wanted`; () where there is none."""
+    orders = itertools.permutations(range(3))
+    return next((o for o in orders if tuple(shape[axis] for axis in o) == wanted), ())
 
 
 def store_config(run: Run) -> None:

@@ -31,21 +31,6 @@ def test_fractions_can_be_dropped():
         np.testing.assert_array_equal(spread(0, size - 1, 64, truncate=True), named)
 
 
-@pytest.mark.parametrize(
-    "images, message",
-    [
-        (np.zeros((3, 8, 8), np.uint8), r"=uint8 \[3, 8, 8\]: .*images\[\.\.\., None\]"),
-        (np.zeros((8, 8), np.uint8), r"data=uint8 \[8, 8\]: must be uint8 \[n, h, w, c\]"),
-        (np.zeros((3, 8, 8, 1)), r"data=float64 \[3, 8, 8, 1\]: .*data\.to_uint8"),
-        (np.zeros((0, 8, 8, 1), np.uint8), "not empty"),
-    ],
-)
-def test_arrays_of_another_kind_are_refused(images, message):
-    with pytest.raises(ValueError, match=message) as caught:
-        source_lib.from_array(images)
-    assert "\n" not in str(caught.value)
-
-
 def test_arrays_with_labels_and_conditions():
     images = numbered(6)
     source = source_lib.from_array(images, labels=[0, 1, 2, 0, 1, 2], condition=images[..., [0, 0]])
