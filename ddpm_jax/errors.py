@@ -116,6 +116,19 @@ def check_known(field: str, value: Any, known: Collection[Any]) -> None:
         raise UserError(f"is not known; use one of {', '.join(known)}.", field=field, value=value)
 
 
+def check_floats(**images: Any) -> None:
+    """Raises UserError for the first of these arrays that is of integers, by its name.
+
+    The dtype says whether pixels are in 0..255 or in [-1, 1], also while JAX traces.
+    """
+    for field, array in images.items():
+        if getattr(getattr(array, "dtype", None), "kind", "none") in "biu":
+            raise UserError(
+                f"must be float in [-1, 1]; write ddpm_jax.data.to_float({field}) for uint8.",
+                field=field, value=array,
+            )
+
+
 def whole_number(
     field: str, value: Any, *, low: int | None = None, high: int | None = None
 ) -> int:

@@ -138,3 +138,11 @@ def test_a_line_shows_no_more_of_a_value_than_a_line_holds():
     ]:
         line = str(UserError("is odd.", field="x", value=value, given={"y": value}))
         assert line.startswith(start) and "\n" not in line and len(line) < 300
+
+
+def test_pixels_in_0_to_255_are_told_from_floats_by_their_type():
+    for array in (np.zeros(3), jnp.zeros(3, jnp.bfloat16), [1, 2], 0):
+        errors.check_floats(x=array)
+    for array in (np.zeros(3, np.uint8), jnp.zeros(3, jnp.int32), np.zeros(3, bool)):
+        with pytest.raises(UserError, match=r"y=<.* must be float in .*data.to_float\(y\)"):
+            errors.check_floats(x=np.zeros(3), y=array)

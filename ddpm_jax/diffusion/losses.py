@@ -18,7 +18,7 @@ from ddpm_jax.diffusion.process import (
     q_sample, split_output, v_from_eps,
 )
 from ddpm_jax.diffusion.schedule import Schedule, at
-from ddpm_jax.errors import UserError, check_known
+from ddpm_jax.errors import UserError, check_floats, check_known
 
 LOSSES = ("simple", "vlb", "rescaled_vlb", "hybrid", "rescaled_hybrid")
 WEIGHTINGS = ("constant", "min_snr", "p2")
@@ -203,6 +203,7 @@ def discretized_gaussian_log_likelihood(
         mean: of the Gaussian.
         log_scale: log of its standard deviation. All three broadcast.
     """
+    check_floats(x=x)
     # CDF(z) = sigmoid(2 u(z)), and sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b)
     # (1 - exp(b - a)). So nothing cancels in float32, however far x is from the mean.
     inverse = jnp.exp(-log_scale)

@@ -15,7 +15,7 @@ from ddpm_jax.diffusion.process import (
     PIXEL_AXES, Images, check_mean_of_levels, split_output, x_0_and_eps,
 )
 from ddpm_jax.diffusion.schedule import Schedule, half_log_snr_table, t_at_half_log_snr
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, check_floats
 
 
 def ode_bits_per_dim(
@@ -113,6 +113,7 @@ def ode_log_density(
         UserError: the schedule has one step or a last beta of 1, `mean` is another, or
             `num_steps` or `num_probes` is less than 1.
     """
+    check_floats(x=x)
     check_mean_of_levels(mean, "the ODE", "the variational bound")
     _check_counts(num_steps=num_steps, num_probes=num_probes)
     levels, intervals = _grid(schedule, num_steps)

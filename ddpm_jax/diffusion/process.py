@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ddpm_jax.diffusion.schedule import Schedule, at
-from ddpm_jax.errors import UserError, check_known
+from ddpm_jax.errors import UserError, check_floats, check_known
 
 PIXEL_AXES = (1, 2, 3)  # Of images: what a mean per image is taken over.
 Images = Float[Array | np.ndarray, "b h w c"]
@@ -81,6 +81,7 @@ class Prediction:
 
 def q_step(schedule: Schedule, x_prev: Images, t: Timesteps, eps: Images) -> Images:
     """One forward step: x_t from x_{t-1} and standard normal `eps` (Eq. 2)."""
+    check_floats(x_prev=x_prev, eps=eps)
     beta = at(schedule.beta, t, x_prev)
     return jnp.sqrt(1 - beta) * x_prev + jnp.sqrt(beta) * eps
 
@@ -89,12 +90,14 @@ def q_mean_variance(
     schedule: Schedule, x_0: Images, t: Timesteps
 ) -> tuple[Images, Float[Array, "b 1 1 1"]]:
     """Mean and variance of q(x_t | x_0) (Eq. 4)."""
+    check_floats(x_0=x_0)
     variance = jnp.square(at(schedule.sqrt_one_minus_alpha_bar, t, x_0))
     return at(schedule.sqrt_alpha_bar, t, x_0) * x_0, variance
 
 
 def q_sample(schedule: Schedule, x_0: Images, t: Timesteps, eps: Images) -> Images:
     """Noises x_0 to step t with the given standard normal `eps` (Eq. 4)."""
+    check_floats(x_0=x_0, eps=eps)
     signal = at(schedule.sqrt_alpha_bar, t, x_0) * x_0
     return signal + at(schedule.sqrt_one_minus_alpha_bar, t, x_0) * eps
 
@@ -106,6 +109,7 @@ def q_posterior(
 
     The variance is 0 at t = 0; the log-variance there is borrowed from t = 1.
     """
+    check_floats(x_0=x_0, x_t=x_t)
     from_x_0 = at(schedule.posterior_coef_x_0, t, x_t) * x_0
     mean = from_x_0 + at(schedule.posterior_coef_x_t, t, x_t) * x_t
     variance = at(schedule.posterior_variance, t, x_t)
@@ -162,22 +166,26 @@ def thresholded(
 
 def x_0_from_eps(schedule: Schedule, x_t: Images, t: Timesteps, eps: Images) -> Images:
     """The x_0 that `eps` would have turned into x_t (Eq. 15); not clipped."""
+    check_floats(x_t=x_t, eps=eps)
     return x_0_and_eps(eps, x_t, *_level(schedule, t, x_t), "eps")[0]
 
 
 def eps_from_x_0(schedule: Schedule, x_t: Images, t: Timesteps, x_0: Images) -> Images:
     """The noise that would have turned x_0 into x_t; the inverse of `x_0_from_eps`."""
+    check_floats(x_t=x_t, x_0=x_0)
     return x_0_and_eps(x_0, x_t, *_level(schedule, t, x_t), "x_0")[1]
 
 
 def v_from_eps(schedule: Schedule, x_0: Images, t: Timesteps, eps: Images) -> Images:
     """v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 (Salimans and Ho 2022, Sec. 4)."""
+    check_floats(x_0=x_0, eps=eps)
     signal, sigma = _level(schedule, t, x_0)
     return signal * eps - sigma * x_0
 
 
 def x_0_from_v(schedule: Schedule, x_t: Images, t: Timesteps, v: Images) -> Images:
     """The x_0 that `v` means at x_t: sqrt(alpha_bar) x_t - sqrt(1 - alpha_bar) v."""
+    check_floats(x_t=x_t, v=v)
     return x_0_and_eps(v, x_t, *_level(schedule, t, x_t), "v")[0]
 
 
@@ -190,6 +198,7 @@ def _level(schedule: Schedule, t: Timesteps, x_t: Images) -> tuple[Level, Level]
 
 def x_0_from_x_prev(schedule: Schedule, x_t: Images, t: Timesteps, x_prev: Images) -> Images:
     """The x_0 whose posterior mean is `x_prev`; the inverse of `q_posterior`'s mean."""
+    check_floats(x_t=x_t, x_prev=x_prev)
     from_x_t = at(schedule.posterior_coef_x_t, t, x_t) * x_t
     return (x_prev - from_x_t) / at(schedule.posterior_coef_x_0, t, x_t)
 
@@ -256,6 +265,7 @@ def predict(
         rederive_eps: False keeps `eps` as the network has it, before `denoised_fn` and
             clipping: diffusers' default for DDIM, where improved-diffusion re-derives it.
     """
+    check_floats(x_t=x_t)
     output, variance_output = split_output(output, variance)
     is_reverse_mean = mean == "x_prev" and denoised_fn is None
     reverse_mean = output
@@ -361,6 +371,7 @@ def dynamic_threshold(x_0: Images, percentile: float = 0.995) -> Float[Array, "b
     Raises:
         UserError: percentile leaves (0, 1].
     """
+    check_floats(x_0=x_0)
     if not 0 < percentile <= 1:
         raise UserError(
             "must lie in (0, 1]", field="percentile", value=percentile,

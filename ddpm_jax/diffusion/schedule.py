@@ -59,7 +59,16 @@ def at(
     t: Int[Array | np.ndarray, " b"],
     like: Float[Array | np.ndarray, "b ..."],
 ) -> Float[Array, "b ..."]:
-    """Looks up `coef` at each t, in float32, shaped to broadcast over images like `like`."""
+    """Looks up `coef` at each t, in float32, shaped to broadcast over images like `like`.
+
+    Raises:
+        UserError: t is no array of integers.
+    """
+    if getattr(getattr(t, "dtype", None), "kind", "none") not in "iu":
+        raise UserError(
+            "must be an array of integers, one step per image, for example jax.numpy.array([0]).",
+            field="t", value=t,
+        )
     return jnp.asarray(coef, jnp.float32)[t].reshape(t.shape + (1,) * (like.ndim - t.ndim))
 
 

@@ -22,7 +22,7 @@ from ddpm_jax.diffusion.losses import vlb_term
 from ddpm_jax.diffusion.process import PIXEL_AXES, Images, Prediction, q_sample
 from ddpm_jax.diffusion.randomness import standard_normal
 from ddpm_jax.diffusion.schedule import Schedule
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, check_floats
 
 
 @flax.struct.dataclass
@@ -53,6 +53,7 @@ def prior_term(schedule: Schedule, x_0: Images) -> Float[Array, " b"]:
         schedule: as host arrays.
         x_0: images in [-1, 1].
     """
+    check_floats(x_0=x_0)
     # 0.5 (alpha_bar x_0^2 - alpha_bar - log(1 - alpha_bar)). The last two terms nearly cancel
     # (of 4e-5 remains 8e-10), so they are summed in float64; float32 sums only positive terms.
     alpha_bar = float(schedule.alpha_bar[-1])

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.errors import UserError, check_known
+from ddpm_jax.errors import UserError, check_floats, check_known
 from ddpm_jax.network.blocks import (
     AttentionBlock, ResBlock, conv3x3, default_num_groups, fan_avg, group_norm, timestep_embedding,
     zeros,
@@ -103,6 +103,7 @@ class UNet(nn.Module):
             UserError: a setting does not suit the image size (see `check`), or the network does
                 not take these labels or this condition.
         """
+        check_floats(x=x)
         check(self, x.shape[1], x.shape[2])
         places = jnp.arange(x.shape[0]) if places is None else places
         temb = self.embed(t)
@@ -201,6 +202,7 @@ class UNet(nn.Module):
         """The condition, once its shape suits x; zeros while parameters are initialized."""
         if condition is None and self.is_initializing():
             condition = jnp.zeros((*x.shape[:3], self.condition_channels))
+        check_floats(condition=condition)
         wanted = (*x.shape[:3], self.condition_channels)
         if condition is None or condition.shape != wanted:
             shape = "is missing" if condition is None else f"has shape {list(condition.shape)}"

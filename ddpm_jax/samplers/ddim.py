@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Key
 
 from ddpm_jax.diffusion.process import Images, Prediction, q_sample
 from ddpm_jax.diffusion.schedule import Schedule, at
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, check_floats
 from ddpm_jax.samplers.reverse_chain import StepSampler, Trajectory, ancestral
 
 
@@ -123,6 +123,8 @@ def invert(
     Returns:
         x_T, at the last noise level of the schedule.
     """
+    check_floats(x_0=x_0)
+
     def step(x, t):
         if on_step is not None:
             on_step(t)
@@ -142,6 +144,8 @@ def slerp(x: Images, y: Images, lam: Float[Array, " b"]) -> Images:
     (DDIM, Appendix D.5). The arc keeps the norm that normal draws have; points on the line
     between them would be too short. Where x and y point the same way, the arc is the line.
     """
+    check_floats(x=x, y=y)
+
     def norm(x):
         return jnp.sqrt(jnp.sum(jnp.square(x), axis=(1, 2, 3), keepdims=True))
 

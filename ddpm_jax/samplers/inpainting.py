@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Key
 from ddpm_jax.diffusion import randomness
 from ddpm_jax.diffusion.process import Images, Prediction
 from ddpm_jax.diffusion.schedule import Schedule
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, check_floats
 from ddpm_jax.samplers import reverse_chain
 
 
@@ -122,6 +122,8 @@ def inpaint(
     Returns:
         x_0, whose known part equals that of `known` exactly.
     """
+    check_floats(x_T=x_T, known=known)
+
     def step(x_t, row):
         k, row = row
         if on_step is not None:

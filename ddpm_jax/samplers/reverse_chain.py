@@ -19,7 +19,7 @@ from ddpm_jax.diffusion import process, randomness
 from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.diffusion.process import Images, Prediction
 from ddpm_jax.diffusion.schedule import Schedule
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, check_floats
 from ddpm_jax.samplers import steps
 
 
@@ -127,6 +127,7 @@ def ancestral(
     Raises:
         ValueError: start, stop or trajectory leave the chain.
     """
+    check_floats(x_T=x_T)
     start = schedule.num_timesteps if start is None else start
     if not 0 <= stop < start <= schedule.num_timesteps:
         raise UserError(

@@ -23,7 +23,7 @@ from ddpm_jax.diffusion.process import (
     Images, Parameterization, check_mean_of_levels, split_output, thresholded,
 )
 from ddpm_jax.diffusion.schedule import Schedule
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, check_floats
 from ddpm_jax.samplers.reverse_chain import Trajectory, checked_trajectory
 
 
@@ -103,6 +103,7 @@ def solve(
     Raises:
         ValueError: `mean` is not one of these, or trajectory leaves the plan.
     """
+    check_floats(x_T=x_T)
     check_mean_of_levels(mean, "a solver", "the ancestral chain")
     trajectory = checked_trajectory(trajectory, 0, plan.num_calls)
 

@@ -1,5 +1,7 @@
 """The forward process, its posterior and the meaning of an output, against the oracle."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,12 +9,14 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import oracle
+from ddpm_jax.diffusion import losses, process
 from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.diffusion.process import (
     LEARNED, MEANS, MEANS_OF_LEVELS, VARIANCES, Parameterization, dynamic_threshold, eps_from_x_0,
     model_log_variance, predict, predict_fn, q_mean_variance, q_posterior, q_sample, q_step,
     x_0_and_eps, x_0_from_eps,
 )
+from ddpm_jax.errors import UserError
 
 SCHEDULES = {
     "linear": schedule_lib.linear(),
@@ -420,3 +424,43 @@ def test_dynamic_threshold():
     for percentile in (0.0, 1.5, 99.5):
         with pytest.raises(ValueError, match=f"percentile={percentile} must lie in"):
             dynamic_threshold(x_0, percentile)
+
+
+SCHEDULE, FLOATS = schedule_lib.linear(20), np.zeros((2, 2, 2, 1), np.float32)
+TWO = np.array([3, 7], np.int32)
+CALLS = {
+    "training_loss": lambda x, t: losses.training_loss(SCHEDULE, lambda x, t: x, x, t, FLOATS),
+    "vlb_term": lambda x, t: losses.vlb_term(SCHEDULE, None, x, FLOATS, t),
+    "q_sample": lambda x, t: process.q_sample(SCHEDULE, x, t, FLOATS),
+    "q_sample of eps": lambda x, t: process.q_sample(SCHEDULE, FLOATS, t, x),
+    "q_step": lambda x, t: process.q_step(SCHEDULE, x, t, FLOATS),
+    "q_mean_variance": lambda x, t: process.q_mean_variance(SCHEDULE, x, t),
+    "q_posterior": lambda x, t: process.q_posterior(SCHEDULE, x, FLOATS, t),
+    "x_0_from_eps": lambda x, t: process.x_0_from_eps(SCHEDULE, x, t, FLOATS),
+    "eps_from_x_0": lambda x, t: process.eps_from_x_0(SCHEDULE, FLOATS, t, x),
+    "v_from_eps": lambda x, t: process.v_from_eps(SCHEDULE, x, t, FLOATS),
+    "x_0_from_v": lambda x, t: process.x_0_from_v(SCHEDULE, x, t, FLOATS),
+    "x_0_from_x_prev": lambda x, t: process.x_0_from_x_prev(SCHEDULE, x, t, FLOATS),
+    "predict": lambda x, t: process.predict(SCHEDULE, FLOATS, x, t),
+}
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """The functions as outside of tests, where no annotation is checked."""
+    for module in (process, losses, schedule_lib):
+        for name, function in vars(module).copy().items():
+            if inspect.isfunction(function):
+                monkeypatch.setattr(module, name, inspect.unwrap(function))
+
+
+@pytest.mark.usefixtures("unchecked")
+@EITHER_WAY
+@pytest.mark.parametrize("call", CALLS)
+def test_images_are_floats_and_steps_whole(call, transform):
+    for dtype in ("uint8", "int32", "bool"):
+        with pytest.raises(UserError, match=rf"=<{dtype}.*2, 2, 2, 1\]> must be float in \[-1, 1"):
+            transform(CALLS[call])(FLOATS.astype(dtype), TWO)
+    for dtype in ("float32", "bool"):
+        with pytest.raises(UserError, match=rf"t=<{dtype}.*2\]> must be an array of integers"):
+            transform(CALLS[call])(FLOATS, TWO.astype(dtype))

@@ -12,6 +12,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import oracle_unet
 import tracing
+from ddpm_jax.errors import UserError
 from ddpm_jax.network.normalization import GroupNorm
 from ddpm_jax.network.unet import UNet, check
 from filled import fill, shapes
@@ -144,6 +145,10 @@ def test_labels_and_conditions_that_the_network_does_not_take(tiny):
     for condition in (None, np.zeros((4, 4, 4, 1)), np.zeros((4, 8, 8, 3))):
         with pytest.raises(ValueError, match=r"condition .* = \[4, 8, 8, 1\]"):
             apply(model, params, condition=condition)
+    with pytest.raises(UserError, match=r"condition=<uint8 .* must be float in \[-1, 1\]"):
+        apply(model, params, condition=np.zeros((4, 8, 8, 1), np.uint8))
+    with pytest.raises(UserError, match=r"x=<uint8 \[4, 8, 8, 3\]> must be float in \[-1, 1\]"):
+        TINY.apply({"params": tiny}, np.zeros_like(X, np.uint8), T, train=False)
 
 
 class Down(UNet):

@@ -1,5 +1,7 @@
 """The ancestral chain in a world whose best denoiser is known in closed form."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,8 @@ import tracing
 from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.diffusion.process import Prediction, predict_fn
 from ddpm_jax.diffusion.randomness import standard_normal
+from ddpm_jax.errors import UserError
+from ddpm_jax.samplers import ddim, inpainting, tableau
 from ddpm_jax.samplers.reverse_chain import ancestral
 from gaussian import M, S, SHAPE, assert_moments, keys, optimal
 
@@ -237,3 +241,17 @@ def test_a_trajectory_holds_the_steps_asked_for():
 def test_steps_outside_the_chain_are_refused(arguments, says):
     with pytest.raises(ValueError, match=says):
         ancestral(FULL, scripted(lambda x, t: x), jnp.zeros((1, 1, 1, 1)), keys(1), **arguments)
+
+
+@pytest.mark.parametrize("run", [
+    lambda x, rngs: inspect.unwrap(ancestral)(FULL, None, x, rngs),
+    lambda x, rngs: inspect.unwrap(ddim.invert)(FULL, None, x),
+    lambda x, rngs: inspect.unwrap(ddim.slerp)(x, x, None),
+    lambda x, rngs: inspect.unwrap(tableau.solve)(None, None, x, rngs),
+    lambda x, rngs: inspect.unwrap(inpainting.inpaint)(
+        None, None, np.float32(x), rngs, x, lambda known, x: x),
+])
+def test_images_are_floats(run):
+    """Without the checks of annotations that only tests have."""
+    with pytest.raises(UserError, match=r"=<uint8 \[1, 2, 2, 1\]> must be float in \[-1, 1\]"):
+        run(np.zeros((1, 2, 2, 1), np.uint8), keys(1))
