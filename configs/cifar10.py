@@ -54,7 +54,8 @@ def get_config() -> ml_collections.ConfigDict:
         dtype="float32",                     # of the torso; or "bfloat16"
     ))
     config.diffusion = Config(dict(
-        schedule="linear",    # or quadratic constant jsd warmup10 warmup50 cosine sigmoid betas
+        schedule="linear",    # or rescaled_linear quadratic constant jsd warmup10 warmup50 cosine
+                              # sigmoid betas; docs/training.md has their names elsewhere
         num_timesteps=1000,
         beta_start=1e-4,
         beta_end=0.02,

@@ -114,13 +114,40 @@ def from_betas(beta: np.ndarray | Sequence[float]) -> Schedule:
 
 
 def linear(num_timesteps: int = 1000, start: float = 1e-4, end: float = 0.02) -> Schedule:
-    """The schedule of the paper: beta grows linearly from `start` to `end` (Sec. 4)."""
+    """The schedule of the paper: beta grows linearly from `start` to `end` (Sec. 4).
+
+    `start` and `end` are the betas whatever T is. "linear" of improved-diffusion is
+    `rescaled_linear`; with 1000 steps the two are the same.
+    """
     _check(num_timesteps, start=start, end=end, last="end")
     return from_betas(np.linspace(start, end, num_timesteps))
 
 
+def rescaled_linear(num_timesteps: int = 1000, start: float = 1e-4, end: float = 0.02) -> Schedule:
+    """The betas of `linear` for 1000 steps times 1000 / T, so that x_T is as noisy for other T.
+
+    It is "linear" of improved-diffusion (Nichol and Dhariwal 2021). It is not "scaled_linear" of
+    diffusers, which is `quadratic`.
+
+    Raises:
+        UserError: T is so small that a beta would leave (0, 1).
+    """
+    _check(num_timesteps, start=start, end=end, last="end")
+    scale = 1000 / num_timesteps
+    if scale * start >= 1 or scale * end > 1:
+        raise UserError(
+            f"is too few: the betas are {scale:g} times {start:g} to {end:g}, and must lie in "
+            "(0, 1)", field="num_timesteps", value=num_timesteps,
+            instead={"num_timesteps": int(1000 * max(start, end)) + 1},
+        )
+    return from_betas(np.linspace(scale * start, scale * end, num_timesteps))
+
+
 def quadratic(num_timesteps: int = 1000, start: float = 1e-4, end: float = 0.02) -> Schedule:
-    """The square root of beta grows linearly (`quad` in the authors' code)."""
+    """The square root of beta grows linearly: `quad` of the authors' code.
+
+    diffusers calls it "scaled_linear".
+    """
     _check(num_timesteps, start=start, end=end, last="end")
     return from_betas(np.linspace(start**0.5, end**0.5, num_timesteps) ** 2)
 
@@ -166,7 +193,8 @@ def sigmoid(
 ) -> Schedule:
     """alpha_bar(u) falls as a sigmoid from `start` to `end` of width `tau`, beta <= 0.999.
 
-    Jabri, Fleet and Chen 2022 (Algorithm 1); for images larger than 64x64.
+    Jabri, Fleet and Chen 2022 (Algorithm 1); for images larger than 64x64. "sigmoid" of DDIM's
+    code and of diffusers is another: there the betas follow a sigmoid. Pass those to `from_betas`.
     """
     def logistic(x):
         return 1 / (1 + np.exp(-x / tau))
@@ -203,6 +231,7 @@ def _check(num_timesteps: int, *, last: str = "", **betas: float) -> None:
 
 NAMED = {
     "linear": linear,
+    "rescaled_linear": rescaled_linear,
     "quadratic": quadratic,
     "constant": lambda num_timesteps, start, end: constant(num_timesteps, end),
     "jsd": lambda num_timesteps, start, end: jsd(num_timesteps),

@@ -13,7 +13,7 @@ from ddpm_jax.samplers.tableau import (
     signal_at, x_0_row,
 )
 
-_FEW = 15  # With fewer calls a multistep chain ends with steps of lower order.
+_FEW = 15  # With fewer calls the last two steps of a multistep chain are of orders 2 and 1.
 
 
 def dpm_solver(
@@ -52,12 +52,15 @@ def dpm_solver_pp(
     """The plan of DPM-Solver++, multistep, in x_0: 2M, 3M and SDE 2M (Lu et al. 2022b).
 
     Each step makes one call, between levels evenly spaced in lambda. The first steps have the
-    order that the calls so far allow, and the last one goes from the first noise level to x_0,
-    without noise. With fewer than 15 calls the step before that is of order 2 at most, as in the
-    authors' code. 2M is Algorithm 2 of DPM-Solver++. 3M exists only in the authors' code: it adds
-    a term for the curvature of x_0 through its last three values, with half of the weight that
-    Taylor's series gives. We do the same, as diffusers does. So both are of order 2, and 3M has
-    about a third of the error of 2M.
+    order that the calls so far allow, and the last one, of order 1, goes from the first noise
+    level to x_0, without noise. With fewer than 15 calls the step before that is of order 2 at
+    most, as in diffusers. The authors' code differs: by default its last step ends at the first
+    noise level, and with fewer than 10 steps that one is of order 1 and the one before of order 2.
+
+    2M is Algorithm 2 of DPM-Solver++, with the first and last steps of k-diffusion's 2M. 3M exists
+    only in the authors' code: it adds a term for the curvature of x_0 through its last three
+    values, with half of the weight that Taylor's series gives. We do the same, as diffusers does.
+    So both are of order 2, and 3M has about a third of the error of 2M.
 
     Args:
         schedule: the one that the network was trained with, as host arrays.

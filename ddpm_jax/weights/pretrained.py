@@ -80,7 +80,8 @@ def from_state_dict(
             them, each with some of the weights.
         model: the network that the weights belong to.
         image_shape: (h, w, c) of its images.
-        schedule: the noise schedule; the paper's by default.
+        schedule: the noise schedule; the paper's by default. "linear" of improved-diffusion is
+            `schedule.rescaled_linear`.
         diffusion: what the network's output means.
 
     Raises:

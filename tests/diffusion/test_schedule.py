@@ -71,12 +71,13 @@ def test_linear_has_the_published_signal_to_noise():
         (schedule_lib.warmup(fraction=0.5), 2.61e-7, 2e-3),
         (schedule_lib.constant(), 1.683e-9, 3e-4),
         (schedule_lib.linear(4000, 0.25e-4, 0.005), 4.2467e-5, 2e-5),
+        (schedule_lib.rescaled_linear(4000), 4.2467e-5, 2e-5),
         (schedule_lib.cosine(), 2.4288e-9, 3e-5),
         (schedule_lib.cosine(4000), 1.5180e-10, 4e-5),
     ],
     ids=[
-        "quadratic", "warmup10", "warmup50", "constant", "linear 4000", "cosine",
-        "cosine 4000",
+        "quadratic", "warmup10", "warmup50", "constant", "linear 4000", "rescaled_linear 4000",
+        "cosine", "cosine 4000",
     ],
 )
 def test_last_alpha_bar_is_the_published_one(schedule, alpha_bar, rtol):
@@ -242,6 +243,7 @@ def test_no_steps_are_refused(make):
     "name, schedule",
     [
         ("linear", schedule_lib.linear(10, 0.01, 0.3)),
+        ("rescaled_linear", schedule_lib.linear(10, 100 * 0.001, 100 * 0.009)),
         ("quadratic", schedule_lib.quadratic(10, 0.01, 0.3)),
         ("constant", schedule_lib.constant(10, 0.3)),
         ("jsd", schedule_lib.jsd(10)),
@@ -252,7 +254,19 @@ def test_no_steps_are_refused(make):
     ],
 )
 def test_named(name, schedule):
-    assert_array_equal(named(name, 10, 0.01, 0.3).beta, schedule.beta)
+    start, end = (0.001, 0.009) if name == "rescaled_linear" else (0.01, 0.3)
+    assert_array_equal(named(name, 10, start, end).beta, schedule.beta)
+
+
+def test_rescaled_linear_ends_as_noisy_at_every_length():
+    """The integral of beta over the chain is that of 1000 steps."""
+    assert_array_equal(schedule_lib.rescaled_linear().beta, schedule_lib.linear().beta)
+    for num_timesteps in (21, 100, 4000):
+        total = schedule_lib.rescaled_linear(num_timesteps).beta.sum()
+        assert_allclose(total, 1000 * (1e-4 + 0.02) / 2, rtol=1e-12)
+    with pytest.raises(ValueError, match="num_timesteps=19 is too few.*write num_timesteps=21"):
+        schedule_lib.rescaled_linear(19)
+    assert schedule_lib.rescaled_linear(20).beta[-1] == 1
 
 
 def test_unknown_name_is_refused():
