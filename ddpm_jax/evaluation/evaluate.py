@@ -76,9 +76,9 @@ def evaluate(config: ml_collections.ConfigDict, workdir: Any) -> list[dict[str, 
                 settings, step, trained, folder / f"step_{step:08d}",
                 sys.stderr.isatty() and parallel.is_first(), network, sets,
             )
-            for metric, reference in catalogue.measurements(settings):
+            for metric, reference, protocol in _questions(job):
                 with located(_name(metric, reference)):
-                    row = _measure(job, workdir, metric, reference)
+                    row = _measure(job, workdir, metric, reference, protocol)
                 measured.append(row)
                 if _name(metric, reference) == config.evaluate.best and parallel.is_first():
                     keep_best(workdir, row)
@@ -209,9 +209,17 @@ def rows(workdir: Any) -> list[dict[str, Any]]:
     return metrics_file.read(files.path(workdir) / "evaluations.jsonl")
 
 
-def _measure(job, workdir, metric, reference) -> dict[str, Any]:
+def _questions(job) -> list[tuple[str, str | None, dict[str, Any]]]:
+    """(metric, reference, protocol) of each row; refuses wrong references before any work."""
+    questions = []
+    for metric, reference in catalogue.measurements(job.settings):
+        with located(_name(metric, reference)):
+            questions.append((metric, reference, catalogue.protocol(job, metric, reference)))
+    return questions
+
+
+def _measure(job, workdir, metric, reference, protocol) -> dict[str, Any]:
     """The row of one metric, computed only if it is not known."""
-    protocol = catalogue.protocol(job, metric, reference)
     alike = parallel.from_first(lambda: [
         row for row in rows(workdir)
         if row["metric"] == metric and row["protocol"].items() <= protocol.items()

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from ddpm_jax.data import decoding, loading
+from ddpm_jax.data import decoding, image_folder, loading
 from ddpm_jax.data.source import Source, spread
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import identity, references
-from ddpm_jax.runtime import parallel
+from ddpm_jax.runtime import files, parallel
 
 
 class Content(NamedTuple):
@@ -109,19 +109,21 @@ class Sets:
         if name in ("train", "test"):
             request = {**data_settings, "split": name}
             origin = {"data": data_settings["name"], "split": name}
-        elif str(name).endswith(".npz"):
+        elif str(name).endswith(".npz") and files.path(name).exists():
             if references.load(name).images is None:
                 return parallel.from_first(lambda: identity.of_file(name))
             request = {"npz": str(name), "channels": channels}
             origin = {"file": epath.Path(name).name}
         else:
+            _check_folder(str(name))
             request = {"name": "image_folder", "data_dir": str(name), "channels": channels}
             origin = {"folder": epath.Path(name).name}
         content = self.content(**request)
         if content is None:
             raise UserError(
-                f"evaluate.references has 'test', and config.data.name={data_settings['name']!r} "
-                "has no test split; use --config.evaluate.references=\"('train',)\"."
+                "config.evaluate.references has 'test', and config.data.name="
+                f"{data_settings['name']!r} has no test split; use "
+                "--config.evaluate.references=\"('train',)\"."
             )
         _check(name, content, image_shape)
         return Images(self, request, origin, content)
@@ -157,6 +159,21 @@ def _load(npz: str = "", channels: int = 0, **request: Any) -> Source | None:
         return loading.load(channels=channels, **request)
     images = np.concatenate(list(references.image_batches(npz, 1024)))
     return decoding.converted_source(images, (0, 0, channels))
+
+
+def _check_folder(name):
+    problem = ""
+    if not name or not files.path(name).exists():
+        problem = "does not exist"
+    elif not files.path(name).is_dir():
+        problem = "is neither a folder nor an .npz"
+    elif not image_folder.picture_files(name):
+        problem = "holds no pictures"
+    if problem:
+        raise UserError(
+            f"config.evaluate.references has {name!r}, which {problem}; name 'train', 'test', a "
+            "folder of pictures or an .npz."
+        )
 
 
 def _check(name, content, image_shape):

@@ -38,7 +38,7 @@ def bpd(job: Job, folder: epath.Path) -> dict[str, Any]:
         job.trained, job.rng(randomness.BITS), job.images(), clip=job.settings.sampler.clip,
         batch_size=job.settings.batch_size, progress=job.progress, folder=folder / "parts",
     )
-    bits = variational_bound.total_bits(terms)
+    bits = _finite(variational_bound.total_bits(terms))
     prior, vlb, mse_x_0, mse_eps = (
         np.mean(x, axis=0, dtype=np.float64)
         for x in (terms.prior, terms.vlb, terms.mse_x_0, terms.mse_eps)
@@ -65,11 +65,11 @@ def bpd(job: Job, folder: epath.Path) -> dict[str, Any]:
 def ode_bpd(job: Job, folder: epath.Path) -> dict[str, Any]:
     """Bits/dim under the probability-flow ODE, uniformly dequantised (Song et al. 2021)."""
     settings = job.settings
-    bits = bits_lib.ode_bits_per_dim(
+    bits = _finite(bits_lib.ode_bits_per_dim(
         job.trained, job.rng(randomness.ODE), job.images(), num_steps=settings.ode_steps,
         num_probes=settings.ode_probes, batch_size=settings.batch_size, progress=job.progress,
         folder=folder / "parts",
-    )
+    ))
     files.write_npz(folder / "bits.npz", {"bits": bits})
     partial_results.remove(folder / "parts")
     return _mean(bits)
@@ -241,9 +241,14 @@ def kid(samples: SampleFeatures, reference: Reference) -> dict[str, Any]:
 
 def precision_recall(samples: SampleFeatures, reference: Reference) -> dict[str, Any]:
     """Improved precision and recall, k = 3 (Kynkaanniemi et al. 2019)."""
-    shares = nearest_lib.precision_recall(
-        samples.features, _features(reference, "precision_recall")
-    )
+    features = _features(reference, "precision_recall")
+    if min(len(samples.features), len(features)) < 4:
+        raise UserError(
+            f"precision_recall needs at least 4 samples and 4 images to compare them with, not "
+            f"{len(samples.features)} and {len(features)}; raise config.evaluate.num_samples, or "
+            "name another reference."
+        )
+    shares = nearest_lib.precision_recall(samples.features, features)
     return {"value": shares.precision, "recall": shares.recall}
 
 
@@ -288,6 +293,17 @@ def check_pixels(image_shape: tuple[int, int, int]) -> None:
             f"frechet_pixels has no room for the covariance of {np.prod(image_shape):,} pixels, "
             f"more than {MAX_PIXELS:,}; use 'fid' instead."
         )
+
+
+def _finite(bits):
+    """The bits/dim of images, unless the model has diverged."""
+    bad = np.count_nonzero(~np.isfinite(bits))
+    if bad:
+        raise UserError(
+            f"the bits/dim of {bad} of {len(bits)} images are NaN or infinite: look for the step "
+            "at which the model diverged, and measure an earlier config.evaluate.checkpoints."
+        )
+    return bits
 
 
 def _mean(values):

@@ -4,6 +4,7 @@ import json
 import os
 import threading
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,6 +18,7 @@ from ddpm_jax.evaluation import evaluate as evaluate_lib
 from ddpm_jax.evaluation import job as job_lib
 from ddpm_jax.network.inception import Features
 from ddpm_jax.weights import inception_weights
+from ddpm_jax.workdir import run_folder
 
 
 POOL, SPATIAL = 32, 24
@@ -200,7 +202,7 @@ def test_all_checkpoints_and_the_best_of_them(workdir, capsys):
     best = min(rows, key=lambda row: row["value"])["step"]
     assert [p.name for p in (workdir / "best" / "checkpoints").iterdir()] == [str(best)]
     kept, original = ddpm_jax.load(workdir / "best"), ddpm_jax.load(workdir, step=best)
-    for a, b in zip(*(map(np.asarray, _leaves(t.params)) for t in (kept, original))):
+    for a, b in zip(*(map(np.asarray, jax.tree.leaves(t.params)) for t in (kept, original))):
         np.testing.assert_array_equal(a, b)
     # The highest, if higher is better; rows of another protocol do not count.
 
@@ -219,12 +221,6 @@ def test_all_checkpoints_and_the_best_of_them(workdir, capsys):
     )
     evaluate_lib.keep_best(evaluate_lib.epath.Path(workdir), known[2])
     assert [p.name for p in (workdir / "best" / "checkpoints").iterdir()] == ["4"]
-
-
-def _leaves(tree):
-    import jax
-
-    return jax.tree.leaves(tree)
 
 
 def test_one_checkpoint_by_its_step(workdir):
@@ -308,6 +304,93 @@ def test_mistakes_raise_one_line(workdir, name, value, message):
         ddpm_jax.evaluate(small_config(**{name: value}), workdir)
     assert "\n" not in str(error.value)
     assert not (workdir / "evaluations.jsonl").exists()
+
+
+@pytest.mark.parametrize("metrics, refused", [
+    (("bpd", "fid"), "fid"), (("sweep",), "sweep"), (("frechet_pixels",), "frechet_pixels"),
+    (("bpd", "is"), None),
+])
+def test_no_reference_is_refused_where_one_is_needed(metrics, refused):
+    config = small_config(metrics=metrics, references=())
+    if refused is None:
+        evaluate_lib.check_evaluation(config)
+        return
+    with pytest.raises(ValueError, match=(
+        rf"^config.evaluate.references=\(\) leaves '{refused}' .*; "
+        r"write --config.evaluate.references=\"\('train',\)\".$"
+    )):
+        evaluate_lib.check_evaluation(config)
+
+
+def png(path, shape=(8, 8)):
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(np.zeros(shape, np.uint8)).save(path)
+
+
+WRONG = {
+    "none": "which does not exist; name 'train', 'test', a folder of pictures or an .npz.",
+    "none.npz": "which does not exist; name", "": "which does not exist; name",
+    "trian": "which does not exist; name", "empty": "which holds no pictures; name",
+    "r/0.png": "which is neither a folder nor an .npz; name",
+    "one": "which holds one image; .* at least 2: add more",
+    "one.npz": "which holds one image; samples are compared with at least 2",
+}
+
+
+@pytest.mark.parametrize("metric", ["fid", "frechet_pixels", "sweep"])
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_reference_is_named_and_refused_before_any_work(
+    workdir, monkeypatch, metric, name
+):
+    monkeypatch.chdir(workdir)
+    png(workdir / "r" / "0.png")
+    png(workdir / "one" / "a.png")
+    (workdir / "empty").mkdir()
+    (workdir / "empty" / "notes.txt").write_text("none")
+    np.savez("one.npz", arr_0=np.zeros((1, 8, 8, 1), np.uint8))
+    config = small_config(metrics=("bpd", metric), references=(name,))
+    with pytest.raises(ValueError, match=(
+        f"^{metric}/{name}: config.evaluate.references has '{name}', {WRONG[name]}"
+    )) as error:
+        ddpm_jax.evaluate(config, workdir)
+    assert "\n" not in str(error.value) and "config.data" not in str(error.value)
+    assert not (workdir / "evaluations").exists()
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_batch_of_any_channels_is_compared_with_a_grey_model(workdir, channels):
+    """Their grey is the same, so their distance is, and FID repeats grey three times."""
+    grey = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1), np.uint8)
+    opaque = np.full_like(grey, 255)
+    arrays = {1: grey, 3: grey.repeat(3, 3), 4: np.concatenate([grey.repeat(3, 3), opaque], 3)}
+    np.savez(workdir / "grey.npz", arr_0=grey)
+    np.savez(workdir / "batch.npz", arr_0=arrays[channels])
+    names = tuple(str(workdir / name) for name in ("grey.npz", "batch.npz"))
+    config = small_config(metrics=("frechet_pixels", "fid"), references=names)
+    rows = ddpm_jax.evaluate(config, workdir)
+    values = [row["value"] for row in rows]
+    assert values[0] == values[1] > 0 and values[2] == values[3] > 0
+
+
+@pytest.mark.parametrize("metric", ["bpd", "ode_bpd", "is", "frechet_pixels"])
+def test_a_model_that_diverged_is_refused_in_one_line(workdir, monkeypatch, metric):
+    def diverged(*arguments, load=run_folder.load_step, **settings):
+        step, trained = load(*arguments, **settings)
+        nan = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), trained.params)
+        return step, trained.replace(params=nan)
+
+    monkeypatch.setattr(run_folder, "load_step", diverged)
+    with pytest.raises(ValueError, match=f"^{metric}.* NaN.*diverged") as error:
+        ddpm_jax.evaluate(small_config(metrics=(metric,)), workdir)
+    assert "\n" not in str(error.value) and not (workdir / "evaluations.jsonl").exists()
+
+
+def test_precision_and_recall_of_few_images_name_what_to_raise(workdir):
+    with pytest.raises(ValueError, match="at least 4 samples .* not 3 and 1497; raise config"):
+        ddpm_jax.evaluate(
+            small_config(metrics=("precision_recall",), references=("train",), num_samples=3),
+            workdir,
+        )
 
 
 def test_no_weights_and_no_network_say_what_to_fetch(trained_workdir, tmp_path, monkeypatch):

@@ -280,8 +280,6 @@ def test_a_folder_of_pictures_is_a_reference(cache, tmp_path):
         str(folder), fake, image_shape=(4, 4, 3), data_settings={})
     assert_reference(reference, images, fake)
     assert reference.provenance["folder"] == "faces"
-    fails("not a folder", inception_features.reference, str(tmp_path / "none"), fake,
-          image_shape=(4, 4, 3), data_settings={})
 
 
 def test_a_missing_test_split_is_refused(cache, tmp_path):

@@ -203,7 +203,7 @@ def settings(examples):
     )
 
 
-@settings(120)
+@settings(60)
 @hypothesis.given(change=changes())
 def test_one_change_changes_the_keys_that_depend_on_it_and_no_other(folder, known, change):
     now = keys(with_change(*change), folder)
@@ -246,12 +246,11 @@ def test_code_of_another_version_changes_keys(folder, known, metric, monkeypatch
 
 def test_another_process_has_the_same_keys(folder, known):
     paths = [os.path.dirname(__file__), *sys.path]
-    for seed in ("1", "2"):  # Of Python's hashes.
-        done = subprocess.run(
-            [sys.executable, __file__, str(folder)], capture_output=True, text=True,
-            env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(paths)},
-        )
-        assert done.stdout.strip().splitlines()[-1:] == [repr(known)], done.stderr
+    done = subprocess.run(
+        [sys.executable, __file__, str(folder)], capture_output=True, text=True,
+        env=os.environ | {"PYTHONHASHSEED": "1", "PYTHONPATH": os.pathsep.join(paths)},
+    )
+    assert done.stdout.strip().splitlines()[-1:] == [repr(known)], done.stderr
 
 
 if __name__ == "__main__":
