@@ -27,6 +27,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from benchmarks.record import clock, stages
+from ddpm_jax.evaluation import identity
 from ddpm_jax.runtime import compilation_cache
 from ddpm_jax.runtime.interruption import Interrupted
 from ddpm_jax.training import loop
@@ -166,11 +167,13 @@ def work(config, args, began, command):
     if not done:
         print(f"{row['minutes']:.1f} of {args.minutes:g} minutes; continue with: {command}")
         return
+    _, model = run_folder.load_step(args.workdir, weights=config.sample.weights)
+    measured = {"step": row["step"], "checkpoint": identity.of_model(model)}
     for stage in stages.stages(
         config.diffusion.num_timesteps, bits_images=args.bits_images,
         ddim_images=args.ddim_images, chain_images=args.chain_images,
     ):
-        request = {"step": row["step"], "images": stage.num_images, "calls": stage.num_calls}
+        request = measured | {"images": stage.num_images, "calls": stage.num_calls}
         if record.has(stage.name, request):
             print(f"{stage.name}: already done", flush=True)
             continue

@@ -1,8 +1,9 @@
 """The stages that measure a checkpoint and draw samples, and the folder that keeps the results.
 
-A stage writes files and then a row in `metrics.json`. A row with the same step, images and calls is
-never computed again. Sampling and bits/dim keep finished rounds in `evaluations/` of the workdir,
-where `--mode=evaluate` finds them too, so that an interrupted stage resumes.
+A stage writes files and then a row in `metrics.json`. A row of the same weights (by their digest),
+images and calls is never computed again. Sampling and bits/dim keep finished rounds in
+`evaluations/` of the workdir, where `--mode=evaluate` finds them too, so that an interrupted stage
+resumes.
 """
 
 import dataclasses

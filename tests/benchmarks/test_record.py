@@ -30,7 +30,7 @@ from ddpm_jax.network.trained import Trained
 from ddpm_jax.runtime.interruption import Interrupted
 from ddpm_jax.training import loop
 from ddpm_jax.weights import state_dicts
-from ddpm_jax.workdir import checkpoints, pictures
+from ddpm_jax.workdir import checkpoints, pictures, run_folder
 from ddpm_jax.workdir.metrics_file import read_metrics
 from nonzero import TinyNet, nonzero_params, tiny_unet
 
@@ -228,6 +228,20 @@ def test_a_stage_is_repeated_where_a_file_is_missing_or_the_numbers_changed(
     assert not (recorded / "record/ddim_2_of_2.npz").exists()
     assert len(samples(recorded, "ddim")) == 20
     assert "chain: " not in work(capsys, recorded, ddim_images=20, chain_images=0)
+
+
+def test_all_stages_are_repeated_for_another_checkpoint_of_the_same_step(
+    small, recorded, capsys, monkeypatch
+):
+    work(capsys, recorded)
+    load = run_folder.load_step
+
+    def other(*arguments, **settings):
+        step, trained = load(*arguments, **settings)
+        return step, trained.replace(params=jax.tree.map(lambda x: x + 0.01, trained.params))
+
+    monkeypatch.setattr(run_folder, "load_step", other)
+    assert "already done" not in work(capsys, recorded)
 
 
 def test_an_interrupted_stage_keeps_its_finished_rounds(small, recorded, capsys, monkeypatch):
