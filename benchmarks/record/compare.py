@@ -74,8 +74,8 @@ def _difference(row, first):
     """The difference of two rows of bits/dim, if they have the same images and noise."""
     if row is first or row is None or first is None:
         return ""
-    same = ("num_images", "split", "seed")
-    if any(row["protocol"][key] != first["protocol"][key] for key in same):
+    same = ("num_images", "split", "seed", "images")
+    if any(row["protocol"].get(key) != first["protocol"].get(key) for key in same):
         return "other images"
     each = np.array(row["each"]) - np.array(first["each"])
     return f"{each.mean():+.4f}" + _error(scores.standard_error(each))

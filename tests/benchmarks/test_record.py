@@ -415,22 +415,24 @@ def entry(loss, each, **changed):
 
 
 def test_records_stand_side_by_side():
+    others = entry(0.0291, [3.8, 3.95, 3.9])
+    others["bits"]["protocol"]["images"] = "sha256:0123456789abcdef"
     table = compare.table({
         "paper": entry(0.0295, [3.9, 4.1, 4.0]),
         "fast": entry(0.0291, [3.8, 3.95, 3.9], batch_size=256),
         "none": {"train": entry(0.03, [1.0, 1.0])["train"]},
-        "few": entry(0.0291, [3.8, 3.95]),
+        "few": entry(0.0291, [3.8, 3.95]), "others": others,
     })
     head, rule, *lines = [[cell.strip() for cell in line.split("|")[1:-1]]
                           for line in table.splitlines()]
     assert head[:2] == ["record", "train.batch_size"] and len(rule) == len(head) == 10
-    paper, fast, none, few = (dict(zip(head, line, strict=True)) for line in lines)
+    paper, fast, none, few, others = (dict(zip(head, line, strict=True)) for line in lines)
     assert paper["bits/dim"] == "4.0000 +- 0.0577" and paper["difference"] == ""
     assert (paper["train.batch_size"], fast["train.batch_size"]) == ("128", "256")
     assert fast["held-out loss"] == "0.0301" and fast["steps"] == "47,000"
     assert fast["difference"] == "-0.1167 +- 0.0167"  # Of -0.1, -0.15 and -0.1.
     assert none["bits/dim"] == none["held-out loss"] == "none yet" and none["difference"] == ""
-    assert few["difference"] == "other images"
+    assert few["difference"] == others["difference"] == "other images"
 
 
 def test_records_that_do_not_compare_are_refused(tmp_path, capsys):

@@ -102,6 +102,27 @@ def test_a_protocol_is_json_of_what_the_value_depends_on():
     }
 
 
+def test_the_images_that_samples_go_by_are_known_by_their_content(tmp_path):
+    random = np.random.default_rng(0)
+    arrays = {name: random.integers(0, 256, (9, 8, 8, 1), np.uint8) for name in (
+        "train", "test", "train_condition", "test_condition")}
+
+    def keys():
+        np.savez(tmp_path / "pairs.npz", **arrays)
+        data = dict(name="npz", data_dir=str(tmp_path / "pairs.npz"), condition="stored")
+        job = job_for(metrics=("draws",))
+        job = dataclasses.replace(job, settings=dataclasses.replace(job.settings, data=data))
+        return job_lib.key(job.samples_protocol()), job_lib.key(protocol("draws", job))
+
+    first = keys()
+    for name, images in arrays.items():
+        images[0, 3, 3, 0] ^= 1
+        now = keys()
+        changed = [a != b for a, b in zip(first, now)]
+        assert changed == [name.startswith("test")] * 2, name
+        first = now
+
+
 @pytest.mark.parametrize("trait, names", [
     ("needs_inception", WITH_INCEPTION | {"nearest_features"}),
     ("needs_references", WITH_INCEPTION - {"is"} | {"frechet_pixels"}),

@@ -331,6 +331,10 @@ def test_what_is_known_is_not_computed_again(cache, tmp_path, small):
     changed = images.copy()
     changed[-1, 3, 3, 2] ^= 1
     assert computed(changed, fake)[1] == 70
+    for i in (1, 2, 35, 68):  # Each of them counts.
+        changed = images.copy()
+        changed[i, 1, 2, 0] ^= 128
+        assert computed(changed, fake)[1] == 70
     assert computed(images.reshape(70, 2, 8, 3), fake, image_size=4)[1] == 70
     assert computed(images, fake)[1] == 0  # Nothing was overwritten.
 
