@@ -112,26 +112,31 @@ class Job:
         Raises:
             ValueError: the data have no such split.
         """
-        source = self.sets.open(num_images, **(self.settings.data | {"split": split}))
-        if source is None:
+        request = self.settings.data | {"split": split}
+        return self._present(self.sets.open(num_images, **request), split)
+
+    def digest(self, split: str, num_images: int = 0, *, inputs: bool = True) -> str:
+        """The digest of what `source` gives.
+
+        Args:
+            split, num_images: as of `source`.
+            inputs: whether labels and conditions are part of it.
+
+        Raises:
+            ValueError: the data have no such split.
+        """
+        request = self.settings.data | {"split": split}
+        content = self.sets.content(num_images, inputs, **request)
+        return self._present(content, split).digest
+
+    def _present(self, images, split):
+        if images is None:
             raise UserError(
                 f"config.evaluate.split={split!r}, but config.data.name="
                 f"{self.settings.data['name']!r} has no such split; write "
                 "--config.evaluate.split=train, or set config.data.holdout when training."
             )
-        return source
-
-    def digest(self, split: str, num_images: int = 0, *, inputs: bool = True) -> str | None:
-        """The digest of what `source` gives; None if the data have no such split.
-
-        Args:
-            split, num_images: as of `source`.
-            inputs: whether labels and conditions are part of it.
-        """
-        content = self.sets.content(
-            num_images, inputs, **(self.settings.data | {"split": split})
-        )
-        return content and content.digest
+        return images
 
     def reference(self, name: str, channels: int = 3) -> image_sets.Images | str:
         """The images of a reference, or the digest of a file of statistics.

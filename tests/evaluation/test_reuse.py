@@ -149,6 +149,14 @@ def test_other_images_of_the_same_split_are_measured_anew(run, capsys, metric):
     assert measured(config, run, capsys) == (first, False)
 
 
+def test_a_split_that_is_not_there_is_refused_before_any_work(run):
+    config = config_of("bpd", **own_data(), **{"evaluate.metrics": ("progressive", "bpd")})
+    config.data.holdout = 0
+    with pytest.raises(ValueError, match="^bpd: config.evaluate.split='test', but .*'npz' has no"):
+        ddpm_jax.evaluate(config, run)
+    assert not (run / "evaluations").exists()
+
+
 def test_copies_are_looked_for_among_the_training_images_of_now(run, capsys):
     config = config_of("nearest_pixels", **own_data())
     first, _ = measured(config, run, capsys)
