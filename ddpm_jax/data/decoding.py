@@ -1,12 +1,16 @@
 """The rules by which pictures become uint8 arrays of one size."""
 
+import contextlib
+import os
 import struct
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ddpm_jax.data import arrays
 from ddpm_jax.data import source as source_lib
 from ddpm_jax.data.source import Source, from_array
 from ddpm_jax.errors import UserError, one_line
@@ -14,7 +18,9 @@ from ddpm_jax.runtime import files
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's name of the mode by channels.
 # Pillow's formats of pictures, without PostScript for example, a program that it would run.
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+GET_HEIF = 'pip install "ddpm_jax[heif]"'
+_16_BITS = 65535
 UNREADABLE = (  # What Pillow raises on damaged files.
     OSError, RuntimeError, SyntaxError, EOFError, ValueError, TypeError, LookupError,
     ArithmeticError, MemoryError, struct.error, zlib.error, Image.DecompressionBombError,
@@ -44,15 +50,20 @@ def open_picture(file: Any) -> Image.Image:
     return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
 
 
-def to_array(image: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:
+def to_array(
+    image: Image.Image, shape: tuple[int, int, int], white: int = _16_BITS
+) -> np.ndarray:
     """A Pillow image as uint8 of `shape` (h, w, c), by the rules of `loading.load`.
 
-    A height of 0 keeps its size.
+    Args:
+        image: of any mode.
+        shape: a height of 0 keeps its size.
+        white: the value that becomes 255 where a pixel has more than 8 bits.
     """
     height, width, channels = shape
-    if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion to 8 bits clips.
-        values = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if image.mode.startswith("I"):  # Pillow's own conversion to 8 bits clips.
+        values = np.clip(np.asarray(image).astype(np.int64), 0, white)
+        image = Image.fromarray(((255 * values + white // 2) // white).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         if channels != 4:
@@ -66,17 +77,89 @@ def to_array(image: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:
     return np.asarray(image).reshape(image.height, image.width, channels)
 
 
+@contextlib.contextmanager
+def opened(path: Any) -> Iterator[Image.Image]:
+    """A picture file, opened as `open_picture` does.
+
+    Raises:
+        UNREADABLE: it cannot be opened, or is HEIC and pillow-heif is not installed.
+    """
+    if is_heif(path) and not reads_heif():
+        raise UserError(f"it is HEIC, which needs a package; {GET_HEIF}.")
+    with files.path(path).open("rb") as file:
+        try:
+            image = open_picture(file)
+        except UnidentifiedImageError:
+            file.seek(0)
+            if file.read(4) not in (b"II*\0", b"MM\0*"):
+                raise
+            raise UserError(
+                "it is a TIFF that is damaged or of a kind that Pillow does not know, for example "
+                "of float64 or of colours in 32 bits; save it as a PNG of 8 bits"
+            ) from None
+        with image:
+            yield image
+
+
 def decode(path: Any, shape: tuple[int, int, int]) -> np.ndarray:
     """The first frame of a picture file, uint8 [h, w, c]; a height of 0 keeps its size.
 
     Raises:
-        UNREADABLE: it cannot be read.
+        UNREADABLE: it cannot be read, or nothing says which of its values is white.
     """
-    with files.path(path).open("rb") as file, open_picture(file) as image:
-        # A JPEG far too large is cheaper to decode at 1/2, 1/4 or 1/8 of its size.
-        if shape[0]:
-            image.draft(None, (2 * max(shape[:2]), 2 * max(shape[:2])))
-        return to_array(ImageOps.exif_transpose(image), shape)
+    with opened(path) as image:
+        return first_frame(image, shape)
+
+
+def first_frame(image: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:
+    """As `decode`, of an opened picture."""
+    # A JPEG far too large is cheaper to decode at 1/2, 1/4 or 1/8 of its size.
+    if shape[0]:
+        image.draft(None, (2 * max(shape[:2]), 2 * max(shape[:2])))
+    return to_array(ImageOps.exif_transpose(image), shape, _white(image))
+
+
+def has_later_frames(image: Image.Image) -> bool:
+    """Whether an opened picture has pages or frames after the first."""
+    with contextlib.suppress(*UNREADABLE):  # Those pages are damaged, and not read anyway.
+        # The second picture of an MPO is a preview or a map of depth.
+        return image.format != "MPO" and getattr(image, "is_animated", False)
+    return False
+
+
+def is_heif(path: Any) -> bool:
+    """Whether a file has an extension of HEIC."""
+    return os.fspath(path).lower().endswith((".heic", ".heif", ".hif"))
+
+
+def reads_heif() -> bool:
+    """Whether pillow-heif is installed; if so, Pillow reads HEIC from now on."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
+
+
+def _white(image):
+    """The value of white in the pixels of an opened picture with more than 8 bits each.
+
+    Raises:
+        UserError: they are floats, signed or of 32 bits, whose range no file says.
+    """
+    tags = image.tag_v2 if image.format == "TIFF" else {}
+    signed = 2 in tags.get(339, (1,))
+    if image.mode == "F" or image.mode == "I" and image.format != "PPM" or signed:
+        pixels, x = np.asarray(image), "np.asarray(image)"
+        if pixels.dtype == np.uint8:
+            pixels, x = pixels.view(np.int8), f"{x}.view(np.int8)"
+        words = f"{pixels.dtype}, some of them NaN"
+        if np.isfinite(pixels).all():
+            where, line = arrays.to_uint8_line(pixels, x)
+            words = f"{pixels.dtype} {where}; save Image.fromarray({line})"
+        raise UserError(f"only pixels of 8 or 16 bits have a known range, and these are {words}")
+    return 2 ** tags.get(258, (16,))[0] - 1 if image.mode.startswith("I;16") else _16_BITS
 
 
 def read(path: str, shape: tuple[int, int, int], *, setting: str) -> np.ndarray:

@@ -13,10 +13,11 @@ from ddpm_jax.data import decoding
 from ddpm_jax.data import source as source_lib
 from ddpm_jax.data.request import Request
 from ddpm_jax.data.source import Source
-from ddpm_jax.errors import UserError, one_line
+from ddpm_jax.errors import UserError, one_line, shown
 from ddpm_jax.runtime import files
 
 MAX_UNREADABLE = 0.05  # Share of a folder's files that may be skipped.
+_REASON = 300  # Characters of an error in a message.
 THREADS = min(16, os.cpu_count() or 1)
 
 
@@ -70,8 +71,8 @@ def _class(name):
 
 
 def _escaped(name):
-    """A file's name as part of one line, whatever its bytes are."""
-    return repr(name)[1:-1]
+    """A file's name as part of one line, whatever its bytes are and however many."""
+    return shown(name)[1:-1]
 
 
 def picture_files(folder: str) -> list[str]:
@@ -180,18 +181,18 @@ class _Folder:
         with self.lock:
             if i not in self.unreadable and len(self.unreadable) < 10:
                 logging.warning("Skipping %s: %s", _escaped(self.files[i]), one_line(error))
-            self.unreadable[i] = _escaped(self.files[i])
+            self.unreadable[i] = (_escaped(self.files[i]), one_line(error)[:_REASON])
 
     def check(self):
         """Raises UserError if more files are unreadable than may be."""
         with self.lock:
             bad, total = sorted(self.unreadable.values()), self.total
         if len(bad) > MAX_UNREADABLE * total or len(bad) == len(self.files):
-            more = ["..."] if len(bad) > 3 else []
+            names = [*(name for name, _ in bad[:3]), *(["..."] if len(bad) > 3 else [])]
             raise UserError(
-                f"config.data.dir={self.path!r}: {len(bad)} of {total} files "
+                f"config.data.dir={shown(self.path)}: {len(bad)} of {total} files "
                 f"({len(bad) / total:.0%}) are unreadable, {MAX_UNREADABLE:.0%} may be; "
-                f"mend or remove {', '.join([*bad[:3], *more])}."
+                f"mend or remove {', '.join(names)} (the first: {bad[0][1]})."
             )
 
     def check_sizes(self):

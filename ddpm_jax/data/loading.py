@@ -36,7 +36,8 @@ def load(
     cropped around its centre. Colour becomes grey by ITU-R 601 luma, and grey becomes colour
     by repetition; transparent pictures are laid over white, unless 4 channels (RGBA) are
     wanted. For folders also: EXIF orientation is applied, 16-bit grey is divided by
-    257, and an animation gives its first frame. A set of more than `source.MEMORY_BUDGET`
+    257, pixels of a range that no file says are refused, and an animation gives its first
+    frame. A set of more than `source.MEMORY_BUDGET`
     bytes of decoded images is streamed; any other is decoded once, here.
 
     Args:

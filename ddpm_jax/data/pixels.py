@@ -5,7 +5,10 @@ There is one rule: uint8 v is v / 127.5 - 1, and x is round((x + 1) * 127.5), cl
 
 import numpy as np
 
+from ddpm_jax.data.source import Source, spread
 from ddpm_jax.errors import UserError
+
+_LOOKED_AT = 64  # Images.
 
 
 def to_float(uint8):
@@ -35,3 +38,17 @@ def to_uint8(images) -> np.ndarray:
             "look for the step at which the model or sampler diverged."
         )
     return np.round((images.clip(-1, 1) + 1) * 127.5).astype(np.uint8)
+
+
+def range_warnings(source: Source) -> list[str]:
+    """One line if the pixels of some images of a set span less than a tenth of 0..255."""
+    images = source.read(spread(0, len(source) - 1, _LOOKED_AT))
+    low, high = int(images.min()), int(images.max())
+    if high - low >= 25.5:
+        return []
+    return [
+        f"the pixels of {len(images):,} images of the data lie in {low}..{high}, under a tenth of "
+        "0..255, as those of 12 bits in 16, or of 0..1 in uint8, do; scale the images first, for "
+        f"example np.interp(images, ({low}, {max(high, low + 1)}), (0, 255)).round()"
+        ".astype(np.uint8)."
+    ]

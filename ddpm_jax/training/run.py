@@ -12,7 +12,7 @@ from etils import epath
 
 from ddpm_jax import validation
 from ddpm_jax import config as config_lib
-from ddpm_jax.data import loading
+from ddpm_jax.data import loading, pixels
 from ddpm_jax.data import source as source_lib
 from ddpm_jax.data.source import Source
 from ddpm_jax.diffusion import randomness
@@ -104,7 +104,10 @@ def prepare(config: ml_collections.ConfigDict, workdir: Any, data: Any) -> Run:
         held_out=held_out,
         workdir=workdir,
         config_json=config_json,
-        warnings=(*validation.warnings(config), *memory_check.warnings(need)),
+        warnings=(
+            *validation.warnings(config), *memory_check.warnings(need),
+            *pixels.range_warnings(source),
+        ),
     )
 
 

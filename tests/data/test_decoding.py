@@ -1,13 +1,19 @@
 """Pictures of every kind, mode and size become images; broken ones are named."""
 
+import re
+
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
+import ddpm_jax
 from ddpm_jax import validation
 from ddpm_jax.configs import image_folder
+from ddpm_jax.data import decoding
+from ddpm_jax.errors import UserError
 from broken_pictures import BROKEN, claims, encoded
 from data_sets import everything, folder, refused, write_pictures
+from tiffs import tiff
 
 
 def only(path, **settings):
@@ -147,7 +153,7 @@ def test_a_broken_picture_alone_is_refused(tmp_path, streamed, kind):
 KINDS = [
     ("png", "1", {}), ("png", "L", {}), ("png", "LA", {}), ("png", "P", {}), ("png", "RGBA", {}),
     ("png", "I;16", {}), ("gif", "P", {}), ("gif", "P", {"transparency": 0}), ("jpeg", "L", {}),
-    ("jpeg", "CMYK", {}), ("tiff", "CMYK", {}), ("tiff", "F", {}),
+    ("jpeg", "CMYK", {}), ("tiff", "CMYK", {}),
     ("tiff", "I;16", {}), ("tiff", "RGB", {"compression": "tiff_lzw"}), ("ppm", "RGB", {}),
     ("webp", "RGBA", {}), ("bmp", "P", {}),
 ]
@@ -168,3 +174,95 @@ def test_a_pixel_as_it_is_is_no_image_for_the_network(tmp_path):
     config = image_folder.get_config()
     refused(lambda: validation.check_images(config, folder(tmp_path).image_shape),
             "config.data.image_size=1 ", "--config.data.image_size=16")
+
+
+EVERY_VALUE = np.arange(256).reshape(16, 16)
+
+
+def pixel16(top):
+    return np.round(EVERY_VALUE * (top / 255)).astype(np.uint16)
+
+
+@pytest.mark.parametrize("name, content", [
+    ("a.tif", tiff(EVERY_VALUE.astype(np.uint8))), ("a.tif", tiff(pixel16(65535))),
+    ("a.tif", tiff(pixel16(4095), bits=12)),  # The file says that there are 12.
+    ("a.pgm", b"P5 16 16 4095\n" + pixel16(4095).astype(">u2").tobytes()),
+    ("a.pgm", b"P5 16 16 65535\n" + pixel16(65535).astype(">u2").tobytes()),
+    ("a.pgm", b"P5 16 16 255\n" + EVERY_VALUE.astype(np.uint8).tobytes()),
+])
+def test_pixels_of_a_known_range_are_read_exactly(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    np.testing.assert_array_equal(only(tmp_path, channels=1)[..., 0], EVERY_VALUE)
+
+
+@pytest.mark.parametrize("suffix, mode", [
+    ("tif", "LAB"), ("tif", "YCbCr"), ("tif", "CMYK"), ("webp", "RGB"), ("jp2", "RGB"),
+    ("tif", "RGBA"), ("png", "P"), ("png", "LA"), ("ppm", "L"), ("jp2", "I;16"),
+    ("png", "I;16"), ("tif", "I;16"), ("tif", "I;16B"),
+])
+def test_every_mode_keeps_a_grey_picture_as_it_is(tmp_path, suffix, mode):
+    grey = EVERY_VALUE.astype(np.uint8)
+    if mode.startswith("I"):
+        image = Image.fromarray(pixel16(65535).astype(">u2" if "B" in mode else "<u2"))
+        assert image.mode == mode
+    else:
+        image = Image.fromarray(grey).convert("RGB" if mode in ("LAB", "YCbCr", "CMYK") else "L")
+        image = ImageCms.profileToProfile(
+            image, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"),
+            outputMode="LAB") if mode == "LAB" else image.convert(mode)
+    image.save(tmp_path / f"a.{suffix}", **({"lossless": True} if suffix == "webp" else {}))
+    off = {"LAB": 3, "YCbCr": 1}.get(mode, 0)  # Those two are rounded on the way.
+    for channel in np.moveaxis(only(tmp_path).astype(int), -1, 0):
+        np.testing.assert_allclose(channel, grey, rtol=0, atol=off)
+
+
+UNKNOWN = {  # Pixels whose white no file says, and what they would be in uint8.
+    "float of 0..1": (np.float32(EVERY_VALUE / 255), "float32 in 0..1", EVERY_VALUE),
+    "float of 0..255": (np.float32(EVERY_VALUE), "float32 in 0..255", EVERY_VALUE),
+    "float of -1..1": (np.float32(EVERY_VALUE / 127.5 - 1), "float32 in -1..1", EVERY_VALUE),
+    "heights": (np.float32(EVERY_VALUE * 10), "float32 in 0..2550", EVERY_VALUE),
+    "int32 of 8 bits": (EVERY_VALUE.astype(np.int32), "int32 in 0..255", EVERY_VALUE),
+    "uint32 of 16 bits": (pixel16(65535).astype(np.uint32), "int32 in 0..65535", EVERY_VALUE),
+    "int16": ((EVERY_VALUE * 10 - 1000).astype(np.int16), "int32 in -1000..1550", EVERY_VALUE),
+    "int8": ((EVERY_VALUE - 128).astype(np.int8), "int8 in -128..127", EVERY_VALUE),
+    "NaN": (np.full((16, 16), np.nan, np.float32), "float32, some of them NaN", None),
+}
+
+
+@pytest.mark.parametrize("kind", UNKNOWN)
+def test_pixels_of_an_unknown_range_are_refused_with_their_conversion(tmp_path, kind, streamed):
+    pixels, words, wanted = UNKNOWN[kind]
+    (tmp_path / "a.tiff").write_bytes(tiff(pixels))
+    with pytest.raises(UserError, match=words) as caught:
+        folder(tmp_path, channels=1)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
+    if wanted is not None:
+        line = re.search(r"save (Image.fromarray\(.*\))\)\.$", str(caught.value))[1]
+        with Image.open(tmp_path / "a.tiff") as image:
+            made = eval(line, {"Image": Image, "np": np, "image": image, "ddpm_jax": ddpm_jax})
+        made.save(tmp_path / "a.png")
+        (tmp_path / "a.tiff").unlink()
+        np.testing.assert_array_equal(only(tmp_path, channels=1)[..., 0], wanted)
+
+
+def test_a_few_pictures_of_an_unknown_range_are_named_and_left_out(tmp_path, logged, streamed):
+    write_pictures(tmp_path, 30)
+    (tmp_path / "float.tiff").write_bytes(tiff(np.ones((4, 6), np.float32)))
+    assert everything(folder(tmp_path)).shape[1:] == (4, 6, 3)
+    assert len(logged) == 1 and "Skipping float.tiff: only pixels of 8 or 16 bits" in logged[0]
+    assert "float32 in 1..1; save Image.fromarray(np.round(np.asarray(image) * 255)" in logged[0]
+
+
+@pytest.mark.parametrize("pixels", [
+    np.zeros((4, 6)), np.zeros((4, 6, 3), np.float32), np.zeros((4, 6, 3), np.uint32),
+    np.zeros((4, 6), np.float16),
+])
+def test_tiffs_that_pillow_does_not_know_are_called_such(tmp_path, pixels):
+    (tmp_path / "a.tif").write_bytes(tiff(pixels))
+    refused(lambda: folder(tmp_path), "it is a TIFF that is damaged or of a kind that Pillow")
+
+
+def test_a_named_picture_of_an_unknown_range_is_refused(tmp_path):
+    (tmp_path / "a.tif").write_bytes(tiff(np.ones((4, 6), np.float32)))
+    refused(lambda: decoding.read(str(tmp_path / "a.tif"), (0, 0, 3), setting="config.sample.mask"),
+            "config.sample.mask has .*a.tif', which cannot be read .only pixels of 8 or 16 bits")

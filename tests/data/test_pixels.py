@@ -1,11 +1,19 @@
 """One rule converts pixels between uint8 and floats."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ddpm_jax import config as config_lib
+from ddpm_jax import validation
+from ddpm_jax.configs import digits
 from ddpm_jax.data import pixels
+from ddpm_jax.data.source import from_array
+from ddpm_jax.training import run as run_lib
+from nonzero import TinyNet
 
 ALL = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
 
@@ -41,3 +49,29 @@ def test_rounding_rule():
 def test_nan_is_refused():
     with pytest.raises(ValueError, match="NaN"):
         pixels.to_uint8(np.float32([[[0.0], [np.nan]]]))
+
+
+@pytest.mark.parametrize("low, high, warned", [
+    (0, 15, True), (0, 1, True), (7, 7, True), (200, 225, True), (0, 26, False), (0, 255, False),
+])
+def test_sets_that_span_under_a_tenth_of_the_range_are_warned_of(low, high, warned):
+    images = np.full((1000, 4, 4, 3), low, np.uint8)
+    images[1, 0, 0] = images[-1, 0, 0, 0] = high  # The last image is looked at, that one is not.
+    lines = pixels.range_warnings(from_array(images))
+    assert len(lines) == warned
+    if warned:
+        assert f"64 images of the data lie in {low}..{high}, under a tenth" in lines[0]
+        line = re.search(r"example (np.interp.*)\.$", lines[0])[1]
+        scaled = eval(line, {"np": np, "images": images})
+        assert (scaled.dtype, scaled.min()) == (np.uint8, 0)
+        assert scaled.max() == (255 if high > low else 0)
+
+
+def test_a_run_begins_with_the_warning(monkeypatch):
+    monkeypatch.setattr(validation, "check_images", lambda config, shape: None)
+    monkeypatch.setattr(config_lib, "model", lambda config, channels: TinyNet())
+    bits = np.tile(np.arange(2, dtype=np.uint8), (64, 8, 4))[..., None]
+    run = run_lib.prepare(digits.get_config(), None, bits)
+    assert [line for line in run.warnings if "lie in 0..1, under a tenth" in line]
+    run = run_lib.prepare(digits.get_config(), None, 255 * bits)
+    assert not [line for line in run.warnings if "tenth" in line]
