@@ -6,10 +6,9 @@ import os
 import threading
 
 import numpy as np
-from PIL import Image
 from absl import logging
 
-from ddpm_jax.data import decoding
+from ddpm_jax.data import decoding, picture_files
 from ddpm_jax.data import source as source_lib
 from ddpm_jax.data.request import Request
 from ddpm_jax.data.source import Source
@@ -18,6 +17,7 @@ from ddpm_jax.runtime import files
 
 MAX_UNREADABLE = 0.05  # Share of a folder's files that may be skipped.
 _REASON = 300  # Characters of an error in a message.
+_LOOKED_AT = 100  # Files of a streamed folder whose pages are looked for at the start.
 THREADS = min(16, os.cpu_count() or 1)
 
 
@@ -36,11 +36,19 @@ def load(request: Request) -> Source | None:
             f"config.data.dir={data_dir!r}: not a folder; write --config.data.dir=PATH, "
             "the folder that holds the pictures."
         )
-    names = picture_files(data_dir)
+    found = picture_files.find(data_dir)
+    names = found.names
     if not names:
+        only = f", only {found.left_out}" if found.left_out else ""
         raise UserError(
-            f"config.data.dir={data_dir!r}: no pictures there or below; write "
-            "--config.data.dir=PATH, a folder with .png, .jpg or other picture files."
+            f"config.data.dir={shown(data_dir)}: no pictures there or below{only}; write "
+            "--config.data.dir=PATH, a folder with .png, .jpg or other picture files "
+            f"({', '.join(decoding.FORMATS)})."
+        )
+    if found.left_out and request.split == "train":
+        logging.warning(
+            "config.data.dir=%s: %d pictures are read; left out are %s.",
+            shown(data_dir), len(names), found.left_out,
         )
     classes = sorted(_classes(data_dir, names)) if request.labels else []
     chosen = [names[i] for i in request.part(len(names))]
@@ -75,54 +83,6 @@ def _escaped(name):
     return shown(name)[1:-1]
 
 
-def picture_files(folder: str) -> list[str]:
-    """The relative paths, sorted, of the files below a folder with the extension of a picture.
-
-    Links are followed, unless they lead back to a folder on the way to them; hidden files and
-    folders are left out.
-
-    Raises:
-        UserError: a folder cannot be listed.
-    """
-    Image.init()
-    known = {e for e, form in Image.registered_extensions().items() if form in decoding.FORMATS}
-    names = _in_store(folder) if files.in_store(folder) else _on_disk(folder)
-    return sorted(name for name in names if os.path.splitext(name)[1].lower() in known)
-
-
-def _in_store(folder):
-    """The files below a folder of a store."""
-    top = None
-    for root, folders, names in files.path(folder).walk():
-        top = top or root  # The folder as its file system spells it, perhaps without gs://.
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if not name.startswith("."):
-                yield (root.relative_to(top) / name).as_posix()
-
-
-def _on_disk(folder):
-    """The files below a folder."""
-    left = [(folder, "", {os.path.realpath(folder)})]
-    try:
-        while left:
-            path, prefix, above = left.pop()
-            for entry in os.scandir(path):
-                linked = entry.is_symlink()
-                if entry.name.startswith("."):
-                    continue
-                if os.path.isdir(entry.path) if linked else entry.is_dir():
-                    if (real := os.path.realpath(entry.path)) not in above:
-                        left.append((entry.path, f"{prefix}{entry.name}/", {real, *above}))
-                elif linked or entry.is_file():  # Opening a pipe would block.
-                    yield prefix + entry.name
-    except OSError as error:
-        raise UserError(
-            f"config.data.dir={str(folder)!r}: {error.filename!r} cannot be listed "
-            f"({error.strerror}); give yourself the right to read it, or name another folder."
-        ) from None
-
-
 class _Folder:
     """Picture files decoded one by one, with a record of those that cannot be decoded.
 
@@ -139,6 +99,7 @@ class _Folder:
         self.folder = files.path(path)
         self.total, self.classes = total, classes
         self.unreadable, self.lock = {}, threading.Lock()
+        self.several = set()  # Files with later pages or frames.
         self.shape = None
         self.shape = self.nearest(0).shape
 
@@ -147,7 +108,9 @@ class _Folder:
         if i in self.unreadable:
             return None
         try:
-            image = decoding.decode(self.folder / self.files[i], self.want)
+            with decoding.opened(self.folder / self.files[i]) as picture:
+                image = decoding.first_frame(picture, self.want)
+                self.look_for_pages(i, picture)
         except decoding.UNREADABLE as error:
             self.skip(i, error)
             return None
@@ -200,12 +163,25 @@ class _Folder:
         for i, file in enumerate(self.files):
             size = self.shape[:2]
             with contextlib.suppress(*decoding.UNREADABLE):
-                with (self.folder / file).open("rb") as opened, decoding.open_picture(
-                    opened
-                ) as image:
+                with decoding.opened(self.folder / file) as image:
                     size = (image.height, image.width)
             if sorted(size) != sorted(self.shape[:2]):  # In either order: EXIF may turn it.
                 self.refuse_size(i, *size)
+
+    def look_for_pages(self, i, picture):
+        """Notes whether file i, opened as a picture, has later pages or frames."""
+        if decoding.has_later_frames(picture):
+            with self.lock:
+                self.several.add(i)
+
+    def say_pages(self, among=""):
+        """Logs how many files of each kind have later pages or frames."""
+        if self.several:
+            logging.warning(
+                "config.data.dir=%s: only the first page or frame is read of %s%s; save the others "
+                "as files of their own to train on them.", shown(self.path),
+                picture_files.counts(self.files[i] for i in sorted(self.several)), among,
+            )
 
     def refuse_size(self, i, height, width):
         raise UserError(
@@ -229,6 +205,7 @@ class _Folder:
         if len(self.unreadable) > 10:
             logging.warning("Skipped %d files in all.", len(self.unreadable))
         self.check()
+        self.say_pages()
         return self.labelled(source_lib.from_array(images if kept.all() else images[kept]), kept)
 
     def streamed(self):
@@ -236,4 +213,10 @@ class _Folder:
         def read(indices):
             return np.stack([self.nearest(int(i)) for i in indices])
 
+        looked_at = source_lib.spread(0, len(self.files) - 1, _LOOKED_AT)
+        for i in looked_at:
+            with contextlib.suppress(*decoding.UNREADABLE):
+                with decoding.opened(self.folder / self.files[i]) as picture:
+                    self.look_for_pages(int(i), picture)
+        self.say_pages(f" (of {len(looked_at):,} files looked at)")
         return self.labelled(Source(len(self.files), self.shape, read))
