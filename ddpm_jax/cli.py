@@ -216,7 +216,7 @@ def _run(argv):
 
 @contextlib.contextmanager
 def exits(workdir: str | None) -> Iterator[None]:
-    """Ends the process with one line on a user's mistake, a full disk or Ctrl-C inside.
+    """Ends the process with one line on a user's mistake, a lack of room or Ctrl-C inside.
 
     Any other error keeps its traceback.
 
@@ -232,6 +232,13 @@ def exits(workdir: str | None) -> Iterator[None]:
             raise
         _exit(f"{error}: --workdir={workdir} cannot be written to any more; make room, and start "
               "the same command again.")
+    except Exception as error:
+        from ddpm_jax.runtime import memory
+
+        if not memory.is_exhausted(error):
+            raise
+        _exit(f"{memory.shortage(error)}; lower config.train.batch_size, config.sample.batch_size "
+              "or config.evaluate.batch_size, whichever this mode reads.")
     except KeyboardInterrupt:
         print("interrupted; the same command continues from the newest checkpoint", flush=True)
         os._exit(130)  # A normal exit would wait for a checkpoint that is being written.

@@ -71,7 +71,7 @@ def model(config: ml_collections.ConfigDict, channels: int) -> unet.UNet:
     settings = config.model.to_dict()
     errors.check_known("config.model.dtype", settings["dtype"], DTYPES)
     data = config.data
-    return unet.UNet(**(settings | {
+    fields = settings | {
         "num_classes": data.num_classes if data.labels else 0,
         "condition_channels": data.condition_channels if data.condition else 0,
         "channel_multipliers": tuple(settings["channel_multipliers"]),
@@ -79,7 +79,9 @@ def model(config: ml_collections.ConfigDict, channels: int) -> unet.UNet:
         "num_groups": settings["num_groups"] or None,
         "out_channels": parameterization(config).out_channels(channels),
         "dtype": jnp.dtype(settings["dtype"]),
-    }))
+    }
+    with errors.as_settings("model"):
+        return unet.UNet(**fields)
 
 
 def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
@@ -113,7 +115,8 @@ def data_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
 def read_sampling(config: ml_collections.ConfigDict) -> settings_lib.Settings:
     """The settings of `config.sample`, unchecked."""
     names = (field.name for field in dataclasses.fields(settings_lib.Settings))
-    return settings_lib.Settings(**{name: config.sample[name] for name in names})
+    with errors.as_settings("sample"):
+        return settings_lib.Settings(**{name: config.sample[name] for name in names})
 
 
 def sampling_settings(config: ml_collections.ConfigDict) -> settings_lib.Settings:

@@ -1,6 +1,7 @@
 """Errors that the command line prints as one line; every room may raise them."""
 
 import contextlib
+import math
 import operator
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
@@ -110,9 +111,18 @@ def as_settings(group: str, **others: str) -> contextlib.AbstractContextManager[
     return renamed(setting_of)
 
 
+def named_as(**settings: str) -> contextlib.AbstractContextManager[None]:
+    """Names these fields alone, of any `UserError` raised inside, as settings of a config.
+
+    Args:
+        **settings: for example batch_size="sample.batch_size".
+    """
+    return renamed(lambda field: f"config.{settings[field]}" if field in settings else field)
+
+
 def check_known(field: str, value: Any, known: Collection[Any]) -> None:
     """Raises UserError unless the value of this field is one of `known`."""
-    if value not in known:
+    if not any(isinstance(value, type(each)) and value == each for each in known):
         raise UserError(f"is not known; use one of {', '.join(known)}.", field=field, value=value)
 
 
@@ -164,8 +174,7 @@ def whole_numbers(
     Raises:
         UserError: this is no list, or the first entry that is wrong, named "field[3]".
     """
-    is_list = isinstance(values, Iterable) and getattr(values, "ndim", 1) == 1
-    if not is_list or isinstance(values, (str, bytes, Mapping)):
+    if not _is_list(values):
         raise UserError(
             "must be a list of whole numbers", field=field, value=values,
             instead={field: [_nearest(_as_whole(values), low, high)]},
@@ -173,6 +182,53 @@ def whole_numbers(
     return tuple(
         whole_number(f"{field}[{i}]", value, low=low, high=high) for i, value in enumerate(values)
     )
+
+
+def number(field: str, value: Any) -> float:
+    """The value of this field, if it is a finite number; that of a scalar array as Python's.
+
+    Raises:
+        UserError: it is not.
+    """
+    try:
+        scalar = value.item() if getattr(value, "ndim", None) == 0 else value
+        if isinstance(scalar, (int, float)) and not isinstance(scalar, bool):
+            if math.isfinite(scalar):
+                return scalar
+    except (TypeError, NotImplementedError, OverflowError):  # As in `_as_whole`; a huge int.
+        pass
+    raise UserError("must be a finite number, for example 0.5.", field=field, value=value)
+
+
+def numbers(field: str, values: Any) -> tuple[float, ...]:
+    """The values of a list, each checked as by `number`.
+
+    Raises:
+        UserError: this is no list, or the first entry that is wrong, named "field[3]".
+    """
+    if not _is_list(values):
+        raise UserError(
+            "must be a list of numbers", field=field, value=values, instead={field: [0.5]}
+        )
+    return tuple(number(f"{field}[{i}]", value) for i, value in enumerate(values))
+
+
+def _is_list(values: Any) -> bool:
+    text = isinstance(values, (str, bytes, Mapping))
+    return isinstance(values, Iterable) and getattr(values, "ndim", 1) == 1 and not text
+
+
+def flag(field: str, value: Any) -> bool:
+    """The value of this field as a bool, if it is True, False, 1 or 0.
+
+    Raises:
+        UserError: it is not.
+    """
+    if getattr(value, "ndim", None) == 0:
+        value = value.item()
+    if not isinstance(value, int) or value not in (0, 1):
+        raise UserError("must be True or False", field=field, value=value, instead={field: True})
+    return bool(value)
 
 
 def _as_whole(value: Any) -> int | None:

@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+import exhausting
 from ddpm_jax import cli, errors
 
 
@@ -39,3 +40,12 @@ def test_a_full_device_is_an_error_of_the_device(capsys):
     with pytest.raises(SystemExit), cli.exits("runs/x"), open("/dev/full", "w") as file:
         file.write("x")
     assert "No space left on device" in capsys.readouterr().err
+
+
+def test_a_device_without_memory_is_one_line(capsys):
+    with pytest.raises(SystemExit) as stopped, cli.exits("runs/x"):
+        exhausting.run_out()
+    [line] = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2
+    assert "where 1,024.00 GiB was asked for and each device has " in line
+    assert "lower config.train.batch_size, config.sample.batch_size or" in line

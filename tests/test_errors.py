@@ -146,3 +146,39 @@ def test_pixels_in_0_to_255_are_told_from_floats_by_their_type():
     for array in (np.zeros(3, np.uint8), jnp.zeros(3, jnp.int32), np.zeros(3, bool)):
         with pytest.raises(UserError, match=r"y=<.* must be float in .*data.to_float\(y\)"):
             errors.check_floats(x=np.zeros(3), y=array)
+
+
+def test_a_field_alone_is_named_as_a_setting():
+    error = UserError("is odd", field="batch_size", value=7, instead={"batch_size": 8})
+    assert shown(error, errors.named_as(batch_size="sample.batch_size")) == (
+        "config.sample.batch_size=7 is odd; write --config.sample.batch_size=8."
+    )
+    other = UserError("is odd.", field="n", value=7)
+    assert shown(other, errors.named_as(batch_size="sample.batch_size")) == "n=7 is odd."
+
+
+@pytest.mark.parametrize("value, read", [
+    (2, 2), (0.5, 0.5), (np.float32(0.5), 0.5), (jnp.float32(0.5), 0.5), (np.array(2), 2),
+])
+def test_numbers_become_those_of_python(value, read):
+    number = errors.number("eta", value)
+    assert type(number) is type(read) and number == read
+
+
+@pytest.mark.parametrize("value", [
+    float("nan"), float("inf"), True, np.True_, "2", None, [1.0], 1j, 10**400, jax.random.key(0),
+])
+def test_what_is_no_number_is_refused(value):
+    with pytest.raises(UserError, match="^eta=.* must be a finite number, for example 0.5.$"):
+        errors.number("eta", value)
+    with pytest.raises(UserError, match=r"^eta\[1\]=.* must be a finite number"):
+        errors.numbers("eta", (0, value))
+
+
+def test_flags():
+    for value in (True, 1, np.True_, jnp.array(True)):
+        assert errors.flag("clip", value) is True
+    assert errors.flag("clip", 0) is False
+    for value in (2, "True", None, 0.5, [], np.ones(2)):
+        with pytest.raises(UserError, match="^clip=.* must be True or False; write clip=True.$"):
+            errors.flag("clip", value)

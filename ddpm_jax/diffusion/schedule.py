@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 
+from ddpm_jax import errors
 from ddpm_jax.errors import UserError, check_known
 
 
@@ -82,7 +83,13 @@ def from_betas(beta: np.ndarray | Sequence[float]) -> Schedule:
     Raises:
         UserError: beta is empty, not one-dimensional, or leaves that range.
     """
-    beta = np.asarray(beta, np.float64)
+    try:
+        beta = np.asarray(beta, np.float64)
+    except (TypeError, ValueError):  # No numbers, or lists of different lengths.
+        raise UserError(
+            "must be a list of numbers", field="beta", value=beta,
+            instead={"beta": [0.1, 0.2, 0.5]},
+        ) from None
     if beta.ndim != 1 or beta.size == 0:
         raise UserError(
             f"beta has shape {beta.shape}; write a one-dimensional array of T >= 1 variances, "
@@ -119,7 +126,7 @@ def linear(num_timesteps: int = 1000, start: float = 1e-4, end: float = 0.02) ->
     `start` and `end` are the betas whatever T is. "linear" of improved-diffusion is
     `rescaled_linear`; with 1000 steps the two are the same.
     """
-    _check(num_timesteps, start=start, end=end, last="end")
+    num_timesteps = _check(num_timesteps, start=start, end=end, last="end")
     return from_betas(np.linspace(start, end, num_timesteps))
 
 
@@ -132,7 +139,7 @@ def rescaled_linear(num_timesteps: int = 1000, start: float = 1e-4, end: float =
     Raises:
         UserError: T is so small that a beta would leave (0, 1).
     """
-    _check(num_timesteps, start=start, end=end, last="end")
+    num_timesteps = _check(num_timesteps, start=start, end=end, last="end")
     scale = 1000 / num_timesteps
     if scale * start >= 1 or scale * end > 1:
         raise UserError(
@@ -148,19 +155,19 @@ def quadratic(num_timesteps: int = 1000, start: float = 1e-4, end: float = 0.02)
 
     diffusers calls it "scaled_linear".
     """
-    _check(num_timesteps, start=start, end=end, last="end")
+    num_timesteps = _check(num_timesteps, start=start, end=end, last="end")
     return from_betas(np.linspace(start**0.5, end**0.5, num_timesteps) ** 2)
 
 
 def constant(num_timesteps: int = 1000, beta: float = 0.02) -> Schedule:
     """The same beta at every step (`const` in the authors' code)."""
-    _check(num_timesteps, beta=beta)
+    num_timesteps = _check(num_timesteps, beta=beta)
     return from_betas(np.full(num_timesteps, beta))
 
 
 def jsd(num_timesteps: int = 1000) -> Schedule:
     """beta = 1/T, 1/(T-1), ..., 1 (Sohl-Dickstein et al. 2015); x_T keeps nothing of x_0."""
-    _check(num_timesteps)
+    num_timesteps = _check(num_timesteps)
     return from_betas(1.0 / np.arange(num_timesteps, 0, -1))
 
 
@@ -171,8 +178,13 @@ def warmup(
 
     `warmup10` and `warmup50` of the authors' code are fractions 0.1 and 0.5.
     """
-    _check(num_timesteps, start=start, end=end)
+    num_timesteps = _check(num_timesteps, start=start, end=end)
     beta = np.full(num_timesteps, end)
+    fraction = errors.number("fraction", fraction)
+    if not 0 <= fraction <= 1:
+        raise UserError(
+            "must lie in 0..1", field="fraction", value=fraction, instead={"fraction": 0.1}
+        )
     ramp = int(num_timesteps * fraction)
     beta[:ramp] = np.linspace(start, end, ramp)
     return from_betas(beta)
@@ -196,6 +208,9 @@ def sigmoid(
     Jabri, Fleet and Chen 2022 (Algorithm 1); for images larger than 64x64. "sigmoid" of DDIM's
     code and of diffusers is another: there the betas follow a sigmoid. Pass those to `from_betas`.
     """
+    start, end = errors.number("start", start), errors.number("end", end)
+    tau = errors.number("tau", tau)
+
     def logistic(x):
         return 1 / (1 + np.exp(-x / tau))
 
@@ -208,25 +223,31 @@ def sigmoid(
 
 
 def _from_alpha_bar(alpha_bar, num_timesteps: int) -> Schedule:
-    _check(num_timesteps)
+    num_timesteps = _check(num_timesteps)
     u = np.arange(num_timesteps + 1) / num_timesteps
     return from_betas(np.minimum(1 - alpha_bar(u[1:]) / alpha_bar(u[:-1]), 0.999))
 
 
-def _check(num_timesteps: int, *, last: str = "", **betas: float) -> None:
-    """Raises UserError where these make no schedule; only the beta named `last` may be 1."""
+def _check(num_timesteps: Any, *, last: str = "", **betas: Any) -> int:
+    """T, checked; raises UserError where these make no schedule.
+
+    Only the beta named `last` may be 1.
+    """
+    num_timesteps = errors.whole_number("num_timesteps", num_timesteps)
     if num_timesteps < 1:
         raise UserError(
             "must be at least 1", field="num_timesteps", value=num_timesteps,
             instead={"num_timesteps": 1000},
         )
     for field, beta in betas.items():
+        beta = errors.number(field, beta)
         may_be_1 = field == last or num_timesteps == 1
         if not 0 < beta <= 1 or (beta == 1 and not may_be_1):
             raise UserError(
                 f"must lie in (0, 1{']' if may_be_1 else ')'}", field=field, value=beta,
                 instead={field: 1e-4 if field == "start" else 0.02},
             )
+    return num_timesteps
 
 
 NAMED = {
@@ -266,6 +287,8 @@ def respace(schedule: Schedule, timesteps: Sequence[int] | np.ndarray) -> Schedu
         UserError: `timesteps` is empty, leaves 0..T-1, or does not increase.
     """
     timesteps = np.asarray(timesteps)
+    if timesteps.ndim != 1 or not np.issubdtype(timesteps.dtype, np.integer):
+        timesteps = np.array(errors.whole_numbers("timesteps", timesteps), np.int64)
     inside = timesteps.size and 0 <= timesteps[0] and timesteps[-1] < schedule.num_timesteps
     if not inside or np.any(np.diff(timesteps) <= 0):
         num_timesteps = schedule.num_timesteps

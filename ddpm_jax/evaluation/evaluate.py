@@ -21,7 +21,7 @@ import ml_collections
 from etils import epath
 
 from ddpm_jax import config as config_lib
-from ddpm_jax import validation
+from ddpm_jax import errors, validation
 from ddpm_jax.errors import UserError, located
 from ddpm_jax.evaluation import catalogue, identity, image_sets, inception_features
 from ddpm_jax.evaluation import job as job_lib
@@ -233,7 +233,8 @@ def _measure(job, workdir, metric, reference, protocol) -> dict[str, Any]:
     began = time.perf_counter()
     folder = job.folder / f"{metric}-{job_lib.key(protocol)}"
     arguments = (job, folder) if reference is None else (job, folder, reference)
-    values = catalogue.metric(metric, job.settings).measure(*arguments)
+    with errors.named_as(batch_size="evaluate.batch_size"):
+        values = catalogue.metric(metric, job.settings).measure(*arguments)
     if catalogue.protocol(job, metric, reference) != protocol:
         raise UserError("the data have changed while they were measured; start again.")
     row = {

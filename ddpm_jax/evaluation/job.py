@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from ddpm_jax import errors
 from ddpm_jax.data import pixels
 from ddpm_jax.data import source as source_lib
 from ddpm_jax.diffusion import randomness
@@ -179,16 +180,17 @@ class Job:
         if done >= settings.num_samples:
             return
         rngs = randomness.image_keys(self.rng(randomness.SAMPLES), jnp.arange(settings.num_samples))
-        for batch in sample_lib.stream(
-            self.trained, rngs, settings.sampler, **self.model_kwargs(settings.num_samples),
-            batch_size=settings.sample_batch_size, progress=self.progress, done=done,
-        ):
-            uint8 = pixels.to_uint8(batch)  # It refuses NaN.
-            unrounded = np.clip((batch + 1) * 127.5, 0, 255)
-            batch = uint8 if settings.rounding else unrounded
-            partial_results.keep(folder, done, {"arr_0": batch})
-            done += len(batch)
-            yield batch
+        with errors.named_as(batch_size="sample.batch_size"):
+            for batch in sample_lib.stream(
+                self.trained, rngs, settings.sampler, **self.model_kwargs(settings.num_samples),
+                batch_size=settings.sample_batch_size, progress=self.progress, done=done,
+            ):
+                uint8 = pixels.to_uint8(batch)  # It refuses NaN.
+                unrounded = np.clip((batch + 1) * 127.5, 0, 255)
+                batch = uint8 if settings.rounding else unrounded
+                partial_results.keep(folder, done, {"arr_0": batch})
+                done += len(batch)
+                yield batch
 
     @functools.cached_property
     def sample_features(self) -> inception_features.SampleFeatures:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from ddpm_jax import errors
 from ddpm_jax.data import pixels
 from ddpm_jax.diffusion import randomness, variational_bound
 from ddpm_jax.errors import UserError
@@ -104,7 +105,8 @@ def error_of_mean_draw(job: Job, folder: epath.Path) -> dict[str, Any]:
         **{name: np.repeat(x, num_draws, axis=0) for name, x in model_kwargs.items()},
         batch_size=job.settings.sample_batch_size, progress=job.progress,
     )
-    draws = np.concatenate([pixels.to_uint8(batch) for batch in batches])
+    with errors.named_as(batch_size="sample.batch_size"):
+        draws = np.concatenate([pixels.to_uint8(batch) for batch in batches])
     draws = draws.reshape(n, num_draws, *draws.shape[1:])
     summary = conditional_draws.summarize(draws, truth)
     shown = np.arange(min(n, _SHOWN))

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import tqdm
 
+from ddpm_jax import errors
 from ddpm_jax.network.trained import Trained
 from ddpm_jax.runtime import memory, parallel
 
@@ -61,8 +62,13 @@ def batch_size(
     Args:
         trained: what the chain runs.
         n: number of images.
-        wanted: images per batch; None is what fits, at most `most` per device.
+        wanted: images per batch; None or 0 is what fits, at most `most` per device.
+
+    Raises:
+        UserError: `wanted` is no whole number, or negative.
     """
+    if wanted is not None:
+        wanted = errors.whole_number("batch_size", wanted, low=0)
     num_devices, num_cores = jax.device_count(), cores()
     fits = wanted if wanted else num_devices * min(most, images_that_fit(trained))
     num_batches = -(-n // max(fits, 1))
@@ -104,18 +110,21 @@ def run(
         num_steps: steps of the chain, for the bar.
         progress: show a bar, in the first process; the chain moves it through `on_step`.
         done: images to leave out.
+
+    Raises:
+        UserError: a device has not enough memory for a batch.
     """
     starts, shown = range(done, n, batch), progress and parallel.is_first()
+    fewer = batch // 2 // jax.device_count() * jax.device_count()
+    smaller = {"batch_size": fewer} if fewer else {}
     workers = [futures.ThreadPoolExecutor(1) for _ in range(num_parts(batch))]
     try:
         with tqdm.tqdm(total=len(starts) * num_steps, unit="step", disable=not shown) as bar:
             for start in starts:
                 places = np.minimum(np.arange(start, start + batch), n - 1)
-                parts = [
-                    parallel.shard(inputs(part))
-                    for part in np.split(parallel.share(places), len(workers))
-                ]
-                with RUNNING_BAR.moves(bar):
+                parts = np.split(parallel.share(places), len(workers))
+                with RUNNING_BAR.moves(bar), memory.explained("batch_size", batch, smaller):
+                    parts = [parallel.shard(inputs(part)) for part in parts]
                     outputs = jax.device_get(_outputs(chain, fixed, parts, workers))
                     jax.effects_barrier()
                 if not _reports():

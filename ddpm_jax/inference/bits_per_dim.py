@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from ddpm_jax import errors
 from ddpm_jax.data import pixels
 from ddpm_jax.data import source as source_lib
 from ddpm_jax.diffusion import ode_likelihood, process, randomness, variational_bound
@@ -12,6 +13,7 @@ from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.diffusion.variational_bound import Terms
 from ddpm_jax.errors import UserError
 from ddpm_jax.inference import batched_map, conditions
+from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.network.trained import Trained
 from ddpm_jax.runtime import parallel, partial_results
 
@@ -50,6 +52,7 @@ def bits_per_dim(
         ValueError: the images are not uint8 or have another shape than the model's, or the model
             does not take these labels or this condition.
     """
+    trained_lib.check(trained)
     source = source_lib.from_array(images)
     no_class = getattr(trained.model, "num_classes", 0) or None
     model_kwargs = conditions.checked(
@@ -89,6 +92,7 @@ def terms(
 
 
 def _terms(trained, rng, source, read_kwargs, *, clip, batch_size, progress, folder):
+    clip, progress = errors.flag("clip", clip), errors.flag("progress", progress)
     chain = _pmap_terms(*_static(trained), clip, progress)
     return _each_image(
         trained, rng, source, read_kwargs, chain, Terms, num_steps=trained.schedule.num_timesteps,
@@ -118,6 +122,9 @@ def ode_bits_per_dim(
     Returns:
         float32 [n].
     """
+    num_steps = errors.whole_number("num_steps", num_steps, low=1)
+    num_probes = errors.whole_number("num_probes", num_probes, low=1)
+    progress = errors.flag("progress", progress)
     chain = _pmap_ode(*_static(trained), num_steps, num_probes, progress)
     return _each_image(
         trained, rng, source, source.model_kwargs, chain, dict, num_steps=num_steps,
@@ -127,6 +134,7 @@ def ode_bits_per_dim(
 
 def _static(trained):
     """(model, diffusion, schedule as bytes): hashable, and equal for all checkpoints of a run."""
+    trained_lib.check(trained)
     beta, timesteps = trained.schedule.beta, trained.schedule.timesteps
     return trained.model, trained.diffusion, (
         np.asarray(beta, np.float64).tobytes(), np.asarray(timesteps, np.int32).tobytes()

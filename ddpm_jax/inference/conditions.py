@@ -72,7 +72,12 @@ def checked(
 
 
 def _labels(labels, n, num_classes):
-    labels = np.asarray(labels)
+    try:
+        labels = np.asarray(labels)
+    except ValueError:  # Lists of different lengths.
+        labels = np.asarray(labels, object)
+    if np.issubdtype(labels.dtype, np.floating) and np.all(labels == np.floor(labels)):
+        labels = labels.astype(np.int64)
     whole = np.issubdtype(labels.dtype, np.integer) and labels.shape in ((), (n,))
     if not whole or labels.min() < 0 or labels.max() > num_classes:
         raise UserError(
@@ -101,7 +106,7 @@ def _condition(condition, n, shape):
 
 
 def _shown(labels):
-    text = str(np.asarray(labels).tolist())
+    text = str(labels.tolist() if hasattr(labels, "tolist") else labels)
     return text if len(text) < 40 else text[:36] + "...]"
 
 

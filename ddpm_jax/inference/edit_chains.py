@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax import errors
 from ddpm_jax.diffusion import process, randomness
 from ddpm_jax.diffusion.schedule import Schedule
 from ddpm_jax.errors import UserError
@@ -22,6 +23,7 @@ from ddpm_jax.network.trained import Trained
 from ddpm_jax.runtime import parallel
 from ddpm_jax.samplers import inpainting, reverse_chain
 from ddpm_jax.samplers import ddim as ddim_lib
+from ddpm_jax.samplers import settings as settings_lib
 from ddpm_jax.samplers.settings import Settings
 
 
@@ -112,6 +114,8 @@ def run(
         ValueError: the settings are a solver's, the model is conditional, or its parameters do
             not fit.
     """
+    trained_lib.check(trained)
+    progress = errors.flag("progress", progress)
     steps = step_chain(settings, trained.schedule)
     model = trained.model
     if getattr(model, "num_classes", 0) or getattr(model, "condition_channels", 0):
@@ -151,6 +155,7 @@ def step_chain(settings: Settings, schedule: Schedule) -> reverse_chain.StepChai
     Raises:
         ValueError: the settings are wrong, those of a solver, or guided.
     """
+    settings_lib.check_is_settings(settings)
     settings.check()
     if not settings.by_grid:
         raise UserError(

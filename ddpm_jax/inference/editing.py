@@ -14,12 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax import errors
 from ddpm_jax.diffusion import randomness
 from ddpm_jax.errors import UserError
 from ddpm_jax.inference import edit_chains
+from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.network.trained import Trained
 from ddpm_jax.samplers import inpainting
 from ddpm_jax.samplers import ddim as ddim_lib
+from ddpm_jax.samplers import settings as settings_lib
 from ddpm_jax.samplers.settings import Settings
 
 LAM = tuple(k / 10 for k in range(11))  # From one picture to the other (the paper's Fig. 8).
@@ -44,7 +47,7 @@ def diffuse(
     Raises:
         ValueError: images have another shape or type, or t leaves 0..T.
     """
-    images = _checked(trained, images)
+    images, t = _checked(trained, images), errors.whole_numbers("t", t)
     starts = np.array([_start(trained.schedule, noisings) for noisings in t], np.int32)
     n, rows = len(images), len(starts)
     return np.asarray(jax.jit(edit_chains.noised)(
@@ -91,7 +94,8 @@ def interpolate(
     if len(a) != len(b):
         raise UserError(f"a has {len(a)} images and b {len(b)}; give as many of both, in pairs.")
     chain = edit_chains.step_chain(settings, trained.schedule).schedule
-    t = (trained.schedule.num_timesteps // 2,) if t is None else t
+    t = (trained.schedule.num_timesteps // 2,) if t is None else errors.whole_numbers("t", t)
+    lam = errors.numbers("lam", lam)
     starts = [_start(chain, noisings, trained.schedule) for noisings in t]
     n, shape = len(a), (len(a), len(starts), len(lam))
     pair, start, weight = (
@@ -147,6 +151,8 @@ def noising_steps(trained: Trained, strength: float) -> int:
     Raises:
         ValueError: it leaves 0..1.
     """
+    trained_lib.check(trained)
+    strength = errors.number("strength", strength)
     if not 0 <= strength <= 1:
         raise UserError(
             "must lie in 0..1", field="strength", value=strength, instead={"strength": 0.5}
@@ -156,6 +162,8 @@ def noising_steps(trained: Trained, strength: float) -> int:
 
 def prior(trained: Trained, rng: Any, n: int) -> np.ndarray:
     """The x_T [n, h, w, c] from which `sample(trained, rng, n)` starts."""
+    trained_lib.check(trained)
+    n = errors.whole_number("n", n, low=1)
     return np.asarray(randomness.standard_normal(
         randomness.fold_each(_keys(rng, n), randomness.X_T), trained.image_shape
     ))
@@ -252,6 +260,8 @@ def slerp(
     Raises:
         ValueError: as `decode` does.
     """
+    trained_lib.check(trained)
+    lam = errors.numbers("lam", lam)
     shape = (len(x_T), len(lam), *trained.image_shape)
     ends = (np.repeat(_checked(trained, x, "x_T"), len(lam), axis=0) for x in (x_T, y_T))
     between = ddim_lib.slerp(*ends, jnp.tile(jnp.float32(lam), len(x_T)))
@@ -320,6 +330,7 @@ def colourise(
     Raises:
         ValueError: the model is grey, or as `inpaint` does.
     """
+    trained_lib.check(trained)
     if trained.image_shape[-1] != 3:
         raise UserError(
             f"colourise needs a model of 3 channels, and this one has {trained.image_shape[-1]}; "
@@ -341,10 +352,12 @@ def _hold(trained, rng, arrays, settings, jump_length, resamplings, options):
 
 def _leaving_x_0(settings: Settings) -> Settings:
     """The settings without clipping or thresholds, which an inversion cannot undo."""
+    settings_lib.check_is_settings(settings)
     return dataclasses.replace(settings, clip=False, dynamic_threshold=0.0, rederive_eps=True)
 
 
 def _check_deterministic(settings: Settings) -> None:
+    settings_lib.check_is_settings(settings)
     if settings.sampler != "ddim" or settings.eta:
         raise UserError(
             f"sampler={settings.sampler!r} with eta={settings.eta} does not lead from x_0 to x_T "
@@ -369,6 +382,7 @@ def _keys(rng, n):
 
 def _checked(trained, images, name="images"):
     """The images as float32, if they have the model's shape."""
+    trained_lib.check(trained)
     images = np.asarray(images)
     wanted = list(trained.image_shape)
     given = f"{name} are {images.dtype} {list(images.shape)}"

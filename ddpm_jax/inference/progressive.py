@@ -7,8 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax import errors
 from ddpm_jax.data.source import spread
 from ddpm_jax.diffusion import process, randomness
+from ddpm_jax.errors import UserError
+from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.network.trained import Trained, denoise_fn
 from ddpm_jax.samplers import reverse_chain
 
@@ -29,6 +32,11 @@ def generate(
         x_t and x_0, float32 [frames, n, h, w, c], from T - 1 to 0. The last x_0 is the sample,
         where the network predicts eps, x_0 or v.
     """
+    trained_lib.check(trained)
+    n, num_frames = (
+        errors.whole_number(field, value, low=1)
+        for field, value in (("n", n), ("num_frames", num_frames))
+    )
     at = spread(trained.schedule.num_timesteps - 1, 0, num_frames)
     rng = randomness.as_key(rng)
 
@@ -64,7 +72,15 @@ def complete(
         The shared x_t, float32 [len(shared), h, w, c], and the completions,
         [len(shared), n, h, w, c].
     """
+    trained_lib.check(trained)
     num_timesteps = trained.schedule.num_timesteps
+    n = errors.whole_number("n", n, low=1)
+    shared = errors.whole_numbers("shared", shared)
+    if not shared:
+        raise UserError(
+            "names no step to part at", field="shared", value=shared,
+            instead={"shared": [num_timesteps // 2]},
+        )
     rng = randomness.as_key(rng)
     rngs_shared = randomness.image_keys(randomness.below(rng, randomness.SHARED), jnp.arange(1))
     rngs_own = randomness.image_keys(randomness.below(rng, randomness.OWN), jnp.arange(n))
@@ -82,7 +98,7 @@ def complete(
         )
 
     run = jax.jit(chains, static_argnums=1)
-    rows = [jax.device_get(run(trained.params, int(start))) for start in shared]
+    rows = [jax.device_get(run(trained.params, start)) for start in shared]
     x_t, completions = zip(*rows)
     return np.stack(x_t), np.stack(completions)
 

@@ -2,9 +2,10 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +21,7 @@ from ddpm_jax.network.trained import Trained
 from ddpm_jax.network.unet import UNet
 from ddpm_jax.runtime import memory, parallel
 from ddpm_jax.samplers import guidance as guidance_lib
+from ddpm_jax.samplers import settings as settings_lib
 from ddpm_jax.samplers.reverse_chain import Trajectory
 from ddpm_jax.samplers.settings import Settings
 
@@ -88,7 +90,8 @@ def sample(
     """
     trained = _trained(params, model, schedule, diffusion, image_shape)
     check_known("output", output, ("float", "uint8"))
-    rngs, trajectory = _image_keys(rng, n, seeds), tuple(trajectory)
+    rngs = _image_keys(rng, n, seeds)
+    trajectory = errors.whole_numbers("trajectory", trajectory)
     batches = _batches(
         trained, rngs, _settings(settings, fields), labels, condition, batch_size, progress,
         trajectory=trajectory, denoised_fn=denoised_fn,
@@ -145,7 +148,7 @@ def _batches(
     denoised_fn=None,
 ):
     """(images [b, h, w, c], Trajectory of [b, k, h, w, c] or None) of each batch."""
-    n, image_shape = len(rngs), trained.image_shape
+    n, image_shape, progress = len(rngs), trained.image_shape, errors.flag("progress", progress)
     settings.check(denoised_fn)
     batch_size = batched_map.batch_size(trained, n - done, batch_size)
     _check_memory(len(trajectory), image_shape, n, batch_size)
@@ -200,12 +203,38 @@ def _check_memory(num_kept, image_shape, n, batch_size):
 
 def _trained(params, model, schedule, diffusion, image_shape) -> Trained:
     """Fills what was not given: from `params` if it is a `Trained`, else from the paper."""
-    base = params if isinstance(params, Trained) else Trained(
-        params.get("params", params), UNet(), schedule_lib.linear(),
-        process.Parameterization(), (32, 32, 3),
-    )
+    base = params
+    if isinstance(params, Mapping):
+        base = Trained(
+            params.get("params", params), UNet(), schedule_lib.linear(),
+            process.Parameterization(), (32, 32, 3),
+        )
+    trained_lib.check(base, "params")
+    _check_kinds(model, schedule, diffusion)
+    if image_shape is not None:
+        image_shape = errors.whole_numbers("image_shape", image_shape, low=1)
+        if len(image_shape) != 3:
+            raise UserError(
+                "must be (h, w, c)", field="image_shape", value=image_shape,
+                instead={"image_shape": (32, 32, 3)},
+            )
     given = dict(model=model, schedule=schedule, diffusion=diffusion, image_shape=image_shape)
     return base.replace(**{name: value for name, value in given.items() if value is not None})
+
+
+def _check_kinds(model, schedule, diffusion):
+    """Raises UserError where one of these, given, is something else."""
+    for field, value, kind, example in (
+        ("model", model, nn.Module, "ddpm_jax.UNet(channels=32)"),
+        ("schedule", schedule, schedule_lib.Schedule, "ddpm_jax.schedule.cosine(1000)"),
+        ("diffusion", diffusion, process.Parameterization,
+         "ddpm_jax.diffusion.Parameterization('v')"),
+    ):
+        if value is not None and not isinstance(value, kind):
+            raise UserError(
+                f"is no {kind.__name__}; write for example {field}={example}.", field=field,
+                value=value,
+            )
 
 
 def _settings(settings, fields) -> Settings:
@@ -220,11 +249,7 @@ def _settings(settings, fields) -> Settings:
             )
     if settings is None:
         return Settings(**fields)
-    if not isinstance(settings, Settings):
-        raise UserError(
-            "must be a ddpm_jax.samplers.Settings; write Settings('ddim', num_steps=50).",
-            field="settings", value=settings,
-        )
+    settings_lib.check_is_settings(settings)
     return settings
 
 

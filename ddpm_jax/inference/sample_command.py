@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 
 from ddpm_jax import config as config_lib
-from ddpm_jax import validation
+from ddpm_jax import errors, validation
 from ddpm_jax.data import decoding, loading, pixels
 from ddpm_jax.data.source import Source, spread
 from ddpm_jax.errors import UserError
@@ -110,9 +110,10 @@ def run(config: ml_collections.ConfigDict, workdir: Any) -> list[str]:
     config = validation.checked(config)
     parallel.check_same(config=run_folder.dump(config))
     settings = config_lib.sampling_settings(config)
-    if config.sample.task or config.sample.inputs:
-        return _do_task(config.sample, settings, workdir)
-    return _draw(config, settings, workdir)
+    with errors.named_as(batch_size="sample.batch_size"):
+        if config.sample.task or config.sample.inputs:
+            return _do_task(config.sample, settings, workdir)
+        return _draw(config, settings, workdir)
 
 
 def _job(config, settings, workdir):

@@ -39,7 +39,24 @@ def num_params(params: Any) -> int:
 
 def denoise_fn(trained: Trained) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """(x_t [b, h, w, c], t [b]) -> the network's raw output, for work of your own; jit-able."""
+    check(trained)
     return functools.partial(trained.model.apply, {"params": trained.params}, train=False)
+
+
+def check(trained: Any, field: str = "trained") -> None:
+    """Raises UserError where something else stands in the place of a `Trained`."""
+    if isinstance(trained, str) or hasattr(trained, "__fspath__"):
+        path = str(trained)
+        raise UserError(
+            f"is a path; load the model first: {field} = ddpm_jax.load({path!r}), or "
+            "ddpm_jax.from_pretrained of weights of diffusers.", field=field, value=path,
+        )
+    if not isinstance(trained, Trained):
+        raise UserError(
+            "is not the Trained that ddpm_jax.load, train and from_pretrained return; write "
+            f"{field} = ddpm_jax.load('runs/digits').", field=field,
+            value=trained if isinstance(trained, (int, float)) else type(trained),
+        )
 
 
 def check_params(trained: Trained) -> None:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax import errors
 from ddpm_jax.errors import UserError, check_floats, check_known
 from ddpm_jax.network.blocks import (
     AttentionBlock, ResBlock, conv3x3, default_num_groups, fan_avg, group_norm, timestep_embedding,
@@ -31,6 +32,35 @@ class _Call(NamedTuple):
     def rematerialized(self, apply):
         """(block, *arrays) -> h, keeping only the arrays for a backward pass, where `remat`."""
         return nn.remat(apply) if self.remat else apply
+
+
+def _word(field, value):
+    if not isinstance(value, str):
+        raise UserError("must be a string.", field=field, value=value)
+    return value
+
+
+def _dtype(field, value):
+    try:
+        jnp.dtype(value)
+    except TypeError:
+        raise UserError(
+            "is no dtype; write jnp.float32 or jnp.bfloat16.", field=field, value=value
+        ) from None
+    return value
+
+
+# What reads each field of a network.
+_TYPES = {
+    "channels": errors.whole_number, "channel_multipliers": errors.whole_numbers,
+    "num_res_blocks": errors.whole_number, "attention_resolutions": errors.whole_numbers,
+    "dropout": errors.number, "out_channels": errors.whole_number,
+    "num_heads": errors.whole_number, "scale_shift": errors.flag,
+    "embedding_freq_shift": errors.whole_number, "timestep_scale": errors.number,
+    "norm_eps": errors.number, "num_groups": errors.whole_number,
+    "num_classes": errors.whole_number, "condition_channels": errors.whole_number,
+    "embedding_order": _word, "downsample_padding": _word, "dtype": _dtype,
+}
 
 
 class UNet(nn.Module):
@@ -81,6 +111,18 @@ class UNet(nn.Module):
     num_classes: int = 0
     condition_channels: int = 0
     dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        """Gives each field its type.
+
+        Raises:
+            UserError: a field cannot have the type.
+        """
+        for field, read in _TYPES.items():
+            value = getattr(self, field)
+            if not (field == "num_groups" and value is None):
+                object.__setattr__(self, field, read(field, value))
+        super().__post_init__()
 
     @nn.compact
     def __call__(

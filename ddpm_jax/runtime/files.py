@@ -21,7 +21,7 @@ import fsspec
 import numpy as np
 from etils import epath
 
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, shown
 
 _PLAIN = re.compile(r"[\w /.,:;=+@~()#%-]*")
 _LONG = 80  # Bytes; most file systems allow 255 in a name.
@@ -39,8 +39,11 @@ def path(name: Any) -> epath.Path:
         name: str or path, gs:// too.
 
     Raises:
-        UserError: it is in a store of an unknown kind, or of one whose package is not installed.
+        UserError: it is no path, in a store of an unknown kind, or of one whose package is not
+            installed.
     """
+    if not isinstance(name, (str, os.PathLike)):
+        raise UserError(f"{shown(name)} is no path; write one, for example 'runs/digits'.")
     scheme, separator, _ = os.fspath(name).partition("://")
     if separator and not (scheme == "gs" and importlib.util.find_spec("tensorflow")):
         # Disable listing caches, so that other processes' files appear.

@@ -8,9 +8,12 @@ import os
 import pathlib
 import re
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
+
+from ddpm_jax.errors import UserError, one_line
 
 PROC, CGROUPS = pathlib.Path("/proc"), pathlib.Path("/sys/fs/cgroup")  # Absent outside of Linux.
 _UNKNOWN_DEVICE = 4 * 2**30  # Assumed of a device that does not report its memory.
@@ -56,6 +59,47 @@ def peak() -> str:
         return f"{stats['peak_bytes_in_use'] / 2**30:.2f} of {limit:.2f} GiB on the first device"
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return f"{used / 2**30:.2f} GiB in this process"
+
+
+@contextlib.contextmanager
+def explained(field: str, value: Any, instead: Mapping[str, Any]) -> Iterator[None]:
+    """Makes one line of running out of memory inside, on a device or on the host.
+
+    Args:
+        field: the argument or setting to lower.
+        value: its value.
+        instead: as of `UserError`; empty where it cannot be lowered.
+
+    Raises:
+        UserError: memory ran out; its cause is the error of JAX or NumPy.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_exhausted(error):
+            raise
+        rule = f"is too much: {shortage(error)}"
+        if not instead:
+            rule += ", and it cannot be lowered; use a smaller model or a larger device."
+        raise UserError(rule, field=field, value=value, instead=instead) from error
+
+
+def is_exhausted(error: BaseException) -> bool:
+    """Whether this error says that the memory of a device or of the host has run out."""
+    on_device = isinstance(error, jax.errors.JaxRuntimeError)
+    return isinstance(error, MemoryError) or on_device and "RESOURCE_EXHAUSTED" in str(error)
+
+
+def shortage(error: BaseException) -> str:
+    """What an error of `is_exhausted` asked for, and what there is."""
+    text = one_line(error)
+    in_bytes = re.search(r"(\d+) ?bytes", text)
+    in_words = re.search(r"[\d.]+ ?[KMGTPE]i?B?\b", text)
+    asked = f"{int(in_bytes[1]) / 2**30:,.2f} GiB" if in_bytes else in_words and in_words[0]
+    return (
+        f"memory ran out, where {asked or 'more'} was asked for and each device has "
+        f"{device_total() / 2**30:,.2f} GiB"
+    )
 
 
 def _device_stats() -> dict[str, int]:

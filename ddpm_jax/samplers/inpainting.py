@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Key
 
+from ddpm_jax import errors
 from ddpm_jax.diffusion import randomness
 from ddpm_jax.diffusion.process import Images, Prediction
 from ddpm_jax.diffusion.schedule import Schedule
@@ -56,12 +57,8 @@ def visits(num_timesteps: int, jump_length: int, resamplings: int) -> list[tuple
     Raises:
         ValueError: resamplings or jump_length is less than 1.
     """
-    for name, value in (("resamplings", resamplings), ("jump_length", jump_length)):
-        if value < 1:
-            raise UserError(
-                "must be at least 1, and is 10 in RePaint", field=name, value=value,
-                instead={name: 10},
-            )
+    resamplings = _count("resamplings", resamplings)
+    jump_length = _count("jump_length", jump_length)
     left = dict.fromkeys(range(1, num_timesteps - jump_length + 1, jump_length), resamplings - 1)
     calls, steps = [], num_timesteps
     while steps:
@@ -72,6 +69,16 @@ def visits(num_timesteps: int, jump_length: int, resamplings: int) -> list[tuple
             left[steps] -= 1
             steps += up
     return calls
+
+
+def _count(field, value) -> int:
+    number = errors.whole_number(field, value)
+    if number < 1:
+        raise UserError(
+            "must be at least 1, and is 10 in RePaint", field=field, value=number,
+            instead={field: 10},
+        )
+    return number
 
 
 def repaint(schedule: Schedule, *, jump_length: int = 10, resamplings: int = 1) -> Rows:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Key
 
+from ddpm_jax import errors
 from ddpm_jax.diffusion import process, randomness
 from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.diffusion.process import Images, Prediction
@@ -85,13 +86,13 @@ def checked_trajectory(trajectory: Sequence[int], stop: int, start: int) -> np.n
     Raises:
         ValueError: one is not in stop..start - 1.
     """
-    trajectory = np.asarray(trajectory, np.int32)
-    if trajectory.size and not (stop <= trajectory.min() and trajectory.max() < start):
+    trajectory = errors.whole_numbers("trajectory", trajectory)
+    if trajectory and not (stop <= min(trajectory) and max(trajectory) < start):
         raise UserError(
             f"must lie in {stop}..{start - 1}, the steps of this chain.", field="trajectory",
-            value=trajectory.tolist(),
+            value=list(trajectory),
         )
-    return trajectory
+    return np.array(trajectory, np.int32)
 
 
 def ancestral(

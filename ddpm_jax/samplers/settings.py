@@ -3,9 +3,11 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Hashable
+from typing import Any
 
 import jax
 
+from ddpm_jax import errors
 from ddpm_jax.diffusion import process
 from ddpm_jax.diffusion.schedule import Schedule
 from ddpm_jax.errors import UserError, check_known
@@ -62,11 +64,22 @@ class Settings:
     dynamic_threshold: float = 0.0
 
     def __post_init__(self):
-        """Makes lists hashable, and 0 steps None."""
-        object.__setattr__(self, "num_steps", self.num_steps or None)
-        object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
+        """Gives each field its type; 0 steps become None.
+
+        Raises:
+            UserError: a field cannot have the type.
+        """
+        for field in ("eta", "guidance", "dynamic_threshold"):
+            object.__setattr__(self, field, errors.number(field, getattr(self, field)))
+        for field in ("clip", "rederive_eps"):
+            object.__setattr__(self, field, errors.flag(field, getattr(self, field)))
+        if self.num_steps is not None:
+            num_steps = errors.whole_number("num_steps", self.num_steps)
+            object.__setattr__(self, "num_steps", num_steps or None)
+        interval = errors.numbers("guidance_interval", self.guidance_interval)
+        object.__setattr__(self, "guidance_interval", interval)
         if not isinstance(self.grid, str):
-            object.__setattr__(self, "grid", tuple(self.grid))
+            object.__setattr__(self, "grid", errors.whole_numbers("grid", self.grid))
 
     @property
     def by_grid(self) -> bool:
@@ -169,3 +182,12 @@ class Settings:
     def num_calls(self, schedule: Schedule) -> int:
         """Network calls per image on this schedule."""
         return self.chain(schedule).num_calls
+
+
+def check_is_settings(settings: Any) -> None:
+    """Raises UserError where something else stands in the place of a `Settings`."""
+    if not isinstance(settings, Settings):
+        raise UserError(
+            "must be a ddpm_jax.samplers.Settings; write Settings('ddim', num_steps=50).",
+            field="settings", value=settings,
+        )

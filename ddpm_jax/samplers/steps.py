@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ddpm_jax import errors
 from ddpm_jax.diffusion.schedule import check_num_steps, evenly_spaced
 from ddpm_jax.errors import UserError
 
@@ -110,14 +111,13 @@ def given(num_timesteps: int, steps: Sequence[int] | np.ndarray) -> np.ndarray:
     Raises:
         ValueError: there are none, or they are not whole, leave 0..T-1 or do not increase.
     """
-    steps = np.asarray(steps)
-    whole = steps.ndim == 1 and np.issubdtype(steps.dtype, np.integer)
-    if not (whole and steps.size) or np.any(np.diff([-1, *steps, num_timesteps]) <= 0):
+    steps = np.array(errors.whole_numbers("grid", steps), np.int64)
+    if not steps.size or np.any(np.diff([-1, *steps, num_timesteps]) <= 0):
         raise UserError(
             f"must be one or more whole numbers that increase within 0..{num_timesteps - 1}",
             field="grid", value=steps.tolist(), instead={"grid": [num_timesteps - 1]},
         )
-    return steps.astype(np.int64)
+    return steps
 
 
 NAMED = {"uniform": uniform, "quadratic": quadratic, "trailing": trailing}

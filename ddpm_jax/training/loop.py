@@ -20,7 +20,7 @@ from ddpm_jax.diffusion import randomness
 from ddpm_jax.errors import NotFiniteError, one_line
 from ddpm_jax.network.trained import Trained
 from ddpm_jax.runtime import interruption, memory, parallel, profiling
-from ddpm_jax.training import monitoring, nan_search
+from ddpm_jax.training import memory_check, monitoring, nan_search
 from ddpm_jax.training import run as run_lib
 from ddpm_jax.training import state as state_lib
 from ddpm_jax.training.run import Run
@@ -52,8 +52,8 @@ def train(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -> 
         The EMA of the parameters, on the host, with what they need.
 
     Raises:
-        ValueError: a setting is wrong, the workdir was made with another model, or another
-            trainer is at work there.
+        ValueError: a setting is wrong, the workdir was made with another model, another trainer
+            is at work there, or memory ran out.
         FloatingPointError: `config.train.max_skipped` steps in a row had no finite loss and
             gradient.
         Interrupted: SIGINT, SIGTERM or a notice of preemption came; the step in progress was
@@ -74,6 +74,9 @@ def complete(run: Run) -> tuple[Trained, list[str]]:
         ValueError, FloatingPointError, Interrupted: as `train` does.
     """
     with contextlib.ExitStack() as stack:
+        stack.enter_context(
+            memory_check.explained(run.settings.batch_size, run.step_settings.accumulate)
+        )
         records, state = open_records(run, stack)
         say_opening(run, records, state)
         began = time.perf_counter()
@@ -159,7 +162,7 @@ def make_steps(run: Run, records: Records, state: TrainState) -> TrainState:
     step_fn = pmap_train_step(
         schedule=run.schedule, learning_rate=run.learning_rate, settings=run.step_settings
     )
-    observe = observer(run, records)
+    observe = observer(run, records, skipped=int(state.skipped[0]))
     rng, in_flight = run.rng(randomness.STEP), collections.deque()
     ahead = 0 if settings.debug_nans else IN_FLIGHT
     with contextlib.ExitStack() as stack:
@@ -195,9 +198,15 @@ def make_steps(run: Run, records: Records, state: TrainState) -> TrainState:
 
 
 def observer(
-    run: Run, records: Records
+    run: Run, records: Records, *, skipped: int = 0
 ) -> Callable[[int, TrainState, dict[str, jax.Array]], None]:
-    """(step, state, metrics) -> None: logs, draws and saves what is due after a step."""
+    """(step, state, metrics) -> None: logs, draws and saves what is due after a step.
+
+    Args:
+        run: of `run.prepare`.
+        records: of `open_records`.
+        skipped: updates skipped before.
+    """
     settings, step_settings, logs = run.settings, run.step_settings, records.logs
     evaluate = monitoring.held_out_loss(
         run.held_out, run.rng(randomness.HELD_OUT), model=run.model, schedule=run.schedule,
@@ -205,6 +214,7 @@ def observer(
         num_images=settings.eval_images, batch_size=settings.batch_size,
     )
     draw_grid = monitoring.grid(run)
+    skipped_line = monitoring.skipped_lines(skipped)
     rate = Rate(
         start_step=records.start, num_steps=settings.num_steps, batch_size=settings.batch_size
     )
@@ -222,6 +232,8 @@ def observer(
                     ))
                 row |= {} if loss is None else {"heldout_loss": loss}
             logs.write(step, row | rate.read(step))
+            if line := skipped_line(step, int(row["skipped"])):
+                logs.say(line)
         if due(settings.checkpoint_every):
             with rate.paused():
                 save(run, records, step, state)

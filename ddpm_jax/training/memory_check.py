@@ -1,5 +1,6 @@
 """The memory that a training step needs, estimated from shapes alone, against what there is."""
 
+import contextlib
 import dataclasses
 import functools
 
@@ -125,6 +126,22 @@ def _remedy(need, available):
     if need.state > available or height <= 32:
         return "config.model.channels", channels, {"config.model.channels": max(2, channels // 2)}
     return "config.data.image_size", height, {"config.data.image_size": height // 2}
+
+
+def explained(batch_size: int, accumulate: int) -> contextlib.AbstractContextManager[None]:
+    """Makes one line of running out of memory inside, which names what to lower.
+
+    Args:
+        batch_size, accumulate: of `config.train`.
+    """
+    num_devices = jax.device_count()
+    share, fewer = batch_size // num_devices, batch_size // 2 // num_devices * num_devices
+    parts = next((k for k in range(accumulate + 1, share + 1) if share % k == 0), None)
+    instead = {"config.train.accumulate": parts, "config.train.batch_size": fewer}
+    return memory.explained(
+        "config.train.batch_size", batch_size,
+        {setting: value for setting, value in instead.items() if value},
+    )
 
 
 def warnings(need: Need) -> list[str]:

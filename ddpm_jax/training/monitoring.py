@@ -173,6 +173,26 @@ def opening_lines(run: Run, state: TrainState) -> list[str]:
     ]
 
 
+def skipped_lines(skipped: int) -> Callable[[int, int], str | None]:
+    """(step, updates skipped so far) -> a line, if there are more than at the call before.
+
+    Args:
+        skipped: updates skipped before the first call.
+    """
+    def line(step, total):
+        nonlocal skipped
+        new, skipped = total - skipped, total
+        if not new:
+            return None
+        return (
+            f"step {step:,}: {new:,} update{'s' * (new > 1)} skipped since the last row, "
+            f"{total:,} in all, because loss or gradient was not finite; "
+            "--config.train.debug_nans=True names the layer"
+        )
+
+    return line
+
+
 def closing_line(run: Run, start: int, seconds: float, failures: list[str]) -> str:
     """The last line of a run.
 

@@ -12,6 +12,7 @@ import safetensors.numpy
 from ddpm_jax.diffusion import process
 from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.errors import UserError, located, one_line
+from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.network import unet
 from ddpm_jax.network.trained import Trained
 from ddpm_jax.runtime import files
@@ -43,6 +44,7 @@ def from_pretrained(source: Any, *, null_label: bool | None = None) -> Trained:
         UserError: there is no such model, a file is damaged, or the network or the process is
             one that we do not have; the setting is named.
     """
+    source = source if isinstance(source, str) else str(files.path(source))
     folder = hub.model_folder(source)
     settings, process = (
         _read_json(hub.existing_file(folder, names)) for names in (hub.CONFIGS, hub.PROCESSES)
@@ -113,6 +115,7 @@ def save_pretrained(trained: Trained, folder: Any, *, clip: bool = True) -> None
     Raises:
         UserError: the folder is not empty, or diffusers has no counterpart of a setting.
     """
+    trained_lib.check(trained)
     folder = files.path(folder)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"folder={folder} holds something already; name one that does not exist.")

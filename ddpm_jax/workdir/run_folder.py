@@ -9,7 +9,7 @@ from etils import epath
 
 from ddpm_jax import config as config_lib
 from ddpm_jax.configs import cifar10
-from ddpm_jax.errors import UserError, one_line
+from ddpm_jax.errors import UserError, one_line, whole_number
 from ddpm_jax.network import unet
 from ddpm_jax.network.trained import Trained
 from ddpm_jax.runtime import files, parallel
@@ -204,10 +204,10 @@ def load_step(
 ) -> tuple[int, Trained]:
     """(step, model): as `load`, with the number of updates that the parameters have seen."""
     workdir, at = _run_around(files.path(workdir))
-    step = at if step is None else step
+    step = at if step is None else whole_number("step", step, low=0)
     stored = stored_config(workdir)
     extra = [str(decay) for decay in stored.train.extra_ema_decays]
-    if weights not in ("ema", "raw", *extra):
+    if not isinstance(weights, str) or weights not in ("ema", "raw", *extra):
         raise UserError(
             f"weights={weights!r} are not in {workdir}; use one of "
             f"{', '.join(('ema', 'raw', *extra))}."

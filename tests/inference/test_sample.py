@@ -3,18 +3,23 @@
 import dataclasses
 import functools
 import inspect
+import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import ddpm_jax
+import exhausting
 from ddpm_jax.diffusion import process, randomness
 from ddpm_jax.diffusion import schedule as schedule_lib
+from ddpm_jax.errors import UserError
+from ddpm_jax.inference import editing, progressive
 from ddpm_jax.inference import sample as sample_lib
 from ddpm_jax.network import unet
 from ddpm_jax.samplers.settings import Settings
-from nonzero import SHAPE, nonzero_params, tiny_unet
+from nonzero import SHAPE, TinyNet, nonzero_params, tiny_unet
 
 # Batches of another size are summed in another order: some float32 roundings in 20 steps.
 SAME = dict(rtol=0, atol=1e-5)
@@ -193,6 +198,31 @@ def test_params_of_another_model_are_refused_by_leaf(trained):
     (dict(rng=0.5, n=1), "rng=0.5"),
     (dict(rng=0, n=1, sampler="euler"), "sampler='euler'.*ancestral"),
     (dict(rng=0, n=1, output="int8"), "output='int8'.*uint8"),
+    (dict(rng=0, n=1, output=["uint8"]), "output=.*'uint8'.*is not known"),
+    (dict(rng=0, n=1, batch_size=1.5), "batch_size=1.5 must be a whole number of at least 0"),
+    (dict(rng=0, n=1, batch_size=-1), "batch_size=-1 must be a whole number of at least 0"),
+    (dict(rng=0, n=1, batch_size="4"), "batch_size='4' must be a whole number"),
+    (dict(rng=0, n=1, batch_size=True), "batch_size=True must be a whole number"),
+    (dict(rng=0, n=1, trajectory=3), r"trajectory=3 must be a list of whole numbers.*\[3\]"),
+    (dict(rng=0, n=1, trajectory=[0.5]), r"trajectory\[0\]=0.5 must be a whole number"),
+    (dict(rng=0, n=1, trajectory=[2**40]), "must lie in 0..19"),
+    (dict(rng=0, n=1, progress="no"), "progress='no' must be True or False"),
+    (dict(rng=0, n=1, clip=None), "clip=None must be True or False"),
+    (dict(rng=0, n=1, num_steps=2.5), "num_steps=2.5 must be a whole number"),
+    (dict(rng=0, n=1, grid=5), "grid=5 must be a list of whole numbers"),
+    (dict(rng=0, n=1, guidance="2"), "guidance='2' must be a finite number"),
+    (dict(rng=0, n=1, guidance=None), "guidance=None must be a finite number"),
+    (dict(rng=0, n=1, guidance_interval=5), "guidance_interval=5 must be a list of numbers"),
+    (dict(rng=0, n=1, eta=float("nan")), "eta=nan must be a finite number"),
+    (dict(rng=0, n=1, sampler=[1]), r"sampler=\[1\] is not known"),
+    (dict(rng=0, n=1, model="unet"), "model='unet' is no Module; write for example model="),
+    (dict(rng=0, n=1, schedule="cosine"), "schedule='cosine' is no Schedule; write for example"),
+    (dict(rng=0, n=1, diffusion="v"), "diffusion='v' is no Parameterization; write for example"),
+    (dict(rng=0, n=1, image_shape=8), "image_shape=8 must be a list of whole numbers"),
+    (dict(rng=0, n=1, image_shape=(8, 8)), r"image_shape=\(8, 8\) must be \(h, w, c\)"),
+    (dict(rng=0, n=1, settings="ddim"), "settings='ddim' must be a ddpm_jax.samplers.Settings"),
+    (dict(rng=[0, 1], n=1), "rng=.* is not one threefry2x32 key"),
+    (dict(rng=np.zeros(3, np.uint32), n=1), "rng=<uint32 \\[3\\]> is not one threefry2x32 key"),
     (dict(rng=0, n=1, num_steps=21), "num_steps=21 must lie in 1..20"),
     (dict(rng=0, n=1, schedule=schedule_lib.jsd(20)), "the noise does not tell x_0"),
 ])
@@ -396,3 +426,55 @@ def test_the_networks_own_eps_reaches_ddim(trained):
              + np.sqrt(1 - respaced.alpha_bar[0]) * eps)
     np.testing.assert_allclose(own.x_t[1], moved, **SAME)
     assert np.abs(ours.x_t[1] - own.x_t[1]).max() > 0.01
+
+
+@pytest.mark.parametrize("n, says", [
+    (16, "batch_size=16 is too much: .* each device has .* GiB; write batch_size=8"),
+    (8, "batch_size=8 is too much: .*cannot be lowered; use a smaller model or a larger device"),
+])
+def test_a_device_without_memory_is_one_line(n, says):
+    """For real: each call of the network asks for a tebibyte."""
+    model = exhausting.Exhausting()
+    huge = ddpm_jax.Trained(
+        {"net": nonzero_params(TinyNet())}, model, schedule_lib.linear(2, 0.1, 0.5),
+        process.Parameterization(), SHAPE,
+    )
+    with pytest.raises(ValueError, match=says) as error:
+        ddpm_jax.sample(huge, 0, n)
+    assert "where 1,024.00 GiB was asked for" in str(error.value)
+
+
+@pytest.mark.parametrize("model", [
+    "runs/digits", pathlib.Path("runs/digits"), None, 5, [1], object(), tiny_unet(),
+])
+def test_what_is_no_model_is_refused_wherever_one_belongs(model):
+    image, uint8 = np.zeros((1, *SHAPE), np.float32), np.zeros((1, *SHAPE), np.uint8)
+    for call in (
+        lambda: ddpm_jax.sample(model, 0, 1), lambda: ddpm_jax.denoise_fn(model),
+        lambda: ddpm_jax.bits_per_dim(model, 0, uint8),
+        lambda: ddpm_jax.save_pretrained(model, "never"),
+        lambda: progressive.generate(model, 0, 1),
+        lambda: progressive.complete(model, 0, 1, shared=[2]),
+        lambda: editing.diffuse(model, 0, image, [1]), lambda: editing.prior(model, 0, 1),
+        lambda: editing.interpolate(model, 0, image, image),
+        lambda: editing.img2img(model, 0, image), lambda: editing.encode(model, image),
+        lambda: editing.decode(model, image), lambda: editing.reconstruct(model, image),
+        lambda: editing.slerp(model, image, image), lambda: editing.colourise(model, 0, image),
+        lambda: editing.inpaint(model, 0, image, np.eye(8, dtype=bool)),
+    ):
+        with pytest.raises(UserError) as error:
+            call()
+        line = str(error.value)
+        is_path = isinstance(model, (str, pathlib.Path))
+        assert ("ddpm_jax.load('runs/digits')" in line) and ("is a path" in line) == is_path
+        assert "\n" not in line and len(line) < 300
+
+
+def test_whole_floats_and_scalar_arrays_are_numbers(trained):
+    images, way = ddpm_jax.sample(trained, 3, 2, num_steps=5, sampler="ddim", trajectory=[4, 0])
+    same, again = ddpm_jax.sample(
+        trained, np.float64(3), jnp.int32(2), num_steps=5.0, sampler="ddim", batch_size=2e0,
+        trajectory=np.array([4.0, 0.0]), eta=jnp.float32(0), progress=0,
+    )
+    np.testing.assert_array_equal(images, same)
+    np.testing.assert_array_equal(way.x_t, again.x_t)

@@ -3,8 +3,10 @@
 import re
 
 import jax
+import numpy as np
 import pytest
 
+from ddpm_jax.errors import UserError
 from ddpm_jax.runtime import memory
 
 MIB = 2**20
@@ -89,3 +91,33 @@ def test_free_memory_is_not_negative(linux):
 
 def test_the_peak_is_that_of_the_process_on_a_cpu():
     assert re.fullmatch(r"\d+\.\d\d GiB in this process", memory.peak())
+
+
+@pytest.mark.parametrize("message, asked", [
+    ("RESOURCE_EXHAUSTED: Out of memory allocating 1099511627776 bytes.", "1,024.00 GiB was"),
+    ("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 2147483648 bytes.", "2.00 GiB"),
+    ("RESOURCE_EXHAUSTED: Attempting to reserve 12.34G at the bottom of memory. That was not "
+     "possible. There are 10.05G free", "12.34G was"),
+    ("INTERNAL: RESOURCE_EXHAUSTED: Failed to allocate request for 2.00GiB on device ordinal 0",
+     "2.00GiB was"),
+    ("RESOURCE_EXHAUSTED: no more", "more was asked for"),
+])
+def test_running_out_is_one_line_with_what_was_asked_and_what_there_is(message, asked):
+    with pytest.raises(UserError) as caught, memory.explained("batch_size", 8, {"batch_size": 4}):
+        raise jax.errors.JaxRuntimeError(message)
+    line = str(caught.value)
+    assert line.startswith("batch_size=8 is too much: memory ran out, where ") and asked in line
+    assert line.endswith(f"has {memory.device_total() / 2**30:,.2f} GiB; write batch_size=4.")
+    assert isinstance(caught.value.__cause__, jax.errors.JaxRuntimeError)
+
+
+def test_other_errors_of_a_device_stay_what_they_are():
+    for error in (jax.errors.JaxRuntimeError("INTERNAL: broken"), ValueError("x")):
+        with pytest.raises(type(error)), memory.explained("batch_size", 8, {}):
+            raise error
+
+
+def test_an_array_that_the_host_cannot_hold_is_one_line_too():
+    with pytest.raises(UserError, match="n=8 is too much: memory ran out, where 8.00 PiB was"):
+        with memory.explained("n", 8, {}):
+            np.empty(2**50)

@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 from jax.profiler import ProfileData
 
+import exhausting
 from ddpm_jax.data.source import Source
+from ddpm_jax.errors import UserError
 from ddpm_jax.inference import sample as sample_lib
+from ddpm_jax.runtime import memory
 from ddpm_jax.runtime.interruption import Interrupted
 from ddpm_jax.training import loop
 from ddpm_jax.training import run as run_lib
@@ -221,3 +224,32 @@ def test_a_checkpoint_of_before_the_count_is_continued(tiny, tmp_path):
     assert list(restore_part(tmp_path, "skipped", 2)[1]) == [0, 0]
     with contextlib.closing(Checkpoints(tmp_path)) as saved:
         assert saved.restore(state_lib.to_saved(run_lib.fresh_state(run)))[0] == 2
+
+
+def test_a_device_without_memory_is_one_line_and_keeps_the_checkpoints(
+    tiny, tmp_path, monkeypatch
+):
+    loop.train(tiny_config(), tmp_path)
+    monkeypatch.setattr(loop, "pmap_train_step", lambda **_: lambda *_: exhausting.run_out())
+    with pytest.raises(UserError) as error:
+        loop.train(tiny_config(**{"train.num_steps": 7}), tmp_path)
+    assert str(error.value) == (
+        "config.train.batch_size=16 is too much: memory ran out, where 1,024.00 GiB was asked for "
+        f"and each device has {memory.device_total() / 2**30:,.2f} GiB; write "
+        "--config.train.accumulate=2 or --config.train.batch_size=8."
+    )
+    assert checkpoints.steps(tmp_path)[-1] == 6
+
+
+def test_the_console_says_when_updates_are_skipped(tiny, tmp_path, capsys):
+    settings = DIVERGES | {"train.log_every": 2}
+    with pytest.raises(FloatingPointError):
+        loop.train(tiny_config(**settings), tmp_path)
+    said = capsys.readouterr().out
+    assert "step 2: 1 update skipped since the last row, 1 in all, because loss or gradient" in said
+    assert "step 4: 2 updates skipped since the last row, 3 in all" in said
+    for step in checkpoints.steps(tmp_path)[3:]:
+        shutil.rmtree(tmp_path / "checkpoints" / str(step))
+    with pytest.raises(FloatingPointError):
+        loop.train(tiny_config(**settings), tmp_path)  # From step 3, with 2 of them.
+    assert "step 4: 1 update skipped since the last row, 3 in all" in capsys.readouterr().out
