@@ -11,8 +11,17 @@ from ddpm_jax.data import decoding
 from ddpm_jax.data import source as source_lib
 from ddpm_jax.data.request import Request
 from ddpm_jax.data.source import Source
-from ddpm_jax.errors import UserError, one_line
+from ddpm_jax.errors import UserError, one_line, shown
 from ddpm_jax.runtime import files
+
+_OTHER_KINDS = {  # By how such a file begins: what it is, and how to read its images.
+    b"\x93NUMPY": (" but an .npy file", "np.load(PATH)"),
+    b"MATLAB 5": (" but a MATLAB file", "scipy.io.loadmat(PATH)['X'].transpose(3, 0, 1, 2)"),
+    b"\x89HDF": (" but an HDF5 file", "h5py.File(PATH)['images'][:]"),
+    b"\x80": (" but a pickle", "images"),
+    b"version https://git-lfs": (" but a pointer of Git LFS, whose file is not there", "images"),
+    b"PK": (", or one that is cut short", "images"),
+}
 
 
 def load(request: Request) -> Source | None:
@@ -74,7 +83,7 @@ class _File:
 
     def __init__(self, arrays: Any, data_dir: str):
         self.keys = arrays.files
-        self._arrays, self._name = arrays, f"config.data.dir={data_dir!r}"
+        self._arrays, self._name = arrays, f"config.data.dir={shown(data_dir)}"
 
     def train_key(self) -> str:
         """The name of the images to train on."""
@@ -82,8 +91,8 @@ class _File:
         known = [key for key in ("train", "images", "arr_0") if key in self.keys]
         if not known and len(single) != 1:
             raise UserError(
-                f"{self._name}: holds {self.keys}, none called 'train'; write "
-                "np.savez('images.npz', train=images)."
+                f"{self._name}: holds {shown(self.keys)}, none called 'train'; write "
+                "np.savez('images.npz', train=np.load(PATH)[KEY]), with the KEY of the images."
             )
         return (known or single)[0]
 
@@ -127,7 +136,31 @@ def _opened(data_dir: str) -> Iterator[_File]:
             arrays = stack.enter_context(np.load(file, allow_pickle=False))
         except files.NPZ_DAMAGE:
             raise UserError(
-                f"config.data.dir={data_dir!r}: not an .npz file; make one with "
-                "np.savez('images.npz', train=images), and write --config.data.dir=images.npz."
+                f"config.data.dir={shown(data_dir)}: {_problem(data_dir)}."
             ) from None
         yield _File(arrays, data_dir)
+
+
+def _problem(data_dir: str) -> str:
+    """Why this is no .npz file, and what to do."""
+    if not data_dir:
+        return "not given; write --config.data.dir=PATH, an .npz file"
+    path = files.path(data_dir)
+    if not path.exists():
+        return "no such file; write --config.data.dir=PATH, an .npz file"
+    if path.is_dir():
+        return (
+            "not an .npz file but a folder; write --config.data.dir=PATH, a file in it, or, if it "
+            "has pictures, --config.data.name=image_folder"
+        )
+    try:
+        with path.open("rb") as file:
+            head = file.read(24)
+    except OSError as error:
+        return f"cannot be read ({one_line(error)}); give yourself the right to read it"
+    known = (kind for start, kind in _OTHER_KINDS.items() if head.startswith(start))
+    kind, images = next(known, ("", "images"))
+    return (
+        f"not an .npz file{kind}; make one with np.savez('images.npz', train={images}), and "
+        "write --config.data.dir=images.npz"
+    )

@@ -2,6 +2,7 @@
 
 import io
 import pathlib
+import pickle
 import re
 import zipfile
 
@@ -32,7 +33,7 @@ def test_npz_test_array_is_the_test_split(tmp_path):
 
 def test_npz_of_another_kind_is_refused(tmp_path):
     path = str(tmp_path / "x.npz")
-    with pytest.raises(ValueError, match="config.data.dir='': not an .npz file"):
+    with pytest.raises(ValueError, match="config.data.dir='': not given; write .*an .npz file"):
         loading.load("npz")
     np.savez(path, train=numbered(6)[..., 0])
     with pytest.raises(ValueError, match=r"x.npz' 'train'=uint8 \[6, 2, 3\].*None\]"):
@@ -157,3 +158,40 @@ def test_images_of_two_channels_are_taken_as_they_are(tmp_path):
     assert load_npz(path).image_shape == load_npz(path, image_size=4).image_shape == (4, 4, 2)
     for settings in ({"image_size": 8}, {"channels": 3}):
         refused(lambda: load_npz(path, **settings), r"\[6, 4, 4, 2\] are neither grey, RGB nor")
+
+
+@pytest.mark.parametrize("make, words", [
+    (lambda path: None, r"x.npz': no such file; write --config.data.dir=PATH"),
+    (lambda path: path.mkdir(), "not an .npz file but a folder; .*name=image_folder"),
+    (lambda path: path.write_bytes(b""), r"not an .npz file; make one with np.savez"),
+    (lambda path: path.write_bytes(np.lib.format.magic(1, 0) + b"..."),
+     r"not an .npz file but an .npy file; make one with .*train=np.load\(PATH\)"),
+    (lambda path: path.write_bytes(b"MATLAB 5.0 MAT-file, Platform: GLNXA64"),
+     r"a MATLAB file; .*loadmat\(PATH\)\['X'\].transpose\(3, 0, 1, 2\)"),
+    (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n..."), "an HDF5 file; .*h5py.File"),
+    (lambda path: path.write_bytes(pickle.dumps({"data": 1})), "but a pickle; make one"),
+    (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0"),
+     "a pointer of Git LFS, whose file is not there"),
+    (lambda path: path.write_bytes(b"PK\3\4" + b"0" * 99), "or one that is cut short; make"),
+])
+def test_what_is_no_npz_is_named(tmp_path, make, words):
+    make(tmp_path / "x.npz")
+    refused(lambda: load_npz(tmp_path / "x.npz"), words)
+
+
+def test_an_npz_of_many_arrays_has_a_message_of_one_short_line(tmp_path):
+    path = npz(tmp_path / "x.npz", **{f"image_{i:04}": numbered(1)[0] for i in range(3000)})
+    with pytest.raises(ValueError, match=r"holds \['image_0000', .*train=np.load.PATH..KEY.") as e:
+        load_npz(path)
+    assert len(str(e.value)) < 600
+
+
+@pytest.mark.parametrize("array, line", [
+    (numbered(9, (3, 8, 8)), r"'train'=uint8 \[9, 3, 8, 8\]: .*images.transpose\(0, 2, 3, 1\)"),
+    (np.zeros((8, 8, 3, 20), np.uint8), r"\[h, w, c, n\].*images.transpose\(3, 0, 1, 2\)"),
+    (np.zeros((2, 8, 8, 3), np.float32), r"float32 .*np.round\(images \* 255\)"),
+    (np.zeros((2, 8, 8, 3), bool), r"of True and False.*images.astype\(np.uint8\) \* 255"),
+    (np.asfortranarray(numbered(9)).astype(np.uint16) * 257, r"write np.round\(images / 257\)"),
+])
+def test_arrays_of_another_kind_in_an_npz_are_mended_as_others_are(tmp_path, array, line):
+    refused(lambda: load_npz(npz(tmp_path / "x.npz", train=array)), r"x.npz' 'train'=", line)
