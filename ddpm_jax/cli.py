@@ -206,11 +206,12 @@ def _exit(error):
 def _run(argv):
     del argv
     logging.set_verbosity(logging.WARNING)
-    from ddpm_jax.runtime import compilation_cache
+    from ddpm_jax.runtime import compilation_cache, devices
 
     compilation_cache.enable()
     work = {"train": _train, "sample": _sample, "evaluate": _evaluate, "plan": _plan}
     with exits(_workdir.value), _joined():
+        devices.check()
         return work[_mode.value](_config.value, _workdir.value)
 
 

@@ -27,7 +27,7 @@ from ddpm_jax.evaluation import catalogue, identity, image_sets, inception_featu
 from ddpm_jax.evaluation import job as job_lib
 from ddpm_jax.evaluation.catalogue import METRICS
 from ddpm_jax.evaluation.job import Job, Settings
-from ddpm_jax.runtime import files, parallel
+from ddpm_jax.runtime import devices, files, parallel
 from ddpm_jax.workdir import checkpoints, metrics_file, run_folder
 from ddpm_jax.workdir.logs import format_duration
 from ddpm_jax.workdir.tensorboard_writer import EventFiles
@@ -49,6 +49,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: Any) -> list[dict[str, 
     Raises:
         ValueError: a setting is wrong, or there is nothing to measure.
     """
+    devices.check()
     config = check_evaluation(config)
     parallel.check_same(config=run_folder.dump(config))
     settings, workdir = settings_of(config), files.path(workdir)

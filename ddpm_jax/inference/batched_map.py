@@ -17,7 +17,7 @@ import tqdm
 
 from ddpm_jax import errors
 from ddpm_jax.network.trained import Trained
-from ddpm_jax.runtime import memory, parallel
+from ddpm_jax.runtime import devices, memory, parallel
 
 _REPORTS = 100  # Progress reports per chain.
 _FEW = 8  # From this many images per core, pad the parts: by an eighth at most.
@@ -69,6 +69,7 @@ def batch_size(
     """
     if wanted is not None:
         wanted = errors.whole_number("batch_size", wanted, low=0)
+    devices.check()
     num_devices, num_cores = jax.device_count(), cores()
     fits = wanted if wanted else num_devices * min(most, images_that_fit(trained))
     num_batches = -(-n // max(fits, 1))

@@ -19,7 +19,7 @@ from ddpm_jax.inference import batched_map, conditions
 from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.network.trained import Trained
 from ddpm_jax.network.unet import UNet
-from ddpm_jax.runtime import memory, parallel
+from ddpm_jax.runtime import devices, memory, parallel
 from ddpm_jax.samplers import guidance as guidance_lib
 from ddpm_jax.samplers import settings as settings_lib
 from ddpm_jax.samplers.reverse_chain import Trajectory
@@ -88,6 +88,7 @@ def sample(
         ValueError: an argument is unknown or does not suit the others, or the parameters do
             not fit the model (the first leaf that differs is named).
     """
+    devices.check()
     trained = _trained(params, model, schedule, diffusion, image_shape)
     check_known("output", output, ("float", "uint8"))
     rngs = _image_keys(rng, n, seeds)

@@ -19,7 +19,7 @@ from ddpm_jax.diffusion import randomness
 from ddpm_jax.diffusion.schedule import Schedule
 from ddpm_jax.errors import UserError
 from ddpm_jax.network.unet import UNet
-from ddpm_jax.runtime import parallel
+from ddpm_jax.runtime import devices, parallel
 from ddpm_jax.training import memory_check, timesteps, warm_start
 from ddpm_jax.training import state as state_lib
 from ddpm_jax.training.settings import LoopSettings
@@ -80,6 +80,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: Any, data: Any) -> Run:
     Raises:
         ValueError: as `train` does.
     """
+    devices.check()
     config = validation.validate(config, num_devices=jax.device_count())
     wandb_writer.check(config.train.wandb)
     if shape := config_lib.image_shape(config):  # Known before there are data.

@@ -12,7 +12,7 @@ from ddpm_jax.configs import cifar10
 from ddpm_jax.errors import UserError, one_line, whole_number
 from ddpm_jax.network import unet
 from ddpm_jax.network.trained import Trained
-from ddpm_jax.runtime import files, parallel
+from ddpm_jax.runtime import devices, files, parallel
 from ddpm_jax.workdir import checkpoints
 
 
@@ -203,6 +203,7 @@ def load_step(
     workdir: Any, *, step: int | None = None, weights: str = "ema"
 ) -> tuple[int, Trained]:
     """(step, model): as `load`, with the number of updates that the parameters have seen."""
+    devices.check()
     workdir, at = _run_around(files.path(workdir))
     step = at if step is None else whole_number("step", step, low=0)
     stored = stored_config(workdir)
