@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from ddpm_jax.data import decoding, image_folder, loading
+from ddpm_jax.data import decoding, loading, picture_files
 from ddpm_jax.data.source import Source, spread
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import identity, references
@@ -167,7 +167,7 @@ def _check_folder(name):
         problem = "does not exist"
     elif not files.path(name).is_dir():
         problem = "is neither a folder nor an .npz"
-    elif not image_folder.picture_files(name):
+    elif not picture_files.find(name).names:
         problem = "holds no pictures"
     if problem:
         raise UserError(
