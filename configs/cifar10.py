@@ -147,5 +147,6 @@ def get_config() -> ml_collections.ConfigDict:
         batch_size=0,         # images at a time; 0: what fits
         matmul_precision="highest",
         seed=0,
+        folder="",            # where the results go; "": the workdir
     ))
     return config.lock()

@@ -1,10 +1,10 @@
 """`evaluate(config, workdir)`: measures checkpoints as papers do, each protocol once.
 
 Results are rows of `evaluations.jsonl` and scalars in TensorBoard; pictures and tables are in
-`evaluations/step_.../`. A row holds its protocol: everything that its value depends on, with
-digests of the weights and images. A value whose protocol has a row is never computed again. Under
-several processes the first decides what to measure and writes the results; every process computes
-its share.
+`evaluations/step_.../`; all of it in the workdir or `config.evaluate.folder`. A row holds its
+protocol: everything that its value depends on, with digests of the weights and images. A value
+whose protocol has a row is never computed again. Under several processes the first decides what to
+measure and writes the results; every process computes its share.
 """
 
 import contextlib
@@ -53,13 +53,18 @@ def evaluate(config: ml_collections.ConfigDict, workdir: Any) -> list[dict[str, 
     config = check_evaluation(config)
     parallel.check_same(config=run_folder.dump(config))
     settings, workdir = settings_of(config), files.path(workdir)
+    results = files.path(config.evaluate.folder or workdir)
+    run_folder.stored_config(workdir)  # Without a run nothing is written.
+    parallel.from_first(lambda: run_folder.check_writable(
+        results, instead="--config.evaluate.folder=measured"
+    ))
     network = None
     if catalogue.needs_inception(settings):
         network = inception_features.Network(config.evaluate.inception or None)
     measured, sets = [], image_sets.Sets()
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.default_matmul_precision(settings.matmul_precision))
-        folder = workdir / "evaluations"
+        folder = results / "evaluations"
         if not parallel.is_first():  # Its files equal those of the first process: not kept.
             folder = epath.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for step in _steps(workdir, config.evaluate.checkpoints):
@@ -79,10 +84,10 @@ def evaluate(config: ml_collections.ConfigDict, workdir: Any) -> list[dict[str, 
             )
             for metric, reference, protocol in _questions(job):
                 with located(_name(metric, reference)):
-                    row = _measure(job, workdir, metric, reference, protocol)
+                    row = _measure(job, results, metric, reference, protocol)
                 measured.append(row)
                 if _name(metric, reference) == config.evaluate.best and parallel.is_first():
-                    keep_best(workdir, row)
+                    keep_best(workdir, row, results)
         parallel.barrier("evaluated")
     return measured
 
@@ -206,7 +211,7 @@ def _check_cell(config, name, steps):
 
 
 def rows(workdir: Any) -> list[dict[str, Any]]:
-    """The rows of a run's `evaluations.jsonl`, without a last one that a kill has cut."""
+    """The rows of a workdir's `evaluations.jsonl`, without a last one that a kill has cut."""
     return metrics_file.read(files.path(workdir) / "evaluations.jsonl")
 
 
@@ -219,10 +224,10 @@ def _questions(job) -> list[tuple[str, str | None, dict[str, Any]]]:
     return questions
 
 
-def _measure(job, workdir, metric, reference, protocol) -> dict[str, Any]:
+def _measure(job, results, metric, reference, protocol) -> dict[str, Any]:
     """The row of one metric, computed only if it is not known."""
     alike = parallel.from_first(lambda: [
-        row for row in rows(workdir)
+        row for row in rows(results)
         if row["metric"] == metric and row["protocol"].items() <= protocol.items()
     ])
     known = [row for row in alike if row["protocol"] == protocol]
@@ -243,18 +248,18 @@ def _measure(job, workdir, metric, reference, protocol) -> dict[str, Any]:
         "protocol": protocol,
     }
     if parallel.is_first():
-        _write(workdir, row)
+        _write(results, row)
     where = f"; files in {folder}" if folder.exists() else ""
     _print_row(row, f"in {format_duration(time.perf_counter() - began)}{where}")
     return row
 
 
-def _write(workdir, row) -> None:
+def _write(results, row) -> None:
     """Adds a row to `evaluations.jsonl`, and its value to TensorBoard."""
-    lines = [json.dumps(each) + "\n" for each in (*rows(workdir), row)]
-    files.write(workdir / "evaluations.jsonl", "".join(lines).encode())
+    lines = [json.dumps(each) + "\n" for each in (*rows(results), row)]
+    files.write(results / "evaluations.jsonl", "".join(lines).encode())
     if row["value"] is not None:
-        with EventFiles(workdir / "tensorboard" / "evaluation") as events:
+        with EventFiles(results / "tensorboard" / "evaluation") as events:
             events.scalar(_name(row["metric"], row["reference"]), row["value"], row["step"])
 
 
@@ -309,7 +314,7 @@ def _steps(workdir: epath.Path, which: str) -> Iterator[int | None]:
             time.sleep(POLL_SECONDS)
 
 
-def keep_best(workdir: epath.Path, row: dict[str, Any]) -> None:
+def keep_best(workdir: epath.Path, row: dict[str, Any], results: epath.Path) -> None:
     """Copies the best checkpoint of those measured like `row` to `best/`, a workdir of its own.
 
     Rows of checkpoints that are no longer there do not count, for example those of an earlier run.
@@ -319,8 +324,8 @@ def keep_best(workdir: epath.Path, row: dict[str, Any]) -> None:
         return row["metric"], {k: v for k, v in protocol if k not in ("step", "checkpoint")}
 
     sign = -1 if METRICS[row["metric"]].higher_is_better else 1
-    alike = [other for other in rows(workdir) if but_for_step(other) == but_for_step(row)]
-    target = workdir / "best"
+    alike = [other for other in rows(results) if but_for_step(other) == but_for_step(row)]
+    target = results / "best"
     for best in sorted(alike, key=lambda other: sign * other["value"]):
         if _holds(target, best):
             return
@@ -328,7 +333,7 @@ def keep_best(workdir: epath.Path, row: dict[str, Any]) -> None:
             break
     else:
         return
-    step, temporary = best["step"], workdir / "best.tmp"
+    step, temporary = best["step"], results / "best.tmp"
     if temporary.exists():
         temporary.rmtree()
     _copy(workdir / "checkpoints" / str(step), temporary / "checkpoints" / str(step))

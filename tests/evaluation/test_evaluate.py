@@ -13,6 +13,7 @@ import ddpm_jax
 from ddpm_jax.configs import digits
 from ddpm_jax.data import loading
 from ddpm_jax.diffusion import randomness
+from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import catalogue, identity, inception_features, references
 from ddpm_jax.evaluation import evaluate as evaluate_lib
 from ddpm_jax.evaluation import job as job_lib
@@ -133,6 +134,35 @@ def test_every_metric_leaves_a_row_and_a_line(workdir, capsys):
     assert list((workdir / "tensorboard" / "evaluation").iterdir())
 
 
+def test_results_go_to_another_folder_where_the_workdir_cannot_be_written(
+    workdir, tmp_path_factory, monkeypatch
+):
+    checked = []
+
+    def refused(folder, instead):
+        checked.append(folder)
+        raise UserError(f"{folder} cannot be written to; name one that can, for example {instead}.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder, "check_writable", refused)
+        patch.setattr(run_folder, "load_step", lambda *_, **__: pytest.fail("work began"))
+        with pytest.raises(UserError, match="--config.evaluate.folder=measured.$"):
+            ddpm_jax.evaluate(small_config(), workdir)
+    assert [str(folder) for folder in checked] == [str(workdir)]
+
+    before, elsewhere = sorted(workdir.rglob("*")), tmp_path_factory.mktemp("elsewhere")
+    config = small_config(metrics=("bpd",), best="bpd", folder=str(elsewhere))
+    row, = ddpm_jax.evaluate(config, workdir)
+    assert evaluate_lib.rows(elsewhere) == [row] and sorted(workdir.rglob("*")) == before
+    assert ddpm_jax.load(elsewhere / "best") and list(elsewhere.glob("tensorboard/evaluation/*"))
+
+
+def test_a_folder_without_a_run_gets_no_files(tmp_path):
+    with pytest.raises(UserError, match="nothing was trained there"):
+        ddpm_jax.evaluate(small_config(), tmp_path / "typo")
+    assert not (tmp_path / "typo").exists()
+
+
 def test_a_protocol_is_measured_once_and_another_anew(workdir, capsys):
     config = small_config(metrics=("bpd", "fid"), references=("train",))
     first = ddpm_jax.evaluate(config, workdir)
@@ -219,7 +249,8 @@ def test_all_checkpoints_and_the_best_of_them(workdir, capsys):
     (workdir / "evaluations.jsonl").write_text(
         "".join(json.dumps(row) + "\n" for row in known)
     )
-    evaluate_lib.keep_best(evaluate_lib.epath.Path(workdir), known[2])
+    path = evaluate_lib.epath.Path(workdir)
+    evaluate_lib.keep_best(path, known[2], path)
     assert [p.name for p in (workdir / "best" / "checkpoints").iterdir()] == ["4"]
 
 
