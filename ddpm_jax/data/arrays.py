@@ -27,12 +27,12 @@ def as_uint8(images: Any, name: str, beside: tuple[int, ...] = ()) -> np.ndarray
     """
     array = _as_array(images, name)
     x = "images" if isinstance(images, np.ndarray) else "np.asarray(images)"
-    got = f"{name}={array.dtype} {_bounded(list(array.shape))}"
+    got = f"{name}={_bounded(array.dtype)} {_bounded(list(array.shape))}"
     if not array.size:
         raise UserError(f"{got}: has no pixels, and {_WANTED} and not empty.")
     numbers = _numbers(array)
     if numbers is None:
-        raise UserError(f"{got}: {_WANTED}; {_advice_on_objects(array)}.")
+        raise UserError(f"{got}: {_WANTED}; {_advice_on_objects(array, x)}.")
     if numbers.dtype.kind == "f" and not np.isfinite(numbers).all():
         bad, axes = np.count_nonzero(~np.isfinite(numbers)), tuple(range(1, array.ndim))
         raise UserError(
@@ -206,7 +206,7 @@ def _advice_on_type(images, name):
     )
 
 
-def _advice_on_objects(array):
+def _advice_on_objects(array, x):
     first = array.flat[0]
     if array.dtype.kind in "US":
         return (
@@ -214,9 +214,9 @@ def _advice_on_objects(array):
             "ddpm_jax.data.load('image_folder', data_dir=FOLDER)"
         )
     if isinstance(first, Mapping):
-        return "write np.stack([example['image'] for example in images])"
+        return f"write np.stack([example['image'] for example in {x}])"
     if array.dtype.kind == "O":
-        return f"it holds {_a(first)} for each; if that has pixels, write np.array(images.tolist())"
+        return f"it holds {_a(first)} for each; if that has pixels, write np.array({x}.tolist())"
     return "pixels are real numbers"
 
 

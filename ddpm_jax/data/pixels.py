@@ -8,7 +8,7 @@ import numpy as np
 from ddpm_jax.data.source import Source, spread
 from ddpm_jax.errors import UserError
 
-_LOOKED_AT = 64  # Images.
+_LOOKED_AT = 32  # Images.
 
 
 def to_float(uint8):

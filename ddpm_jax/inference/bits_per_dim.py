@@ -53,7 +53,7 @@ def bits_per_dim(
             does not take these labels or this condition.
     """
     trained_lib.check(trained)
-    source = source_lib.from_array(images)
+    source = source_lib.in_memory(images, "images")
     no_class = getattr(trained.model, "num_classes", 0) or None
     model_kwargs = conditions.checked(
         trained.model, len(source), source.image_shape,

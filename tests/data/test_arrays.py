@@ -154,7 +154,8 @@ def test_messages_have_a_bound():
     wide = np.zeros((1,) * 40, np.uint8)
     for images in (wide, "x" * 10**5, {f"key_{i}": 1 for i in range(10**4)}, ["y" * 10**6],
                    Tensor(None, ValueError("z" * 10**6)), [COLOUR] * 10**4 + [0],
-                   type("T" * 10**5, (), {})()):
+                   type("T" * 10**5, (), {})(),
+                   np.zeros(3, [(f"field_{i}", int) for i in range(1000)])):
         with pytest.raises(ddpm_jax.errors.UserError) as caught:
             from_array(images)
         assert len(str(caught.value)) < 1000

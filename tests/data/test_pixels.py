@@ -60,7 +60,7 @@ def test_sets_that_span_under_a_tenth_of_the_range_are_warned_of(low, high, warn
     lines = pixels.range_warnings(from_array(images))
     assert len(lines) == warned
     if warned:
-        assert f"64 images of the data lie in {low}..{high}, under a tenth" in lines[0]
+        assert f"32 images of the data lie in {low}..{high}, under a tenth" in lines[0]
         line = re.search(r"example (np.interp.*)\.$", lines[0])[1]
         scaled = eval(line, {"np": np, "images": images})
         assert (scaled.dtype, scaled.min()) == (np.uint8, 0)

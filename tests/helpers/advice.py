@@ -13,7 +13,7 @@ def line(message):
     """The Python expression that a message about an array tells to write."""
     found = re.search(r"(?:write|images out:) (.*)\.$", message)
     assert found, message
-    return found[1]
+    return found[1].partition(", or ")[0]  # The first of two lines.
 
 
 def follow(images, steps=3):
