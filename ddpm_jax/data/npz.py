@@ -56,13 +56,21 @@ def load(request: Request) -> Source | None:
     if request.labels:
         source = source.with_labels(arrays["labels"], num_classes, f"{name}_labels")
     if request.stored_condition:
-        source = _with_condition(source, arrays["condition"], f"{name}_condition")
+        size = arrays["images"].shape[:3]
+        source = _with_condition(source, arrays["condition"], f"{name}_condition", size)
     return source
 
 
-def _with_condition(source, condition, name):
-    """The source with an array uint8 [n, h, w, k] beside it, resized to its images."""
-    source_lib.in_memory(condition, name)
+def _with_condition(source, condition, name, size):
+    """The source with an array uint8 [n, h, w, k] beside it, resized to its images.
+
+    Args:
+        source: the images, resized.
+        condition: the array.
+        name: of it in messages.
+        size: (n, h, w) of the images as they are stored.
+    """
+    source_lib.in_memory(condition, name, size)
     planes = [  # One by one, because there may be any number of channels.
         decoding.converted_source(plane[..., None], (*source.image_shape[:2], 1))
         for plane in np.moveaxis(condition, -1, 0)

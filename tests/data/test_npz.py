@@ -195,3 +195,12 @@ def test_an_npz_of_many_arrays_has_a_message_of_one_short_line(tmp_path):
 ])
 def test_arrays_of_another_kind_in_an_npz_are_mended_as_others_are(tmp_path, array, line):
     refused(lambda: load_npz(npz(tmp_path / "x.npz", train=array)), r"x.npz' 'train'=", line)
+
+
+def test_a_condition_of_many_channels_goes_by_the_size_of_its_images(tmp_path):
+    images, beside = numbered(9, (4, 8, 1)), numbered(9, (4, 8, 16))
+    path = npz(tmp_path / "x.npz", train=images, train_condition=beside)
+    source = load_npz(path, condition="stored")
+    np.testing.assert_array_equal(source.read_condition(np.arange(9)), beside)
+    path = npz(tmp_path / "x.npz", train=images, train_condition=beside.transpose(0, 3, 1, 2) / 255)
+    refused(lambda: load_npz(path, condition="stored"), "train_condition=float64 .* in 0..1")
