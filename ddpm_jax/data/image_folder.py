@@ -12,7 +12,7 @@ from ddpm_jax.data import decoding, picture_files
 from ddpm_jax.data import source as source_lib
 from ddpm_jax.data.request import Request
 from ddpm_jax.data.source import Source
-from ddpm_jax.errors import UserError, one_line, shown
+from ddpm_jax.errors import UserError, located, one_line, shown
 from ddpm_jax.runtime import files
 
 MAX_UNREADABLE = 0.05  # Share of a folder's files that may be skipped.
@@ -36,26 +36,27 @@ def load(request: Request) -> Source | None:
             f"config.data.dir={data_dir!r}: not a folder; write --config.data.dir=PATH, "
             "the folder that holds the pictures."
         )
-    found = picture_files.find(data_dir)
+    with located(request.where):
+        found = picture_files.find(data_dir)
     names = found.names
     if not names:
         only = f", only {found.left_out}" if found.left_out else ""
+        instead = "name" if request.named else "write --config.data.dir=PATH,"
         raise UserError(
-            f"config.data.dir={shown(data_dir)}: no pictures there or below{only}; write "
-            "--config.data.dir=PATH, a folder with .png, .jpg or other picture files "
-            f"({', '.join(decoding.FORMATS)})."
+            f"{request.where}: no pictures there or below{only}; {instead} a folder with .png, "
+            f".jpg or other picture files ({', '.join(decoding.FORMATS)})."
         )
     if found.left_out and request.split == "train":
         logging.warning(
-            "config.data.dir=%s: %d pictures are read; left out are %s.",
-            shown(data_dir), len(names), found.left_out,
+            "%s: %d pictures are read; left out are %s.",
+            request.where, len(names), found.left_out,
         )
     classes = sorted(_classes(data_dir, names)) if request.labels else []
     chosen = [names[i] for i in request.part(len(names))]
     if not chosen:
         return None
     height, width, channels = request.shape
-    folder = _Folder(data_dir, chosen, (height, width, channels or 3), len(names), classes)
+    folder = _Folder(request, chosen, (height, width, channels or 3), len(names), classes)
     if source_lib.fits(len(chosen), folder.shape):
         return folder.in_memory()
     if not height:
@@ -87,16 +88,17 @@ class _Folder:
     """Picture files decoded one by one, with a record of those that cannot be decoded.
 
     Args:
-        path: of the folder.
+        request: of the folder.
         names: of the files, relative to it.
         want: (height, width, channels); a height of 0 keeps the size of the first picture.
         total: files in all splits, of which a share may be skipped.
         classes: the names of the classes, sorted; empty without labels.
     """
 
-    def __init__(self, path, names, want, total, classes):
-        self.path, self.files, self.want = path, names, want
-        self.folder = files.path(path)
+    def __init__(self, request, names, want, total, classes):
+        self.path, self.files, self.want = request.data_dir, names, want
+        self.where, self.named = request.where, request.named
+        self.folder = files.path(self.path)
         self.total, self.classes = total, classes
         self.unreadable, self.lock = {}, threading.Lock()
         self.several = set()  # Files with later pages or frames.
@@ -153,7 +155,7 @@ class _Folder:
         if len(bad) > MAX_UNREADABLE * total or len(bad) == len(self.files):
             names = [*(name for name, _ in bad[:3]), *(["..."] if len(bad) > 3 else [])]
             raise UserError(
-                f"config.data.dir={shown(self.path)}: {len(bad)} of {total} files "
+                f"{self.where}: {len(bad)} of {total} files "
                 f"({len(bad) / total:.0%}) are unreadable, {MAX_UNREADABLE:.0%} may be; "
                 f"mend or remove {', '.join(names)} (the first: {bad[0][1]})."
             )
@@ -178,16 +180,20 @@ class _Folder:
         """Logs how many files of each kind have later pages or frames."""
         if self.several:
             logging.warning(
-                "config.data.dir=%s: only the first page or frame is read of %s%s; save the others "
-                "as files of their own to train on them.", shown(self.path),
+                "%s: only the first page or frame is read of %s%s; save the others as files of "
+                "their own to use them.", self.where,
                 picture_files.counts(self.files[i] for i in sorted(self.several)), among,
             )
 
     def refuse_size(self, i, height, width):
+        setting, instead = "config.data.image_size=0", (
+            "choose a size, for example --config.data.image_size=64."
+        )
+        if self.named:
+            setting, instead = self.named, "resize them first."
         raise UserError(
-            f"config.data.image_size=0: needs pictures of one size, but {_escaped(self.files[i])} "
-            f"is {height}x{width} and others are {self.shape[0]}x{self.shape[1]}; choose a "
-            "size, for example --config.data.image_size=64."
+            f"{setting}: needs pictures of one size, but {_escaped(self.files[i])} is "
+            f"{height}x{width} and others are {self.shape[0]}x{self.shape[1]}; {instead}"
         )
 
     def in_memory(self):

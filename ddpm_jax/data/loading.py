@@ -29,6 +29,7 @@ def load(
     labels: bool = False,
     condition: str = "",
     factor: int = 2,
+    named: str = "",
 ) -> Source | None:
     """Opens one split of a data set; None for the test split of a set that has none.
 
@@ -62,6 +63,7 @@ def load(
             `image_pairs`), or "stored", the .npz file's uint8 [n, h, w, k] "train_condition"
             and "test_condition".
         factor: of "low_resolution".
+        named: what messages call `data_dir` if it is not that of config.data.
 
     Raises:
         UserError: a setting is out of range, or the data are missing, empty, damaged
@@ -72,7 +74,7 @@ def load(
     request = Request(
         name, os.fspath(files.path(data_dir)) if data_dir else "", split,
         (image_size, image_width or image_size, channels), holdout, seed,
-        labels, condition == "stored",
+        labels, condition == "stored", named,
     )
     source = KINDS.get(name, _tfds)(request)
     if source is not None and condition == "low_resolution":

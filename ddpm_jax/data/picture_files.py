@@ -94,6 +94,6 @@ def _on_disk(folder) -> Iterator[str]:
                     yield prefix + entry.name
     except OSError as error:
         raise UserError(
-            f"config.data.dir={str(folder)!r}: {error.filename!r} cannot be listed "
-            f"({error.strerror}); give yourself the right to read it, or name another folder."
+            f"{error.filename!r} cannot be listed ({error.strerror}); give yourself the right to "
+            "read it, or name another folder."
         ) from None

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Request:
         seed: chooses those images.
         labels: whether the images come with labels.
         stored_condition: whether they come with the images that are stored beside them.
+        named: the data in messages; "" for config.data.dir.
     """
 
     name: str
@@ -30,6 +31,12 @@ class Request:
     seed: int = 0
     labels: bool = False
     stored_condition: bool = False
+    named: str = ""
+
+    @property
+    def where(self) -> str:
+        """The data in messages."""
+        return self.named or f"config.data.dir={shown(self.data_dir)}"
 
     def part(self, n: int) -> np.ndarray:
         """Which of n images without a test split are in `split`, int64 indices in order.

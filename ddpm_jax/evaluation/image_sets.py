@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from ddpm_jax.data import decoding, loading, picture_files
+from ddpm_jax.data import decoding, loading
 from ddpm_jax.data.source import Source, spread
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, shown
 from ddpm_jax.evaluation import identity, references
 from ddpm_jax.runtime import files, parallel
 
@@ -116,7 +116,10 @@ class Sets:
             origin = {"file": epath.Path(name).name}
         else:
             _check_folder(str(name))
-            request = {"name": "image_folder", "data_dir": str(name), "channels": channels}
+            request = {
+                "name": "image_folder", "data_dir": str(name), "channels": channels,
+                "named": _named(name),
+            }
             origin = {"folder": epath.Path(name).name}
         content = self.content(**request)
         if content is None:
@@ -162,30 +165,33 @@ def _load(npz: str = "", channels: int = 0, **request: Any) -> Source | None:
 
 
 def _check_folder(name):
+    """Raises UserError unless there is a folder of this name."""
     problem = ""
     if not name or not files.path(name).exists():
         problem = "does not exist"
     elif not files.path(name).is_dir():
         problem = "is neither a folder nor an .npz"
-    elif not picture_files.find(name).names:
-        problem = "holds no pictures"
     if problem:
         raise UserError(
-            f"config.evaluate.references has {name!r}, which {problem}; name 'train', 'test', a "
-            "folder of pictures or an .npz."
+            f"{_named(name)}, which {problem}; name 'train', 'test', a folder of pictures or an "
+            ".npz."
         )
 
 
 def _check(name, content, image_shape):
-    if tuple(content.image_shape[:2]) != tuple(image_shape[:2]):
-        height, width, _ = content.image_shape
+    height, width, _ = content.image_shape
+    if (height, width) != tuple(image_shape[:2]):
         raise UserError(
-            f"reference {name} has images of {height}x{width}, and the samples are "
-            f"{image_shape[0]}x{image_shape[1]}; FID compares images of one size: resize the "
-            "reference first."
+            f"{_named(name)}, which has images of {height}x{width}, and the samples are "
+            f"{image_shape[0]}x{image_shape[1]}; samples are compared with images of one size: "
+            "resize the reference first."
         )
     if content.size < 2:
         raise UserError(
-            f"config.evaluate.references has {str(name)!r}, which holds one image; samples are "
-            "compared with at least 2: add more, or name another reference."
+            f"{_named(name)}, which holds one image; samples are compared with at least 2: add "
+            "more, or name another reference."
         )
+
+
+def _named(name):
+    return f"config.evaluate.references has {shown(str(name))}"

@@ -361,10 +361,14 @@ def png(path, shape=(8, 8)):
 WRONG = {
     "none": "which does not exist; name 'train', 'test', a folder of pictures or an .npz.",
     "none.npz": "which does not exist; name", "": "which does not exist; name",
-    "trian": "which does not exist; name", "empty": "which holds no pictures; name",
+    "trian": "which does not exist; name",
+    "empty": "no pictures there or below, only 1 .txt; name a folder",
     "r/0.png": "which is neither a folder nor an .npz; name",
     "one": "which holds one image; .* at least 2: add more",
     "one.npz": "which holds one image; samples are compared with at least 2",
+    "sizes": "needs pictures of one size, but b.png is 9x9 and others are 8x8; resize",
+    "damaged": r"1 of 3 files \(33%\) are unreadable, 5% may be; mend or remove c.png",
+    "larger": "which has images of 9x9, and the samples are 8x8; .*resize",
 }
 
 
@@ -376,12 +380,16 @@ def test_a_wrong_reference_is_named_and_refused_before_any_work(
     monkeypatch.chdir(workdir)
     png(workdir / "r" / "0.png")
     png(workdir / "one" / "a.png")
+    for path, shape in {"sizes/a": (8, 8), "sizes/b": (9, 9), "damaged/a": (8, 8),
+                        "damaged/b": (8, 8), "larger/a": (9, 9), "larger/b": (9, 9)}.items():
+        png(workdir / f"{path}.png", shape)
+    (workdir / "damaged" / "c.png").write_bytes(b"PNG")
     (workdir / "empty").mkdir()
     (workdir / "empty" / "notes.txt").write_text("none")
     np.savez("one.npz", arr_0=np.zeros((1, 8, 8, 1), np.uint8))
     config = small_config(metrics=("bpd", metric), references=(name,))
     with pytest.raises(ValueError, match=(
-        f"^{metric}/{name}: config.evaluate.references has '{name}', {WRONG[name]}"
+        f"^{metric}/{name}: config.evaluate.references has '{name}'[:,] {WRONG[name]}"
     )) as error:
         ddpm_jax.evaluate(config, workdir)
     assert "\n" not in str(error.value) and "config.data" not in str(error.value)

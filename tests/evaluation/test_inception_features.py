@@ -243,8 +243,8 @@ def test_a_file_of_images_is_a_reference(cache, tmp_path):
     assert_reference(reference, images, fake)
     assert reference.provenance["file"] == "batch.npz"
     assert_allclose(reference.features, Fake().features(images).pool, rtol=1e-5, atol=1e-5)
-    fails("batch.npz has images of 4x4, and the samples are 8x8", inception_features.reference,
-          name, fake, image_shape=(8, 8, 3), data_settings={})
+    fails("batch.npz', which has images of 4x4, and the samples are 8x8",
+          inception_features.reference, name, fake, image_shape=(8, 8, 3), data_settings={})
 
 
 def test_a_file_of_statistics_is_a_reference_as_it_is(cache, tmp_path):
@@ -267,8 +267,8 @@ def test_of_a_file_of_both_the_images_count(cache, tmp_path):
     name = str(tmp_path / "both.npz")
     reference = inception_features.reference(name, fake, image_shape=(4, 4, 3), data_settings={})
     assert_reference(reference, images, fake)
-    fails("both.npz has images of 4x4, and the samples are 4x8", inception_features.reference,
-          name, fake, image_shape=(4, 8, 3), data_settings={})
+    fails("both.npz', which has images of 4x4, and the samples are 4x8",
+          inception_features.reference, name, fake, image_shape=(4, 8, 3), data_settings={})
 
 
 def test_a_folder_of_pictures_is_a_reference(cache, tmp_path):
@@ -289,7 +289,7 @@ def test_a_missing_test_split_is_refused(cache, tmp_path):
 
 
 def test_a_split_of_another_size_is_refused(cache):
-    fails("train has images of 8x8, and the samples are 8x16", inception_features.reference,
+    fails("train', which has images of 8x8, and the samples are 8x16", inception_features.reference,
           "train", Fake(), image_shape=(8, 16, 1), data_settings={"name": "digits"})
 
 
