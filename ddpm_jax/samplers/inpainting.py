@@ -15,12 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Key
 
-from ddpm_jax import errors
 from ddpm_jax.diffusion import randomness
 from ddpm_jax.diffusion.process import Images, Prediction
 from ddpm_jax.diffusion.schedule import Schedule
-from ddpm_jax.errors import UserError, check_floats
+from ddpm_jax.errors import UserError, check_floats, whole_number
 from ddpm_jax.samplers import reverse_chain
+
+JUMP_LENGTH = 10  # That of RePaint, and the default.
 
 
 @flax.struct.dataclass
@@ -55,10 +56,10 @@ def visits(num_timesteps: int, jump_length: int, resamplings: int) -> list[tuple
     of `jump_length`. Each whole stretch is run `resamplings` times, the other steps once.
 
     Raises:
-        ValueError: resamplings or jump_length is less than 1.
+        ValueError: resamplings or jump_length is no whole number from 1 on.
     """
-    resamplings = _count("resamplings", resamplings)
-    jump_length = _count("jump_length", jump_length)
+    resamplings = whole_number("resamplings", resamplings, low=1)
+    jump_length = whole_number("jump_length", jump_length, low=1)
     left = dict.fromkeys(range(1, num_timesteps - jump_length + 1, jump_length), resamplings - 1)
     calls, steps = [], num_timesteps
     while steps:
@@ -71,17 +72,9 @@ def visits(num_timesteps: int, jump_length: int, resamplings: int) -> list[tuple
     return calls
 
 
-def _count(field, value) -> int:
-    number = errors.whole_number(field, value)
-    if number < 1:
-        raise UserError(
-            "must be at least 1, and is 10 in RePaint", field=field, value=number,
-            instead={field: 10},
-        )
-    return number
-
-
-def repaint(schedule: Schedule, *, jump_length: int = 10, resamplings: int = 1) -> Rows:
+def repaint(
+    schedule: Schedule, *, jump_length: int = JUMP_LENGTH, resamplings: int = 1
+) -> Rows:
     """The rows of RePaint on a schedule; with one resampling, those of plain replacement.
 
     RePaint itself has 250 steps, jump_length=10 and resamplings=10, which makes 2,410 calls.
@@ -92,9 +85,10 @@ def repaint(schedule: Schedule, *, jump_length: int = 10, resamplings: int = 1) 
         resamplings: number of runs through each stretch.
 
     Raises:
-        ValueError: resamplings or jump_length is less than 1.
+        ValueError: resamplings or jump_length is no whole number from 1 on, or has no effect.
     """
     rows = visits(schedule.num_timesteps, jump_length, resamplings)
+    _check_effect(schedule.num_timesteps, jump_length, resamplings)
     t, up = np.array(rows).T
     alpha_bar = np.append(1.0, np.asarray(schedule.alpha_bar, np.float64))  # By noising steps.
     ratio = alpha_bar[t + up] / alpha_bar[t]
@@ -102,6 +96,22 @@ def repaint(schedule: Schedule, *, jump_length: int = 10, resamplings: int = 1) 
         t=np.int32(t), signal=np.sqrt(alpha_bar[t]), noise=np.sqrt(1 - alpha_bar[t]),
         up_signal=np.sqrt(ratio), up_noise=np.sqrt(1 - ratio),
     )
+
+
+def _check_effect(num_timesteps, jump_length, resamplings):
+    if resamplings > 1 and jump_length >= num_timesteps:
+        shorter = {"jump_length": max(1, num_timesteps // 2)} if num_timesteps > 1 else {}
+        raise UserError(
+            f"has no effect with {{jump_length}} on a chain of {num_timesteps} steps, which holds "
+            "no whole stretch", field="resamplings", value=resamplings,
+            given={"jump_length": jump_length}, instead=shorter | {"resamplings": 1},
+        )
+    if resamplings == 1 and jump_length != JUMP_LENGTH:
+        raise UserError(
+            "has no effect with {resamplings}, which goes back no step", field="jump_length",
+            value=jump_length, given={"resamplings": resamplings},
+            instead={"resamplings": 10, "jump_length": JUMP_LENGTH},
+        )
 
 
 def inpaint(

@@ -58,12 +58,24 @@ def test_repaints_own_number_of_calls():
 
 
 @pytest.mark.parametrize("settings, says", [
-    (dict(jump_length=0), "jump_length=0 must be at least 1"),
-    (dict(resamplings=0), "resamplings=0 must be at least 1"),
+    (dict(jump_length=0), "jump_length=0 must be a whole number of at least 1"),
+    (dict(resamplings=0), "resamplings=0 must be a whole number of at least 1"),
+    (dict(resamplings=10, jump_length=20), "resamplings=10 has no effect with jump_length=20 on "
+     "a chain of 20 steps.*; write jump_length=10 or resamplings=1"),
+    (dict(resamplings=2, jump_length=99), "resamplings=2 has no effect with jump_length=99"),
+    (dict(jump_length=3), "jump_length=3 has no effect with resamplings=1, .*; write resampling"),
 ])
-def test_numbers_below_one_are_refused(settings, says):
+def test_numbers_that_mean_nothing_are_refused(settings, says):
     with pytest.raises(ValueError, match=says):
         inpainting.repaint(FULL, **settings)
+
+
+def test_every_shorter_jump_changes_the_rows():
+    for jump_length in range(1, FULL.num_timesteps):
+        rows = inpainting.repaint(FULL, jump_length=jump_length, resamplings=2)
+        assert rows.num_calls > FULL.num_timesteps
+    with pytest.raises(ValueError, match="a chain of 1 steps.*; write resamplings=1.$"):
+        inpainting.repaint(schedule_lib.from_betas([0.5]), resamplings=2)
 
 
 def test_rows_hold_the_levels():
