@@ -24,7 +24,7 @@ from ddpm_jax.runtime import parallel
 from ddpm_jax.samplers import inpainting, reverse_chain
 from ddpm_jax.samplers import ddim as ddim_lib
 from ddpm_jax.samplers import settings as settings_lib
-from ddpm_jax.samplers.settings import Settings
+from ddpm_jax.samplers.settings import SAMPLERS, Settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,7 @@ def run(
     trained: Trained,
     rngs: jax.Array,
     arrays: Sequence[np.ndarray],
-    settings: Settings,
+    steps: reverse_chain.StepChain,
     *,
     rows: inpainting.Rows | None = None,
     num_calls: int | None = None,
@@ -105,18 +105,16 @@ def run(
         trained: parameters and what they need.
         rngs: [n], one key per image.
         arrays: [n, ...] each, what the edit takes.
-        settings: the sampler and what goes with it.
+        steps: of `step_chain`.
         rows: for `hold`.
         num_calls: the last steps of the chain to run; None is all of them, or all rows.
         batch_size, progress: as of `sample.sample`.
 
     Raises:
-        ValueError: the settings are a solver's, the model is conditional, or its parameters do
-            not fit.
+        ValueError: the model is conditional, or its parameters do not fit.
     """
     trained_lib.check(trained)
     progress = errors.flag("progress", progress)
-    steps = step_chain(settings, trained.schedule)
     model = trained.model
     if getattr(model, "num_classes", 0) or getattr(model, "condition_channels", 0):
         raise UserError(
@@ -149,8 +147,15 @@ def _pmap_chain(edit, model, diffusion, num_calls, progress):
     return parallel.pmap(chain, in_axes=(None, None, None, 0, 0))
 
 
-def step_chain(settings: Settings, schedule: Schedule) -> reverse_chain.StepChain:
+def step_chain(
+    settings: Settings, schedule: Schedule, t: int | None = None
+) -> reverse_chain.StepChain:
     """The chain of the settings, on whole steps of the schedule.
+
+    Args:
+        settings: the sampler and what goes with it.
+        schedule: the one that the network was trained with.
+        t: from images noised t times, 1..T; None is from x_T.
 
     Raises:
         ValueError: the settings are wrong, those of a solver, or guided.
@@ -167,4 +172,6 @@ def step_chain(settings: Settings, schedule: Schedule) -> reverse_chain.StepChai
             "follows labels, and editing needs an unconditional model", field="guidance",
             value=settings.guidance, instead={"guidance": 1.0},
         )
-    return settings.chain(schedule)
+    if t is None:
+        return settings.chain(schedule)
+    return SAMPLERS[settings.sampler].chain_from(t, schedule, settings)

@@ -17,7 +17,7 @@ import numpy as np
 from ddpm_jax import errors
 from ddpm_jax.diffusion import randomness
 from ddpm_jax.errors import UserError
-from ddpm_jax.inference import edit_chains
+from ddpm_jax.inference import edit_chains, edit_checks
 from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.network.trained import Trained
 from ddpm_jax.samplers import inpainting
@@ -47,8 +47,8 @@ def diffuse(
     Raises:
         ValueError: images have another shape or type, or t leaves 0..T.
     """
-    images, t = _checked(trained, images), errors.whole_numbers("t", t)
-    starts = np.array([_start(trained.schedule, noisings) for noisings in t], np.int32)
+    images = edit_checks.pictures(trained, images)
+    starts = np.array(edit_checks.noisings(t, trained.schedule.num_timesteps), np.int32)
     n, rows = len(images), len(starts)
     return np.asarray(jax.jit(edit_chains.noised)(
         trained.schedule, np.repeat(images, rows, axis=0),
@@ -77,7 +77,8 @@ def interpolate(
         rng: a typed key, a legacy `PRNGKey` or an int.
         a, b: [n, h, w, c], n pairs.
         t: numbers of noising steps, 0 (the pictures themselves are mixed) to T, a row each; T / 2
-            by default, as in Fig. 8. A chain of fewer steps runs those among the first t.
+            by default, as in Fig. 8. The `num_steps` of a shorter chain are spread over the t
+            steps; a grid of given steps runs t - 1 and those below.
         lam: 0 is a, 1 is b, a column each.
         settings: "ancestral" or "ddim".
         **options: batch_size (images at a time on all devices together; what fits by default) and
@@ -87,25 +88,36 @@ def interpolate(
         [n, len(t), len(lam), h, w, c].
 
     Raises:
-        ValueError: images have another shape or type, t leaves 0..T, or the settings are a
-            solver's.
+        ValueError: images have another shape, type or range, t leaves 0..T, the grid has no step
+            below t, or the settings are a solver's.
     """
-    a, b = _checked(trained, a, "a"), _checked(trained, b, "b")
-    if len(a) != len(b):
-        raise UserError(f"a has {len(a)} images and b {len(b)}; give as many of both, in pairs.")
-    chain = edit_chains.step_chain(settings, trained.schedule).schedule
-    t = (trained.schedule.num_timesteps // 2,) if t is None else errors.whole_numbers("t", t)
-    lam = errors.numbers("lam", lam)
-    starts = [_start(chain, noisings, trained.schedule) for noisings in t]
-    n, shape = len(a), (len(a), len(starts), len(lam))
+    a, b = edit_checks.pictures(trained, a, "a"), edit_checks.pictures(trained, b, "b")
+    edit_checks.pairs(a, b)
+    num_timesteps = trained.schedule.num_timesteps
+    t = edit_checks.noisings((num_timesteps // 2,) if t is None else t, num_timesteps)
+    lam, rngs = edit_checks.weights(lam), _keys(rng, len(a))
+    # The whole chain serves all t; a shorter one has steps of its own for each.
+    whole = _chain(trained, settings).full is None
+    return np.concatenate([
+        _mixtures(trained, rngs, a, b, row, lam, settings, options)
+        for row in ([t] if whole else [(noisings,) for noisings in t])
+    ], axis=1)
+
+
+def _mixtures(trained, rngs, a, b, t, lam, settings, options):
+    """The rows [n, len(t), len(lam), h, w, c] of `interpolate` that one chain decodes."""
+    chain = edit_chains.step_chain(
+        settings, trained.schedule, max(t) or trained.schedule.num_timesteps
+    )
+    starts = np.searchsorted(np.asarray(chain.schedule.timesteps), t)  # Its steps below each t.
+    n, shape = len(a), (len(a), len(t), len(lam))
     pair, start, weight = (
         np.broadcast_to(x, shape).ravel() for x in (
-            np.arange(n)[:, None, None], np.int32(starts)[:, None], np.float32(lam))
+            np.arange(n)[:, None, None], np.int32(starts)[:, None], lam)
     )
     return edit_chains.run(
-        edit_chains.mixture, trained, _keys(rng, n)[pair],
-        (a[pair], b[pair], start, weight), settings,
-        num_calls=max([1, *starts]), **options,
+        edit_chains.mixture, trained, rngs[pair], (a[pair], b[pair], start, weight), chain,
+        num_calls=int(max(1, *starts)), **options,
     ).reshape(*shape, *a.shape[1:])
 
 
@@ -138,7 +150,7 @@ def img2img(
             f"must be at least 1 of {trained.schedule.num_timesteps} steps", field="strength",
             value=strength, instead={"strength": 0.5},
         )
-    images = _checked(trained, images)
+    images = edit_checks.pictures(trained, images)
     return interpolate(
         trained, rng, images, images, t=(t,), lam=(0.0,), settings=settings,
         **options,
@@ -186,10 +198,10 @@ def encode(
     Raises:
         ValueError: images have another shape or type, or the settings are others.
     """
-    _check_deterministic(settings)
+    edit_checks.check_deterministic(settings)
+    images, chain = edit_checks.pictures(trained, images), _chain(trained, _leaving_x_0(settings))
     return edit_chains.run(
-        edit_chains.encode, trained, _keys(0, len(images)), (_checked(trained, images),),
-        _leaving_x_0(settings), **options,
+        edit_chains.encode, trained, _keys(0, len(images)), (images,), chain, **options
     )
 
 
@@ -210,10 +222,10 @@ def decode(
     Raises:
         ValueError: x_T has another shape or type, or the settings are others.
     """
-    _check_deterministic(settings)
+    edit_checks.check_deterministic(settings)
+    x_T, chain = edit_checks.arrays(trained, x_T, "x_T"), _chain(trained, settings)
     return edit_chains.run(
-        edit_chains.decode, trained, _keys(0, len(x_T)), (_checked(trained, x_T, "x_T"),), settings,
-        **options,
+        edit_chains.decode, trained, _keys(0, len(x_T)), (x_T,), chain, **options
     )
 
 
@@ -231,6 +243,7 @@ def reconstruct(
     Raises:
         ValueError: as `encode` does.
     """
+    edit_checks.check_deterministic(settings)
     settings = _leaving_x_0(settings)
     x_T = encode(trained, images, settings=settings, **options)
     return decode(trained, x_T, settings=settings, **options)
@@ -260,11 +273,12 @@ def slerp(
     Raises:
         ValueError: as `decode` does.
     """
-    trained_lib.check(trained)
-    lam = errors.numbers("lam", lam)
+    x_T, y_T = edit_checks.arrays(trained, x_T, "x_T"), edit_checks.arrays(trained, y_T, "y_T")
+    edit_checks.pairs(x_T, y_T, ("x_T", "y_T"))
+    lam = edit_checks.weights(lam)
     shape = (len(x_T), len(lam), *trained.image_shape)
-    ends = (np.repeat(_checked(trained, x, "x_T"), len(lam), axis=0) for x in (x_T, y_T))
-    between = ddim_lib.slerp(*ends, jnp.tile(jnp.float32(lam), len(x_T)))
+    ends = (np.repeat(x, len(lam), axis=0) for x in (x_T, y_T))
+    between = ddim_lib.slerp(*ends, jnp.tile(lam, len(x_T)))
     return decode(trained, np.asarray(between), settings=settings, **options).reshape(shape)
 
 
@@ -274,7 +288,7 @@ def inpaint(
     images: np.ndarray,
     mask: np.ndarray,
     *,
-    jump_length: int = 10,
+    jump_length: int = inpainting.JUMP_LENGTH,
     resamplings: int = 1,
     settings: Settings = Settings(),
     **options,
@@ -286,23 +300,18 @@ def inpaint(
         images: [n, h, w, c]; pixels outside the mask are not used.
         mask: bool [h, w], or one per image, [n, h, w]: True where the picture is known.
         jump_length, resamplings: of RePaint, which has 10 and 10 on 250 steps; with 1 resampling
-            the known pixels are only replaced.
+            the known pixels are only replaced. The chain must be longer than a jump.
 
     Returns:
         [n, h, w, c]; the known pixels equal those of the pictures exactly.
 
     Raises:
-        ValueError: images or mask have another shape or type, a number is less than 1, or the
-            settings are a solver's.
+        ValueError: images or mask have another shape, type or range, the mask leaves nothing or
+            everything to draw, a number is less than 1 or has no effect, or the settings are a
+            solver's.
     """
-    images, mask = _checked(trained, images), np.asarray(mask)
-    height, width, _ = trained.image_shape
-    if mask.dtype != bool or mask.shape not in ((height, width), (len(images), height, width)):
-        raise UserError(
-            f"mask is {mask.dtype} {list(mask.shape)}, but must be bool [{height}, {width}], or "
-            f"one per image, [{len(images)}, {height}, {width}]: True where the picture is known."
-        )
-    mask = np.broadcast_to(mask, images.shape[:3])[..., None]
+    images = edit_checks.pictures(trained, images)
+    mask = edit_checks.known_pixels(trained, mask, len(images))
     return _hold(trained, rng, (images, mask), settings, jump_length, resamplings, options)
 
 
@@ -311,7 +320,7 @@ def colourise(
     rng: Any,
     images: np.ndarray,
     *,
-    jump_length: int = 10,
+    jump_length: int = inpainting.JUMP_LENGTH,
     resamplings: int = 1,
     settings: Settings = Settings(),
     **options,
@@ -336,16 +345,16 @@ def colourise(
             f"colourise needs a model of 3 channels, and this one has {trained.image_shape[-1]}; "
             "use a model trained with config.data.channels=3."
         )
-    images = _checked(trained, images)
+    images = edit_checks.pictures(trained, images)
     return _hold(trained, rng, (images,), settings, jump_length, resamplings, options)
 
 
 def _hold(trained, rng, arrays, settings, jump_length, resamplings, options):
     """Runs `edit_chains.hold` on the rows of RePaint."""
-    chain = edit_chains.step_chain(settings, trained.schedule)
+    chain = _chain(trained, settings)
     rows = inpainting.repaint(chain.schedule, jump_length=jump_length, resamplings=resamplings)
     return edit_chains.run(
-        edit_chains.hold, trained, _keys(rng, len(arrays[0])), arrays, settings, rows=rows,
+        edit_chains.hold, trained, _keys(rng, len(arrays[0])), arrays, chain, rows=rows,
         **options,
     )
 
@@ -356,41 +365,9 @@ def _leaving_x_0(settings: Settings) -> Settings:
     return dataclasses.replace(settings, clip=False, dynamic_threshold=0.0, rederive_eps=True)
 
 
-def _check_deterministic(settings: Settings) -> None:
-    settings_lib.check_is_settings(settings)
-    if settings.sampler != "ddim" or settings.eta:
-        raise UserError(
-            f"sampler={settings.sampler!r} with eta={settings.eta} does not lead from x_0 to x_T "
-            "and back; write sampler='ddim' and eta=0."
-        )
-
-
-def _start(chain, noisings: int, full=None) -> int:
-    """How many steps of a chain lie among the first `noisings` steps of the full schedule."""
-    num_timesteps = (full or chain).num_timesteps
-    if not 0 <= noisings <= num_timesteps:
-        raise UserError(
-            f"must lie in 0..{num_timesteps}, the noising steps", field="t", value=noisings,
-            instead={"t": num_timesteps // 2},
-        )
-    return int(np.searchsorted(np.asarray(chain.timesteps), noisings))
+def _chain(trained, settings):
+    return edit_chains.step_chain(settings, trained.schedule)
 
 
 def _keys(rng, n):
     return randomness.image_keys(randomness.as_key(rng), jnp.arange(n))
-
-
-def _checked(trained, images, name="images"):
-    """The images as float32, if they have the model's shape."""
-    trained_lib.check(trained)
-    images = np.asarray(images)
-    wanted = list(trained.image_shape)
-    given = f"{name} are {images.dtype} {list(images.shape)}"
-    if images.ndim != 4 or not len(images) or list(images.shape[1:]) != wanted:
-        raise UserError(
-            f"{given}, and the model's are float [n, {', '.join(map(str, wanted))}]; write "
-            f"{name}[None] for a single one, and resize those of another size."
-        )
-    if not np.issubdtype(images.dtype, np.floating):
-        raise UserError(f"{given}: must be float in [-1, 1]; write ddpm_jax.data.to_float({name}).")
-    return np.float32(images)

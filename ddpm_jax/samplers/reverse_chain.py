@@ -175,6 +175,11 @@ class StepChain:
         """Network calls per image."""
         return self.schedule.num_timesteps
 
+    @property
+    def timesteps(self) -> np.ndarray:
+        """[n] the step t of each network call, in no order."""
+        return np.asarray(self.schedule.timesteps)
+
     def predict_fn(
         self,
         denoise_fn: Callable[[Array, Array], Array],
@@ -236,6 +241,18 @@ class StepSampler:
         if settings.grid == "uniform" and not settings.num_steps:
             return StepChain(schedule, None, self, settings)
         visited = steps.named(settings.grid, schedule.num_timesteps, settings.num_steps or None)
+        return StepChain(schedule_lib.respace(schedule, visited), schedule, self, settings)
+
+    def chain_from(self, t: int, schedule: Schedule, settings: Any) -> StepChain:
+        """The chain from images noised t times, 1..T; on all steps it is `chain`.
+
+        Raises:
+            ValueError: the grid does not fit, as `steps.below` says.
+        """
+        chain = self.chain(schedule, settings)
+        if chain.full is None:
+            return chain
+        visited = steps.below(settings.grid, schedule.num_timesteps, t, settings.num_steps)
         return StepChain(schedule_lib.respace(schedule, visited), schedule, self, settings)
 
 

@@ -153,3 +153,38 @@ def named(
             value=num_steps, given={"grid": name}, instead={"num_steps": steps.size},
         )
     return steps
+
+
+def below(
+    name: str | Sequence[int] | np.ndarray,
+    num_timesteps: int,
+    t: int,
+    num_steps: int | None = None,
+) -> np.ndarray:
+    """The steps of a chain that starts from images noised t times; the last is t - 1.
+
+    The steps of a key of `NAMED` are spread over the t steps, as over all of them in `named`. Of
+    other grids those below t are visited, after t - 1.
+
+    Args:
+        name: as of `named`.
+        num_timesteps: T.
+        t: number of noising steps, 1..T.
+        num_steps: as of `named`; all t steps where it is more than t.
+
+    Raises:
+        ValueError: no step of the grid is below t, or as `named` does.
+    """
+    if isinstance(name, str) and name in NAMED:
+        steps = named(name, t, None if num_steps is None else min(num_steps, t))
+        steps[-1] = t - 1  # "quadratic" ends at 0.8 t.
+        return steps
+    steps = named(name, num_timesteps, num_steps)
+    left = steps[steps < t]
+    if not left.size:
+        raise UserError(
+            f"has no step below t={t}, where this chain starts: its first is {steps[0]}; write "
+            "another grid, for example {instead}, or start later.", field="grid", value=name,
+            instead={"grid": "uniform"},
+        )
+    return left if left[-1] == t - 1 else np.append(left, t - 1)

@@ -165,6 +165,11 @@ class PlanChain:
         """Network calls per image."""
         return self.plan.num_calls
 
+    @property
+    def timesteps(self) -> np.ndarray:
+        """[n] the step t of each network call, in no order."""
+        return np.asarray(self.plan.t)
+
     def run(
         self,
         denoise_fn: Callable[[Array, Array], Array],

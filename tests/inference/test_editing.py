@@ -107,13 +107,34 @@ def test_the_ends_are_each_pictures_img2img(trained):
     assert np.abs(alone - images).max() > 0.1
 
 
-def test_fewer_steps_start_at_the_visited_ones(trained):
-    images, steps = pictures(2), steps_lib.uniform(T, 4)  # 0, 4, 7, 11
-    for t, start in ((1, 1), (4, 1), (5, 2), (T, 4)):
+@pytest.mark.parametrize("settings, t, steps", [
+    (dict(num_steps=4), 1, [0]), (dict(num_steps=4), 4, [0, 1, 2, 3]),
+    (dict(num_steps=4), 8, [0, 2, 5, 7]), (dict(num_steps=4), T, [0, 4, 7, 11]),
+    (dict(num_steps=1), 6, [5]), (dict(num_steps=2, grid="trailing"), 6, [2, 5]),
+    (dict(num_steps=3, grid="quadratic"), 10, [0, 2, 9]),
+    (dict(grid=(0, 3, 7, 11)), 8, [0, 3, 7]), (dict(grid=(0, 3, 7, 11)), 6, [0, 3, 5]),
+    (dict(grid="2,2"), 9, [0, 5, 6, 8]),
+])
+def test_fewer_steps_are_spread_below_t(trained, settings, t, steps):
+    """From the noise of t itself, so the first step is t - 1."""
+    images = pictures(2)
+    for lam in ((0.5,), (0.0,)):
         actual = editing.interpolate(
-            trained, KEY, images, images, t=(t,), lam=(0.5,), settings=Settings(num_steps=4))
-        expected = direct(trained, noised(images, steps[start - 1] + 1), start, steps)
+            trained, KEY, images, images, t=(t,), lam=lam, settings=Settings(**settings))
+        expected = direct(trained, noised(images, t), len(steps), steps)
         assert_allclose(actual[:, 0, 0], expected, **SAME)
+
+
+def test_rows_of_fewer_steps_are_those_of_each_t_alone(trained):
+    a, b = pictures(2), pictures(2, seed=1)
+    for settings in (Settings(num_steps=3), Settings(grid=(4, 9))):
+        rows = editing.interpolate(
+            trained, KEY, a, b, t=(0, 7, T), lam=(0.0, 0.4), settings=settings)
+        for i, t in enumerate((0, 7, T)):
+            alone = editing.interpolate(
+                trained, KEY, a, b, t=(t,), lam=(0.0, 0.4), settings=settings)
+            assert_allclose(rows[:, i:i + 1], alone, **SAME)
+        assert_allclose(rows[:, 0, 0], a, rtol=0, atol=1e-6)
 
 
 def test_strength_is_a_share_of_the_steps(trained):
@@ -205,24 +226,27 @@ def test_known_pixels_stay_and_others_are_new(trained):
     assert_array_equal(each[1][~LEFT], images[1][~LEFT])
 
 
-def test_with_nothing_known_inpainting_is_sampling(trained):
-    """From the same prior draw, by DDIM, which adds no other noise."""
-    nothing = np.zeros((8, 8), bool)
-    actual = editing.inpaint(trained, KEY, pictures(2), nothing, settings=DDIM)
-    assert_allclose(actual, ddpm_jax.sample(trained, KEY, 2, sampler="ddim"), **SAME)
+def test_far_from_what_is_known_inpainting_is_sampling(trained):
+    """From the same prior draw, by DDIM, which adds no other noise; one step sees one corner."""
+    corner = np.zeros((8, 8), bool)
+    corner[0, 0] = True
+    one = Settings("ddim", num_steps=1)
+    actual = editing.inpaint(trained, KEY, pictures(2), corner, settings=one)
+    expected = ddpm_jax.sample(trained, KEY, 2, settings=one)
+    assert_allclose(actual[:, ~corner], expected[:, ~corner], **SAME)
 
 
 def test_resampling_goes_the_rows_of_repaint(trained):
     plain, again, longer = (
         editing.inpaint(trained, KEY, pictures(1), LEFT, resamplings=n, jump_length=length)
-        for n, length in ((1, 3), (2, 3), (2, 4))
+        for n, length in ((1, 10), (2, 3), (2, 4))
     )
     assert np.abs(plain - again).max() > 0.05 and np.abs(longer - again).max() > 0.05
 
 
 def test_colours_are_new_and_grey_stays(trained):
     images = pictures(2)
-    actual = editing.colourise(trained, KEY, images, resamplings=2)
+    actual = editing.colourise(trained, KEY, images, resamplings=2)  # 12 steps, jumps of 10
     assert_allclose(actual.mean(-1), images.mean(-1), rtol=0, atol=1e-6)
     assert np.abs(actual - images).max() > 0.1
     grey = np.repeat(images.mean(-1, keepdims=True), 3, axis=-1)
@@ -297,16 +321,58 @@ def test_a_second_call_compiles_nothing(trained):
      "editing needs an unconditional one"),
     (lambda t, x: editing.encode(t.replace(model=UNet(condition_channels=1)), x),
      "editing needs an unconditional one"),
-    (lambda t, x: editing.interpolate(t, 0, x, x, t=(13,)), "t=13 must lie in 0..12"),
-    (lambda t, x: editing.interpolate(t, 0, x, x, t=(-1,)), "t=-1 must lie in 0..12"),
+    (lambda t, x: editing.interpolate(t, 0, x, x, t=(13,)),
+     r"t\[0\]=13 must be a whole number in 0..12; write t\[0\]=12"),
+    (lambda t, x: editing.interpolate(t, 0, x, x, t=(3, -1)), r"t\[1\]=-1 must be .* in 0..12"),
+    (lambda t, x: editing.interpolate(t, 0, x, x, t=(2.5,)), r"t\[0\]=2.5 must be a whole number"),
+    (lambda t, x: editing.interpolate(t, 0, x, x, t=5), r"t=5 must be a list of whole numbers"),
+    (lambda t, x: editing.interpolate(t, 0, x, x, t=()), r"t=\(\) must have at least one"),
+    (lambda t, x: editing.diffuse(t, 0, x, []), r"t=\(\) must have at least one"),
+    (lambda t, x: editing.interpolate(t, 0, x, x, lam=()), r"lam=\(\) must have at least one"),
+    (lambda t, x: editing.interpolate(t, 0, x, x, lam=0.5), "lam=0.5 must be a list of numbers"),
+    (lambda t, x: editing.interpolate(t, 0, x, x, lam=["a"]), r"lam\[0\]='a' must"),
+    (lambda t, x: editing.interpolate(t, 0, x, x, lam=(0, np.nan)), r"lam\[1\]=nan"),
+    (lambda t, x: editing.img2img(t, 0, x, strength="0.5"), "strength='0.5' must be a finite"),
+    (lambda t, x: editing.img2img(t, 0, x, strength=np.nan), "strength=nan must be a finite"),
+    (lambda t, x: editing.img2img(t, 0, x, settings=Settings(grid=(9, 11))),
+     r"grid=\(9, 11\) has no step below t=6, .* its first is 9; write .* grid='uniform'"),
+    (lambda t, x: editing.img2img(t, 0, x, settings="ddim"), "settings='ddim' must be a ddpm_jax"),
+    (lambda t, x: editing.encode(t, x, settings=None), "settings=None must be a ddpm_jax"),
+    (lambda t, x: editing.reconstruct(t, x, settings=7), "settings=7 must be a ddpm_jax"),
+    (lambda t, x: editing.img2img(t, 0, x, settings=Settings(guidance=None)),
+     "guidance=None must be a finite number"),
+    (lambda t, x: editing.img2img(t, 0, x, settings=Settings(guidance="2")),
+     "guidance='2' must be a finite number"),
+    (lambda t, x: editing.img2img(t, 0, x * 127.5 + 127.5),
+     r"images lie in \[.*, 25.*must lie in \[-1, 1\]; write images / 127.5 - 1"),
+    (lambda t, x: editing.colourise(t, 0, x * 1.5), r"must lie in \[-1, 1\]; write numpy.clip"),
+    (lambda t, x: editing.inpaint(t, 0, np.where(LEFT[..., None], x, np.nan), LEFT),
+     r"images\[0\] has NaN or infinite pixels"),
+    (lambda t, x: editing.decode(t, x * np.inf), r"x_T\[0\] has NaN or infinite"),
+    (lambda t, x: editing.slerp(t, x, x[:, :4]), r"y_T are float32 \[1, 4, 8, 3\], and the model"),
+    (lambda t, x: editing.slerp(t, x, np.repeat(x, 2, 0)), "x_T has 1 images and y_T 2"),
+    (lambda t, x: editing.slerp(t, 3, 4), r"x_T are int64 \[\], and the model's are float"),
+    (lambda t, x: editing.encode(t, [x[0], x[0, :4]]), "images have several sizes; resize"),
     (lambda t, x: editing.interpolate(t, 0, x, np.repeat(x, 2, 0)), "a has 1 images and b 2"),
     (lambda t, x: editing.interpolate(t, 0, x, x[0]), r"b are float32 \[8, 8, 3\]"),
-    (lambda t, x: editing.diffuse(t, 0, x, (13,)), "t=13 must lie in 0..12"),
+    (lambda t, x: editing.diffuse(t, 0, x, (13,)), r"t\[0\]=13 must be a whole number"),
     (lambda t, x: editing.encode(t, x, settings=Settings()), "'ancestral' with eta=0.0 does not"),
     (lambda t, x: editing.decode(t, x, settings=Settings("ddim", eta=0.5)), "eta=0.5 does not"),
     (lambda t, x: editing.inpaint(t, 0, x, LEFT[:4]), r"mask is bool \[4, 8\], but must be bool"),
     (lambda t, x: editing.inpaint(t, 0, x, np.float32(LEFT)), r"mask is float32 \[8, 8\]"),
-    (lambda t, x: editing.inpaint(t, 0, x, LEFT, resamplings=0), "resamplings=0 must be at"),
+    (lambda t, x: editing.inpaint(t, 0, x, LEFT, resamplings=0), "resamplings=0 must be a whole"),
+    (lambda t, x: editing.inpaint(t, 0, x, np.ones((8, 8), bool)),
+     "mask is True everywhere, which leaves nothing to draw"),
+    (lambda t, x: editing.inpaint(t, 0, x, np.zeros((8, 8), bool)),
+     "mask is False everywhere, which leaves nothing of the picture"),
+    (lambda t, x: editing.inpaint(t, 0, np.repeat(x, 2, 0), np.stack([LEFT, LEFT | True])),
+     r"mask\[1\] is True everywhere"),
+    (lambda t, x: editing.inpaint(t, 0, x, LEFT, resamplings=10, jump_length=12),
+     "resamplings=10 has no effect with jump_length=12 on a chain of 12 steps"),
+    (lambda t, x: editing.colourise(t, 0, x, resamplings=10, settings=Settings(num_steps=10)),
+     "resamplings=10 has no effect with jump_length=10 on a chain of 10 steps"),
+    (lambda t, x: editing.inpaint(t, 0, x, LEFT, jump_length=5),
+     "jump_length=5 has no effect with resamplings=1"),
     (lambda t, x: editing.colourise(t.replace(image_shape=(8, 8, 1)), 0, x[..., :1]),
      "colourise needs a model of 3 channels, and this one has 1"),
     (lambda t, x: editing.img2img(t.replace(params={}), 0, x), "params do not fit the model"),

@@ -84,6 +84,18 @@ def test_named():
     assert steps_lib.named(np.array([3, 4], np.int32), 10).dtype == np.int64
 
 
+@hypothesis.given(
+    st.sampled_from(sorted(steps_lib.NAMED)), st.integers(1, 400), st.data())
+@SETTINGS
+def test_below(name, T, data):
+    t, num_steps = (data.draw(st.integers(1, T)) for _ in range(2))
+    steps = steps_lib.below(name, T, t, num_steps)
+    assert steps[-1] == t - 1 and steps[0] >= 0 and np.all(np.diff(steps) > 0)
+    assert steps.size == min(num_steps, t) or name == "quadratic"
+    assert_array_equal(steps[:-1], steps_lib.named(name, t, min(num_steps, t))[:-1])
+    assert_array_equal(steps_lib.below(steps, T, t), steps)
+
+
 @pytest.mark.parametrize("arguments, says", [
     (("cubic", 10, 5), "grid='cubic' is not known; use one of uniform, quadratic"),
     (("uniform", 10, 11), "num_steps=11 must lie in 1..10"),
