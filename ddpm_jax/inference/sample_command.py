@@ -16,10 +16,9 @@ from etils import epath
 
 from ddpm_jax import config as config_lib
 from ddpm_jax import errors, validation
-from ddpm_jax.data import decoding, loading, pixels
+from ddpm_jax.data import loading, pixels
 from ddpm_jax.data.source import Source, spread
-from ddpm_jax.errors import UserError
-from ddpm_jax.inference import conditions, editing
+from ddpm_jax.inference import conditions, editing, task_inputs
 from ddpm_jax.inference import sample as sample_lib
 from ddpm_jax.network.trained import Trained
 from ddpm_jax.runtime import files, parallel
@@ -110,8 +109,9 @@ def run(config: ml_collections.ConfigDict, workdir: Any) -> list[str]:
     config = validation.checked(config)
     parallel.check_same(config=run_folder.dump(config))
     settings = config_lib.sampling_settings(config)
-    with errors.named_as(batch_size="sample.batch_size"):
-        if config.sample.task or config.sample.inputs:
+    task_inputs.check(config.sample.to_dict())
+    with errors.renamed(lambda name: f"config.sample.{name}" if name in config.sample else name):
+        if config.sample.task:
             return _do_task(config.sample, settings, workdir)
         return _draw(config, settings, workdir)
 
@@ -157,13 +157,12 @@ def _conditions(config) -> Source:
 
 
 def _do_task(config, settings, workdir):
-    check(config)
     if config.task in _BY_DDIM and settings.sampler == "ancestral":
         settings = dataclasses.replace(settings, sampler="ddim")
     job = _job(config, settings, workdir)
     job = dataclasses.replace(
-        job, inputs=_inputs(config.inputs, job.trained.image_shape),
-        mask=_mask(config.mask, job.trained.image_shape) if config.mask else None,
+        job, inputs=task_inputs.pictures(config.inputs, job.trained.image_shape),
+        mask=task_inputs.mask(config.mask, job.trained.image_shape) if config.mask else None,
     )
     stem = job.stem(
         first=(config.task, *(epath.Path(path).stem for path in config.inputs[:2])))
@@ -186,53 +185,6 @@ def _write(stem, arrays, picture):
     written.append(f"{stem}.npz")
     files.write_npz(written[-1], arrays)
     return written
-
-
-def check(config: ml_collections.ConfigDict) -> None:
-    """Raises ValueError where `config.sample` asks for no task, or leaves out what it needs."""
-    task, n = config.task, len(config.inputs)
-    if task not in TASKS:
-        raise UserError(
-            f"is not known; use one of {', '.join(TASKS)}, or leave task and inputs out for new "
-            "images.", field="config.sample.task", value=task,
-        )
-    allowed = _NUM_INPUTS.get(task)
-    fits = n in allowed if allowed else n > 0
-    if not fits:
-        needs = " or ".join(map(str, allowed)) if allowed else "1 or more"
-        example = {(0,): (), (2,): ("a.png", "b.png")}.get(allowed, ("a.png",))
-        raise UserError(
-            f"has {n} pictures, and task={task} takes {needs}", field="config.sample.inputs",
-            value=tuple(config.inputs), instead={"config.sample.inputs": example},
-        )
-    if task == "inpaint" and not config.mask:
-        raise UserError(
-            "is missing, and task=inpaint needs one: a picture of the images' size, white where "
-            "they are known", field="config.sample.mask", value=config.mask,
-            instead={"config.sample.mask": "mask.png"},
-        )
-    if config.mask and task != "inpaint":
-        raise UserError(
-            f"is for task=inpaint, not {task}; leave it out.", field="config.sample.mask",
-            value=config.mask,
-        )
-
-
-def _inputs(paths, shape):
-    if not paths:
-        return np.zeros((0, *shape), np.float32)
-    read = functools.partial(decoding.read, shape=shape, setting="config.sample.inputs")
-    return pixels.to_float(np.stack([read(path) for path in paths]))
-
-
-def _mask(path, shape):
-    grey = decoding.read(path, (0, 0, 1), setting="config.sample.mask")[..., 0]
-    if grey.shape != shape[:2]:
-        raise UserError(
-            f"is {grey.shape[0]}x{grey.shape[1]}, and the images {shape[0]}x{shape[1]}; draw it "
-            "in their size, white where they are known.", field="config.sample.mask", value=path,
-        )
-    return grey > 127
 
 
 # Each task returns the arrays of the `.npz`, the picture of the PNG (None: that of the process),
@@ -335,7 +287,6 @@ TASKS = {
     "diffuse": _diffuse,
     "strip": _strip,
 }
-_NUM_INPUTS = {"interpolate": (2,), "slerp": (0, 2), "strip": (0,)}  # The others: 1 or more.
 _BY_DDIM = ("slerp", "reconstruct")  # Here the default sampler gives way to DDIM.
 
 

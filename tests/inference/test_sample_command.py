@@ -14,7 +14,7 @@ from ddpm_jax.data import loading, pixels
 from ddpm_jax.diffusion import process
 from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.errors import UserError
-from ddpm_jax.inference import editing, sample_command
+from ddpm_jax.inference import editing, sample_command, task_inputs
 from ddpm_jax.inference import sample as sample_lib
 from ddpm_jax.samplers.settings import Settings
 from ddpm_jax.workdir import pictures, run_folder
@@ -42,7 +42,9 @@ def task(monkeypatch, tmp_path, capsys):
         monkeypatch.setattr(
             run_folder, "load_step", lambda workdir, weights: (1500, MODELS[channels]))
         config = module.get_config()
-        config.sample.update({"num_steps": 6, "seed": 5, "variants": 3} | settings)
+        common = {"num_steps": 6, "seed": 5, "variants": 3}
+        read = task_inputs.READS.get(settings.get("task", ""), ()) + ("seed",)
+        config.sample.update({name: common[name] for name in common if name in read} | settings)
         written = sample_command.run(config, tmp_path / "run")
         with np.load(written[-1]) as npz:
             arrays = dict(npz)
@@ -161,7 +163,7 @@ def test_slerp_of_prior_draws(task, sampler):
 
 
 def test_slerp_of_pictures(task, inputs):
-    (png, _), arrays, _ = task(task="slerp", inputs=files(inputs, "bc"))
+    (png, _), arrays, _ = task(task="slerp", inputs=files(inputs, "bc"), variants=4)
     settings = Settings("ddim", 6)
     x_T = editing.encode(MODELS[3], floats(inputs, 1, 2), settings=settings)
     near(arrays["arr_0"], editing.slerp(MODELS[3], x_T[:1], x_T[1:], settings=settings))
@@ -215,9 +217,11 @@ def test_inpaint(task, inputs):
 
 
 def test_colourise(task, inputs):
-    (png, _), arrays, _ = task(task="colourise", inputs=files(inputs, "ab"), resamplings=2)
+    (png, _), arrays, _ = task(
+        task="colourise", inputs=files(inputs, "ab"), resamplings=2, jump_length=4)
     near(arrays["arr_0"].reshape(6, 8, 8, 3), editing.colourise(
-        MODELS[3], 5, floats(inputs, 0, 0, 0, 1, 1, 1), resamplings=2, settings=SETTINGS))
+        MODELS[3], 5, floats(inputs, 0, 0, 0, 1, 1, 1), resamplings=2, jump_length=4,
+        settings=SETTINGS))
     grey = np.repeat(inputs[1][:2].mean(-1, keepdims=True), 3, axis=-1)
     picture = read(png)
     shown = tiles(picture, 2, 2)
@@ -274,12 +278,20 @@ def test_pictures_become_what_the_model_takes(task, inputs):
     ("", dict(task="inpaint"), "has 0 pictures, and task=inpaint takes 1 or more; .*'a.png',"),
     ("a", dict(task="inpaint"),
      "config.sample.mask='' is missing, and task=inpaint needs one: .*=mask.png"),
-    ("a", dict(task="img2img", mask="x.png"), "mask='x.png' is for task=inpaint, not img2img"),
+    ("a", dict(task="img2img", mask="x.png"),
+     "mask='x.png' is for task=inpaint, and has no effect with task=img2img; .*mask=\"\""),
     (["gone"], dict(task="img2img"), "config.sample.inputs has '.*gone.png', which does not ex"),
     ("a", dict(task="inpaint", mask="gone.png"), "config.sample.mask has 'gone.png', which does"),
     ("a", dict(task="inpaint", mask=__file__), "cannot be read"),
     ("a", dict(task="inpaint", mask="large"), "is 16x12, and the images 8x8; draw it in their"),
-    ("a", dict(task="img2img", strength=(1.5,)), "strength=1.5 must lie in 0..1"),
+    ("a", dict(task="img2img", strength=(1.5,)), "config.sample.strength=1.5 must lie"),
+    ("a", dict(task="img2img", strength=()), r"strength=\(\) is empty, and task=img2img needs"),
+    ("a", dict(task="img2img", grid="9,11", num_steps=0), "config.sample.grid='9,11' asks for"),
+    ("a", dict(task="colourise", resamplings=10),
+     "config.sample.resamplings=10 has no effect with config.sample.jump_length=10 on a chain of 6 "
+     "steps.*; write --config.sample.jump_length=3 or --config.sample.resamplings=1."),
+    ("a", dict(task="colourise", jump_length=4),
+     "config.sample.jump_length=4 has no effect with config.sample.resamplings=1"),
     ("ab", dict(task="interpolate", strength=(-0.1,)), "strength=-0.1 must lie in 0..1"),
     ("a", dict(task="img2img", sampler="heun", num_steps=5), "sampler='heun' cannot edit"),
     ("a", dict(task="reconstruct", sampler="ddim", eta=1.0), "eta=1.0 does not lead from x_0"),
