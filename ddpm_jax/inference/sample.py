@@ -156,12 +156,9 @@ def _batches(
     trained.diffusion.check(trained.schedule)
     trained_lib.check_params(trained)
     model_kwargs = conditions.checked(trained.model, n, image_shape, labels, condition)
-    if settings.guidance != 1 and "labels" not in model_kwargs:
-        raise UserError(
-            "follows labels, and this model is not class-conditional; write guidance=1, or train "
-            "with --config.data.labels=True.", field="guidance", value=settings.guidance,
-        )
     reverse = settings.chain(trained.schedule)
+    if settings.guidance != 1:
+        _check_guided(settings, trained.model, model_kwargs, reverse.timesteps)
     chain = _pmap_chain(
         trained.model, trained.diffusion, image_shape, settings, trajectory, denoised_fn, progress
     )
@@ -170,6 +167,28 @@ def _batches(
         lambda places: (rngs[places], {name: x[places] for name, x in model_kwargs.items()}),
         n, batch_size, num_steps=reverse.num_calls, progress=progress, done=done,
     )
+
+
+def _check_guided(settings, model, model_kwargs, timesteps):
+    """Raises UserError where guidance has no effect at any of the steps t that are visited."""
+    guided = dict(field="guidance", value=settings.guidance)
+    if "labels" not in model_kwargs:
+        raise UserError(
+            "follows labels, and this model is not class-conditional; write guidance=1, or train "
+            "with --config.data.labels=True.", **guided,
+        )
+    if np.all(model_kwargs["labels"] == model.num_classes):
+        raise UserError(
+            f"has no effect with labels={model.num_classes}, which is no class; write "
+            "guidance=1, or other labels.", **guided,
+        )
+    interval = settings.guidance_interval
+    if interval and not np.any((interval[0] <= timesteps) & (timesteps <= interval[1])):
+        raise UserError(
+            f"has no effect: this chain visits no step t in it, and the nearest is "
+            f"{min(timesteps, key=lambda t: abs(t - np.mean(interval))):g}; write a longer "
+            "interval, or () to guide at every step.", field="guidance_interval", value=interval,
+        )
 
 
 def _collected(batches, shape, num_kept):
