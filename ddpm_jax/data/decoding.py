@@ -1,7 +1,6 @@
 """The rules by which pictures become uint8 arrays of one size."""
 
 import contextlib
-import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's name of the mode by channels.
 # Pillow's formats of pictures, without PostScript for example, a program that it would run.
 FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 GET_HEIF = 'pip install "ddpm_jax[heif]"'
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
 _16_BITS = 65535
 UNREADABLE = (  # What Pillow raises on damaged files.
     OSError, RuntimeError, SyntaxError, EOFError, ValueError, TypeError, LookupError,
@@ -82,23 +82,35 @@ def opened(path: Any) -> Iterator[Image.Image]:
     """A picture file, opened as `open_picture` does.
 
     Raises:
-        UNREADABLE: it cannot be opened, or is HEIC and pillow-heif is not installed.
+        UNREADABLE: it cannot be opened, for example HEIC without pillow-heif.
     """
-    if is_heif(path) and not reads_heif():
-        raise UserError(f"it is HEIC, which needs a package; {GET_HEIF}.")
     with files.path(path).open("rb") as file:
         try:
             image = open_picture(file)
-        except UnidentifiedImageError:
-            file.seek(0)
-            if file.read(4) not in (b"II*\0", b"MM\0*"):
-                raise
-            raise UserError(
-                "it is a TIFF that is damaged or of a kind that Pillow does not know, for example "
-                "of float64 or of colours in 32 bits; save it as a PNG of 8 bits"
-            ) from None
+        except UnidentifiedImageError as error:
+            image = _opened_as_heic(file, error)
         with image:
             yield image
+
+
+def _opened_as_heic(file, error):
+    """The picture in a file that Pillow alone cannot identify, which raises this error.
+
+    Phones save HEIC under names of JPEG too.
+    """
+    file.seek(0)
+    head = file.read(32)
+    if head[:4] in (b"II*\0", b"MM\0*"):
+        raise UserError(
+            "it is a TIFF that is damaged or of a kind that Pillow does not know, for example "
+            "of float64 or of colours in 32 bits; save it as a PNG of 8 bits"
+        ) from None
+    if head[4:8] != b"ftyp" or not any(brand in head for brand in _HEIC_BRANDS):
+        raise error
+    if not reads_heif():
+        raise UserError(f"it is HEIC, which needs a package; {GET_HEIF}")
+    file.seek(0)
+    return open_picture(file)
 
 
 def decode(path: Any, shape: tuple[int, int, int]) -> np.ndarray:
@@ -125,11 +137,6 @@ def has_later_frames(image: Image.Image) -> bool:
         # The second picture of an MPO is a preview or a map of depth.
         return image.format != "MPO" and getattr(image, "is_animated", False)
     return False
-
-
-def is_heif(path: Any) -> bool:
-    """Whether a file has an extension of HEIC."""
-    return os.fspath(path).lower().endswith((".heic", ".heif", ".hif"))
 
 
 def reads_heif() -> bool:

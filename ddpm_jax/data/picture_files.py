@@ -12,6 +12,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.runtime import files
 
 _KINDS = 6  # Extensions named in a message.
+_HEIC = (".heic", ".heif", ".hif")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,7 @@ def find(folder: str) -> Found:
         UserError: a folder cannot be listed.
     """
     names = sorted(_in_store(folder) if files.in_store(folder) else _on_disk(folder))
-    no_heif = any(map(decoding.is_heif, names)) and not decoding.reads_heif()
+    no_heif = any(_extension(name) in _HEIC for name in names) and not decoding.reads_heif()
     Image.init()
     known = {e for e, form in Image.registered_extensions().items() if form in decoding.FORMATS}
     pictures = [name for name in names if _extension(name) in known]

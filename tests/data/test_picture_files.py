@@ -85,25 +85,36 @@ def test_heic_is_read_once_its_package_is_there(tmp_path, logged, fake_heif):
     assert image.max() == 1
 
 
-def test_a_named_heic_needs_its_package(tmp_path, no_heif):
-    touch(tmp_path, "a.heic")
-    path = str(tmp_path / "a.heic")
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"0" * 99  # How such a file begins.
+
+
+@pytest.mark.parametrize("name", ["a.heic", "a.jpg", "a"])
+def test_a_named_heic_needs_its_package_whatever_its_name(tmp_path, no_heif, name):
+    (tmp_path / name).write_bytes(HEIC)
+    path = str(tmp_path / name)
     refused(lambda: decoding.read(path, (0, 0, 3), setting="config.sample.inputs"),
             r"cannot be read .it is HEIC, .* pip install .ddpm_jax.heif..")
 
 
+def test_heic_under_the_name_of_a_jpeg_says_what_it_needs(tmp_path, no_heif, logged, streamed):
+    write_pictures(tmp_path, 30)
+    (tmp_path / "IMG_0001.JPG").write_bytes(HEIC)
+    everything(folder(tmp_path))
+    assert len(logged) == 1 and "Skipping IMG_0001.JPG: it is HEIC, which needs" in logged[0]
+
+
 def test_a_real_heic_is_read_and_turned(tmp_path):
-    heif = pytest.importorskip("pillow_heif")
-    heif.register_heif_opener()
+    pytest.importorskip("pillow_heif").register_heif_opener()
     pixels = np.zeros((64, 96, 3), np.uint8)
     pixels[:, :48] = 240, 120, 40  # Its left half.
     exif = Image.Exif()
     exif[0x0112] = 6  # Stored a quarter turn to the left, so left becomes up.
     Image.fromarray(pixels).save(tmp_path / "a.heic", quality=95, exif=exif.tobytes())
-    (image,) = everything(folder(tmp_path))
-    assert image.shape == (96, 64, 3)
-    np.testing.assert_allclose(image[8:40].mean((0, 1)), (240, 120, 40), atol=4)
-    assert image[56:].max() < 16
+    (tmp_path / "b.jpg").write_bytes((tmp_path / "a.heic").read_bytes())
+    for image in everything(folder(tmp_path)):
+        assert image.shape == (96, 64, 3)
+        np.testing.assert_allclose(image[8:40].mean((0, 1)), (240, 120, 40), atol=4)
+        assert image[56:].max() < 16
 
 
 def animation(path, n, **settings):
