@@ -1,6 +1,7 @@
 """The table of metrics: what each needs, and protocols by which old rows are known again."""
 
 import dataclasses
+import os
 import pathlib
 import types
 
@@ -9,9 +10,8 @@ import pytest
 
 from ddpm_jax.configs import digits_superres
 from ddpm_jax.diffusion import process, schedule
-from ddpm_jax.evaluation import catalogue
+from ddpm_jax.evaluation import catalogue, identity, references
 from ddpm_jax.evaluation import evaluate as evaluate_lib
-from ddpm_jax.evaluation import identity
 from ddpm_jax.evaluation import job as job_lib
 from ddpm_jax.network.trained import Trained
 from ddpm_jax.network.unet import UNet
@@ -121,6 +121,17 @@ def test_the_images_that_samples_go_by_are_known_by_their_content(tmp_path):
         changed = [a != b for a, b in zip(first, now)]
         assert changed == [name.startswith("test")] * 2, name
         first = now
+
+
+def test_a_file_of_statistics_is_known_by_its_content(tmp_path, monkeypatch):
+    monkeypatch.setattr(references, "POOL", 3)
+    path = tmp_path / "stats.npz"
+    job, keys = job_for(metrics=("fid",), references=(str(path),)), []
+    for scale in (1, 2, 1):  # Of one size and, after `utime`, of one time.
+        np.savez(path, mu=np.arange(3.0), sigma=scale * np.eye(3))
+        os.utime(path, (0, 0))
+        keys.append((path.stat().st_size, path.stat().st_mtime, job_lib.key(protocol("fid", job))))
+    assert keys[0] == keys[2] and keys[0][:2] == keys[1][:2] and keys[0] != keys[1]
 
 
 @pytest.mark.parametrize("trait, names", [
