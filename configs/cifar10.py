@@ -30,7 +30,8 @@ def get_config() -> ml_collections.ConfigDict:
         holdout=0,            # images reserved for testing if there is no test split
         random_flip=True,     # mirror half of the images left to right
         labels=False,         # train a class-conditional model
-        num_classes=0,        # classes of that model; 0: as the data
+        num_classes=0,        # labels in 0..num_classes-1 are its classes as they are; 0: the
+                              # labels that occur are the classes, in order
         condition="",         # train an image-conditional model: "low_resolution", "noisy" (see
                               # data/image_pairs.py), or "stored" in the .npz
         condition_channels=0,                # channels of the condition; 0: as the data

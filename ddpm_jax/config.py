@@ -107,8 +107,8 @@ def data_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return dict(
         name=settings.name, data_dir=settings.dir, image_size=settings.image_size,
         image_width=settings.image_width, channels=settings.channels, holdout=settings.holdout,
-        seed=config.seed, labels=settings.labels, condition=settings.condition,
-        factor=settings.factor,
+        seed=config.seed, labels=settings.labels, num_classes=settings.num_classes,
+        condition=settings.condition, factor=settings.factor,
     )
 
 

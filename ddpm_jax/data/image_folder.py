@@ -2,13 +2,15 @@
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import os
 import threading
 
 import numpy as np
 from absl import logging
 
-from ddpm_jax.data import decoding, picture_files
+from ddpm_jax.data import decoding, picture_files, split_folders
+from ddpm_jax.data import labels as labels_lib
 from ddpm_jax.data import source as source_lib
 from ddpm_jax.data.request import Request
 from ddpm_jax.data.source import Source
@@ -24,7 +26,8 @@ THREADS = min(16, os.cpu_count() or 1)
 def load(request: Request) -> Source | None:
     """The pictures below a folder; None if none of them are set aside for the test split.
 
-    With labels, the first folder on the way to a picture is its class, in alphabetical order.
+    With labels, the first folder on the way to a picture is its class, in alphabetical order; below
+    a folder of a split (see `split_folders.find`) the second one.
 
     Raises:
         UserError: there is no such folder, it has no pictures, too many are unreadable or they
@@ -51,32 +54,39 @@ def load(request: Request) -> Source | None:
             "%s: %d pictures are read; left out are %s.",
             request.where, len(names), found.left_out,
         )
-    classes = sorted(_classes(data_dir, names)) if request.labels else []
-    chosen = [names[i] for i in request.part(len(names))]
+    splits = split_folders.of_run(request.kept, names)
+    trained, chosen = split_folders.divide(request, names, splits)
+    depth = 1 if splits else 0  # Folders above those of the classes.
+    classes = _classes(request, trained, chosen, depth)
     if not chosen:
         return None
     height, width, channels = request.shape
-    folder = _Folder(request, chosen, (height, width, channels or 3), len(names), classes)
+    want = (height, width, channels or 3)
+    folder = _Folder(request, chosen, want, len(names), classes, depth)
     if source_lib.fits(len(chosen), folder.shape):
-        return folder.in_memory()
-    if not height:
-        folder.check_sizes()
-    return folder.streamed()
+        source = folder.in_memory()
+    else:
+        if not height:
+            folder.check_sizes()
+        source = folder.streamed()
+    if request.split == "test":
+        source = dataclasses.replace(source, fingerprints=folder.fingerprints)
+    return dataclasses.replace(source, split_folders=splits)
 
 
-def _classes(data_dir, names):
-    """The first folders on the way to the files."""
-    bare = [name for name in names if "/" not in name]
+def _classes(request, trained, chosen, depth):
+    """The names of the folders to train on below `depth` others, sorted; [] without labels."""
+    if not request.labels:
+        return []
+    bare = [name for name in (*trained, *chosen) if name.count("/") <= depth]
     if bare:
         raise UserError(
-            f"config.data.dir={data_dir!r}: {_escaped(bare[0])} is in no folder of a class; put "
+            f"{request.where}: {_escaped(bare[0])} is in no folder of a class; put "
             "each class into a folder of its own, or write --config.data.labels=False."
         )
-    return {_class(name) for name in names}
-
-
-def _class(name):
-    return name.partition("/")[0]
+    classes = sorted({name.split("/")[depth] for name in trained})
+    labels_lib.check_number(classes, request.num_classes, request.where)
+    return classes
 
 
 def _escaped(name):
@@ -93,13 +103,14 @@ class _Folder:
         want: (height, width, channels); a height of 0 keeps the size of the first picture.
         total: files in all splits, of which a share may be skipped.
         classes: the names of the classes, sorted; empty without labels.
+        depth: folders above those of the classes, 0 or 1.
     """
 
-    def __init__(self, request, names, want, total, classes):
+    def __init__(self, request, names, want, total, classes, depth):
         self.path, self.files, self.want = request.data_dir, names, want
         self.where, self.named = request.where, request.named
         self.folder = files.path(self.path)
-        self.total, self.classes = total, classes
+        self.total, self.classes, self.depth = total, classes, depth
         self.unreadable, self.lock = {}, threading.Lock()
         self.several = set()  # Files with later pages or frames.
         self.shape = None
@@ -123,13 +134,13 @@ class _Folder:
     def nearest(self, i):
         """Image i, or the next one of its class that can be read."""
         for j in (*range(i, len(self.files)), *range(i)):
-            if self.classes and _class(self.files[j]) != _class(self.files[i]):
+            if self.classes and self.class_of(j) != self.class_of(i):
                 continue
             if (image := self.decode(j)) is not None:
                 return image
             self.check()
         raise UserError(
-            f"config.data.dir={self.path!r}: all pictures of {_escaped(_class(self.files[i]))} are "
+            f"config.data.dir={self.path!r}: all pictures of {_escaped(self.class_of(i))} are "
             "unreadable; mend them or remove that folder."
         )
 
@@ -137,9 +148,24 @@ class _Folder:
         """The source with the labels of the files `kept`, if there are classes."""
         if not self.classes:
             return source
-        number = {name: i for i, name in enumerate(self.classes)}
-        labels = np.array([number[_class(file)] for file in self.files], np.int32)
-        return source.with_labels(labels[kept], len(self.classes))
+        labels = np.array([self.class_of(i) for i in range(len(self.files))], object)[kept]
+        where = f"config.data.dir={self.path!r}"
+        return source.with_labels(labels, name=where, classes=self.classes)
+
+    def class_of(self, i):
+        """The name of the class of file i."""
+        return self.files[i].split("/")[self.depth]
+
+    def fingerprints(self):
+        """The hash of each file by its name; "" for those that cannot be read."""
+        def fingerprint(file):
+            try:
+                return files.short_hash((self.folder / file).read_bytes(), 16)
+            except OSError:
+                return ""
+
+        with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+            return dict(zip(self.files, pool.map(fingerprint, self.files)))
 
     def skip(self, i, error):
         """Notes that file i is unreadable, and logs the first ten."""

@@ -9,7 +9,9 @@ import os
 import numpy as np
 
 from ddpm_jax.data import decoding, image_folder, image_pairs, npz
+from ddpm_jax.data import labels as labels_lib
 from ddpm_jax.data import tfds as tfds_lib
+from ddpm_jax.data.kept import Kept
 from ddpm_jax.data.request import Request
 from ddpm_jax.data.source import Source
 from ddpm_jax.errors import UserError
@@ -27,9 +29,11 @@ def load(
     holdout: int = 0,
     seed: int = 0,
     labels: bool = False,
+    num_classes: int = 0,
     condition: str = "",
     factor: int = 2,
     named: str = "",
+    kept: Kept | None = None,
 ) -> Source | None:
     """Opens one split of a data set; None for the test split of a set that has none.
 
@@ -58,30 +62,66 @@ def load(
         seed: chooses the images that are set aside, and the noise of `image_pairs.noisy`.
         labels: with labels: those of digits or of a TFDS set, the first folder below
             `data_dir` on the way to each picture, or the .npz file's "train_labels" and
-            "test_labels".
+            "test_labels". The labels that occur become the classes 0..n-1, in order.
+        num_classes: labels in 0..num_classes-1 are classes as they are; 0: the data decide.
         condition: with a second image for each: "low_resolution" or "noisy" (see
             `image_pairs`), or "stored", the .npz file's uint8 [n, h, w, k] "train_condition"
             and "test_condition".
         factor: of "low_resolution".
         named: what messages call `data_dir` if it is not that of config.data.
+        kept: of the run that reads the data: its classes, and the images that it has set aside
+            whatever `seed` is.
 
     Raises:
         UserError: a setting is out of range, or the data are missing, empty, damaged
             beyond `image_folder.MAX_UNREADABLE`, of varying size with `image_size=0`, or without
-            the labels or the condition asked for.
+            the labels or the condition asked for, or with other images set aside than those kept.
     """
     _check_settings(name, split, image_size, image_width, channels, holdout, condition)
     request = Request(
         name, os.fspath(files.path(data_dir)) if data_dir else "", split,
         (image_size, image_width or image_size, channels), holdout, seed,
-        labels, condition == "stored", named,
+        labels, num_classes, condition == "stored", named, kept,
     )
     source = KINDS.get(name, _tfds)(request)
+    if split == "test" and kept is not None:
+        kept.check(source, request.origin)
+    if source is not None and source.labels is not None:
+        source = _with_classes_of_run(source, request)
     if source is not None and condition == "low_resolution":
         return image_pairs.low_resolution(source, factor)
     if source is not None and condition == "noisy":
         return image_pairs.noisy(source, seed=seed, training=split == "train")
     return source
+
+
+def part_of(
+    source: Source, split: str, *, holdout: int, seed: int, num_classes: int, kept: Kept | None
+) -> Source | None:
+    """One split of images that were not opened by name; None for "test" if none are set aside.
+
+    Args:
+        source: all of the images.
+        split, holdout, seed, num_classes, kept: as of `load`.
+
+    Raises:
+        UserError: too many are to be set aside, or the images or labels are not those kept.
+    """
+    if kept is not None and kept.held_out is None:
+        holdout = 0  # In runs of older versions, all were trained on.
+    request = Request(
+        "", "", split, holdout=holdout, seed=seed, num_classes=num_classes, named="data", kept=kept
+    )
+    if source.labels is not None:
+        source = _with_classes_of_run(source, request)
+    chosen = request.part(len(source))
+    part = source if len(chosen) == len(source) else source.select(chosen)
+    if split == "train":
+        return part
+    part = part.with_fingerprints(chosen, lambda i: part.read(np.array([i])).tobytes())
+    if kept is not None:
+        kept.check(part, request.origin)
+    return part if len(part) else None
 
 
 def is_there(name: str, data_dir: str) -> bool:
@@ -110,6 +150,14 @@ def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     chosen = np.isin(np.arange(len(values)), index) == (split == "test")
     images = np.round(values[chosen, :, :, None] * (255 / 16)).astype(np.uint8)
     return images, labels[chosen].astype(np.int32)
+
+
+def _with_classes_of_run(source, request):
+    known = request.kept or Kept()
+    classes = known.classes or labels_lib.classes_of(
+        source.classes, known.num_classes or request.num_classes
+    )
+    return source.with_classes(classes, f"{request.origin} labels")
 
 
 def _digits(request: Request) -> Source:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax.data import decoding
+from ddpm_jax.data import decoding, labels
 from ddpm_jax.data import source as source_lib
 from ddpm_jax.data.request import Request
 from ddpm_jax.data.source import Source
@@ -28,7 +28,8 @@ def load(request: Request) -> Source | None:
     """The images of an .npz file; None if there is no test split and none is set aside.
 
     "train", "images", "arr_0" or the only array are the images to train on, "test" those of the
-    test split. KEY_labels, or labels, are the labels of the images KEY; likewise with condition.
+    test split. KEY_labels, or labels, are the labels of the images KEY (see `labels.read`);
+    likewise with condition.
 
     Raises:
         UserError: it is no such file, or it has no such arrays.
@@ -41,9 +42,10 @@ def load(request: Request) -> Source | None:
         n = len(arrays["images"])
         if request.labels:
             arrays["labels"] = file.beside(key, "labels", n)
-            # Counted where they are trained on.
-            counted = arrays["labels"] if key == train else file.beside(train, "labels")
-            num_classes = max(1, int(counted.max()) + 1)
+            # The classes are those of training.
+            trained = arrays["labels"] if key == train else file.beside(train, "labels")
+            classes = labels.read(trained, len(trained), f"{request.where} {train}_labels")[1]
+            labels.check_number(classes, request.num_classes, f"{request.where} {train}_labels")
         if request.stored_condition:
             arrays["condition"] = file.beside(key, "condition", n)
     if not has_test:
@@ -54,10 +56,12 @@ def load(request: Request) -> Source | None:
     source = decoding.converted_source(arrays["images"], request.shape)
     name = f"config.data.dir={request.data_dir!r} {key}"
     if request.labels:
-        source = source.with_labels(arrays["labels"], num_classes, f"{name}_labels")
+        source = source.with_labels(arrays["labels"], name=f"{name}_labels", classes=classes)
     if request.stored_condition:
         size = arrays["images"].shape[:3]
         source = _with_condition(source, arrays["condition"], f"{name}_condition", size)
+    if not has_test and request.split == "test":
+        source = source.with_fingerprints(chosen, lambda i: arrays["images"][i].tobytes())
     return source
 
 
@@ -113,13 +117,17 @@ class _File:
     def beside(self, key: str, kind: str, rows: int | None = None) -> np.ndarray:
         """The "labels" or the "condition" of the images `key`, with this many rows if given."""
         stored = next((name for name in (f"{key}_{kind}", kind) if name in self.keys), None)
-        array = np.empty(0) if stored is None else self._array(stored)
-        fits = array.shape and len(array) and rows in (None, len(array))
-        if not fits or kind == "labels" and not np.issubdtype(array.dtype, np.integer):
-            shape = "uint8 [n, h, w, k]" if kind == "condition" else "int [n]"
+        array = np.empty(0) if stored is None else np.atleast_1d(self._array(stored))
+        if not len(array):
+            shape = "uint8 [n, h, w, k]" if kind == "condition" else "a number or a string each"
             raise UserError(
                 f"{self._name}: has no {key}_{kind}, {shape}, a row for each image; write "
                 f"np.savez('images.npz', {key}=images, {key}_{kind}={kind})."
+            )
+        if rows not in (None, len(array)):
+            raise UserError(
+                f"{self._name}: has {len(array):,} {stored} for {rows:,} images; write one for "
+                "each image, in the same order."
             )
         return array
 
@@ -129,7 +137,7 @@ class _File:
         except files.NPZ_DAMAGE as error:
             raise UserError(
                 f"{self._name}: {key!r} cannot be read ({one_line(error)}); make it again with "
-                f"np.savez('images.npz', {key}=array), of plain numbers."
+                f"np.savez('images.npz', {key}=array), of plain numbers or strings."
             ) from None
 
 

@@ -1,9 +1,11 @@
 """`Request`: what `loading.load` asks of a data set."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
+from ddpm_jax.data.kept import Kept
 from ddpm_jax.errors import UserError, shown
 
 
@@ -19,8 +21,10 @@ class Request:
         holdout: how many images are set aside as "test" if the set has no test split.
         seed: chooses those images.
         labels: whether the images come with labels.
+        num_classes: of the labels, as the user set it; 0: the data decide.
         stored_condition: whether they come with the images that are stored beside them.
         named: the data in messages; "" for config.data.dir.
+        kept: of the run that reads the data; None for a new run, and outside of runs.
     """
 
     name: str
@@ -30,25 +34,52 @@ class Request:
     holdout: int = 0
     seed: int = 0
     labels: bool = False
+    num_classes: int = 0
     stored_condition: bool = False
     named: str = ""
+    kept: Kept | None = None
 
     @property
     def where(self) -> str:
         """The data in messages."""
         return self.named or f"config.data.dir={shown(self.data_dir)}"
 
-    def part(self, n: int) -> np.ndarray:
+    @property
+    def origin(self) -> str:
+        """As `where`, but data without a folder or file by their name."""
+        by_name = not (self.named or self.data_dir)
+        return f"config.data.name={shown(self.name)}" if by_name else self.where
+
+    def part(self, n: int, names: Sequence[str] = ()) -> np.ndarray:
         """Which of n images without a test split are in `split`, int64 indices in order.
 
+        Args:
+            n: number of images.
+            names: what they are called; by default by their number, from 0.
+
         Raises:
-            UserError: all n would be set aside.
+            UserError: all n would be set aside, or an image that the run has set aside is gone.
         """
-        if self.holdout >= n:
+        if self.kept is not None and self.kept.held_out is not None:
+            chosen = self._kept_from_training(names or list(map(str, range(n))))
+        else:
+            # RandomState, because its permutations are promised never to change.
+            chosen = np.random.RandomState(self.seed).permutation(n)[:self.holdout]
+        if len(chosen) >= n:
             raise UserError(
-                f"config.data.holdout={self.holdout}: must leave some of the {n} images for "
+                f"config.data.holdout={len(chosen)}: must leave some of the {n} images for "
                 f"training; try --config.data.holdout={n // 10}."
             )
-        # RandomState, because its permutations are promised never to change.
-        order = np.random.RandomState(self.seed).permutation(n)
-        return np.sort(order[:self.holdout] if self.split == "test" else order[self.holdout:])
+        chosen = np.sort(chosen)
+        return chosen if self.split == "test" else np.delete(np.arange(n), chosen)
+
+    def _kept_from_training(self, names):
+        """The places of the images that the run has set aside."""
+        size = len(self.kept.held_out)
+        if self.holdout not in (0, size):
+            raise UserError(
+                f"is not the {size} images that the run keeps from training since it began",
+                field="config.data.holdout", value=self.holdout,
+                instead={"config.data.holdout": size},
+            )
+        return self.kept.find(names, self.origin)

@@ -2,13 +2,15 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from ddpm_jax.data import arrays
+from ddpm_jax.data import labels as labels_lib
 from ddpm_jax.errors import UserError
+from ddpm_jax.runtime import files
 
 MEMORY_BUDGET = 2 * 2**30  # Bytes of decoded images; a larger set is streamed.
 
@@ -24,10 +26,14 @@ class Source:
             and safe to call from several threads.
         in_memory: whether `read` only copies, and decodes nothing.
         labels: int32 [size] in 0..num_classes-1, or None.
-        num_classes: 0 without labels.
+        classes: the label that the data have for each class; () without labels.
         read_condition: maps indices [k] to uint8 [k, h, w, condition_channels], the image that
             goes with each; or None.
         condition_channels: 0 without `read_condition`.
+        fingerprints: of a test split whose images a run has to find again: (), to a fingerprint
+            of each image by its name in the data.
+        split_folders: of a folder divided into splits, their names: that of training, that of
+            testing if there is one, and those that are not used.
     """
 
     size: int
@@ -35,12 +41,26 @@ class Source:
     read: Callable[[np.ndarray], np.ndarray]
     in_memory: bool = False
     labels: np.ndarray | None = None
-    num_classes: int = 0
+    classes: tuple[labels_lib.Value, ...] = ()
     read_condition: Callable[[np.ndarray], np.ndarray] | None = None
     condition_channels: int = 0
+    fingerprints: Callable[[], dict[str, str]] = dict
+    split_folders: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return self.size
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; 0 without labels."""
+        return len(self.classes)
+
+    @property
+    def class_counts(self) -> tuple[int, ...]:
+        """Images of each class."""
+        if self.labels is None:
+            return ()
+        return tuple(np.bincount(self.labels, minlength=self.num_classes).tolist())
 
     def model_kwargs(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """What a conditional network gets with these images: `labels`, `condition` (uint8)."""
@@ -63,34 +83,57 @@ class Source:
         return dataclasses.replace(
             self, size=len(chosen), read=among_chosen(self.read),
             read_condition=among_chosen(self.read_condition),
-            labels=None if self.labels is None else self.labels[chosen],
+            labels=None if self.labels is None else self.labels[chosen], fingerprints=dict,
         )
 
     def with_labels(
-        self, labels: np.ndarray, num_classes: int = 0, name: str = "labels"
+        self, labels: Any, num_classes: int = 0, name: str = "labels",
+        classes: tuple[labels_lib.Value, ...] = (),
     ) -> "Source":
-        """The same images with labels [size].
+        """The same images with labels.
 
         Args:
-            labels: whole numbers in 0..num_classes-1, one per image.
-            num_classes: 0 means one more than the largest label.
+            labels: one per image, of the kinds that `labels.read` takes. The labels that occur
+                are the classes, in order.
+            num_classes: the labels are classes as they are, in 0..num_classes-1.
             name: of the labels in a message.
+            classes: the label of each class, known from elsewhere.
 
         Raises:
-            UserError: the labels are anything else.
+            UserError: there is not one label for each image, or it is none of the classes.
         """
-        labels = np.asarray(labels)
-        whole = np.issubdtype(labels.dtype, np.integer) and labels.shape == (self.size,)
-        num_classes = num_classes or (int(labels.max()) + 1 if whole else 1)
-        if not whole or labels.min() < 0 or labels.max() >= num_classes:
-            raise UserError(
-                f"{name}={labels.dtype} {list(labels.shape)}: must be whole numbers in "
-                f"0..{num_classes - 1}, one for each of the {self.size} images; for example "
-                "np.int32([0, 1, ...])."
-            )
+        codes, values = labels_lib.read(labels, self.size, name)
+        classes = tuple(classes) or tuple(range(num_classes)) or values
         return dataclasses.replace(
-            self, labels=labels.astype(np.int32), num_classes=num_classes
+            self, labels=labels_lib.encode(codes, values, classes, name), classes=classes
         )
+
+    def with_classes(
+        self, classes: tuple[labels_lib.Value, ...], name: str = "labels"
+    ) -> "Source":
+        """The same images and labels, where class i is the label classes[i].
+
+        Raises:
+            UserError: a label is none of these classes.
+        """
+        labels = labels_lib.encode(self.labels, self.classes, classes, name)
+        return dataclasses.replace(self, labels=labels, classes=classes)
+
+    def with_fingerprints(
+        self, names: Sequence[Any], content: Callable[[int], bytes]
+    ) -> "Source":
+        """The same images, set aside for a test split that a run has to find again.
+
+        Args:
+            names: what the images are called in the data, [size].
+            content: index of an image -> what tells it from others.
+        """
+        def fingerprints():
+            return {
+                str(name): files.short_hash(content(i), 16) for i, name in enumerate(names)
+            }
+
+        return dataclasses.replace(self, fingerprints=fingerprints)
 
     def with_condition(self, read_condition: Callable, channels: int) -> "Source":
         """The same images, each with an image of `channels` as a network's condition."""
@@ -103,13 +146,16 @@ def from_array(
     images: Any,
     *,
     labels: Any = None,
+    num_classes: int = 0,
     condition: Any = None,
 ) -> Source:
     """A source of the images of an array, which is not copied.
 
     Args:
         images: uint8 [n, h, w, c]; a NumPy or JAX array, or a list of images of one shape.
-        labels: whole numbers [n], from 0.
+        labels: [n], [n, 1] or one-hot [n, k]; whole numbers, bools or strings. Those that occur
+            are the classes, in order.
+        num_classes: labels in 0..num_classes-1 are classes as they are.
         condition: uint8 [n, h, w, k], the image that goes with each.
 
     Raises:
@@ -120,6 +166,9 @@ def from_array(
     source = in_memory(images, "data")
     if labels is not None:
         source = source.with_labels(labels)
+        labels_lib.check_number(source.classes, num_classes, "labels", "num_classes")
+        classes = labels_lib.classes_of(source.classes, num_classes)
+        source = source.with_classes(classes)
     if condition is not None:
         size = (len(source), *source.image_shape[:2])
         beside = in_memory(condition, "condition", size)

@@ -44,6 +44,9 @@ def load(request: Request) -> Source | None:
     label = _label_feature(name, features) if request.labels else None
     read = _read_array_record if _is_array_record(builder) else _read_tfrecord
     source, labels = read(name, builder, split, key, indices, shape, label)
+    if request.split == "test" and split == "train":  # A version of a set does not change.
+        version = f"{builder.info.full_name} {builder.info.splits[split].num_examples}"
+        source = source.with_fingerprints(indices, lambda place: version.encode())
     if label is None:
         return source
     return source.with_labels(

@@ -13,6 +13,7 @@ import numpy as np
 from etils import epath
 
 from ddpm_jax.data import decoding, loading
+from ddpm_jax.data.kept import Kept
 from ddpm_jax.data.source import Source, spread
 from ddpm_jax.errors import UserError, shown
 from ddpm_jax.evaluation import identity, references
@@ -116,9 +117,9 @@ class Sets:
             origin = {"file": epath.Path(name).name}
         else:
             _check_folder(str(name))
-            request = {
+            request = {  # All of it, also where it has a folder for each split.
                 "name": "image_folder", "data_dir": str(name), "channels": channels,
-                "named": _named(name),
+                "named": _named(name), "kept": Kept(held_out={}),
             }
             origin = {"folder": epath.Path(name).name}
         content = self.content(**request)

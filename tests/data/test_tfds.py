@@ -208,4 +208,4 @@ def test_a_set_whose_labels_exceed_its_classes(tmp_path):
     root = write_tfds(tmp_path, ramp(6), labels=[0, 1, 2, 3, 4, 4])
     change(tmp_path / "tiny" / "1.0.0" / "features.json", '"5"', '"3"')
     refused(lambda: loading.load("tiny", data_dir=root, image_size=4, labels=True),
-            "name='tiny' kind=int32 .6.: must be whole numbers in 0..2")
+            "name='tiny' kind: image 3 has the label 3, which is none of the 3 classes")
