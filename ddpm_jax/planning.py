@@ -114,7 +114,11 @@ def plan(config: ml_collections.ConfigDict, data: Any = None) -> Plan:
     """
     config = evaluate_lib.check_evaluation(config)
     there = data is not None or loading.is_there(config.data.name, config.data.dir)
-    run = run_lib.prepare(config, None, data if there else stand_in(config))
+    if not there:
+        data = stand_in(config)
+        config = config.copy_and_resolve_references()
+        config.data.holdout = 0  # Of these it could leave none.
+    run = run_lib.prepare(config, None, data)
     jobs = count_calls(config, run, there)
     state = parallel.replicate(run_lib.fresh_state(run))
     held, num_params = memory_check.of_state(state), trained_lib.num_params(state.params)

@@ -28,7 +28,7 @@ from ddpm_jax.evaluation import job as job_lib
 from ddpm_jax.evaluation.catalogue import METRICS
 from ddpm_jax.evaluation.job import Job, Settings
 from ddpm_jax.runtime import devices, files, parallel
-from ddpm_jax.workdir import checkpoints, metrics_file, run_folder
+from ddpm_jax.workdir import checkpoints, data_record, metrics_file, run_folder
 from ddpm_jax.workdir.logs import format_duration
 from ddpm_jax.workdir.tensorboard_writer import EventFiles
 
@@ -58,6 +58,8 @@ def evaluate(config: ml_collections.ConfigDict, workdir: Any) -> list[dict[str, 
     parallel.from_first(lambda: run_folder.check_writable(
         results, instead="--config.evaluate.folder=measured"
     ))
+    data = settings.data | {"kept": data_record.read(workdir)}
+    settings = dataclasses.replace(settings, data=data)
     network = None
     if catalogue.needs_inception(settings):
         network = inception_features.Network(config.evaluate.inception or None)
@@ -338,6 +340,7 @@ def keep_best(workdir: epath.Path, row: dict[str, Any], results: epath.Path) -> 
         temporary.rmtree()
     _copy(workdir / "checkpoints" / str(step), temporary / "checkpoints" / str(step))
     config_json = run_folder.dump(run_folder.stored_config(workdir))
+    data_record.copy(workdir, temporary)
     files.write(temporary / "config.json", (config_json + "\n").encode())
     if target.exists():
         target.rmtree()

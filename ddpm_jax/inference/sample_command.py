@@ -16,6 +16,7 @@ from etils import epath
 
 from ddpm_jax import config as config_lib
 from ddpm_jax import errors, validation
+from ddpm_jax.data import labels as labels_lib
 from ddpm_jax.data import loading, pixels
 from ddpm_jax.data.source import Source, spread
 from ddpm_jax.inference import conditions, editing, task_inputs
@@ -23,7 +24,7 @@ from ddpm_jax.inference import sample as sample_lib
 from ddpm_jax.network.trained import Trained
 from ddpm_jax.runtime import files, parallel
 from ddpm_jax.samplers.settings import Settings
-from ddpm_jax.workdir import pictures, run_folder
+from ddpm_jax.workdir import data_record, pictures, run_folder
 
 _FRAMES = 20  # Moments in the pictures of the process, at most.
 _SHOWN = 100  # New images in the grid, at most.
@@ -110,10 +111,13 @@ def run(config: ml_collections.ConfigDict, workdir: Any) -> list[str]:
     parallel.check_same(config=run_folder.dump(config))
     settings = config_lib.sampling_settings(config)
     task_inputs.check(config.sample.to_dict())
+    kept = data_record.read(workdir)
+    if kept is not None and not labels_lib.are_plain(kept.classes) and parallel.is_first():
+        print(labels_lib.line(kept.classes, kept.class_counts))
     with errors.renamed(lambda name: f"config.sample.{name}" if name in config.sample else name):
         if config.sample.task:
             return _do_task(config.sample, settings, workdir)
-        return _draw(config, settings, workdir)
+        return _draw(config, settings, workdir, kept)
 
 
 def _job(config, settings, workdir):
@@ -127,10 +131,10 @@ def _job(config, settings, workdir):
     return Job(trained, step, config, settings, folder)
 
 
-def _draw(config, settings, workdir):
+def _draw(config, settings, workdir, kept):
     """New images."""
     job = _job(config.sample, settings, workdir)
-    source = _conditions(config) if job.trained.model.condition_channels else None
+    source = _conditions(config, kept) if job.trained.model.condition_channels else None
     n = config.sample.num_images
     model_kwargs = conditions.in_turn(source, n, tuple(config.sample.labels))
     images = sample_lib.sample(
@@ -147,10 +151,10 @@ def _draw(config, settings, workdir):
     return written
 
 
-def _conditions(config) -> Source:
+def _conditions(config, kept) -> Source:
     """The images that a conditional model goes by: of the test split if there is one."""
     splits = (
-        loading.load(split=split, **config_lib.data_settings(config))
+        loading.load(split=split, kept=kept, **config_lib.data_settings(config))
         for split in ("test", "train")
     )
     return next(filter(None, splits))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.data import pixels
+from ddpm_jax.data import labels, pixels
 from ddpm_jax.data.source import Source, spread
 from ddpm_jax.diffusion import losses, randomness
 from ddpm_jax.diffusion.process import Parameterization
@@ -158,12 +158,15 @@ def opening_lines(run: Run, state: TrainState) -> list[str]:
     """What a run is, before it starts."""
     height, width, channels = run.source.image_shape
     step, held_out = int(state.step), run.held_out
+    classes = run.source.classes
+    in_train, in_test, *_ = (*(f" in {name}" for name in run.source.split_folders[:2]), "", "")
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state_lib.to_saved(state)))
     device = jax.local_devices()[0]
     return [
         *(f"warning: {line}" for line in run.warnings),
-        f"data: {len(run.source):,} images of {height}x{width}x{channels}, "
-        f"{'none' if held_out is None else format(len(held_out), ',')} held out",
+        f"data: {len(run.source):,} images of {height}x{width}x{channels}{in_train}, "
+        f"{'none' if held_out is None else format(len(held_out), ',')} held out{in_test}",
+        *([labels.line(classes, run.source.class_counts)] if classes else []),
         f"parameters: {trained_lib.num_params(state.params):,}; state on each device "
         f"{size / 2**20:,.1f} MiB",
         f"devices: {jax.device_count()} {device.device_kind} ({device.platform}), batch "

@@ -12,8 +12,10 @@ from etils import epath
 
 from ddpm_jax import validation
 from ddpm_jax import config as config_lib
-from ddpm_jax.data import loading, pixels
+from ddpm_jax.data import kept as kept_lib
+from ddpm_jax.data import labels, loading, pixels
 from ddpm_jax.data import source as source_lib
+from ddpm_jax.data.kept import Kept
 from ddpm_jax.data.source import Source
 from ddpm_jax.diffusion import randomness
 from ddpm_jax.diffusion.schedule import Schedule
@@ -25,7 +27,7 @@ from ddpm_jax.training import state as state_lib
 from ddpm_jax.training.settings import LoopSettings
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.training.step import StepSettings
-from ddpm_jax.workdir import run_folder, wandb_writer
+from ddpm_jax.workdir import data_record, run_folder, wandb_writer
 from ddpm_jax.workdir.checkpoints import Checkpoints, library_versions
 
 
@@ -45,6 +47,8 @@ class Run:
         held_out: images kept from training; None where there are none.
         workdir: made and writable; None where nothing is to be kept.
         config_json: the whole config, as `config.json` has it.
+        kept: what it keeps of its data.
+        resumes: whether the workdir has kept that already.
         warnings: one line for each setting that is likely not meant.
     """
 
@@ -59,6 +63,8 @@ class Run:
     held_out: Source | None
     workdir: epath.Path | None
     config_json: str
+    kept: Kept
+    resumes: bool
     warnings: tuple[str, ...]
 
     def rng(self, use: int) -> jax.Array:
@@ -86,13 +92,15 @@ def prepare(config: ml_collections.ConfigDict, workdir: Any, data: Any) -> Run:
     if shape := config_lib.image_shape(config):  # Known before there are data.
         memory_check.check(memory_need(config, shape))
     workdir = workdir if workdir is None else run_folder.create(workdir)
-    source, held_out = open_data(config, data)
+    known = None if workdir is None else data_record.to_resume(workdir)
+    source, held_out = open_data(config, data, known)
     config = config_lib.resolved(config, source)
     validation.check_images(config, source.image_shape)
     need = memory_need(config, source.image_shape)
     memory_check.check(need)
     config_json = run_folder.dump(config)
-    parallel.check_same(config=config_json, data=(len(source), source.image_shape))
+    kept = kept_lib.of(source, held_out, config.data.holdout) if known is None else known
+    parallel.check_same(config=config_json, data=(len(source), source.image_shape, kept))
     return Run(
         seed=config.seed,
         schedule=config_lib.schedule(config),
@@ -105,9 +113,11 @@ def prepare(config: ml_collections.ConfigDict, workdir: Any, data: Any) -> Run:
         held_out=held_out,
         workdir=workdir,
         config_json=config_json,
+        kept=kept,
+        resumes=known is not None,
         warnings=(
             *validation.warnings(config), *memory_check.warnings(need),
-            *pixels.range_warnings(source),
+            *pixels.range_warnings(source), *data_warnings(config, source, held_out),
         ),
     )
 
@@ -151,12 +161,19 @@ def memory_need(
 
 
 def open_data(
-    config: ml_collections.ConfigDict, data: Any
+    config: ml_collections.ConfigDict, data: Any, known: Kept | None = None
 ) -> tuple[Source, Source | None]:
-    """The images to train on and those held out (None where there are none)."""
+    """The images to train on and those held out (None where there are none).
+
+    Args:
+        config, data: as of `train`.
+        known: what the run has kept of its data; None for a new run.
+    """
+    settings = config_lib.data_settings(config)
     if data is None:
-        settings = config_lib.data_settings(config)
-        return tuple(loading.load(split=split, **settings) for split in ("train", "test"))
+        return tuple(
+            loading.load(split=split, kept=known, **settings) for split in ("train", "test")
+        )
     source = data if isinstance(data, Source) else source_lib.from_array(data)
     _check_shape(config, source.image_shape)
     has = {"labels": source.num_classes, "condition": source.condition_channels}
@@ -167,7 +184,39 @@ def open_data(
                 f"pass data=ddpm_jax.data.from_array(images, {name}=...).",
                 field=f"config.data.{name}", value=config.data[name],
             )
-    return source, None
+    return tuple(
+        loading.part_of(
+            source, split, holdout=settings["holdout"], seed=settings["seed"],
+            num_classes=settings["num_classes"], kept=known,
+        ) for split in ("train", "test")
+    )
+
+
+def data_warnings(
+    config: ml_collections.ConfigDict, source: Source, held_out: Source | None
+) -> list[str]:
+    """One line for each setting of the data, or class, that does nothing.
+
+    Args:
+        config: of `config_lib.resolved`.
+        source, held_out: of `open_data`.
+    """
+    lines, (_, *others) = [], source.split_folders or ("",)
+    own_test = held_out is not None and held_out.fingerprints is dict
+    if config.data.holdout and (others or own_test and len(held_out) != config.data.holdout):
+        own = f"the folder {others[0]}" if others else f"the test split of {config.data.name}"
+        lines.append(
+            f"config.data.holdout={config.data.holdout} is not used: {own} is held out instead."
+        )
+    if others[1:]:
+        lines.append(f"the images in {' and '.join(others[1:])} are not used.")
+    absent = [i for i, count in enumerate(source.class_counts) if not count]
+    if absent:
+        lines.append(
+            f"no image to train on is of class {labels.listed(map(str, absent))} "
+            f"({len(absent)} of {source.num_classes} classes), yet samples of it will be drawn."
+        )
+    return lines
 
 
 def _check_shape(config, shape):
@@ -197,11 +246,13 @@ def _order(shape, wanted):
 
 
 def store_config(run: Run) -> None:
-    """Writes `config.json` into the workdir.
+    """Writes `config.json` into the workdir, and `data.json` unless the run has one.
 
     Raises:
         ValueError: the workdir was made with another model.
     """
+    if not run.resumes:  # First, because a `config.json` alone is a run of an older version.
+        data_record.write(run.kept, run.workdir)
     run_folder.store_config(run_folder.parse(run.config_json), run.workdir)
 
 

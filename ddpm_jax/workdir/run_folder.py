@@ -61,7 +61,7 @@ def store_config(config: ml_collections.ConfigDict, workdir: epath.Path) -> None
     Raises:
         UserError: a setting on which the parameters depend differs from the stored one.
     """
-    stored = _stored(workdir)
+    stored = find_config(workdir)
     if stored is not None:
         check_same_run(config, stored, workdir)
     if parallel.is_first():
@@ -75,7 +75,7 @@ def stored_config(workdir: Any) -> ml_collections.ConfigDict:
         UserError: there is neither.
     """
     workdir = files.path(workdir)
-    stored = _stored(workdir)
+    stored = find_config(workdir)
     if stored is not None:
         return stored
     run, _ = _run_around(workdir)
@@ -87,7 +87,8 @@ def stored_config(workdir: Any) -> ml_collections.ConfigDict:
     )
 
 
-def _stored(workdir: epath.Path) -> ml_collections.ConfigDict | None:
+def find_config(workdir: epath.Path) -> ml_collections.ConfigDict | None:
+    """As `stored_config`, but None where there is no run."""
     path = workdir / "config.json"
     if path.exists():
         return parse(path.read_text())
@@ -102,7 +103,7 @@ def _run_around(folder: epath.Path) -> tuple[epath.Path, int | None]:
     else:
         run, step = folder.parent, None
     inside = "checkpoints" in (folder.name, folder.parent.name)
-    return (run, step) if inside and _stored(run) is not None else (folder, None)
+    return (run, step) if inside and find_config(run) is not None else (folder, None)
 
 
 def config_for(

@@ -11,6 +11,7 @@ from PIL import Image
 
 import ddpm_jax
 from ddpm_jax.configs import digits
+from ddpm_jax.data import kept as kept_lib
 from ddpm_jax.data import loading
 from ddpm_jax.diffusion import randomness
 from ddpm_jax.errors import UserError
@@ -19,7 +20,7 @@ from ddpm_jax.evaluation import evaluate as evaluate_lib
 from ddpm_jax.evaluation import job as job_lib
 from ddpm_jax.network.inception import Features
 from ddpm_jax.weights import inception_weights
-from ddpm_jax.workdir import run_folder
+from ddpm_jax.workdir import data_record, run_folder
 
 
 POOL, SPATIAL = 32, 24
@@ -543,3 +544,28 @@ def test_sweeps_that_the_model_rules_out_are_refused():
     config.diffusion.num_timesteps, config.evaluate.sweep_steps = 1000, (50,)
     with pytest.raises(ValueError, match="'ddim' makes 49 calls .*grid=uniform"):
         evaluate_lib.check_evaluation(config)
+
+
+def test_the_images_held_out_are_those_that_the_run_keeps(workdir):
+    """Whatever the seed, and where images were added; others are refused."""
+    images = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 1), np.uint8)
+    config = small_config(metrics=("frechet_pixels",), references=("test",))
+    config.data.name, config.data.dir, config.seed = "npz", str(workdir / "x.npz"), 3
+    np.savez(config.data.dir, train=images)
+    splits = [
+        loading.load("npz", split=split, data_dir=config.data.dir, holdout=5, seed=8)
+        for split in ("train", "test")
+    ]
+    data_record.write(kept_lib.of(*splits, 5), workdir)
+    [row] = ddpm_jax.evaluate(config, workdir)
+    assert identity.of_images(splits[1]) in json.dumps(row["protocol"])
+    config.seed, config.data.holdout = 4, 5
+    np.savez(config.data.dir, train=np.concatenate([images, images]))
+    assert ddpm_jax.evaluate(config, workdir) == [row]
+    config.data.holdout = 6
+    with pytest.raises(ValueError, match="config.data.holdout=6 is not the 5 images"):
+        ddpm_jax.evaluate(config, workdir)
+    config.data.holdout = 0
+    np.savez(config.data.dir, train=images[::-1])
+    with pytest.raises(ValueError, match="5 of the 5 images that the run keeps from training"):
+        ddpm_jax.evaluate(config, workdir)

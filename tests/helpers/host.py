@@ -121,7 +121,7 @@ def train(folder, layout):
     reads, held = [], []
     train_images, test_images = (loading.load("digits", split=s) for s in ("train", "test"))
     original = run_lib.open_data
-    run_lib.open_data = lambda config, _: (
+    run_lib.open_data = lambda *_: (
         watched(train_images, reads), watched(test_images, held)
     )
     trained = ddpm_jax.train(config(), folder / f"run_{layout}")

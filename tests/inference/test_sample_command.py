@@ -11,13 +11,14 @@ from PIL import Image
 import ddpm_jax
 from ddpm_jax.configs import digits, digits_superres
 from ddpm_jax.data import loading, pixels
+from ddpm_jax.data.kept import Kept
 from ddpm_jax.diffusion import process
 from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.errors import UserError
 from ddpm_jax.inference import editing, sample_command, task_inputs
 from ddpm_jax.inference import sample as sample_lib
 from ddpm_jax.samplers.settings import Settings
-from ddpm_jax.workdir import pictures, run_folder
+from ddpm_jax.workdir import data_record, pictures, run_folder
 from nonzero import TinyNet, nonzero_params
 
 T, TILE, GAP = 12, 64, 16  # 8x8 images are drawn as tiles of 64x64, 2 apart
@@ -121,6 +122,17 @@ def test_new_images(task, monkeypatch, settings, name):
     _, arrays, _ = task(1, num_images=6, labels=(2, 1), **settings)
     np.testing.assert_array_equal(arrays["labels"], [2, 1, 2, 1, 2, 1])
     np.testing.assert_array_equal(arrays["arr_0"], draw(labels=arrays["labels"]))
+
+
+@pytest.mark.parametrize("classes, says", [
+    (("ant", 1, 2, 3), "classes: 4, numbered 0..3 in the order ant (5 images), 1 (5 images), "
+     "2 (5 images), 3 (5 images)\n"), ((0, 1, 2, 3), ""), ((), ""),
+])
+def test_what_the_numbers_of_the_classes_are(task, monkeypatch, tmp_path, classes, says):
+    monkeypatch.setitem(MODELS, 1, tiny(1, num_classes=4))
+    data_record.write(Kept(classes, (5,) * len(classes), held_out={}), tmp_path / "run")
+    (png, npz), _, printed = task(1, num_images=6)
+    assert printed == f"{says}6 images in {npz}, a grid of them in {png}\n"
 
 
 def test_new_images_beside_what_they_go_by(task, monkeypatch):

@@ -11,7 +11,7 @@ from ddpm_jax.data.source import from_array
 from ddpm_jax.runtime import memory
 from ddpm_jax.training import memory_check, monitoring
 from ddpm_jax.training import run as run_lib
-from data_sets import refused, write_pictures
+from data_sets import everything, numbered, refused, write_pictures
 from nonzero import TinyNet
 
 
@@ -87,3 +87,121 @@ def test_a_run_is_refused_before_its_data_are_opened(single, monkeypatch):
     config.data.name, config.data.image_size = "digits", 0  # The data decide it.
     with pytest.raises(ValueError, match="a training step needs at least"):
         run_lib.prepare(config, None, None)
+
+
+# What a run keeps of its data.
+
+
+@pytest.fixture
+def begin(single, monkeypatch, tmp_path):
+    """(data, settings) -> a run of a tiny network in one workdir, as if it had a checkpoint."""
+    monkeypatch.setattr(
+        config_lib, "model",
+        lambda config, channels: TinyNet(num_classes=config.data.num_classes))
+    monkeypatch.setattr(validation, "check_images", lambda config, shape: None)
+
+    def begin(data=None, **settings):
+        config = digits.get_config()
+        config.data.image_size = config.data.channels = 0
+        config.update_from_flattened_dict(settings)
+        run = run_lib.prepare(config, tmp_path / "run", data)
+        run_lib.store_config(run)
+        (tmp_path / "run" / "checkpoints" / "2").mkdir(parents=True, exist_ok=True)
+        return run
+
+    return begin
+
+
+def lines(run, word):
+    all_lines = monitoring.opening_lines(run, run_lib.fresh_state(run))
+    return [line for line in all_lines if line.startswith(word)]
+
+
+TURNS = np.arange(12) % 4 + 1
+
+
+def test_labels_from_one_make_no_class_zero(begin):
+    run = begin(from_array(numbered(12), labels=TURNS))
+    assert run.model.num_classes == run.step_settings.null_label == 4
+    assert run.source.labels.tolist() == (TURNS - 1).tolist()
+    assert lines(run, "classes") == ["classes: 4, numbered 0..3 in the order 1 (3 images), "
+                                     "2 (3 images), 3 (3 images), 4 (3 images)"]
+    some = TURNS > 1  # Without the first class, the others stay what they are.
+    again = begin(from_array(numbered(12)[some], labels=TURNS[some]))
+    assert again.source.labels.tolist() == (TURNS[some] - 1).tolist() and again.kept == run.kept
+    assert "no image to train on is of class 0 (1 of 4 classes)" in lines(again, "warning")[0]
+    refused(lambda: begin(from_array(numbered(12), labels=TURNS + 1)),
+            "data labels: image 3 has the label 5, which is none of the 4 classes")
+
+
+@pytest.mark.parametrize("num_classes, wanted", [(4, TURNS - 1), (5, TURNS), (7, TURNS), (3, None)])
+def test_a_number_of_classes_that_is_set(begin, num_classes, wanted):
+    data, settings = from_array(numbered(12), labels=TURNS), {"data.num_classes": num_classes}
+    if wanted is None:
+        refused(lambda: begin(data, **settings), "num_classes=3 is too few: .* has 4; write")
+        return
+    run = begin(data, **settings)
+    assert run.model.num_classes == num_classes
+    assert run.source.labels.tolist() == wanted.tolist()
+    assert begin(data, **settings).source.labels.tolist() == wanted.tolist()
+
+
+def test_a_run_of_an_older_version_keeps_labels_as_they_are(begin, tmp_path):
+    """Its class 0 was never trained, and yet all weights of its embedding are where they were."""
+    config = digits.get_config()
+    config.data.image_size, config.data.image_width, config.data.channels = 2, 3, 1
+    config.data.labels, config.data.num_classes = True, 5
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(config.to_json())
+    run = begin(from_array(numbered(12), labels=TURNS), **{"data.holdout": 3})
+    assert run.model.num_classes == 5 and run.source.labels.tolist() == TURNS.tolist()
+    assert run.held_out is None and not (tmp_path / "run" / "data.json").exists()
+
+
+def test_images_of_an_array_are_held_out(begin):
+    images = numbered(20)
+    run = begin(images, **{"data.holdout": 4})
+    train, test = (everything(source)[:, 0, 0, 0].tolist() for source in (run.source, run.held_out))
+    assert len(test) == 4 and sorted(train + test) == list(range(20))
+    assert "data: 16 images of 2x3x1, 4 held out" in lines(run, "data")
+    again = begin(np.concatenate([images, images[:2]]), **{"data.holdout": 4, "seed": 9})
+    assert everything(again.held_out)[:, 0, 0, 0].tolist() == test and len(again.source) == 18
+    refused(lambda: begin(images[::-1], seed=9), "data: . of the 4 images that the run keeps")
+    refused(lambda: begin(images, **{"data.holdout": 5}), "holdout=5 is not the 4 images")
+    refused(lambda: begin(images[:4], **{"data.holdout": 4}), "gone|must leave some")
+
+
+def test_the_test_split_of_the_data_comes_before_a_holdout(begin):
+    run = begin(**{"data.holdout": 7})
+    assert len(run.held_out) == 300 and lines(run, "warning") == [
+        "warning: config.data.holdout=7 is not used: the test split of digits is held out instead."]
+
+
+def test_a_run_says_which_folders_it_trains_on(begin, tmp_path):
+    for name in ("train/ant", "train/bee", "val/ant", "test/bee"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        write_pictures(tmp_path / "set" / name, 3)
+    settings = {"data.name": "image_folder", "data.dir": str(tmp_path / "set"),
+                "data.labels": True, "data.holdout": 2}
+    for _ in range(2):
+        run = begin(**settings)
+        assert lines(run, "data") == ["data: 6 images of 4x6x3 in train, 3 held out in test"]
+        assert lines(run, "classes") == [
+            "classes: 2, numbered 0..1 in the order ant (3 images), bee (3 images)"]
+        assert lines(run, "warning")[-2:] == [
+            "warning: config.data.holdout=2 is not used: the folder test is held out instead.",
+            "warning: the images in val are not used."]
+
+
+def test_a_folder_of_an_older_run_keeps_its_classes(begin, tmp_path):
+    for name in ("train", "val"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        write_pictures(tmp_path / "set" / name, 3)
+    config = digits.get_config()
+    config.data.image_size, config.data.image_width, config.data.channels = 4, 6, 3
+    config.data.labels, config.data.num_classes = True, 2
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(config.to_json())
+    run = begin(**{"data.name": "image_folder", "data.dir": str(tmp_path / "set"),
+                   "data.labels": True})
+    assert run.source.classes == ("train", "val") and len(run.source) == 6
