@@ -149,8 +149,7 @@ class _Folder:
         if not self.classes:
             return source
         labels = np.array([self.class_of(i) for i in range(len(self.files))], object)[kept]
-        where = f"config.data.dir={self.path!r}"
-        return source.with_labels(labels, name=where, classes=self.classes)
+        return source.with_labels(labels, name=self.where, classes=self.classes)
 
     def class_of(self, i):
         """The name of the class of file i."""
