@@ -244,10 +244,13 @@ class _Folder:
         def read(indices):
             return np.stack([self.nearest(int(i)) for i in indices])
 
-        looked_at = source_lib.spread(0, len(self.files) - 1, _LOOKED_AT)
-        for i in looked_at:
+        def look(i):
             with contextlib.suppress(*decoding.UNREADABLE):
                 with decoding.opened(self.folder / self.files[i]) as picture:
-                    self.look_for_pages(int(i), picture)
-        self.say_pages(f" (of {len(looked_at):,} files looked at)")
+                    self.look_for_pages(i, picture)
+
+        some = source_lib.spread(0, len(self.files) - 1, _LOOKED_AT).tolist()
+        with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(look, some))
+        self.say_pages(f" (of {len(some)} files looked at)")
         return self.labelled(Source(len(self.files), self.shape, read))
