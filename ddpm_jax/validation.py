@@ -209,8 +209,11 @@ def check_precision(group: str, value: str) -> None:
 
 def check_images(config: ml_collections.ConfigDict, shape: tuple[int, int, int]) -> None:
     """Raises ValueError where the network does not suit images of `shape` (h, w, c)."""
+    model = config_lib.model(config, shape[-1])
     with errors.as_settings("model", height="data.image_size", width="data.image_width"):
-        unet.check(config_lib.model(config, shape[-1]), *shape[:2])
+        unet.check(model, *shape[:2])
+        if not config.train.warm_start:  # Else the network is of others, and has learned so.
+            unet.check_new(model)
 
 
 def warnings(config: ml_collections.ConfigDict) -> list[str]:

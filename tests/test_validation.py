@@ -85,6 +85,14 @@ def test_values_of_another_kind_or_absurd_are_refused(name, value, rule):
     assert "\n" not in str(error.value)
 
 
+def test_groups_of_one_channel_only_suit_a_network_that_has_learned_with_them():
+    config = with_setting("model.num_groups", 128)
+    with pytest.raises(ValueError, match="config.model.num_groups=128 makes groups of one channel"):
+        validation.validate(config, num_devices=8)
+    config.train.warm_start = "someone/model"
+    validation.validate(config, num_devices=8)
+
+
 def test_the_remedies_work():
     """The value that a message offers is accepted."""
     for name, (value, _, _) in MISTAKES.items():

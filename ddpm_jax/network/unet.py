@@ -274,8 +274,33 @@ def check(model: UNet, height: int, width: int) -> None:
     """
     _check_size(model, height, width)
     _check_channels(model)
+    _check_heads(model, height)
     check_known("embedding_order", model.embedding_order, ("sin_cos", "cos_sin"))
     check_known("downsample_padding", model.downsample_padding, tuple(PADDINGS))
+
+
+def check_new(model: UNet) -> None:
+    """Raises UserError where a network could be computed, but should not be trained from scratch.
+
+    With one channel per group the norm removes the bias of t that is added before it. Networks
+    of others have been trained with it all the same.
+    """
+    if not model.scale_shift and model.num_groups in _widths(model)[1:]:
+        raise UserError(
+            "makes groups of one channel where a block has as many channels: the norm would "
+            "remove the timestep's bias", **_groups(model),
+        )
+
+
+def _widths(model: UNet) -> list[int]:
+    """The channels of the first convolution and of each level."""
+    return [model.channels * multiplier for multiplier in (1, *model.channel_multipliers)]
+
+
+def _groups(model: UNet) -> dict[str, Any]:
+    """What a `UserError` about `num_groups` names, with a number that suits all widths."""
+    suitable = default_num_groups(int(np.gcd.reduce(_widths(model))))
+    return dict(field="num_groups", value=model.num_groups, instead={"num_groups": suitable})
 
 
 def _check_size(model: UNet, height: int, width: int) -> None:
@@ -306,21 +331,19 @@ def _check_channels(model: UNet) -> None:
             "leaves no sinusoid to embed the timestep", field="channels", value=model.channels,
             instead={"channels": 32},
         )
-    widths = [model.channels * multiplier for multiplier in (1, *model.channel_multipliers)]
-    if model.num_groups is not None:
-        groups = dict(
-            field="num_groups", value=model.num_groups,
-            instead={"num_groups": default_num_groups(int(np.gcd.reduce(widths)))},
-        )
-        bad = [w for w in widths if model.num_groups < 1 or w % model.num_groups]
-        if bad:
-            raise UserError(f"does not divide {bad[0]} channels", **groups)
-        if not model.scale_shift and model.num_groups in widths[1:]:
-            raise UserError(
-                "makes groups of one channel where a block has as many channels: the norm would "
-                "remove the timestep's bias", **groups,
-            )
-    for width in widths:
+    for width in _widths(model):
+        if model.num_groups is not None and (model.num_groups < 1 or width % model.num_groups):
+            raise UserError(f"does not divide {width} channels", **_groups(model))
+
+
+def _check_heads(model: UNet, height: int) -> None:
+    """At the levels that attend, and in the middle."""
+    multipliers = model.channel_multipliers
+    attending = {
+        model.channels * multiplier for level, multiplier in enumerate(multipliers)
+        if height // 2**level in model.attention_resolutions or level == len(multipliers) - 1
+    }
+    for width in sorted(attending):
         if model.num_heads < 1 or width % model.num_heads:
             raise UserError(
                 f"does not divide {width} channels", field="num_heads", value=model.num_heads,

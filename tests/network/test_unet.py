@@ -14,7 +14,7 @@ import oracle_unet
 import tracing
 from ddpm_jax.errors import UserError
 from ddpm_jax.network.normalization import GroupNorm
-from ddpm_jax.network.unet import UNet, check
+from ddpm_jax.network.unet import UNet, check, check_new
 from filled import fill, shapes
 
 TINY = UNet(
@@ -276,7 +276,7 @@ def test_any_image_shape(channels, height, width):
         (dict(), (7, 8), r"height=7 does not divide by 2.*write height=8"),
         (dict(), (8, 9), r"width=9 does not divide by 2"),
         (dict(attention_resolutions=(4, 5)), (8, 8), r"\(4, 5\) has 5, which never occurs .* 8, 4"),
-        (dict(num_heads=3), (8, 8), r"num_heads=3 does not divide 8 "),
+        (dict(num_heads=3), (8, 8), r"num_heads=3 does not divide 16 "),
         (dict(num_heads=0), (8, 8), r"num_heads=0 "),
         (dict(num_groups=3), (8, 8), r"num_groups=3 does not divide 8 .*num_groups=2"),
         (dict(num_groups=0), (8, 8), r"num_groups=0 "),
@@ -303,8 +303,20 @@ def test_settings_that_do_not_suit_are_refused(settings, size, message):
 )
 def test_settings_that_lose_the_time_are_refused(settings, message):
     """One channel has no sinusoid, and a norm of one channel removes the time's bias."""
+    model = dataclasses.replace(TINY, **settings)
     with pytest.raises(ValueError, match=message):
-        check(dataclasses.replace(TINY, **settings), 8, 8)
+        check(model, 8, 8)
+        check_new(model)
+
+
+@pytest.mark.parametrize("settings", [
+    dict(num_groups=8), dict(channels=32, channel_multipliers=(1, 2, 2), num_groups=32,
+                             attention_resolutions=(2,), num_heads=64),
+])
+def test_networks_of_others_may_have_groups_of_one_channel_and_many_heads(settings):
+    model = dataclasses.replace(TINY, **settings)
+    check(model, 8, 8)
+    assert unet_shapes(model, 8, 8)
 
 
 BF16 = dataclasses.replace(TINY, dtype=jnp.bfloat16)
