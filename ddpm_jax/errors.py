@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 _MOST = 200  # Characters of a value in a message.
+_LONGEST = 2000  # Of the message.
 
 
 class UserError(ValueError):
@@ -36,7 +37,7 @@ class UserError(ValueError):
     ):
         self.rule, self.field, self.value, self.where = rule, field, value, where
         self.given, self.instead, self.setting_of = given or {}, instead or {}, setting_of
-        super().__init__(self._line())
+        super().__init__(_cut(" ".join(self._line().splitlines()), _LONGEST))
 
     def renamed(self, setting_of: Callable[[str], str]) -> "UserError":
         """The same mistake with each field named by `setting_of`, unless that was done already."""
@@ -257,8 +258,12 @@ def shown(value: Any) -> str:
     """A value in a message: its repr on one line, the middle of a long one left out."""
     if getattr(value, "ndim", 0) and hasattr(value, "dtype"):
         return f"<{value.dtype} {list(value.shape)}>"
-    text, half = " ".join(map(str.strip, repr(value).splitlines())), _MOST // 2
-    return text if len(text) <= _MOST else f"{text[:half]}...{text[-half:]}"
+    return _cut(" ".join(map(str.strip, repr(value).splitlines())), _MOST)
+
+
+def _cut(text: str, most: int) -> str:
+    """The text, the middle of a long one left out."""
+    return text if len(text) <= most else f"{text[:most // 2]}...{text[-most // 2:]}"
 
 
 def one_line(error: BaseException) -> str:

@@ -182,3 +182,12 @@ def test_flags():
     for value in (2, "True", None, 0.5, [], np.ones(2)):
         with pytest.raises(UserError, match="^clip=.* must be True or False; write clip=True.$"):
             errors.flag("clip", value)
+
+
+@pytest.mark.parametrize("parts", [
+    {"rule": "x" * 10**6}, {"rule": "is odd.", "where": "a\nb" * 10**5},
+    {"rule": "is odd", "instead": {"size": "y" * 10**6}},
+])
+def test_a_message_is_one_line_of_bounded_length(parts):
+    line = str(UserError(**parts).located("file"))
+    assert "\n" not in line and len(line) <= 2003
