@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from ddpm_jax.errors import UserError
 from ddpm_jax.network import blocks, unet
 from ddpm_jax.network import trained as trained_lib
-from ddpm_jax.network.trained import Trained
 from ddpm_jax.runtime import files
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.weights import pretrained
@@ -58,9 +57,9 @@ def params(source: str, model: unet.UNet, image_shape: tuple[int, int, int]) -> 
     Raises:
         ValueError: there are no such weights, or they are of another network.
     """
-    other = find(source)
-    _check_fields(model, other.model, source)
-    misfit = trained_lib.first_misfit(other.params, model, image_shape)
+    weights, other = find(source, model, image_shape)
+    _check_fields(model, other, source)
+    misfit = trained_lib.first_misfit(weights, model, image_shape)
     if misfit:
         name, ours, theirs = misfit
         raise UserError(
@@ -68,19 +67,27 @@ def params(source: str, model: unet.UNet, image_shape: tuple[int, int, int]) -> 
             "describe its network, or name other weights.",
             field="config.train.warm_start", value=source,
         )
-    _check_groups(model, other.model, source, trained_lib.shapes(model, image_shape))
-    return other.params
+    _check_groups(model, other, source, trained_lib.shapes(model, image_shape))
+    return weights
 
 
-def find(source: Any) -> Trained:
-    """The model of a workdir (its EMA), of a folder of diffusers or of the hub.
+def find(
+    source: Any, model: unet.UNet, image_shape: tuple[int, int, int]
+) -> tuple[dict[str, Any], unet.UNet]:
+    """(parameters, network) of a workdir (its EMA), of a folder of diffusers or of the hub.
+
+    Args:
+        source: as in `params`.
+        model: to be trained.
+        image_shape: (h, w, c).
 
     Raises:
         ValueError: it is none of them, or cannot be read.
     """
     if (files.path(source) / "checkpoints").is_dir():
-        return run_folder.load(source)
-    return pretrained.from_pretrained(source)
+        trained = run_folder.load(source)
+        return trained.params, trained.model
+    return pretrained.to_start_from(source, image_shape, model.out_channels)
 
 
 def _check_fields(model, other, source):

@@ -5,30 +5,30 @@ from typing import Any
 
 from etils import epath
 
-from ddpm_jax.errors import UserError, one_line
+from ddpm_jax.errors import UserError, located, one_line
 from ddpm_jax.runtime import files
-
-# The names that each file may have, the first that exists counts.
-CONFIGS = ("unet/config.json", "config.json")
-PROCESSES = ("scheduler/scheduler_config.json", "scheduler_config.json")
-WEIGHTS = tuple(
-    f"{folder}diffusion_pytorch_model.{kind}"
-    for folder in ("unet/", "") for kind in ("safetensors", "bin")
-)
-_FILES = (CONFIGS, PROCESSES, WEIGHTS)
+from ddpm_jax.weights import layout, state_files
+from ddpm_jax.weights.layout import Layout
 
 
-def model_folder(source: Any) -> epath.Path:
-    """The folder of a model: `source` itself, or where the hub's repository of that name is.
+def model(
+    source: Any, variant: str | None = None, needs_scheduler: bool = True
+) -> tuple[epath.Path, Layout]:
+    """The folder of a model, and its files: `source` itself, or the hub's repository of that name.
 
     A repository in the hub's cache is not looked up again, so it needs no network.
 
+    Args:
+        source: a folder, or the name of a repository.
+        variant: as in `layout.find`.
+        needs_scheduler: whether the cached files must include a scheduler's.
+
     Raises:
-        UserError: it is neither, or cannot be fetched.
+        UserError: it is neither, cannot be fetched, or has no such files.
     """
     folder = files.path(source)
     if folder.is_dir():
-        return folder
+        return folder, _local(folder, variant)
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)):
         raise UserError(
             f"{source} is no folder, and no repository of the hub; write for example "
@@ -41,46 +41,61 @@ def model_folder(source: Any) -> epath.Path:
             f"{source} is no folder, and fetching it from the hub needs huggingface_hub; install "
             "it with: pip install \"ddpm_jax[hub]\"."
         ) from None
-    return _cached(source) or _fetched(source)
+    folder = _cached(source, variant, needs_scheduler) or _fetched(source, variant)
+    return folder, _local(folder, variant)
 
 
-def existing_file(folder: epath.Path, names: tuple[str, ...]) -> epath.Path:
-    """The first of the named files that exists in the folder.
+def _local(folder: epath.Path, variant: str | None) -> Layout:
+    """The files of a folder on disk."""
+    names = {
+        f"{inner}/{path.name}" if inner else path.name
+        for inner in layout.FOLDERS if (folder / inner).is_dir()
+        for path in (folder / inner).iterdir()
+    }
+    checkpoints = [name for name in names if re.fullmatch(r"checkpoint-\d+", name)]
+    if checkpoints and not any(name.endswith(layout.CONFIG) for name in names):
+        newest = max(checkpoints, key=lambda name: int(name.partition("-")[2]))
+        raise UserError(f"{folder} is a trainer's folder of checkpoints; write {folder / newest}.")
+    with located(folder):
+        return layout.find(names, variant)
 
-    Raises:
-        UserError: none exists.
-    """
-    for name in names:
-        if (folder / name).exists():
-            return folder / name
-    raise UserError(f"{folder} has no {' and no '.join(names)}; write a folder of diffusers.")
 
-
-def _cached(repository: str) -> epath.Path | None:
+def _cached(repository: str, variant: str | None, needs_scheduler: bool) -> epath.Path | None:
     """The repository in the hub's cache; None unless all files are there."""
     import huggingface_hub.errors
 
     try:
         folder = epath.Path(huggingface_hub.snapshot_download(repository, local_files_only=True))
-    except huggingface_hub.errors.LocalEntryNotFoundError:
+        found = _local(folder, variant)
+        complete = all((folder / name).exists() for name in _shards(folder, found.weights))
+    except (huggingface_hub.errors.LocalEntryNotFoundError, UserError):
         return None
-    complete = all(any((folder / name).exists() for name in names) for names in _FILES)
-    return folder if complete else None
+    return folder if complete and (found.scheduler or not needs_scheduler) else None
 
 
-def _fetched(repository: str) -> epath.Path:
+def _shards(folder: epath.Path, weights: str) -> list[str]:
+    """The files that an index of shards lists, by their names below the folder."""
+    if not weights.endswith(".json"):
+        return []
+    inner = weights.rpartition("/")[0]
+    names = state_files.shards(folder / weights)
+    return [f"{inner}/{name}" if inner else name for name in names]
+
+
+def _fetched(repository: str, variant: str | None) -> epath.Path:
     """The repository's files, fetched into the hub's cache and checked."""
     import huggingface_hub
 
     try:
         info = huggingface_hub.HfApi().model_info(repository, files_metadata=True)
         large_files = {file.rfilename: file.lfs for file in info.siblings}
-        wanted = [
-            next(name for name in names if name in large_files)
-            for names in _FILES if large_files.keys() & set(names)
-        ]
+        found = layout.find(large_files, variant)
+        wanted = [name for name in (found.config, found.scheduler, found.weights) if name]
         folder = epath.Path(huggingface_hub.snapshot_download(repository, allow_patterns=wanted))
-        for name in wanted:
+        shards = _shards(folder, found.weights)
+        if shards:
+            huggingface_hub.snapshot_download(repository, allow_patterns=[*wanted, *shards])
+        for name in (*wanted, *shards):
             if large_files[name]:  # The hub tells the SHA-256 of large files alone.
                 _check_sum(folder / name, large_files[name].sha256)
         return folder

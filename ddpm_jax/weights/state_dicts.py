@@ -9,10 +9,11 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, shown
 from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.network.unet import UNet
 
@@ -118,7 +119,6 @@ def to_params(
         UserError: the format is none of these, or a name is missing, left over or of another
             shape than the network has there.
     """
-    state = {name.removeprefix("module."): array for name, array in state.items()}
     format_name = _format_of(state)
     state = {_today(name): array for name, array in state.items()}
     if format_name == "improved_diffusion":
@@ -152,6 +152,8 @@ def _leaf(array, name, path, shape):
             f"{name} is missing: the network has {'/'.join(path)} of shape {shape} there; use "
             "the network that the weights were trained with."
         )
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise UserError(f"{name} is {array.dtype}, not a float; save the weights in float32.")
     leaf = _from_torch(array, shape, path[-1])
     if leaf.shape != shape:
         raise UserError(
@@ -244,4 +246,4 @@ def _to_torch(array, path):
 
 
 def _some(state):
-    return next(iter(state), "nothing")
+    return shown(next(iter(state)))[1:-1] if state else "nothing"

@@ -285,6 +285,7 @@ def test_damaged_safetensors_are_one_line(tmp_path):
 def test_nested_settings_of_others_are_one_line(tmp_path):
     for name in ("config.json", "scheduler_config.json"):
         (tmp_path / name).write_text("[" * 100_000)
+    (tmp_path / "diffusion_pytorch_model.bin").touch()
     with pytest.raises(ValueError, match="cannot be read as JSON") as error:
         ddpm_jax.from_pretrained(tmp_path)
     assert "\n" not in str(error.value)

@@ -71,7 +71,8 @@ def test_a_run_starts_there_once(weights, tmp_path):
                  trained.params, ddpm_jax.from_pretrained(weights).params)
     again = ddpm_jax.train(config_for(tmp_path / "gone"), tmp_path / "run")
     jax.tree.map(assert_array_equal, again.params, trained.params)
-    jax.tree.map(assert_array_equal, warm_start.find(tmp_path / "run").params, trained.params)
+    jax.tree.map(assert_array_equal, warm_start.find(tmp_path / "run", MODEL, SHAPE)[0],
+                 trained.params)
 
 
 @pytest.mark.parametrize("model, message", [
@@ -109,8 +110,7 @@ def test_a_new_field_of_the_network_must_agree_too(monkeypatch):
     settings = {f.name: getattr(MODEL, f.name) for f in dataclasses.fields(MODEL) if f.init}
     del settings["parent"], settings["name"]
     params = nonzero_params(MODEL)
-    other = Trained(params, Scaled(**settings), linear(20), Parameterization(), SHAPE)
-    monkeypatch.setattr(warm_start, "find", lambda source: other)
+    monkeypatch.setattr(warm_start, "find", lambda *_: (params, Scaled(**settings)))
     assert warm_start.params("other", Scaled(**settings), SHAPE) is params
     with pytest.raises(ValueError, match="skip_scale=0.7 .* write --config.model.skip_scale=1.0"):
         warm_start.params("other", Scaled(**settings, skip_scale=0.7), SHAPE)

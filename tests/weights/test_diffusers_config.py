@@ -1,4 +1,7 @@
-"""Settings in diffusers' files: what they become, what ours become, and what has no counterpart."""
+"""Settings in diffusers' files: what they become, what ours become, and what has no counterpart.
+
+The way back is in diffusers_export.py.
+"""
 
 import dataclasses
 import json

@@ -8,6 +8,8 @@ import pytest
 
 import ddpm_jax
 from diffusers_models import FOLDER, refused, same
+from wrapped_models import FOLDER as WRAPPED
+from wrapped_models import assert_is
 
 
 @pytest.fixture
@@ -70,6 +72,45 @@ def hub(tmp_path, monkeypatch):
 
 def test_a_repository_is_fetched_without_what_is_not_needed(offline, plain, hub):
     same(ddpm_jax.from_pretrained("someone/plain"), plain)
+
+
+def test_shards_are_fetched_after_their_index(offline, tmp_path, monkeypatch):
+    import huggingface_hub
+    from huggingface_hub.hf_api import RepoSibling
+
+    shards, fetched, asked = WRAPPED / "shards", tmp_path / "fetched", []
+    fetched.mkdir()
+    names = sorted(path.name for path in shards.iterdir())
+    index = "diffusion_pytorch_model.safetensors.index.json"
+    known = huggingface_hub.snapshot_download
+
+    def fetch(source, *, allow_patterns=None, **keywords):
+        if keywords:
+            return known(source, **keywords)
+        asked.append(allow_patterns)
+        for name in allow_patterns:
+            shutil.copy(shards / name, fetched)
+        return str(fetched)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: (
+        huggingface_hub.ModelInfo(id="a/b", siblings=[
+            vars(RepoSibling(name)) for name in [*names, "x.msgpack"]])))
+    assert_is(ddpm_jax.from_pretrained("someone/sharded", scheduler={}), "model")
+    assert [sorted(patterns) for patterns in asked] == [["config.json", index], names]
+
+
+def test_a_cached_repository_of_shards_without_a_scheduler(offline):
+    repository = offline / "models--someone--sharded"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    snapshot = repository / "snapshots" / ("0" * 40)
+    shutil.copytree(WRAPPED / "shards", snapshot)
+    assert_is(ddpm_jax.from_pretrained("someone/sharded", scheduler={}), "model")
+    refused("someone/sharded", "could not be fetched")  # Its scheduler may be on the hub.
+    next(snapshot.glob("*-00002-of-*")).unlink()
+    with pytest.raises(ValueError, match="could not be fetched"):
+        ddpm_jax.from_pretrained("someone/sharded", scheduler={})
 
 
 def test_a_file_of_the_hub_with_another_checksum_is_refused_and_removed(offline, hub):
