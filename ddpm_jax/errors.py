@@ -256,7 +256,7 @@ def _nearest(value: Any, low: int | None, high: int | None) -> int:
 
 def shown(value: Any) -> str:
     """A value in a message: its repr on one line, the middle of a long one left out."""
-    if getattr(value, "ndim", 0) and hasattr(value, "dtype"):
+    if not isinstance(value, type) and getattr(value, "ndim", 0) and hasattr(value, "dtype"):
         return f"<{value.dtype} {list(value.shape)}>"
     return _cut(" ".join(map(str.strip, repr(value).splitlines())), _MOST)
 

@@ -8,6 +8,7 @@ import os
 
 import numpy as np
 
+from ddpm_jax import errors
 from ddpm_jax.data import decoding, image_folder, image_pairs, npz
 from ddpm_jax.data import labels as labels_lib
 from ddpm_jax.data import tfds as tfds_lib
@@ -77,6 +78,13 @@ def load(
             beyond `image_folder.MAX_UNREADABLE`, of varying size with `image_size=0`, or without
             the labels or the condition asked for, or with other images set aside than those kept.
     """
+    image_size, image_width, channels, holdout, factor = (
+        errors.whole_number(f"config.data.{setting}", value) for setting, value in (
+            ("image_size", image_size), ("image_width", image_width), ("channels", channels),
+            ("holdout", holdout), ("factor", factor),
+        )
+    )
+    seed = errors.whole_number("config.seed", seed, low=0, high=2**32 - 1)  # As NumPy's are.
     _check_settings(name, split, image_size, image_width, channels, holdout, condition)
     request = Request(
         name, os.fspath(files.path(data_dir)) if data_dir else "", split,
@@ -176,6 +184,11 @@ KINDS = {"digits": _digits, "image_folder": image_folder.load, "npz": npz.load}
 
 
 def _check_settings(name, split, image_size, image_width, channels, holdout, condition):
+    if not isinstance(name, str):
+        raise UserError(
+            "must be a string; write --config.data.name=digits.", field="config.data.name",
+            value=name,
+        )
     if split not in ("train", "test"):
         raise UserError(f"split={split!r}: must be 'train' or 'test'.")
     sizes = {"image_size": image_size, "image_width": image_width, "holdout": holdout}

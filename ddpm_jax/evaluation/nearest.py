@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax import errors
 from ddpm_jax.data.source import Source
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation.scores import check_at_least, checked_pair
+from ddpm_jax.evaluation.scores import at_least, checked_pair
 from ddpm_jax.runtime import files
 from ddpm_jax.workdir import pictures
 
@@ -73,7 +74,7 @@ def precision_recall(features: Any, reference: Any, k: int = 3) -> PrecisionReca
         ValueError: the two differ in d, hold NaN or infinity, or have too few rows for k.
     """
     features, reference = checked_pair(features, reference)
-    check_at_least("k", k, 1)
+    k = at_least("k", k, 1)
     fewest = min(len(features), len(reference))
     if k >= fewest:
         raise UserError(
@@ -119,6 +120,7 @@ def nearest(queries: Any, reference: Any, k: int = 1) -> Neighbours:
         ValueError: the two differ in d, hold NaN or infinity, or k leaves 1..m.
     """
     queries, reference = checked_pair(queries, reference, "queries")
+    k = errors.whole_number("k", k)
     if not 1 <= k <= len(reference):
         raise UserError(
             f"k={k} must lie in 1..{len(reference)}, the rows of the reference; write k=1 for "

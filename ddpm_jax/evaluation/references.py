@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
+from ddpm_jax import errors
 from ddpm_jax.data import decoding
 from ddpm_jax.errors import UserError, one_line
 from ddpm_jax.evaluation.scores import Moments
@@ -189,6 +190,7 @@ def image_batches(path: Any, batch_size: int) -> Iterator[np.ndarray]:
     Raises:
         ValueError: batch_size < 1, `load` would refuse the file, or its images are damaged.
     """
+    batch_size = errors.whole_number("batch_size", batch_size)
     if batch_size < 1:
         raise UserError(
             "must be at least 1", field="batch_size", value=batch_size,

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ddpm_jax import errors
 from ddpm_jax.errors import UserError
 
 ROWS = 2048  # Of logits in one block.
@@ -191,8 +192,9 @@ def kernel_distance(
             `subset_size`; or a number leaves num_subsets >= 1, subset_size >= 2.
     """
     features, reference = checked_pair(features, reference)
-    check_at_least("num_subsets", num_subsets, 1)
-    check_at_least("subset_size", subset_size, 2)
+    num_subsets = at_least("num_subsets", num_subsets, 1)
+    subset_size = at_least("subset_size", subset_size, 2)
+    seed = errors.whole_number("seed", seed, low=0, high=2**32 - 1)
     fewest = min(len(features), len(reference))
     if subset_size > fewest:
         raise UserError(
@@ -246,6 +248,7 @@ def inception_score(logits: Any, splits: int = 1) -> Estimate:
             1..n.
     """
     logits = checked_rows(logits, "logits")
+    splits = errors.whole_number("splits", splits)
     if not 1 <= splits <= len(logits):
         raise UserError(
             f"splits={splits} must lie in 1..{len(logits)}, the number of images; write "
@@ -297,7 +300,9 @@ def checked_pair(a: Any, b: Any, name: str = "features") -> tuple[np.ndarray, np
     return a, b
 
 
-def check_at_least(name: str, value: int, least: int) -> None:
-    """Raises ValueError if `value` is less than `least`."""
+def at_least(name: str, value: Any, least: int) -> int:
+    """The value as an int; raises ValueError if it is not whole or less than `least`."""
+    value = errors.whole_number(name, value)
     if value < least:
         raise UserError(f"{name}={value} is too few; write {name}={least} or more.")
+    return value
