@@ -19,6 +19,7 @@ from ddpm_jax import errors, validation
 from ddpm_jax.data import labels as labels_lib
 from ddpm_jax.data import loading, pixels
 from ddpm_jax.data.source import Source, spread
+from ddpm_jax.errors import UserError
 from ddpm_jax.inference import conditions, editing, task_inputs
 from ddpm_jax.inference import sample as sample_lib
 from ddpm_jax.network.trained import Trained
@@ -110,7 +111,7 @@ def run(config: ml_collections.ConfigDict, workdir: Any) -> list[str]:
     config = validation.checked(config)
     parallel.check_same(config=run_folder.dump(config))
     settings = config_lib.sampling_settings(config)
-    task_inputs.check(config.sample.to_dict())
+    task_inputs.check(config.sample.to_dict(), _of_run(workdir))
     kept = data_record.read(workdir)
     if kept is not None and not labels_lib.are_plain(kept.classes) and parallel.is_first():
         print(labels_lib.line(kept.classes, kept.class_counts))
@@ -118,6 +119,14 @@ def run(config: ml_collections.ConfigDict, workdir: Any) -> list[str]:
         if config.sample.task:
             return _do_task(config.sample, settings, workdir)
         return _draw(config, settings, workdir, kept)
+
+
+def _of_run(workdir):
+    """`config.sample` of the run, or {} where there is none; `_job` says that."""
+    try:
+        return run_folder.stored_config(workdir).sample.to_dict()
+    except UserError:
+        return {}
 
 
 def _job(config, settings, workdir):

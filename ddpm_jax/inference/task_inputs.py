@@ -14,7 +14,7 @@ from ddpm_jax.samplers.settings import Settings
 
 _CHAIN = tuple(field.name for field in dataclasses.fields(Settings))
 # The settings of `config.sample` that each task reads, besides those that all do; "" draws new
-# images. Where a task has no use for a setting, another value than the default is refused.
+# images. Where a task has no use for a setting, a value that was chosen for it is refused.
 READS = {
     "": (*_CHAIN, "num_images", "labels"),
     "interpolate": (*_CHAIN, "strength"),
@@ -33,11 +33,13 @@ _BY_ALL = ("task", "inputs", "weights", "folder", "seed", "batch_size")
 _NUM_INPUTS = {"interpolate": (2,), "slerp": (0, 2), "strip": (0,)}  # The others: 1 or more.
 
 
-def check(asked: Mapping[str, Any]) -> None:
+def check(asked: Mapping[str, Any], of_run: Mapping[str, Any] | None = None) -> None:
     """Raises UserError where a task lacks what it needs, or a setting has no effect.
 
     Args:
         asked: the settings of `config.sample` by their names.
+        of_run: those that the run was trained with. Like the defaults they were not chosen for
+            this task, so they may have no effect.
     """
     task = asked["task"]
     if task or asked["inputs"]:
@@ -47,7 +49,7 @@ def check(asked: Mapping[str, Any]) -> None:
                 "new images.", field="config.sample.task", value=task,
             )
         _check_needs(asked)
-    _check_read(asked)
+    _check_read(asked, of_run or {})
 
 
 def _check_needs(asked):
@@ -75,15 +77,15 @@ def _check_needs(asked):
         )
 
 
-def _check_read(asked):
-    """That each setting which the request does not read is at its default."""
+def _check_read(asked, of_run):
+    """That no setting which the request does not read was chosen for it."""
     task, defaults = asked["task"], cifar10.get_config().sample
     read = {*READS[task], *_BY_ALL}
     where = f"task={task}" if task else "no task"
     if task == "slerp" and asked["inputs"]:
         read, where = read - {"variants"}, "task=slerp of pictures"
     for name in sorted(set(defaults) - read):
-        if asked[name] != defaults[name]:
+        if asked[name] not in (defaults[name], of_run.get(name, defaults[name])):
             readers = ", ".join(other for other in TASKS if other != task and name in READS[other])
             of_new = "new images" if name in READS[""] else ""
             for_what = " and ".join(filter(None, [of_new, f"task={readers}" if readers else ""]))

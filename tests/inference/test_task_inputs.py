@@ -38,8 +38,9 @@ def test_a_setting_without_effect_is_refused(task, name):
     if name in task_inputs.READS[task]:
         task_inputs.check(asked(task, **{name: OTHER[name]}))
         return
+    task_inputs.check(asked(task, **{name: OTHER[name]}), {name: OTHER[name]})  # The run's own.
     with pytest.raises(UserError) as error:
-        task_inputs.check(asked(task, **{name: OTHER[name]}))
+        task_inputs.check(asked(task, **{name: OTHER[name]}), asked(task))
     line = str(error.value)
     assert line.startswith(f"config.sample.{name}=") and f"; write --config.sample.{name}=" in line
     assert f"has no effect with {f'task={task}' if task else 'no task'}" in line

@@ -23,7 +23,7 @@ from ddpm_jax import cli, validation
 from ddpm_jax import config as config_lib
 from ddpm_jax.configs import cifar10
 from ddpm_jax.evaluation import evaluate as evaluate_lib
-from ddpm_jax.inference import sample_command
+from ddpm_jax.inference import task_inputs
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # absl's
 ROOT = pages.ROOT
@@ -199,8 +199,8 @@ def check_run(arguments, where):
         validation.validate(config, num_devices=1)
         evaluate_lib.check_evaluation(config)
         config_lib.sampling_settings(config)
-        if config.sample.task or config.sample.inputs:
-            sample_command.check(config.sample)
+        if mode == "sample":
+            task_inputs.check(config.sample.to_dict())
 
 
 def test_the_command_stands_under_every_picture():
