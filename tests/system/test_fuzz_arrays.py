@@ -143,7 +143,10 @@ def test_any_array_in_a_file_is_read_as_it_is_or_refused_in_one_line(path, array
 
 
 LABELS = st.one_of(
-    st.lists(st.one_of(st.integers(0, 5), st.integers(-2, 10**6)), min_size=4, max_size=6),
+    st.lists(st.one_of(st.integers(0, 5), st.integers(-2**63, 2**63 - 1)), min_size=4, max_size=6),
+    st.lists(st.text(max_size=3), min_size=5, max_size=5),
+    st.permutations(range(5)).map(lambda order: np.eye(5)[list(order)]),
+    st.lists(st.integers(0, 4), min_size=5, max_size=5).map(lambda labels: np.array([labels]).T),
     st.sampled_from([int, float, bool, str, np.uint8, np.int64]).flatmap(
         lambda kind: st.lists(st.integers(0, 3), min_size=3, max_size=6).map(
             lambda labels: np.array(labels).astype(kind))),
