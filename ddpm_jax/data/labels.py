@@ -133,6 +133,8 @@ def shortened(value: Value) -> str:
 
 def _array(labels):
     """The labels as an array of integers, floats, bools or strings, or of what cannot be read."""
+    if np.ma.is_masked(labels):
+        labels = labels.tolist()  # None where one is masked.
     # Lists as objects, because NumPy would write numbers among strings as strings.
     array = np.array(labels, object) if isinstance(labels, (list, tuple)) else np.asarray(labels)
     if array.dtype.kind == "O":

@@ -69,6 +69,7 @@ def test_one_hot_rows_are_the_columns_of_their_ones(dtype, columns):
     (np.full(N, np.inf), "label inf, which is too large"),
     (np.full(N, 1e300), "label 1e.300, which is too"),
     (np.array([1] * 3 + [None] * 9), r"image 3 has no label \(None\)"),
+    (np.ma.masked_equal(np.arange(N), 4), r"image 4 has no label \(None\)"),
     ([1.0] * 3 + [float("nan")] * 9, r"image 3 has no label \(nan\)"),
     (["a"] * 5 + [float("nan")] * 7, r"image 5 has no label \(nan\)"),
     (["a"] * 5 + [3] * 7, "image 5 has the label 3, of type int"),
