@@ -150,7 +150,7 @@ def resolved(
     data.condition = (data.condition or "stored") if source.condition_channels else ""
     if data.num_classes and source.num_classes > data.num_classes:
         raise UserError(
-            f"is too few: {data.name} has {source.num_classes}; write {{instead}}, or 0.",
+            f"is too few: the data have {source.num_classes} classes; write {{instead}}, or 0.",
             field="config.data.num_classes", value=data.num_classes,
             instead={"config.data.num_classes": source.num_classes},
         )

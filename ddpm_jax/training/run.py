@@ -210,11 +210,12 @@ def data_warnings(
         )
     if others[1:]:
         lines.append(f"the images in {' and '.join(others[1:])} are not used.")
-    absent = [i for i, count in enumerate(source.class_counts) if not count]
+    num_classes = config.data.num_classes if config.data.labels else 0
+    absent = [c for c in range(num_classes) if not sum(source.class_counts[c:c + 1])]
     if absent:
         lines.append(
             f"no image to train on is of class {labels.listed(map(str, absent))} "
-            f"({len(absent)} of {source.num_classes} classes), yet samples of it will be drawn."
+            f"({len(absent)} of {num_classes} classes), yet samples of it will be drawn."
         )
     return lines
 

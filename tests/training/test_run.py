@@ -24,7 +24,7 @@ def test_more_classes_than_the_config(tmp_path):
     config.data.labels, config.data.num_classes = True, 2
     config.train.batch_size = 8
     refused(lambda: run_lib.prepare(config, None, None),
-            "num_classes=2 is too few: image_folder has 3; write --config.data.num_classes=3")
+            "num_classes=2 is too few: the data have 3 classes; write --config.data.num_classes=3")
 
 
 @pytest.mark.parametrize("shape, settings, words", [
@@ -134,16 +134,29 @@ def test_labels_from_one_make_no_class_zero(begin):
             "data labels: image 3 has the label 5, which is none of the 4 classes")
 
 
-@pytest.mark.parametrize("num_classes, wanted", [(4, TURNS - 1), (5, TURNS), (7, TURNS), (3, None)])
+@pytest.mark.parametrize("num_classes, wanted", [
+    (4, TURNS - 1), (5, TURNS), (7, TURNS), (3, None),
+])
 def test_a_number_of_classes_that_is_set(begin, num_classes, wanted):
     data, settings = from_array(numbered(12), labels=TURNS), {"data.num_classes": num_classes}
     if wanted is None:
-        refused(lambda: begin(data, **settings), "num_classes=3 is too few: .* has 4; write")
+        refused(lambda: begin(data, **settings), "num_classes=3 is too few: the data have 4")
         return
     run = begin(data, **settings)
     assert run.model.num_classes == num_classes
     assert run.source.labels.tolist() == wanted.tolist()
     assert begin(data, **settings).source.labels.tolist() == wanted.tolist()
+
+
+def test_classes_without_an_image_are_said(begin, tmp_path):
+    for name in "ab":
+        (tmp_path / "set" / name).mkdir(parents=True)
+        write_pictures(tmp_path / "set" / name, 2)
+    run = begin(**{"data.name": "image_folder", "data.dir": str(tmp_path / "set"),
+                   "data.labels": True, "data.num_classes": 20})
+    assert run.model.num_classes == 20 and run.source.num_classes == 2
+    assert lines(run, "warning")[-1].startswith(
+        "warning: no image to train on is of class 2, 3, 4, 5, 6, 7, 8, ..., 19 (18 of 20 classes)")
 
 
 def test_a_run_of_an_older_version_keeps_labels_as_they_are(begin, tmp_path):
