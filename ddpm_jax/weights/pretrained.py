@@ -166,14 +166,22 @@ def from_state_dict(
     unet.check(model, *image_shape[:2])
     schedule = schedule_lib.linear() if schedule is None else schedule
     diffusion.check(schedule)
-    where = "the state dict" if isinstance(path, Mapping) else shown(path)
-    where = path if isinstance(path, (str, os.PathLike)) else where
+    where = _where(path)
     with located(where):
         weights, note = state_files.read(path, prefix)
         params = state_dicts.to_params(weights, model, image_shape)
     if note:
         warnings.warn(f"{where} {note}.", stacklevel=2)
     return Trained(params, model, schedule, diffusion, image_shape)
+
+
+def _where(source) -> Any:
+    """What messages call the source of a state dict."""
+    if isinstance(source, Mapping):
+        return "the state dict"
+    if isinstance(source, (list, tuple)):
+        return shown(source)
+    return source if isinstance(source, (str, os.PathLike)) else ""
 
 
 def save_pretrained(trained: Trained, folder: Any, *, clip: bool = True) -> None:

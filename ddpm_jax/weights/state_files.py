@@ -89,7 +89,8 @@ def _whole(part) -> list[Any]:
         return [part]
     path = files.path(part)
     if path.is_dir():
-        raise UserError(f"{path} is a folder; write a file in it, or read it by from_pretrained.")
+        raise UserError(
+            "is a folder; write a file in it, or read it by from_pretrained.", where=path)
     return [path.parent / name for name in shards(path)] if path.suffix == ".json" else [path]
 
 

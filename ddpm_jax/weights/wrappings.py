@@ -96,10 +96,23 @@ def find(values: Mapping[str, Any], prefix: str | None = None) -> Found:
         for average in (False, True)
     )
     at, weights = _only(averages or models)
-    note = (
-        f"holds a model and its running average: the average, {shown(at)}, is taken; for the model "
-        f"itself write prefix={shown(next(iter(models)))}" if averages and models else ""
-    )
+    note = ""
+    if averages and models:
+        note = (
+            f"holds a model and its running average: the average, {shown(at)}, is taken; for the "
+            f"model itself write prefix={shown(next(iter(models)))}"
+        )
+    elif prefix is None and models:
+        unknown = [
+            name for name, value in values.items()
+            if _is_average(name) and not any(map(_is_state, name.split(".")))
+            and (hasattr(value, "named") or len(getattr(value, "shape", ())) > 0)
+        ]
+        if unknown:
+            note = (
+                f"holds a running average that cannot be read, {shown(unknown[0])}: the model "
+                f"itself, {shown(at)}, is taken"
+            )
     return Found(weights, note)
 
 

@@ -81,6 +81,8 @@ def stored_config(workdir: Any) -> ml_collections.ConfigDict:
     run, _ = _run_around(workdir)
     if run != workdir:
         raise UserError(f"workdir={workdir} is inside a run; write --workdir={run}.")
+    if any((workdir / name).exists() for name in _DIFFUSERS):
+        raise _of_diffusers(workdir)
     raise UserError(
         f"workdir={workdir} holds neither config.json nor a checkpoint: nothing was trained there; "
         f"train first with --mode=train --workdir={workdir}, or name another --workdir."
@@ -91,9 +93,22 @@ def find_config(workdir: epath.Path) -> ml_collections.ConfigDict | None:
     """As `stored_config`, but None where there is no run."""
     path = workdir / "config.json"
     if path.exists():
-        return parse(path.read_text())
+        text = path.read_text()
+        if '"_diffusers_version"' in text:
+            raise _of_diffusers(workdir)
+        return parse(text)
     metadata = checkpoints.newest_metadata(workdir)
     return None if metadata is None else parse(metadata["config"])
+
+
+_DIFFUSERS = ("model_index.json", "unet/config.json", "unet_ema/config.json")
+
+
+def _of_diffusers(folder: epath.Path) -> UserError:
+    return UserError(
+        f"workdir={folder} is a model of diffusers, not a run: ddpm_jax.from_pretrained opens it, "
+        f"and --config.train.warm_start={folder} trains from it in another --workdir."
+    )
 
 
 def _run_around(folder: epath.Path) -> tuple[epath.Path, int | None]:

@@ -97,6 +97,25 @@ def test_of_a_model_and_its_average_the_average_is_taken(wrapped, at, model):
     jax.tree.map(assert_array_equal, trained.params, params())
 
 
+class Whole:
+    """A model that was pickled with its code."""
+
+    named = "yolo.Model"
+
+
+@pytest.mark.parametrize("average, name", [
+    (Whole(), "ema"), ({"a.weight": np.ones(2)}, "ema.a.weight"), (np.ones(30), "ema"),
+    ({"conv_in.weight": np.ones(2), "online": RAW}, "ema.conv_in.weight"),
+])
+def test_an_average_that_cannot_be_read_is_said(average, name):
+    trained, lines = quietly(from_state_dict, {"model": RAW, "ema": average, "ema_step": 3})
+    jax.tree.map(assert_array_equal, trained.params, params())
+    assert lines == [
+        f"the state dict holds a running average that cannot be read, {name!r}: the model itself, "
+        "'model', is taken."
+    ]
+
+
 def test_a_model_and_its_average_in_two_files(tmp_path):
     average = {"decay": 0.9, "shadow_params": [EMA[name] for name in RAW]}
     trained, lines = quietly(from_state_dict, [RAW, average])

@@ -2,6 +2,8 @@
 
 import json
 import os
+import pathlib
+import shutil
 
 import pytest
 
@@ -12,6 +14,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.workdir import checkpoints, run_folder
 from object_store import objects
 from saved_state import METADATA, tree_of
+from tiny_run import tiny_config
 
 
 def test_a_config_keeps_a_path_of_any_bytes():
@@ -128,3 +131,16 @@ def test_a_store_whose_checkpoints_could_not_be_found_is_refused(bucket, name):
     with pytest.raises(UserError, match="is in a store and has"):
         run_folder.create(bucket / name / "run")
     assert not objects()
+
+
+@pytest.mark.parametrize("name", ["shards", "half", "checkpoint-500"])
+def test_a_model_of_diffusers_is_no_run_and_stays_as_it_is(tmp_path, name):
+    folder = tmp_path / name
+    shutil.copytree(pathlib.Path(__file__).parents[1] / "fixtures" / "wrappings" / name, folder)
+    before = sorted(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    with pytest.raises(ValueError, match="is a model of diffusers.*from_pretrained opens it"):
+        run_folder.load(folder)
+    if name == "shards":  # Its config.json would be overwritten.
+        with pytest.raises(ValueError, match="is a model of diffusers"):
+            run_folder.store_config(tiny_config(), folder)
+    assert sorted(path.read_bytes() for path in folder.rglob("*") if path.is_file()) == before
