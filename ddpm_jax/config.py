@@ -101,6 +101,11 @@ def optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation
     )
 
 
+def same_data(config: ml_collections.ConfigDict, other: ml_collections.ConfigDict) -> bool:
+    """Whether both name the same data set, in the same folder or file."""
+    return (config.data.name, config.data.dir) == (other.data.name, other.data.dir)
+
+
 def data_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The arguments of `loading.load`, but for the split."""
     settings = config.data

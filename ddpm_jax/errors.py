@@ -52,7 +52,7 @@ class UserError(ValueError):
             field=self.field, value=self.value, given=self.given, instead=self.instead,
             where=self.where, setting_of=self.setting_of,
         )
-        return UserError(self.rule, **(parts | changes))
+        return type(self)(self.rule, **(parts | changes))
 
     def __reduce__(self):
         return UserError, (str(self),)  # Other processes need the line only.

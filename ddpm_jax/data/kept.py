@@ -10,6 +10,10 @@ from ddpm_jax.data.source import Source
 from ddpm_jax.errors import UserError
 
 
+class OtherImagesError(UserError):
+    """The images that a run keeps from training are not among these data."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Kept:
     """How a run read its data when it began; without arguments, as versions without it did.
@@ -59,7 +63,7 @@ class Kept:
 
     def _refuse(self, names, what, where):
         if names:
-            raise UserError(
+            raise OtherImagesError(
                 f"{where}: {len(names)} of the {len(self.held_out)} images that the run keeps from "
                 f"training {what} ({listed(map(shortened, names))}); put them back, or train in a "
                 "new --workdir."

@@ -3,8 +3,10 @@
 A new kind of data set is a file with a function from `Request` to `Source`, and a line in `KINDS`.
 """
 
+import dataclasses
 import importlib.resources
 import os
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +14,7 @@ from ddpm_jax import errors
 from ddpm_jax.data import decoding, image_folder, image_pairs, npz
 from ddpm_jax.data import labels as labels_lib
 from ddpm_jax.data import tfds as tfds_lib
-from ddpm_jax.data.kept import Kept
+from ddpm_jax.data.kept import Kept, OtherImagesError
 from ddpm_jax.data.request import Request
 from ddpm_jax.data.source import Source
 from ddpm_jax.errors import UserError
@@ -101,6 +103,29 @@ def load(
     if source is not None and condition == "noisy":
         return image_pairs.noisy(source, seed=seed, training=split == "train")
     return source
+
+
+def kept_for(kept: Kept | None, is_own: bool, **settings: Any) -> Kept | None:
+    """What a run keeps of its data, for data that may be others.
+
+    Args:
+        kept: of the run.
+        is_own: whether the data have the name and folder of those the run began with. Others are
+            the run's where the images that it has set aside are among them, as after a move; else
+            the seed sets images aside, and only the classes are the run's.
+        **settings: arguments of `load`.
+
+    Raises:
+        UserError: the data cannot be opened.
+    """
+    if kept is None or is_own or kept.held_out is None:
+        return kept
+    by_seed = dataclasses.replace(kept, held_out=None)
+    try:
+        load(split="test", kept=kept, **settings | {"holdout": 0})
+    except OtherImagesError:
+        return by_seed
+    return kept if kept.held_out else by_seed
 
 
 def part_of(

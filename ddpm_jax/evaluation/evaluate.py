@@ -22,6 +22,7 @@ from etils import epath
 
 from ddpm_jax import config as config_lib
 from ddpm_jax import errors, validation
+from ddpm_jax.data import loading
 from ddpm_jax.errors import UserError, located
 from ddpm_jax.evaluation import catalogue, identity, image_sets, inception_features
 from ddpm_jax.evaluation import job as job_lib
@@ -54,12 +55,14 @@ def evaluate(config: ml_collections.ConfigDict, workdir: Any) -> list[dict[str, 
     parallel.check_same(config=run_folder.dump(config))
     settings, workdir = settings_of(config), files.path(workdir)
     results = files.path(config.evaluate.folder or workdir)
-    run_folder.stored_config(workdir)  # Without a run nothing is written.
+    stored = run_folder.stored_config(workdir)  # Without a run nothing is written.
     parallel.from_first(lambda: run_folder.check_writable(
         results, instead="--config.evaluate.folder=measured"
     ))
-    data = settings.data | {"kept": data_record.read(workdir)}
-    settings = dataclasses.replace(settings, data=data)
+    kept = loading.kept_for(
+        data_record.read(workdir), config_lib.same_data(config, stored), **settings.data
+    )
+    settings = dataclasses.replace(settings, data=settings.data | {"kept": kept})
     network = None
     if catalogue.needs_inception(settings):
         network = inception_features.Network(config.evaluate.inception or None)

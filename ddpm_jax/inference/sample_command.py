@@ -143,7 +143,7 @@ def _job(config, settings, workdir):
 def _draw(config, settings, workdir, kept):
     """New images."""
     job = _job(config.sample, settings, workdir)
-    source = _conditions(config, kept) if job.trained.model.condition_channels else None
+    source = _conditions(config, workdir, kept) if job.trained.model.condition_channels else None
     n = config.sample.num_images
     model_kwargs = conditions.in_turn(source, n, tuple(config.sample.labels))
     images = sample_lib.sample(
@@ -160,12 +160,12 @@ def _draw(config, settings, workdir, kept):
     return written
 
 
-def _conditions(config, kept) -> Source:
+def _conditions(config, workdir, kept) -> Source:
     """The images that a conditional model goes by: of the test split if there is one."""
-    splits = (
-        loading.load(split=split, kept=kept, **config_lib.data_settings(config))
-        for split in ("test", "train")
-    )
+    settings = config_lib.data_settings(config)
+    stored = run_folder.find_config(files.path(workdir)) or config
+    kept = loading.kept_for(kept, config_lib.same_data(config, stored), **settings)
+    splits = (loading.load(split=split, kept=kept, **settings) for split in ("test", "train"))
     return next(filter(None, splits))
 
 

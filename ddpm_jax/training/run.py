@@ -48,7 +48,7 @@ class Run:
         workdir: made and writable; None where nothing is to be kept.
         config_json: the whole config, as `config.json` has it.
         kept: what it keeps of its data.
-        resumes: whether the workdir has kept that already.
+        resumes: whether the workdir has kept that already; not if it goes on with other data.
         warnings: one line for each setting that is likely not meant.
     """
 
@@ -93,13 +93,15 @@ def prepare(config: ml_collections.ConfigDict, workdir: Any, data: Any) -> Run:
         memory_check.check(memory_need(config, shape))
     workdir = workdir if workdir is None else run_folder.create(workdir)
     known = None if workdir is None else data_record.to_resume(workdir)
-    source, held_out = open_data(config, data, known)
+    usable = known if data is not None else kept_for(config, workdir, known)
+    source, held_out = open_data(config, data, usable)
     config = config_lib.resolved(config, source)
     validation.check_images(config, source.image_shape)
     need = memory_need(config, source.image_shape)
     memory_check.check(need)
     config_json = run_folder.dump(config)
-    kept = kept_lib.of(source, held_out, config.data.holdout) if known is None else known
+    resumes = known is not None and usable is known
+    kept = known if resumes else kept_lib.of(source, held_out, config.data.holdout)
     parallel.check_same(config=config_json, data=(len(source), source.image_shape, kept))
     return Run(
         seed=config.seed,
@@ -114,7 +116,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: Any, data: Any) -> Run:
         workdir=workdir,
         config_json=config_json,
         kept=kept,
-        resumes=known is not None,
+        resumes=resumes,
         warnings=(
             *validation.warnings(config), *memory_check.warnings(need),
             *pixels.range_warnings(source), *data_warnings(config, source, held_out),
@@ -158,6 +160,15 @@ def memory_need(
         batch_size=train.batch_size, accumulate=train.accumulate, remat=train.remat,
         extra_ema_decays=tuple(train.extra_ema_decays),
     )
+
+
+def kept_for(
+    config: ml_collections.ConfigDict, workdir: epath.Path | None, known: Kept | None
+) -> Kept | None:
+    """What a run has kept of its data, as far as it holds for those of the config."""
+    stored = None if known is None else run_folder.find_config(workdir)
+    is_own = stored is None or config_lib.same_data(config, stored)
+    return loading.kept_for(known, is_own, **config_lib.data_settings(config))
 
 
 def open_data(

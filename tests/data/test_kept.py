@@ -1,5 +1,7 @@
 """What a run keeps of its data: the same images stay held out, whatever is asked for later."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -151,6 +153,45 @@ def test_a_test_split_of_the_data_is_theirs(tmp_path):
 def test_images_of_other_data_are_not_those_held_out(begun):
     _, kept, _ = begun
     refused(lambda: loading.load("digits", split="test", kept=kept), "'digits': 5 of the 5 images")
+
+
+@pytest.fixture
+def of_folder(tmp_path):
+    """The arguments of `loading.load` for a folder, and what a run on it keeps."""
+    (tmp_path / "own").mkdir()
+    write_pictures(tmp_path / "own", N)
+    settings = dict(name="image_folder", data_dir=str(tmp_path / "own"), holdout=HELD, seed=3)
+    return settings, kept_lib.of(*(
+        loading.load(split=split, **settings) for split in ("train", "test")), HELD)
+
+
+@pytest.mark.parametrize("asked", [{}, {"seed": 8}, {"holdout": 0}])
+def test_data_that_moved_have_the_same_images_held_out(of_folder, tmp_path, asked):
+    settings, kept = of_folder
+    (tmp_path / "own").rename(tmp_path / "moved")
+    settings |= {"data_dir": str(tmp_path / "moved")} | asked
+    assert loading.kept_for(kept, False, **settings) is kept
+
+
+@pytest.mark.parametrize("held_out", ["some", "none"])
+def test_other_data_are_divided_by_their_seed(of_folder, tmp_path, held_out):
+    settings, kept = of_folder
+    kept = dataclasses.replace(kept, held_out=kept.held_out if held_out == "some" else {})
+    np.savez(tmp_path / "x.npz", train=numbered(N)[::-1])
+    settings |= {"name": "npz", "data_dir": str(tmp_path / "x.npz"), "holdout": HELD + 2}
+    other = loading.kept_for(kept, False, **settings)
+    assert other == dataclasses.replace(kept, held_out=None)
+    test, by_seed = (
+        loading.load(split="test", kept=known, **settings) for known in (other, None))
+    assert numbers(test) == numbers(by_seed) and len(test) == HELD + 2
+
+
+def test_the_own_data_of_a_run_are_never_taken_for_others(of_folder, tmp_path):
+    settings, kept = of_folder
+    (tmp_path / "own" / next(iter(kept.held_out))).unlink()
+    assert loading.kept_for(kept, True, **settings) is kept
+    assert loading.kept_for(None, False, **settings) is None
+    assert loading.kept_for(Kept(), False, **settings) == Kept()  # Of an older version.
 
 
 @pytest.mark.parametrize("classes, wanted", [((1, 2, 3), [0, 1, 0]), ((0, 1, 2, 3), [1, 2, 1])])

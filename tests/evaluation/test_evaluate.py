@@ -557,6 +557,8 @@ def test_the_images_held_out_are_those_that_the_run_keeps(workdir):
         for split in ("train", "test")
     ]
     data_record.write(kept_lib.of(*splits, 5), workdir)
+    (workdir / "config.json").unlink()
+    (workdir / "config.json").write_text(run_folder.dump(config))
     [row] = ddpm_jax.evaluate(config, workdir)
     assert identity.of_images(splits[1]) in json.dumps(row["protocol"])
     config.seed, config.data.holdout = 4, 5
@@ -569,3 +571,15 @@ def test_the_images_held_out_are_those_that_the_run_keeps(workdir):
     np.savez(config.data.dir, train=images[::-1])
     with pytest.raises(ValueError, match="5 of the 5 images that the run keeps from training"):
         ddpm_jax.evaluate(config, workdir)
+
+
+def test_a_run_is_measured_on_other_data_by_their_own_settings(workdir):
+    """Nothing of those is the run's, so the seed sets images aside."""
+    data_record.write(kept_lib.Kept(held_out={}), workdir)  # The run is of digits.
+    images = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 1), np.uint8)
+    np.savez(workdir / "x.npz", train=images)
+    config = small_config(metrics=("frechet_pixels",), references=("test",))
+    config.data.name, config.data.dir, config.data.holdout = "npz", str(workdir / "x.npz"), 6
+    [row] = ddpm_jax.evaluate(config, workdir)
+    test = loading.load("npz", split="test", data_dir=config.data.dir, holdout=6)
+    assert identity.of_images(test) in json.dumps(row["protocol"])

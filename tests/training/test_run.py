@@ -184,6 +184,19 @@ def test_images_of_an_array_are_held_out(begin):
     refused(lambda: begin(images[:4], **{"data.holdout": 4}), "gone|must leave some")
 
 
+def test_a_run_that_goes_on_with_other_data_keeps_images_of_those(begin, tmp_path):
+    for name, images in (("a", numbered(20)), ("b", numbered(20)[::-1])):
+        np.savez(tmp_path / f"{name}.npz", train=images)
+    a, b = ({"data.name": "npz", "data.dir": str(tmp_path / f"{name}.npz"), "data.holdout": 4}
+            for name in "ab")
+    first, other = begin(**a), begin(**b, seed=5)
+    assert len(other.held_out) == 4 and other.kept.held_out != first.kept.held_out
+    for _ in range(2):  # Now these are the data of the run.
+        again = begin(**b, seed=6)
+        assert again.kept == other.kept
+        np.testing.assert_array_equal(everything(again.held_out), everything(other.held_out))
+
+
 def test_the_test_split_of_the_data_comes_before_a_holdout(begin):
     run = begin(**{"data.holdout": 7})
     assert len(run.held_out) == 300 and lines(run, "warning") == [
