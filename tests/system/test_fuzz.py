@@ -5,7 +5,6 @@ two steps of each; add what it finds to the examples below.
 """
 
 import io
-import os
 import sys
 import warnings
 
@@ -24,25 +23,15 @@ from ddpm_jax.configs import cifar10
 from ddpm_jax.data import decoding, loading
 from ddpm_jax.data import source as source_lib
 from ddpm_jax.diffusion import randomness
-from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import evaluate as evaluate_lib
 from ddpm_jax.runtime import memory, parallel
 from ddpm_jax.training import loop
 from ddpm_jax.training import run as run_lib
 from ddpm_jax.training import state as state_lib
 from ddpm_jax.training.step import pmap_train_step
+from fuzz import LONG, assert_one_line, settings
 from nonzero import TinyNet
 from tiny_run import tiny_config
-
-LONG = int(os.environ.get("DDPM_JAX_FUZZ", 0))
-
-
-def settings(examples):
-    return hypothesis.settings(
-        max_examples=LONG or examples, deadline=None, derandomize=not LONG, database=None,
-        suppress_health_check=list(hypothesis.HealthCheck),
-        phases=[phase for phase in hypothesis.Phase if phase.name != "explain"],
-    )
 
 
 # Values for a setting of each type: likely ones, absurd ones and those of another type.
@@ -113,11 +102,6 @@ def begin(config, folder):
     step.lower(state, batch, run.rng(randomness.STEP))
 
 
-def one_line(error):
-    text = str(error)
-    assert isinstance(error, UserError) and "\n" not in text and len(text) < 2000, text
-
-
 FOUND = [  # Values that once were not refused, or did not end.
     {"seed": 2**32}, {"train.batch_size": 10**30}, {"train.grad_clip": float("inf")},
     {"diffusion.num_timesteps": 10**9}, {"data.name": None}, {"model.num_res_blocks": 10**6},
@@ -147,7 +131,7 @@ def test_a_config_begins_or_is_refused_in_one_line(tmp_path_factory, changes):
         try:
             begin(config, tmp_path_factory.mktemp("run") if LONG else None)
         except ValueError as error:
-            one_line(error)
+            assert_one_line(error)
 
 
 @settings(150)
@@ -168,7 +152,7 @@ def test_text_on_the_command_line_becomes_a_value_or_an_error_of_one_line(name, 
         config_lib.sampling_settings(values.config)
         validation.validate(values.config, num_devices=8)
     except ValueError as error:
-        one_line(error)
+        assert_one_line(error)
 
 
 # Pictures.
@@ -211,7 +195,7 @@ def test_bytes_are_a_picture_or_an_error_of_one_line(path, content, shape):
         try:
             image = decoding.read(path, shape, setting="config.sample.inputs")
         except ValueError as error:
-            one_line(error)
+            assert_one_line(error)
         else:
             assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[-1] == shape[-1]
             assert not shape[0] or image.shape == shape
@@ -226,6 +210,6 @@ def test_a_folder_with_any_bytes_is_read_or_refused(path, content):
         try:
             source = loading.load("image_folder", data_dir=str(path.parent), image_size=4)
         except ValueError as error:
-            one_line(error)
+            assert_one_line(error)
         else:
             assert source.read(np.arange(1)).shape == (1, 4, 4, 3)

@@ -20,8 +20,8 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import nearest, scores
 from ddpm_jax.inference import batched_map, editing, progressive
 from ddpm_jax.samplers.settings import Settings
+from fuzz import assert_one_line, settings
 from nonzero import SHAPE, tiny_trained
-from test_fuzz import one_line, settings
 
 SCALARS = st.one_of(
     st.integers(-3, 12), st.floats(), st.booleans(), st.none(), st.text(max_size=3),
@@ -109,7 +109,7 @@ def test_an_argument_works_or_is_refused_in_one_line(trained, name, value):
     except (DrawnError, jaxtyping.TypeCheckError):  # The latter: the type checker of the tests.
         pass
     except UserError as error:
-        one_line(error)
+        assert_one_line(error, 1000)
 
 
 @settings(100)

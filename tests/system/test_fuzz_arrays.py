@@ -3,7 +3,6 @@
 Where the line says what to write, that gives the pixels. `DDPM_JAX_FUZZ=1000` draws 1,000 new ones.
 """
 
-import os
 import warnings
 
 import hypothesis
@@ -15,24 +14,9 @@ from hypothesis.extra import numpy as numpy_st
 
 from ddpm_jax.data import loading
 from ddpm_jax.data.source import from_array
-from ddpm_jax.errors import UserError
 from advice import follow
 from data_sets import everything
-
-LONG = int(os.environ.get("DDPM_JAX_FUZZ", 0))
-
-
-def settings(examples):
-    return hypothesis.settings(
-        max_examples=LONG or examples, deadline=None, derandomize=not LONG, database=None,
-        suppress_health_check=list(hypothesis.HealthCheck),
-        phases=[phase for phase in hypothesis.Phase if phase.name != "explain"],
-    )
-
-
-def one_line(error):
-    text = str(error)
-    assert isinstance(error, UserError) and "\n" not in text and len(text) < 1000, text
+from fuzz import assert_one_line, settings
 
 
 # Images, what they are as another dtype, in another layout, and in another container. Each way
@@ -120,7 +104,7 @@ def test_anything_is_read_as_it_is_or_refused_in_one_line(value):
         try:
             source = from_array(value)
         except ValueError as error:
-            one_line(error)
+            assert_one_line(error, 1000)
             return
     expected = np.asarray(value)
     assert expected.dtype == np.uint8 and expected.ndim == 4
@@ -136,7 +120,7 @@ def test_any_array_in_a_file_is_read_as_it_is_or_refused_in_one_line(path, array
         try:
             source = loading.load("npz", data_dir=str(path))
         except ValueError as error:
-            one_line(error)
+            assert_one_line(error, 1000)
             return
     assert array.dtype == np.uint8 and array.ndim == 4
     np.testing.assert_array_equal(everything(source), array)
@@ -163,7 +147,7 @@ def test_labels_keep_images_of_a_class_together_or_are_refused(labels):
         try:
             source = from_array(pixels, labels=labels)
         except ValueError as error:
-            one_line(error)
+            assert_one_line(error, 1000)
             return
     found, given = source.labels, np.asarray(labels)
     assert found.shape == (5,) and 0 <= found.min() and found.max() < source.num_classes

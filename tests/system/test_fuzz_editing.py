@@ -5,7 +5,6 @@
 
 import math
 import numbers
-import os
 
 import hypothesis
 import numpy as np
@@ -23,8 +22,8 @@ from ddpm_jax.inference import edit_chains, edit_checks, task_inputs
 from ddpm_jax.network.unet import UNet
 from ddpm_jax.samplers import inpainting
 from ddpm_jax.samplers.settings import Settings
+from fuzz import assert_one_line, settings
 
-LONG = int(os.environ.get("DDPM_JAX_FUZZ", 0))
 T, SHAPE = 12, (4, 3, 1)
 TRAINED = ddpm_jax.Trained(
     {}, UNet(), schedule_lib.linear(T, 1e-3, 0.6), process.Parameterization(), SHAPE)
@@ -38,10 +37,7 @@ ABSURD = st.one_of(
 
 def fuzzed(examples, **strategies):
     def decorate(test):
-        return hypothesis.settings(
-            max_examples=LONG or examples, deadline=None, derandomize=not LONG, database=None,
-            suppress_health_check=list(hypothesis.HealthCheck),
-        )(hypothesis.given(**strategies)(test))
+        return settings(examples)(hypothesis.given(**strategies)(test))
 
     return decorate
 
@@ -51,8 +47,7 @@ def taken(function, *arguments):
     try:
         return function(*arguments)
     except UserError as error:
-        line = str(error)
-        assert "\n" not in line and 10 < len(line) < 1000
+        assert_one_line(error, 1000)
         return None
 
 

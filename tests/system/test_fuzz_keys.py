@@ -24,8 +24,8 @@ from ddpm_jax.evaluation import catalogue, identity, job
 from ddpm_jax.evaluation import evaluate as evaluate_lib
 from ddpm_jax.network.trained import Trained
 from ddpm_jax.network.unet import UNet
+from fuzz import settings
 
-LONG = int(os.environ.get("DDPM_JAX_FUZZ", 0))
 SCORES = {"fid", "frechet_pixels", "sweep"}
 SAMPLED = SCORES | {"is", "nearest_pixels", "samples"}
 ROWS = SAMPLED - {"samples"} | {"bpd", "ode_bpd", "progressive"}
@@ -193,14 +193,6 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def known(folder):
     return keys(question(), folder)
-
-
-def settings(examples):
-    return hypothesis.settings(
-        max_examples=LONG or examples, deadline=None, derandomize=not LONG, database=None,
-        suppress_health_check=list(hypothesis.HealthCheck),
-        phases=[phase for phase in hypothesis.Phase if phase.name != "explain"],
-    )
 
 
 @settings(60)

@@ -3,7 +3,6 @@
 `DDPM_JAX_FUZZ=1000` draws 1,000 new ones.
 """
 
-import os
 
 import hypothesis
 import numpy as np
@@ -15,12 +14,8 @@ from ddpm_jax.data import labels as labels_lib
 from ddpm_jax.data import loading
 from ddpm_jax.data.source import from_array
 from data_sets import refused
+from fuzz import settings
 
-LONG = int(os.environ.get("DDPM_JAX_FUZZ", 0))
-settings = hypothesis.settings(
-    max_examples=LONG or 100, deadline=None, derandomize=not LONG, database=None,
-    suppress_health_check=list(hypothesis.HealthCheck),
-)
 WHOLE = st.one_of(st.integers(-3, 12), st.integers(-2**63, 2**63 - 1), st.integers(0, 2_000_000))
 TEXT = st.text(st.characters(exclude_categories=(), exclude_characters="\0"), max_size=8)
 LABELS = st.one_of(st.lists(kind, min_size=1, max_size=12) for kind in (WHOLE, TEXT))
@@ -41,7 +36,7 @@ def images(n):
     return np.zeros((n, 2, 2, 1), np.uint8)
 
 
-@settings
+@settings(100)
 @hypothesis.given(labels=LABELS, form=st.sampled_from(sorted(FORMS)))
 def test_labels_are_classes_in_the_order_of_their_values(path, labels, form):
     order = sorted(set(labels))
@@ -60,7 +55,7 @@ def test_labels_are_classes_in_the_order_of_their_values(path, labels, form):
         assert line.isprintable() and len(line) < 1000
 
 
-@settings
+@settings(100)
 @hypothesis.given(labels=LABELS, later=LABELS)
 def test_a_run_keeps_the_classes_with_which_it_began(labels, later):
     began = from_array(images(len(labels)), labels=labels)

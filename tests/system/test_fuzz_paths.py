@@ -13,10 +13,10 @@ from ddpm_jax.inference import sample_command
 from ddpm_jax.training import loop
 from ddpm_jax.workdir import checkpoints, pictures, run_folder
 from ddpm_jax.workdir.checkpoints import Checkpoints, restore_part
+from fuzz import settings
 from saved_state import METADATA, tree_of
 from tiny_run import tiny_config
 
-LONG = int(os.environ.get("DDPM_JAX_FUZZ", 0))
 CHARACTERS = st.one_of(
     st.sampled_from("[]*?\\{}!^-$~ .'\"\n|#%&;:aé"), st.characters(exclude_characters="/\0"))
 
@@ -32,11 +32,7 @@ NAMES = st.text(CHARACTERS, min_size=1, max_size=12).filter(
     lambda name: name not in (".", "..") and _fits(name))
 
 
-@hypothesis.settings(
-    max_examples=LONG or 12, deadline=None, derandomize=not LONG, database=None,
-    suppress_health_check=list(hypothesis.HealthCheck),
-    phases=[phase for phase in hypothesis.Phase if phase.name != "explain"],
-)
+@settings(12)
 @hypothesis.given(name=NAMES)
 @hypothesis.example(name="exp[1]")
 @hypothesis.example(name="**")

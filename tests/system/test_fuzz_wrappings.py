@@ -3,7 +3,6 @@
 `DDPM_JAX_FUZZ=1000` draws 1,000 new ones.
 """
 
-import os
 
 import hypothesis
 import jax
@@ -14,14 +13,9 @@ from numpy.testing import assert_array_equal
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.weights import torch_file
+from fuzz import settings
 from wrapped_models import FOLDER, from_state_dict, params, quietly, weights
 
-LONG = int(os.environ.get("DDPM_JAX_FUZZ", 0))
-SETTINGS = dict(
-    deadline=None, derandomize=not LONG, database=None,
-    suppress_health_check=list(hypothesis.HealthCheck),
-    phases=[phase for phase in hypothesis.Phase if phase.name != "explain"],
-)
 RAW, EMA = weights("unet"), weights("unet_ema")
 WORDS = st.one_of(
     st.sampled_from(["model", "module", "state_dict", "net", "unet", "denoise_fn", "0", "weights"]),
@@ -67,7 +61,7 @@ def found(*arguments, **keywords):
     return trained.params, lines
 
 
-@hypothesis.settings(max_examples=LONG or 15, **SETTINGS)
+@settings(15)
 @hypothesis.given(steps=STEPS, beside=BESIDE)
 @hypothesis.example(steps=[(PREFIX, "_orig_mod"), (PREFIX, "module")], beside={})
 @hypothesis.example(steps=[(INSIDE, "_orig_mod"), (KEY, "0")], beside={"optimizer": {"a": RAW}})
@@ -79,7 +73,7 @@ def test_one_network_is_found(steps, beside):
     jax.tree.map(assert_array_equal, read, params())
 
 
-@hypothesis.settings(max_examples=LONG or 15, **SETTINGS)
+@settings(15)
 @hypothesis.given(steps=STEPS, inner=STEPS, average=AVERAGES, name=WORDS, beside=BESIDE,
                   kind=st.sampled_from(["dict", "list", "online too"]))
 @hypothesis.example(steps=[], inner=[], average="ema", name="model", beside={}, kind="list")
@@ -93,7 +87,7 @@ def test_the_average_is_found_and_said_or_refused(steps, inner, average, name, b
     jax.tree.map(assert_array_equal, read, params("unet_ema"))
 
 
-@hypothesis.settings(max_examples=LONG or 20, **SETTINGS)
+@settings(20)
 @hypothesis.given(states=st.lists(st.tuples(STEPS, st.sampled_from([RAW, EMA])), max_size=3),
                   average=st.lists(AVERAGES, max_size=2), beside=BESIDE)
 def test_anything_is_read_or_refused(states, average, beside):
@@ -110,7 +104,7 @@ def test_anything_is_read_or_refused(states, average, beside):
 CONTENT = (FOLDER / "states.pth").read_bytes()
 
 
-@hypothesis.settings(max_examples=LONG or 30, **SETTINGS)
+@settings(30)
 @hypothesis.given(changes=st.lists(
     st.tuples(st.integers(0, len(CONTENT) - 1), st.integers(0, 255)), min_size=1, max_size=3))
 def test_a_damaged_checkpoint_is_read_or_refused(tmp_path_factory, changes):
