@@ -191,13 +191,11 @@ def number(field: str, value: Any) -> float:
     Raises:
         UserError: it is not.
     """
-    try:
-        scalar = value.item() if getattr(value, "ndim", None) == 0 else value
-        if isinstance(scalar, (int, float)) and not isinstance(scalar, bool):
+    scalar = _scalar(value)
+    if isinstance(scalar, (int, float)) and not isinstance(scalar, bool):
+        with contextlib.suppress(OverflowError):  # An int above all floats.
             if math.isfinite(scalar):
                 return scalar
-    except (TypeError, NotImplementedError, OverflowError):  # As in `_as_whole`; a huge int.
-        pass
     raise UserError("must be a finite number, for example 0.5.", field=field, value=value)
 
 
@@ -225,22 +223,28 @@ def flag(field: str, value: Any) -> bool:
     Raises:
         UserError: it is not.
     """
-    if getattr(value, "ndim", None) == 0:
-        value = value.item()
-    if not isinstance(value, int) or value not in (0, 1):
+    scalar = _scalar(value)
+    if not isinstance(scalar, int) or scalar not in (0, 1):
         raise UserError("must be True or False", field=field, value=value, instead={field: True})
-    return bool(value)
+    return bool(scalar)
+
+
+def _scalar(value: Any) -> Any:
+    """The value, that of a scalar array as Python's; None for a typed key or a traced array."""
+    try:
+        return value.item() if getattr(value, "ndim", None) == 0 else value
+    except (TypeError, NotImplementedError):
+        return None
 
 
 def _as_whole(value: Any) -> int | None:
     """The int that this value is, or None."""
+    scalar = _scalar(value)
+    if isinstance(scalar, float) and scalar.is_integer():
+        return int(scalar)
     try:
-        if getattr(value, "ndim", None) == 0:
-            value = value.item()
-        if isinstance(value, float) and value.is_integer():
-            return int(value)
-        return None if isinstance(value, (bool, float)) else operator.index(value)
-    except (TypeError, NotImplementedError):  # No number, a traced array or a typed key.
+        return None if isinstance(scalar, (bool, float)) else operator.index(scalar)
+    except TypeError:
         return None
 
 

@@ -288,7 +288,9 @@ def respace(schedule: Schedule, timesteps: Sequence[int] | np.ndarray) -> Schedu
     """
     timesteps = np.asarray(timesteps)
     if timesteps.ndim != 1 or not np.issubdtype(timesteps.dtype, np.integer):
-        timesteps = np.array(errors.whole_numbers("timesteps", timesteps), np.int64)
+        timesteps = np.array(errors.whole_numbers(
+            "timesteps", timesteps, low=0, high=schedule.num_timesteps - 1
+        ), np.int64)
     inside = timesteps.size and 0 <= timesteps[0] and timesteps[-1] < schedule.num_timesteps
     if not inside or np.any(np.diff(timesteps) <= 0):
         num_timesteps = schedule.num_timesteps

@@ -287,7 +287,7 @@ def _image_keys(rng, n, seeds) -> jax.Array:
             "must be at least 1, with a key; write sample(params, rng, 16).", field="n", value=n
         )
     return randomness.image_keys(
-        randomness.as_key(rng), jnp.arange(errors.whole_number("n", n, low=1))
+        randomness.as_key(rng), jnp.arange(errors.whole_number("n", n, low=1, high=2**31 - 1))
     )
 
 

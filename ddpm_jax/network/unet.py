@@ -42,12 +42,12 @@ def _word(field, value):
 
 def _dtype(field, value):
     try:
-        jnp.dtype(value)
-    except TypeError:
-        raise UserError(
-            "is no dtype; write jnp.float32 or jnp.bfloat16.", field=field, value=value
-        ) from None
-    return value
+        if not isinstance(value, (np.ndarray, jax.Array)):  # These have one, and are none.
+            jnp.dtype(value)
+            return value
+    except (TypeError, ValueError, SyntaxError):  # NumPy reads words in its own language.
+        pass
+    raise UserError("is no dtype; write jnp.float32 or jnp.bfloat16.", field=field, value=value)
 
 
 # What reads each field of a network.

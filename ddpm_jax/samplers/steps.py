@@ -111,13 +111,14 @@ def given(num_timesteps: int, steps: Sequence[int] | np.ndarray) -> np.ndarray:
     Raises:
         ValueError: there are none, or they are not whole, leave 0..T-1 or do not increase.
     """
-    steps = np.array(errors.whole_numbers("grid", steps), np.int64)
-    if not steps.size or np.any(np.diff([-1, *steps, num_timesteps]) <= 0):
+    steps = errors.whole_numbers("grid", steps)
+    pairs = zip((-1, *steps), (*steps, num_timesteps))
+    if not steps or any(later <= step for step, later in pairs):
         raise UserError(
             f"must be one or more whole numbers that increase within 0..{num_timesteps - 1}",
-            field="grid", value=steps.tolist(), instead={"grid": [num_timesteps - 1]},
+            field="grid", value=list(steps), instead={"grid": [num_timesteps - 1]},
         )
-    return steps
+    return np.array(steps, np.int64)
 
 
 NAMED = {"uniform": uniform, "quadratic": quadratic, "trailing": trailing}

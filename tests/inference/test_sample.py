@@ -186,8 +186,9 @@ def test_params_of_another_model_are_refused_by_leaf(trained):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (dict(rng=0, n=0), "n=0 must be a whole number of at least 1"),
-    (dict(rng=0, n=2.5), "n=2.5 must be a whole number of at least 1; write n=2"),
+    (dict(rng=0, n=0), r"n=0 must be a whole number in 1\.\.2147483647; write n=1"),
+    (dict(rng=0, n=10**12), r"n=1000000000000 must be a whole number in 1\.\.2147483647"),
+    (dict(rng=0, n=2.5), r"n=2.5 must be a whole number in 1\.\..*; write n=2"),
     (dict(rng=0, n=True), "n=True must be a whole number"),
     (dict(seeds=5), r"seeds=5 must be a list of whole numbers; write seeds=\[5\]"),
     (dict(seeds=[7, 1.5]), r"seeds\[1\]=1.5 must be a whole number"),
