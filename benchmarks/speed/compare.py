@@ -27,7 +27,7 @@ from benchmarks.speed import contest, tables
 from ddpm_jax import config as config_lib
 from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.runtime import huge_pages
-from ddpm_jax.weights import diffusers_config
+from ddpm_jax.weights import diffusers_export
 
 ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -83,8 +83,8 @@ def network_facts(network, dropout, dtype):
     return {
         "network": network, "settings": settings, "dtype": dtype,
         "shape": (channels, height, width), "dropout": config.model.dropout,
-        "unet": diffusers_config.network_settings(trained),
-        "process": diffusers_config.process_settings(trained, clip=True),
+        "unet": diffusers_export.network_settings(trained),
+        "process": diffusers_export.process_settings(trained, clip=True),
         "parameters": trained_lib.num_params(trained.params),
         "learning_rate": config.train.learning_rate, "warmup_steps": config.train.warmup_steps,
         "random_flip": config.data.random_flip,

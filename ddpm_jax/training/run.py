@@ -119,7 +119,8 @@ def prepare(config: ml_collections.ConfigDict, workdir: Any, data: Any) -> Run:
         resumes=resumes,
         warnings=(
             *validation.warnings(config), *memory_check.warnings(need),
-            *pixels.range_warnings(source), *data_warnings(config, source, held_out),
+            *(pixels.range_warnings(source) if parallel.is_first() else ()),
+            *data_warnings(config, source, held_out),
         ),
     )
 

@@ -119,9 +119,12 @@ def test_every_row_is_written_once_and_only_the_first_process_prints(done):
 def test_no_image_is_read_twice_and_none_is_missing(done):
     _, results = done
     (one,), both = results["1x1"], results["2x2"]
-    for batch, *shares in zip(one["train"]["reads"], *(r["train"]["reads"] for r in both)):
+    (seen, *batches), (also_seen, *first), second = (
+        r["train"]["reads"] for r in (one, *both))
+    np.testing.assert_array_equal(seen, also_seen)  # The range of the pixels is looked at once.
+    for batch, *shares in zip(batches, first, second):
         np.testing.assert_array_equal(np.concatenate(shares), batch)
-    assert len(one["train"]["reads"]) == 20
+    assert len(batches) == 20
     spread = np.linspace(0, 299, 13).round().astype(int)  # The held-out images, twice.
     held = np.concatenate([
         np.concatenate(pair) for pair in zip(*(r["train"]["held"] for r in both))

@@ -30,8 +30,8 @@ SOURCES = [path for pattern in ("main.py", "ddpm_jax/**/*.py", "configs/*.py")
 # What runs, unpacks or fetches: builtins, then the ends of names, with the files that may.
 BUILTINS = {"eval", "exec", "compile", "__import__"}
 GUARDED = {
-    "exec_module": ("cli.py",), "import_module": ("__init__.py",),
-    "spec_from_file_location": ("cli.py",),
+    "exec_module": ("config_file.py",), "import_module": ("__init__.py",),
+    "spec_from_file_location": (), "SourceFileLoader": ("config_file.py",),
     "pickle.load": (), "pickle.Unpickler": ("weights/torch_file.py",),
     "pickle.loads": ("runtime/parallel.py",),  # From the first process of the same job.
     "extract": (), "extractall": (), "unpack_archive": (),

@@ -130,10 +130,11 @@ def test_a_trainer_that_lost_its_workdir_stops(run, bucket, tmp_path, monkeypatc
 
 
 def test_a_refused_trainer_changes_nothing(run, bucket):
-    files.write(bucket / "run" / "config.json", b"the owner's")
+    owners = run_folder.dump(digits.get_config()).encode()
+    files.write(bucket / "run" / "config.json", owners)
     with lock.hold(bucket / "run"):
         before = objects()
         with pytest.raises(ValueError, match="is being trained by process"):
             run()
         assert objects() == before
-    assert (bucket / "run" / "config.json").read_bytes() == b"the owner's"
+    assert (bucket / "run" / "config.json").read_bytes() == owners
