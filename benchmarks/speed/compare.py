@@ -1,14 +1,17 @@
 """How fast is this package compared with its peers? All are measured in turn on one machine.
 
     python -m benchmarks.speed [--suite=small|full] [--peers=PYTHON] [--tasks=train,ancestral]
-        [--networks=cifar10,digits] [--batch_sizes=8,32] [--rounds=5] [--dropout=0.1]
+        [--networks=cifar10,digits] [--set model.channels=64 data.image_size=24]
+        [--batch_sizes=8,32] [--rounds=5] [--dropout=0.1]
 
-`peers` is the Python of an environment with PyTorch, diffusers and denoising_diffusion_pytorch. The
-result says which of them are missing. Writes `benchmarks/results/speed_DEVICE.md` and `.json`.
-docs/speed.md says what is measured.
+`networks` are names of configs; fashion_mnist is a small one, as people train on CPUs. `set` gives
+settings of all of them other values. `peers` is the Python of an environment with PyTorch,
+diffusers and denoising_diffusion_pytorch. The result says which of them are missing. Writes
+`benchmarks/results/speed_DEVICE.md` and `.json`. docs/speed.md says what is measured.
 """
 
 import argparse
+import ast
 import datetime
 import functools
 import importlib
@@ -33,15 +36,20 @@ ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 NETWORKS = ("cifar10", "digits")
 # diffusers has one number of groups for all norms.
-SETTINGS = {"cifar10": {}, "digits": {"model.num_groups": 8}}
+SETTINGS = {
+    "cifar10": {}, "digits": {"model.num_groups": 8},
+    "fashion_mnist": {"model.channels": 32, "model.dropout": 0.0, "model.num_groups": 8},
+}
 WITH_BATCHES = ("train", "ancestral", "ddim", "bits_per_dim", "data")
+CONFIGS = tuple(sorted(path.stem for path in (ROOT / "configs").glob("[a-z]*.py")))
 SMALL = [("train", "cifar10"), ("ancestral", "cifar10"), ("ddim", "digits"), ("data", "cifar10"),
          ("checkpoint", "cifar10"), ("logging", "digits"), ("start", "cifar10")]
 TASKS = (*WITH_BATCHES, "checkpoint", "logging", "start")
 DIGITS = {"ancestral": 1000, "ddim": 50, "bits_per_dim": 1000}
-CALLS = {  # Network calls per image; a CPU would need hours for all of the large network's.
-    "cpu": {"cifar10": {"ancestral": 10, "ddim": 10, "bits_per_dim": 10}, "digits": DIGITS},
-    "gpu": {"cifar10": {"ancestral": 100, "ddim": 50, "bits_per_dim": 100}, "digits": DIGITS},
+SMALL_OF_OTHERS = ("train", "ancestral")
+CALLS = {  # Network calls per image; a CPU would need hours for all of a large network's.
+    "cpu": {"ancestral": 10, "ddim": 10, "bits_per_dim": 10},
+    "gpu": {"ancestral": 100, "ddim": 50, "bits_per_dim": 100},
 }
 PEERS = ("diffusers_", "lucidrains_")
 MODES = ("eager", "channels_last", "compiled")
@@ -63,10 +71,10 @@ EVERYWHERE = {
 }
 
 
-def network_facts(network, dropout, dtype):
+def network_facts(network, dropout, dtype, overrides=()):
     """The description of a network in a task, for ours and for the peers."""
     config = importlib.import_module(f"configs.{network}").get_config()
-    settings = SETTINGS[network] | {"model.dtype": dtype}
+    settings = SETTINGS.get(network, {}) | dict(overrides) | {"model.dtype": dtype}
     settings |= {} if dropout is None else {"model.dropout": dropout}
     config.update_from_flattened_dict(settings)
     shape = height, width, channels = config_lib.image_shape(config)
@@ -137,7 +145,8 @@ def cases(arguments):
     """Yields (task, network, batch size) in the order of measurement."""
     for task in arguments.tasks:
         for network in arguments.networks:
-            if arguments.suite == "full" or (task, network) in SMALL:
+            small = task in SMALL_OF_OTHERS if network not in NETWORKS else (task, network) in SMALL
+            if arguments.suite == "full" or small:
                 sizes = arguments.batch_sizes
                 for size in sizes if task in WITH_BATCHES else sizes[:1]:
                     yield task, network, size
@@ -164,6 +173,17 @@ def peaks(peers, rounds):
     return {module: about for module, about in facts.items() if module not in absent}, absent
 
 
+def override(text):
+    """(setting, value) of "GROUP.NAME=VALUE"."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} must be GROUP.NAME=VALUE.")
+    try:
+        return name, ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        return name, value
+
+
 def read_arguments():
     def names(known):
         def read(text):
@@ -181,7 +201,9 @@ def read_arguments():
     parser.add_argument("--suite", choices=SUITES, default="small")
     parser.add_argument("--peers", default=sys.executable, help="Python of their environment")
     parser.add_argument("--tasks", type=names(TASKS), default=TASKS)
-    parser.add_argument("--networks", type=names(NETWORKS), default=NETWORKS)
+    parser.add_argument("--networks", type=names(CONFIGS), default=NETWORKS)
+    parser.add_argument("--set", type=override, nargs="*", default=[], metavar="GROUP.NAME=VALUE",
+                        help="another value for a setting of the networks")
     parser.add_argument("--batch_sizes", type=lambda text: [int(n) for n in text.split(",")],
                         help="default 8,32 on a CPU, else 128,512; small: the first")
     parser.add_argument("--rounds", type=int, help="default 3; full suite: 5")
@@ -201,8 +223,8 @@ def main():
     arguments.batch_sizes = arguments.batch_sizes or sizes[: 1 + (arguments.suite == "full")]
     matches, modes = [], SUITES[arguments.suite] | EVERYWHERE
     for task, network, batch_size in cases(arguments):
-        calls = CALLS[kind][network].get(task, 1)
-        described = network_facts(network, arguments.dropout, dtype) | {
+        calls = (DIGITS if network == "digits" else CALLS[kind]).get(task, 1)
+        described = network_facts(network, arguments.dropout, dtype, arguments.set) | {
             "task": task, "batch_size": batch_size, "calls": calls,
         }
         chosen = [who for who in [("ours", ""), *modes[task]] if who[0] not in absent]
@@ -213,7 +235,8 @@ def main():
             results = {"": measured(described, chosen, arguments.peers, rounds)}
         for cache, entries in results.items():
             matches.append({
-                "task": f"start, {cache} cache" if cache else task, "network": network,
+                "task": f"start, {cache} cache" if cache else task,
+                "network": " ".join([network, *(f"{name}={v}" for name, v in arguments.set)]),
                 "batch_size": batch_size, "calls": calls, "dropout": described["dropout"],
                 "entries": [{"who": who, "mode": mode} | entry
                             for (who, mode), entry in entries.items()],

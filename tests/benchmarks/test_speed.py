@@ -3,6 +3,7 @@
 `FAKE` stands in for the other programs and needs no framework.
 """
 
+import argparse
 import importlib
 import json
 import math
@@ -224,6 +225,21 @@ def test_peers_get_the_same_network(network, parameters):
     assert facts["unet"]["dropout"] == 0.1  # The paper's.
 
 
+def test_a_network_of_other_settings():
+    plain = compare.network_facts("fashion_mnist", None, "float32")
+    assert plain["parameters"] == 1_623_169 and plain["shape"] == (1, 28, 28)
+    overrides = [compare.override(text) for text in (
+        "data.image_size=24", "model.channel_multipliers=(1, 2)",
+        "model.attention_resolutions=(12,)", "model.downsample_padding=symmetric",
+    )]
+    facts = compare.network_facts("fashion_mnist", None, "float32", overrides)
+    config = ours.config_of(facts | {"batch_size": 8})
+    assert config.model.downsample_padding == "symmetric" and facts["shape"] == (1, 24, 24)
+    assert facts["unet"]["block_out_channels"] == (32, 64) and facts["unet"]["sample_size"] == 24
+    with pytest.raises(argparse.ArgumentTypeError, match="'x' must be GROUP.NAME=VALUE"):
+        compare.override("x")
+
+
 def test_the_small_suite_and_choices_of_the_full_one():
     def chosen(suite, tasks=compare.TASKS, networks=compare.NETWORKS, batch_sizes=(8, 32)):
         return list(compare.cases(types.SimpleNamespace(
@@ -235,6 +251,8 @@ def test_the_small_suite_and_choices_of_the_full_one():
     digits = [("train", "digits", 8), ("train", "digits", 32)]
     assert chosen("full", ["train"], ["digits"]) == digits
     assert chosen("small", ["train"], ["digits"]) == []
+    others = [(task, "lsun_cat256", 8) for task in ("train", "ancestral")]
+    assert chosen("small", networks=["lsun_cat256"], batch_sizes=(8,)) == others
 
 
 def entry(who, mode, seconds, **facts):
