@@ -173,7 +173,8 @@ def test_the_whole(monkeypatch, tmp_path, capsys):
     heavy = [product["flops"] * product["times"] for product in results["products"]]
     assert heavy.count(conv) == 5  # Two forward, two for kernels, one for the image.
     assert sum(heavy) <= results["flops"] < 5.1 * conv
-    assert results["start"] < results["low"] <= results["step"] <= results["high"] < 60
+    assert 0 < results["start"] < 60  # Seconds; on a busy machine it may exceed another step.
+    assert 0 < results["low"] <= results["step"] <= results["high"] < 60
     assert set(results["kinds"]) > {"products", "elementwise"} and "without a name" not in page
     assert all(seconds > 0 for seconds in results["kinds"].values())
     assert results["command"] in page and "of the fastest product" in page
