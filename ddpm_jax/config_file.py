@@ -99,7 +99,8 @@ def _rule(error, file: str) -> str:
         return f"{message}; {_to_import(error.name or '', file)}"
     if traceback.extract_tb(error.__traceback__)[-1].filename == _CONFIG_DICT:
         return _setting_rule(one_line(error), _frame(error, file)[2])
-    python = "" if file.endswith(".py") else "; a config is a file of Python."
+    is_python = file.endswith(".py") and "null bytes" not in message  # Python before 3.11.4.
+    python = "" if is_python else "; a config is a file of Python."
     return f"{type(error).__name__}: {message}{python}"
 
 
