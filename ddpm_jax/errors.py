@@ -233,7 +233,7 @@ def _scalar(value: Any) -> Any:
     """The value, that of a scalar array as Python's; None for a typed key or a traced array."""
     try:
         return value.item() if getattr(value, "ndim", None) == 0 else value
-    except (TypeError, NotImplementedError):
+    except (TypeError, NotImplementedError):  # From a traced array, and from a typed key.
         return None
 
 

@@ -43,10 +43,10 @@ def load(
     A picture of another size is resized until it covers the wanted size (Lanczos) and
     cropped around its centre. Colour becomes grey by ITU-R 601 luma, and grey becomes colour
     by repetition; transparent pictures are laid over white, unless 4 channels (RGBA) are
-    wanted. For folders also: EXIF orientation is applied, 16-bit grey is divided by
-    257, pixels of a range that no file says are refused, and an animation gives its first
-    frame. A set of more than `source.MEMORY_BUDGET`
-    bytes of decoded images is streamed; any other is decoded once, here.
+    wanted. For folders also: EXIF orientation is applied, 16-bit grey is divided by 257, pixels of
+    a range that no file says are refused, and an animation gives its first frame. A set of more
+    than `source.MEMORY_BUDGET` bytes of decoded images is streamed; any other is decoded once,
+    here.
 
     Args:
         name: "digits" (8x8x1, part of the package); "image_folder" (every picture below
@@ -98,6 +98,10 @@ def load(
         kept.check(source, request.origin)
     if source is not None and source.labels is not None:
         source = _with_classes_of_run(source, request)
+    return _with_condition(source, condition, factor, seed, split)
+
+
+def _with_condition(source, condition, factor, seed, split):
     if source is not None and condition == "low_resolution":
         return image_pairs.low_resolution(source, factor)
     if source is not None and condition == "noisy":

@@ -78,7 +78,7 @@ def plain_path(path: Any) -> Iterator[epath.Path]:
 
     Orbax takes `runs/exp[1]` for a pattern, TensorStore a backslash for a slash. Where a local
     path has other characters than letters, digits and a few signs, this is a link to it, removed
-    at the end. A path in a store is given as it is; see `check_store_path`.
+    at the end. A path in a store is given as it is; `run_folder.create` refuses what would be lost.
 
     Args:
         path: absolute.
