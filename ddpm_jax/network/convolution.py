@@ -2,12 +2,11 @@
 
 Four neighbouring outputs of a row of 3 taps need 6 products of sums of inputs and of taps, not 12:
 F(4, 3) of Winograd (1980), here along the width of the image only, where Lavin and Gray (2016)
-apply it along both axes. The products are convolutions of 3 taps along the height, and run as fast
-as any convolution. The sums cost less than they save from 32 channels and one million products
-per tap on. A kernel's gradient is the transpose of the same sums. A large batch is processed a few
+apply it along both axes. The 6 products, of all taps along the height at once, are one product of
+matrices. A kernel's gradient is the transpose of the same sums. A large batch is processed a few
 images at a time, so that the sums are still in the cache when they are read.
 
-The rounding error is two to three times that of the plain sum in float32. Where
+The rounding error in float32 is at most three times that of the plain sum. Where
 `jax.default_matmul_precision` is "highest" every product is taken.
 """
 
@@ -26,9 +25,9 @@ INPUTS = ((4, 0, -5, 0, 1, 0), (0, -4, -4, 1, 1, 0), (0, 4, -4, -1, 1, 0), (0, -
 TAPS = ((1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6), (1 / 24, 1 / 12, 1 / 6),
         (1 / 24, -1 / 12, 1 / 6), (0, 0, 1))
 OUTPUTS = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
-# From about here on the sums are faster, measured on two cores.
-FEWEST_PRODUCTS, FEWEST_CHANNELS = 2**20, 32
-TURNED_PIXELS = 16  # With more pixels per channel it is faster to transpose a turned kernel first.
+# From about here on the sums are faster, and save more time than their compilation takes: measured
+# on two cores with AVX-512, with more channels than the fewest also where only AVX2 was used.
+FEWEST_PRODUCTS, FEWEST_CHANNELS = 2**24, 32
 CACHED_PIXELS = 4096  # Per piece, at 64 to 512 channels; twice or half as many are as fast.
 
 
@@ -65,7 +64,7 @@ def _pays(x, kernel) -> bool:
     """Whether the sums may replace the products here, and cost less."""
     return (
         x.dtype == kernel.dtype == jnp.float32
-        and x.shape[2] % 4 == 0
+        and 3 * (-x.shape[2] % 4) <= x.shape[2]
         and math.prod(x.shape[:3]) * math.prod(kernel.shape[2:]) >= FEWEST_PRODUCTS
         and min(kernel.shape[2:]) >= FEWEST_CHANNELS
         and jax.config.jax_default_matmul_precision not in EXACT
@@ -89,60 +88,46 @@ def direct_kernel(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def winograd(x: jax.Array, kernel: jax.Array, *, turned: bool = False) -> jax.Array:
-    """The convolution of `direct`, by F(4, 3) along the width, which must divide by 4."""
+    """The convolution of `direct`, by F(4, 3) along the width; the last four may be incomplete."""
     kernel = jnp.flip(kernel, (0, 1)) if turned else kernel
-    taps = _sums(TAPS, [kernel[:, j] for j in range(3)])
-    product = _along_height
-    if turned and math.prod(x.shape[:3]) <= TURNED_PIXELS * min(kernel.shape[2:]):
-        product = _along_height_turned
-    elif turned:
-        taps = [g.swapaxes(1, 2) for g in taps]  # After the sums, which are fast along rows.
+    k = kernel.shape[2 if turned else 3]
+    taps = _sums(TAPS, [kernel[:, j] for j in range(3)])  # [6, 3, c, k], or [6, 3, k, c].
+    if turned:
+        taps, product = taps.reshape(6, 3 * k, -1), "jpc,jkc->jpk"
+    else:
+        taps, product = jnp.concatenate([taps[:, i] for i in range(3)], axis=-1), "jpc,jck->jpk"
 
     def of_some(x):
-        products = [product(d, g) for d, g in zip(_sums(INPUTS, _columns(x)), taps)]
-        return jnp.stack(_sums(OUTPUTS, products), axis=3).reshape(*x.shape[:3], -1)
+        b, h, w, c = x.shape
+        # One product for the three taps along the height, whose rows are then added.
+        rows = jnp.einsum(product, _sums(INPUTS, _columns(x, 1)).reshape(6, -1, c), taps)
+        rows = rows.reshape(6, b, h + 2, -1, 3 * k)
+        y = sum(rows[:, :, i:i + h, :, i * k:(i + 1) * k] for i in range(3))
+        y = jnp.moveaxis(_sums(OUTPUTS, list(y)), 0, 3)  # [b, h, ceil(w / 4), 4, k]
+        return y.reshape(b, h, -1, k)[:, :, :w]
 
-    return jax.lax.map(of_some, _in_turn(x)).reshape(*x.shape[:3], -1)
-
-
-def _along_height(d, g):
-    """[b, h, w, c] and [3, c, k] -> [b, h, w, k], by 3 taps along the height."""
-    b, h, w, c = d.shape
-    # In one dimension, with taps one row apart: XLA runs a 3x1 kernel on a single core.
-    y = jax.lax.conv_general_dilated(
-        d.reshape(b, h * w, c), g, (1,), ((w, w),), rhs_dilation=(w,),
-        dimension_numbers=("NHC", "HIO", "NHC"),
-    )
-    return y.reshape(b, h, w, -1)
-
-
-def _along_height_turned(d, g):
-    """`_along_height` of [3, k, c]; matrix products read it in this order, transposing is slow."""
-    h = d.shape[1]
-    d = jnp.pad(d, ((0, 0), (1, 1), (0, 0), (0, 0)))
-    return sum(jnp.einsum("bhwc,kc->bhwk", d[:, i:i + h], g[i]) for i in range(3))
+    return jax.lax.map(of_some, _in_turn(x)).reshape(*x.shape[:3], k)
 
 
 def winograd_kernel(x: jax.Array, y: jax.Array) -> jax.Array:
     """The gradient of `direct_kernel`, as the transpose of `winograd`."""
-    b, h, w, c = x.shape
-    k = y.shape[-1]
+    h, w, c, k = *x.shape[1:], y.shape[-1]
 
-    def add_some(kernel, images):
+    def add_some(products, images):
         x, y = images
-        # The padding makes XLA write the array once; otherwise every sum would compute it again.
-        fours = jnp.pad(y, ((0, 0), (1, 1), (0, 0), (0, 0))).reshape(-1, h + 2, w // 4, 4, k)
-        taps = []
-        for d, m in zip(
-            _sums(INPUTS, _columns(x)), _sums(zip(*OUTPUTS), [fours[:, :, :, j] for j in range(4)])
-        ):
-            d = d.reshape(-1, c)
-            rows = [m[:, 2 - i:2 - i + h].reshape(-1, k) for i in range(3)]
-            taps.append(jnp.stack([(row.T @ d).T for row in rows]))
-        return kernel + jnp.stack(_sums(zip(*TAPS), taps), axis=1), None
+        y = jnp.pad(y, ((0, 0), (1, 1), (0, -w % 4), (0, 0)))
+        y = y.reshape(len(x), h + 2, -1, 4, k)
+        y = _sums(zip(*OUTPUTS), [y[:, :, :, j] for j in range(4)])
+        rows = jnp.concatenate([y[:, :, 2 - i:2 - i + h] for i in range(3)], axis=-1)
+        x = _sums(INPUTS, _columns(x, 0))
+        return products + jnp.einsum(
+            "jpc,jpk->jck", x.reshape(6, -1, c), rows.reshape(6, -1, 3 * k)
+        ), None
 
-    zeros = jnp.zeros((3, 3, c, k), x.dtype)
-    return jax.lax.scan(add_some, zeros, (_in_turn(x), _in_turn(y)))[0]
+    zeros = jnp.zeros((6, c, 3 * k), x.dtype)
+    products = jax.lax.scan(add_some, zeros, (_in_turn(x), _in_turn(y)))[0]
+    kernel = _sums(zip(*TAPS), list(products.reshape(6, c, 3, k)))  # [3 columns, c, 3 rows, k]
+    return kernel.transpose(2, 0, 1, 3)
 
 
 def _in_turn(x):
@@ -152,16 +137,17 @@ def _in_turn(x):
     return x.reshape(b // n, n, *x.shape[1:])
 
 
-def _columns(x):
-    """The 6 columns that 4 neighbouring outputs depend on, each [b, h, w / 4, c]."""
+def _columns(x, rows):
+    """The 6 columns that 4 neighbouring outputs depend on, each [b, h + 2 rows, ceil(w / 4), c]."""
     b, h, w, c = x.shape
-    fours = jnp.pad(x, ((0, 0), (0, 0), (1, 3), (0, 0))).reshape(b, h, w // 4 + 1, 4, c)
+    x = jnp.pad(x, ((0, 0), (rows, rows), (1, 3 + -w % 4), (0, 0)))
+    fours = x.reshape(b, h + 2 * rows, -1, 4, c)
     return [fours[:, :, :-1, j] for j in range(4)] + [fours[:, :, 1:, j] for j in range(2)]
 
 
 def _sums(rows, terms):
-    """sum_j row[j] terms[j] for each row; zeros are left out."""
-    return [sum(float(a) * term for a, term in zip(row, terms) if a) for row in rows]
+    """sum_j row[j] terms[j] for each row, stacked; zeros are left out."""
+    return jnp.stack([sum(float(a) * term for a, term in zip(row, terms) if a) for row in rows])
 
 
 def _primitive(name, shape, plain, on_cpu):

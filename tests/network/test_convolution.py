@@ -14,6 +14,12 @@ from ddpm_jax.network import convolution
 SHAPE, CHANNELS = (2, 64, 16, 32), 48  # Of x, and of the output.
 
 
+@pytest.fixture(autouse=True)
+def few_products(monkeypatch):
+    """Small arrays are fast too; the size is looked up wherever a function is traced."""
+    monkeypatch.setattr(convolution, "FEWEST_PRODUCTS", 2**20)
+
+
 def arrays(shape=SHAPE, channels=CHANNELS, dtype=np.float32):
     rng = np.random.default_rng(0)
     kernel = rng.standard_normal((3, 3, shape[-1], channels)) / np.sqrt(9 * shape[-1])
@@ -64,7 +70,7 @@ def test_it_rounds_a_few_times_as_much_as_the_plain_sum():
         np.std(jax.jit(f)(x, kernel) - exact)
         for f in (convolution.winograd, convolution.direct)
     )
-    assert fast < 4 * direct  # Seen: 2.1 to 3.2 times, by the number of channels.
+    assert fast < 3 * direct  # Seen: 1.4 to 2.6 times, by the number of channels.
 
 
 def test_a_kernels_gradient_rounds_a_few_times_as_much_as_the_plain_sum():
@@ -76,7 +82,7 @@ def test_a_kernels_gradient_rounds_a_few_times_as_much_as_the_plain_sum():
         np.std(jax.jit(f)(x, y) - exact)
         for f in (convolution.winograd_kernel, convolution.direct_kernel)
     )
-    assert fast < 4 * direct  # Seen: 2.3 to 2.5 times.
+    assert fast < 3 * direct  # Seen: 2.5 times, and 0.4 where the plain sum is long.
 
 
 @pytest.mark.parametrize("images, pixels, in_turn", [
@@ -101,17 +107,18 @@ def test_images_are_taken_in_turn(monkeypatch, images, pixels, in_turn):
     assert_allclose(fast, exact, rtol=0, atol=1e-5 * np.abs(exact).max())
 
 
-@pytest.mark.parametrize("images, turned_first", [(1, False), (5, False), (6, True), (40, True)])
-def test_a_turned_kernel_is_read_as_it_lies_or_turned_first(images, turned_first):
-    shape = (images, 6, 16, 32)  # 96 pixels each; 16 of 32 channels are 512.
-    x, _ = arrays(shape)
-    _, kernel = arrays((1, 1, 1, CHANNELS), 32)  # [3, 3, k, c]
-    function = functools.partial(convolution.winograd, turned=True)
-    text = jax.jit(function).lower(x, kernel).as_text()
-    assert text.count("stablehlo.convolution") == (6 if turned_first else 0)
-    assert text.count("stablehlo.dot_general") == (0 if turned_first else 18)
-    exact = in_float64(x, np.flip(kernel, (0, 1)).swapaxes(2, 3))
-    assert_allclose(jax.jit(function)(x, kernel), exact, rtol=0, atol=1e-5)  # As above.
+@pytest.mark.parametrize("width", [3, 4, 6, 7, 9, 14, 28])
+def test_the_width_need_not_divide_by_4(width):
+    x, kernel = arrays((3, 5, width, 32))
+    y = np.roll(x[..., :CHANNELS - 16], 1, axis=1)
+    turned = np.ascontiguousarray(kernel.swapaxes(2, 3))
+    fast = jax.jit(convolution.winograd)(x, kernel)
+    assert_allclose(fast, in_float64(x, kernel), rtol=0, atol=1e-5)  # As above.
+    fast = jax.jit(functools.partial(convolution.winograd, turned=True))(x, turned)
+    assert_allclose(fast, in_float64(x, np.flip(kernel, (0, 1))), rtol=0, atol=1e-5)
+    exact = kernel_in_float64(x, y)
+    fast = jax.jit(convolution.winograd_kernel)(x, y)
+    assert_allclose(fast, exact, rtol=0, atol=1e-5 * np.abs(exact).max())
 
 
 TRANSFORMS = {
@@ -153,21 +160,22 @@ def test_every_transform_of_it(name):
 
 def test_other_platforms_have_their_own():
     traced = jax.jit(conv).trace(*arrays())
-    for platform, products in (("cpu", 6), ("cuda", 1), ("tpu", 1)):
+    for platform, products in (("cpu", 0), ("cuda", 1), ("tpu", 1)):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         assert text.count("stablehlo.convolution") == products
     traced = jax.jit(jax.grad(lambda k, x: jnp.sum(conv(x, k)))).trace(*reversed(arrays()))
-    for platform, products in (("cpu", 18), ("cuda", 0), ("tpu", 0)):
+    for platform, products in (("cpu", 1), ("cuda", 0), ("tpu", 0)):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         assert text.count("stablehlo.dot_general") == products
 
 
 def test_it_pays_from_some_products_on():
     assert is_fast(conv, *arrays((1, 43, 16, 32)))  # 1.06 million a tap.
+    assert is_fast(conv, *arrays((2, 64, 14, 32)))
 
 
 @pytest.mark.parametrize("case", [
-    dict(shape=(2, 64, 14, 32)), dict(shape=(1, 42, 16, 32)), dict(shape=(2, 64, 16, 31)),
+    dict(shape=(2, 150, 5, 32)), dict(shape=(1, 42, 16, 32)), dict(shape=(2, 64, 16, 31)),
     dict(channels=31), dict(dtype=jnp.bfloat16),
 ])
 def test_where_it_does_not_pay(case):
