@@ -122,6 +122,16 @@ class ResBlock(nn.Module):
         return x + h
 
 
+def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """softmax(q k^T / sqrt(d)) v of each image and head, [n, p, d] each; softmax in float32.
+
+    With one leading axis XLA's CPU backend needs half the time that it needs with two.
+    """
+    logits = jnp.einsum("nqd,nkd->nqk", q, k, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(logits / np.float32(np.sqrt(q.shape[-1])))
+    return jnp.einsum("nqk,nkd->nqd", weights.astype(v.dtype), v)
+
+
 class AttentionBlock(nn.Module):
     """Self-attention over all pixels, softmax in float32, with a residual connection.
 
@@ -136,12 +146,14 @@ class AttentionBlock(nn.Module):
     @nn.compact
     def __call__(self, x):  # [b, h, w, c]
         b, height, width, c = x.shape
+        depth = c // self.num_heads
         h = group_norm(self, c, "norm")(x)
 
-        def project(name):
+        def project(name):  # [b, h, w, c] -> [b heads, h w, depth]
             heads = nn.Dense(c, dtype=self.dtype, kernel_init=fan_avg, name=name)(h)
-            return heads.reshape(b, height * width, self.num_heads, c // self.num_heads)
+            heads = heads.reshape(b, height * width, self.num_heads, depth).swapaxes(1, 2)
+            return heads.reshape(-1, height * width, depth)
 
-        h = jax.nn.dot_product_attention(project("q"), project("k"), project("v"))
-        h = h.reshape(x.shape)
+        h = attention(project("q"), project("k"), project("v"))
+        h = h.reshape(b, self.num_heads, height * width, depth).swapaxes(1, 2).reshape(x.shape)
         return x + nn.Dense(c, dtype=self.dtype, kernel_init=zeros, name="proj_out")(h)
