@@ -206,12 +206,11 @@ def _exit(error):
 def _run(argv):
     del argv
     logging.set_verbosity(logging.WARNING)
-    from ddpm_jax.runtime import compilation_cache, devices
+    from ddpm_jax.runtime import compilation_cache
 
     compilation_cache.enable()
     work = {"train": _train, "sample": _sample, "evaluate": _evaluate, "plan": _plan}
     with exits(_workdir.value), _joined():
-        devices.check()
         return work[_mode.value](_config.value, _workdir.value)
 
 
@@ -273,15 +272,19 @@ def _train(config, workdir):
 
 def _sample(config, workdir):
     from ddpm_jax.inference import sample_command
+    from ddpm_jax.runtime import devices
     from ddpm_jax.workdir import run_folder
 
+    devices.check()
     sample_command.run(run_folder.config_for(config, workdir), workdir)
 
 
 def _evaluate(config, workdir):
     from ddpm_jax.evaluation import evaluate
+    from ddpm_jax.runtime import devices
     from ddpm_jax.workdir import run_folder
 
+    devices.check()
     evaluate.evaluate(run_folder.config_for(config, workdir), workdir)
 
 

@@ -94,7 +94,7 @@ def validate(
         config_lib.parameterization(config).check(config_lib.schedule(config))
         config_lib.objective(config).check(config_lib.parameterization(config))
     errors.check_known("config.train.t_sampling", config.train.t_sampling, T_SAMPLINGS)
-    _check_batch(config.train.batch_size, config.train.accumulate, num_devices)
+    check_batch(config.train.batch_size, config.train.accumulate, num_devices)
     check_precision("train", config.train.matmul_precision)
     _check_profile(config.train.profile, config.train.num_steps)
     shape = config_lib.image_shape(config)
@@ -174,7 +174,13 @@ def _typed_items(setting, values):
     return values
 
 
-def _check_batch(batch_size, accumulate, num_devices):
+def check_batch(batch_size: int, accumulate: int, num_devices: int) -> None:
+    """Raises UserError where a batch does not divide over the devices, or its share not by parts.
+
+    Args:
+        batch_size, accumulate: of `config.train`.
+        num_devices: devices of all processes together.
+    """
     if batch_size % num_devices:
         nearest = max(1, round(batch_size / num_devices)) * num_devices
         raise _refused(

@@ -6,7 +6,6 @@ several cores busy.
 """
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from typing import Any
@@ -175,8 +174,7 @@ def cores() -> int:
     """The cores of the only device if it is a CPU; else 1, because parts gain nothing there."""
     if jax.default_backend() != "cpu" or jax.device_count() > 1:
         return 1
-    affinity = getattr(os, "sched_getaffinity", None)  # Not on every system.
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+    return devices.num_cores()
 
 
 def on_step(num_steps: int, progress: bool) -> Callable[[jax.Array], None] | None:

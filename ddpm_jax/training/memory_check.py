@@ -74,16 +74,25 @@ def estimate(
         batch_size: images per step, over all devices.
         accumulate, remat, extra_ema_decays: as in `StepSettings`.
     """
-    fresh = functools.partial(
-        state_lib.fresh, model, optimizer, image_shape=image_shape,
-        extra_ema_decays=extra_ema_decays,
-    )
-    state = jax.eval_shape(fresh, jax.random.key(0))
     images = batch_size // jax.device_count() // accumulate
     return Need(
-        sum(of_state(state).values()), of_images(model, image_shape, images, remat), images,
+        of_fresh_state(model, optimizer, image_shape, extra_ema_decays),
+        of_images(model, image_shape, images, remat), images,
         model, image_shape, batch_size, accumulate, remat,
     )
+
+
+def of_fresh_state(
+    model: UNet, optimizer: optax.GradientTransformation, image_shape: tuple[int, int, int],
+    extra_ema_decays: tuple[float, ...],
+) -> int:
+    """Bytes of the state of each device, as in `estimate`; does not start JAX's devices."""
+    def fresh():
+        return state_lib.fresh(
+            model, optimizer, jax.random.key(0), image_shape, extra_ema_decays=extra_ema_decays
+        )
+
+    return sum(of_state(jax.eval_shape(fresh)).values())
 
 
 def check(need: Need, available: int | None = None) -> None:

@@ -86,8 +86,9 @@ def prepare(config: ml_collections.ConfigDict, workdir: Any, data: Any) -> Run:
     Raises:
         ValueError: as `train` does.
     """
-    devices.check()
-    config = validation.validate(config, num_devices=jax.device_count())
+    config = validation.validate(config, num_devices=1)
+    start_devices(config)
+    validation.check_batch(config.train.batch_size, config.train.accumulate, jax.device_count())
     wandb_writer.check(config.train.wandb)
     if shape := config_lib.image_shape(config):  # Known before there are data.
         memory_check.check(memory_need(config, shape))
@@ -123,6 +124,23 @@ def prepare(config: ml_collections.ConfigDict, workdir: Any, data: Any) -> Run:
             *data_warnings(config, source, held_out),
         ),
     )
+
+
+def start_devices(config: ml_collections.ConfigDict) -> None:
+    """Starts JAX, on a CPU with a device for each core where that is faster.
+
+    Raises:
+        UserError: as `devices.check` does.
+    """
+    train, shape = config.train, config_lib.image_shape(config)
+    held = 0  # Unknown before there are data.
+    if shape:
+        held = memory_check.of_fresh_state(
+            config_lib.model(config, shape[-1]), config_lib.optimizer(config), shape,
+            tuple(train.extra_ema_decays),
+        )
+    devices.use_cores(train.batch_size // train.accumulate, held)
+    devices.check()
 
 
 def step_settings(config: ml_collections.ConfigDict) -> StepSettings:

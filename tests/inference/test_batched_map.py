@@ -16,7 +16,7 @@ import ddpm_jax
 from ddpm_jax.diffusion import process
 from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.inference import batched_map
-from ddpm_jax.runtime import parallel
+from ddpm_jax.runtime import devices, parallel
 from nonzero import SHAPE, TinyNet, nonzero_params
 
 PATIENCE = 60  # Seconds that a test waits before it fails.
@@ -99,12 +99,12 @@ def test_few_large_images_go_through_at_a_time():
 ])
 def test_the_cores_are_those_of_one_cpu(monkeypatch, platform, num_devices, expected):
     cores = set(range(6))
-    monkeypatch.setattr(batched_map.os, "sched_getaffinity", lambda pid: cores, raising=False)
+    monkeypatch.setattr(devices.os, "sched_getaffinity", lambda pid: cores, raising=False)
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
     monkeypatch.setattr(jax, "device_count", lambda: num_devices)
     assert batched_map.cores() == expected
-    monkeypatch.delattr(batched_map.os, "sched_getaffinity")
-    monkeypatch.setattr(batched_map.os, "cpu_count", lambda: 6)
+    monkeypatch.delattr(devices.os, "sched_getaffinity")
+    monkeypatch.setattr(devices.os, "cpu_count", lambda: 6)
     assert batched_map.cores() == expected
 
 
@@ -147,7 +147,7 @@ import jax
 import numpy as np
 
 from ddpm_jax.inference import batched_map
-from ddpm_jax.runtime import parallel
+from ddpm_jax.runtime import devices, parallel
 
 batched_map.cores = lambda: 3
 meeting, compiled, counts = threading.Barrier(3, timeout={patience}), [], []

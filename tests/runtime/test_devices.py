@@ -7,7 +7,7 @@ import sys
 import jax
 import pytest
 
-from ddpm_jax.runtime import devices
+from ddpm_jax.runtime import devices, memory
 from program import ROOT
 
 PROGRAMS = {
@@ -48,3 +48,85 @@ def test_a_device_that_is_not_there_is_one_line(tmp_path, program, platform, say
 
 def test_devices_that_are_there_pass():
     devices.check()
+
+
+USES_CORES = """
+import os
+os.sched_getaffinity = lambda process: range(6)
+import jax
+{before}
+from ddpm_jax.runtime import devices, memory
+devices.use_cores({images}, {held})
+print(jax.device_count())
+"""
+
+
+@pytest.mark.parametrize("images, expected", [(48, 6), (64, 4), (16, 2), (20, 2), (8, 1), (0, 1)])
+def test_each_core_is_a_device_where_the_images_suffice(images, expected):
+    assert devices_used(images=images) == expected
+
+
+def test_states_take_a_quarter_of_the_memory_at_most():
+    share = memory.host_total() // 4
+    assert devices_used(images=48, held=share // 3) == 3
+    assert devices_used(images=48, held=2 * share) == 1
+
+
+@pytest.mark.parametrize("env", [
+    {"JAX_NUM_CPU_DEVICES": "1"}, {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"},
+])
+def test_what_the_user_has_chosen_stays(env):
+    assert devices_used(images=48, **env) == 1
+
+
+@pytest.mark.parametrize("before", [
+    "jax.devices()", "jax.distributed.is_initialized = lambda: True",
+    "jax.config.update('jax_platforms', '')\nimport importlib.util\n"
+    "importlib.util.find_spec = lambda name: name == 'libtpu'",
+])
+def test_nothing_is_done_too_late_in_a_job_or_beside_an_accelerator(before):
+    assert devices_used(images=48, before=before) == 1
+
+
+def devices_used(*, images, held=0, before="", **env):
+    """How many devices JAX has after `use_cores` on six cores, in a process of its own."""
+    known = {"JAX_PLATFORMS": "cpu"} | os.environ
+    known = {name: value for name, value in known.items() if name != "JAX_NUM_CPU_DEVICES"}
+    program = USES_CORES.format(before=before, images=images, held=held)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=known | env, capture_output=True, text=True, cwd=ROOT,
+        check=True,
+    )
+    return int(done.stdout)
+
+
+WAITS = """
+import os
+os.sched_getaffinity = lambda process: range(2)
+import time
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ddpm_jax.runtime import devices, memory
+devices.use_cores(16, 0)
+
+def late(device):
+    time.sleep(45 * int(device))
+    return np.float32(device)
+
+def sums(x):
+    device = jax.lax.axis_index("batch")
+    waited = jax.pure_callback(late, jax.ShapeDtypeStruct((), jnp.float32), device)
+    return jax.lax.psum(x + waited, "batch")
+
+print(jax.pmap(sums, "batch")(jnp.ones(2))[0])
+"""
+
+
+@pytest.mark.slow
+def test_a_device_waits_long_for_another():
+    """By itself XLA ends the process after 40 s."""
+    env = {name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"}
+    done = subprocess.run([sys.executable, "-c", WAITS], env=env, capture_output=True, text=True,
+                          cwd=ROOT)
+    assert (done.returncode, done.stdout) == (0, "3.0\n")
