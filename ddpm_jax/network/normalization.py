@@ -42,7 +42,7 @@ def _normalize(x, scale, bias, num_groups, epsilon):
         [b, h, w, c] float32.
     """
     deviation, sigma = _statistics(x, num_groups, epsilon)
-    return deviation * (_row(scale) / sigma) + _row(bias)
+    return _affine(deviation, sigma, scale, bias)
 
 
 normalize = jax.custom_jvp(_normalize, nondiff_argnums=(3, 4))
@@ -53,14 +53,17 @@ def _normalize_jvp(num_groups, epsilon, primals, tangents):
     x, scale, bias = primals
     dx, dscale, dbias = tangents
     deviation, sigma = _statistics(x, num_groups, epsilon)
+    y = _affine(deviation, sigma, scale, bias)
     scale, dx = _row(scale), dx / sigma
     # Terms that are the same at all pixels are added before they are broadcast: the transpose
     # then takes one sum over the pixels for them, and one for the factor of the deviation.
     of_mean = _row(dbias) - scale * _group_mean(dx, num_groups)
     of_variance = (_row(dscale) - scale * _group_mean(deviation * dx, num_groups) / sigma) / sigma
-    return _normalize(x, primals[1], bias, num_groups, epsilon), (
-        dx * scale + of_mean + deviation * of_variance
-    )
+    return y, dx * scale + of_mean + deviation * of_variance
+
+
+def _affine(deviation, sigma, scale, bias):
+    return deviation * (_row(scale) / sigma) + _row(bias)
 
 
 def _row(x):  # [c] -> [1, 1, 1, c]
