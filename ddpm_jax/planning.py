@@ -24,7 +24,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import evaluate as evaluate_lib
 from ddpm_jax.inference import conditions
 from ddpm_jax.network import trained as trained_lib
-from ddpm_jax.runtime import memory, parallel
+from ddpm_jax.runtime import compilation, memory, parallel
 from ddpm_jax.training import loop, memory_check
 from ddpm_jax.training import run as run_lib
 from ddpm_jax.training.run import Run
@@ -219,7 +219,7 @@ def time_steps(run: Run, state: TrainState) -> tuple[TrainState, Speed]:
         batch, accumulate = next(batches), run.step_settings.accumulate
         counted = lowered_step(run, 1, state, batch)  # A loop's body would be counted once.
         lowered = counted if accumulate == 1 else lowered_step(run, accumulate, state, batch)
-        compiled = lowered.compile()
+        compiled = compilation.compiled(lowered)
 
         def step():
             nonlocal state
@@ -236,7 +236,7 @@ def lowered_step(run: Run, accumulate: int, state: TrainState, batch: Any) -> An
         schedule=run.schedule, learning_rate=run.learning_rate,
         settings=dataclasses.replace(run.step_settings, accumulate=accumulate),
     )
-    return step_fn.lower(state, batch, run.rng(randomness.STEP))
+    return compilation.lowered(step_fn, state, batch, run.rng(randomness.STEP))
 
 
 def time_network(run: Run, params: Any, precision: str) -> Speed:

@@ -28,7 +28,7 @@ from jax.profiler import ProfileData
 
 from benchmarks.speed import compare, contest, flops
 from benchmarks.speed.contestants import ours
-from ddpm_jax.runtime import huge_pages
+from ddpm_jax.runtime import compilation, huge_pages
 from ddpm_jax.workdir.checkpoints import library_versions
 
 COPIES = 4  # Products per call, each with other numbers, so that the call's start matters less.
@@ -151,11 +151,12 @@ def measured(task: dict) -> dict:
     run, step_fn, state, *inputs = ours.program(task)
     counted = products(jax.make_jaxpr(step_fn)(state, *inputs).jaxpr)
     total = sum(product.flops * times for product, times in counted.items())
-    known = kinds(step_fn.lower(state, *inputs).compile().as_text())
+    compiled = compilation.compiled(compilation.lowered(step_fn, state, *inputs))
+    known = kinds(compiled.as_text())
 
     def step():
         nonlocal state
-        (state, metrics), started = contest.timed(lambda: step_fn(state, *inputs))
+        (state, metrics), started = contest.timed(lambda: compiled(state, *inputs))
         jax.block_until_ready(metrics)
         return started
 

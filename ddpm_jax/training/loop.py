@@ -19,7 +19,7 @@ from ddpm_jax.data import batching
 from ddpm_jax.diffusion import randomness
 from ddpm_jax.errors import NotFiniteError, one_line
 from ddpm_jax.network.trained import Trained
-from ddpm_jax.runtime import interruption, memory, parallel, profiling
+from ddpm_jax.runtime import compilation, interruption, memory, parallel, profiling
 from ddpm_jax.training import memory_check, monitoring, nan_search
 from ddpm_jax.training import run as run_lib
 from ddpm_jax.training import state as state_lib
@@ -162,6 +162,7 @@ def make_steps(run: Run, records: Records, state: TrainState) -> TrainState:
     step_fn = pmap_train_step(
         schedule=run.schedule, learning_rate=run.learning_rate, settings=run.step_settings
     )
+    program = None
     observe = observer(run, records, skipped=int(state.skipped[0]))
     rng, in_flight = run.rng(randomness.STEP), collections.deque()
     ahead = 0 if settings.debug_nans else IN_FLIGHT
@@ -179,7 +180,10 @@ def make_steps(run: Run, records: Records, state: TrainState) -> TrainState:
         asked_to_stop = stack.enter_context(interruption.watched())
         for step in numbers:
             batch = next(batches)
-            state, metrics = step_fn(state, batch, rng)
+            program = program or compilation.compiled(
+                compilation.lowered(step_fn, state, batch, rng)
+            )
+            state, metrics = program(state, batch, rng)
             if settings.debug_nans and metrics["skipped_in_a_row"]:
                 say_layer(run, logs, step, state, batch)
             in_flight.append(metrics)

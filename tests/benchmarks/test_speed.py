@@ -451,10 +451,10 @@ def test_our_tasks_count_their_images(tiny, task, counted):
 
 def test_training_continues_and_starting_makes_one_step(tiny, monkeypatch):
     made = []
-    real = ours.pmap_train_step
+    real = ours.compilation.compiled
 
-    def counted(**settings):
-        step_fn = real(**settings)
+    def counted(lowered):
+        step_fn = real(lowered)
 
         def step(state, batch, rng):
             state, metrics = step_fn(state, batch, rng)
@@ -464,7 +464,7 @@ def test_training_continues_and_starting_makes_one_step(tiny, monkeypatch):
 
         return step
 
-    monkeypatch.setattr(ours, "pmap_train_step", counted)
+    monkeypatch.setattr(ours.compilation, "compiled", counted)
     assert ours.prepare(our_task("start"))[0] == {}
     assert [step for step, _ in made] == [1]
     made.clear()

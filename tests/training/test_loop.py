@@ -230,7 +230,7 @@ def test_a_device_without_memory_is_one_line_and_keeps_the_checkpoints(
     tiny, tmp_path, monkeypatch
 ):
     loop.train(tiny_config(), tmp_path)
-    monkeypatch.setattr(loop, "pmap_train_step", lambda **_: lambda *_: exhausting.run_out())
+    monkeypatch.setattr(loop.compilation, "compiled", lambda _: lambda *_: exhausting.run_out())
     with pytest.raises(UserError) as error:
         loop.train(tiny_config(**{"train.num_steps": 7}), tmp_path)
     assert str(error.value) == (

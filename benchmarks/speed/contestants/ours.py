@@ -21,7 +21,7 @@ from ddpm_jax.data import batching, pixels
 from ddpm_jax.data import source as source_lib
 from ddpm_jax.diffusion import randomness
 from ddpm_jax.network import trained as trained_lib
-from ddpm_jax.runtime import parallel
+from ddpm_jax.runtime import compilation, parallel
 from ddpm_jax.training import loop
 from ddpm_jax.training import run as run_lib
 from ddpm_jax.training import state as state_lib
@@ -80,10 +80,14 @@ def program(task):
 def steps(task):
     """The run and a function that makes one training step with its batch."""
     run, step_fn, state, *inputs = program(task)
+    compiled = None
 
     def step():
-        nonlocal state
-        state, metrics = step_fn(state, *inputs)
+        nonlocal state, compiled
+        compiled = compiled or compilation.compiled(
+            compilation.lowered(step_fn, state, *inputs)
+        )
+        state, metrics = compiled(state, *inputs)
         return state, metrics
 
     return run, step

@@ -1,0 +1,41 @@
+"""Compiling a large program once, before its first call."""
+
+import contextlib
+import ctypes
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax import stages
+
+# For a CPU: a tenth less time for the compiler than with level 3, and programs as fast.
+_OPTIONS = {"xla_backend_optimization_level": 2}
+
+
+def lowered(function: Callable[..., Any], *args: Any) -> stages.Lowered:
+    """`function` traced for arguments of these shapes, while Python's garbage collector rests.
+
+    Args:
+        function: of `parallel.pmap` or `jax.jit`.
+        *args: not used up, also where the function takes them as donated.
+    """
+    if not gc.isenabled():
+        return function.lower(*args)
+    gc.disable()  # It takes a quarter of the time, and finds nothing in a trace.
+    try:
+        return function.lower(*args)
+    finally:
+        gc.enable()
+
+
+def compiled(lowered: stages.Lowered) -> stages.Compiled:
+    """The program of `lowered`, to be called with such arguments.
+
+    The memory that the compiler has freed goes back to the system, a GiB for the paper's networks.
+    """
+    program = lowered.compile(_OPTIONS if jax.default_backend() == "cpu" else None)
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # Only glibc has it.
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return program
