@@ -27,7 +27,7 @@ TAPS = ((1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6), (1 / 2
 OUTPUTS = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
 # From about here on the sums are faster, and save more time than their compilation takes: measured
 # on two cores with AVX-512, with more channels than the fewest also where only AVX2 was used.
-FEWEST_PRODUCTS, FEWEST_CHANNELS = 2**24, 32
+FEWEST_PRODUCTS, FEWEST_CHANNELS, FEWEST_PIXELS = 2**24, 32, 1024
 CACHED_PIXELS = 4096  # Per piece, at 64 to 512 channels; twice or half as many are as fast.
 
 
@@ -65,7 +65,8 @@ def _pays(x, kernel) -> bool:
     return (
         x.dtype == kernel.dtype == jnp.float32
         and 3 * (-x.shape[2] % 4) <= x.shape[2]
-        and math.prod(x.shape[:3]) * math.prod(kernel.shape[2:]) >= FEWEST_PRODUCTS
+        and (pixels := math.prod(x.shape[:3])) >= FEWEST_PIXELS
+        and pixels * math.prod(kernel.shape[2:]) >= FEWEST_PRODUCTS
         and min(kernel.shape[2:]) >= FEWEST_CHANNELS
         and jax.config.jax_default_matmul_precision not in EXACT
     )

@@ -83,11 +83,19 @@ def train_step(
     new_tally = tally + tally_by_quartile(loss, t, weight, schedule.num_timesteps)
     finite = jnp.isfinite(grad_norm) & jnp.isfinite(new_tally.sum())
     learning_rate = learning_rate(state.step - state.skipped[0])  # the optimizer's count
-    updated = update(state, grads, t, loss, settings)
-    updated = updated.replace(tally=new_tally, skipped=state.skipped.at[1].set(0))
-    skipped = state.replace(step=updated.step, tally=tally, skipped=state.skipped + 1)
+    step = state.step + 1
+
+    def updated():
+        new = update(state, grads, t, loss, settings)
+        return new.replace(step=step, tally=new_tally, skipped=state.skipped.at[1].set(0))
+
+    def skipped():
+        return state.replace(step=step, tally=tally, skipped=state.skipped + 1)
+
+    if jax.default_backend() != "cpu":  # There it is faster to copy what is there already.
+        updated = functools.partial(lambda new: new, updated())
     # Not `jnp.where`, which would be fused into the update and move its last bits.
-    state = jax.lax.cond(finite, lambda: updated, lambda: skipped)
+    state = jax.lax.cond(finite, updated, skipped)
     metrics = {
         "loss": weighted_mean(state.tally[0].sum(), state.tally[1].sum()),
         **{f"loss_quartile_{i + 1}": weighted_mean(*state.tally[:, i]) for i in range(4)},

@@ -18,6 +18,7 @@ SHAPE, CHANNELS = (2, 64, 16, 32), 48  # Of x, and of the output.
 def few_products(monkeypatch):
     """Small arrays are fast too; the size is looked up wherever a function is traced."""
     monkeypatch.setattr(convolution, "FEWEST_PRODUCTS", 2**20)
+    monkeypatch.setattr(convolution, "FEWEST_PIXELS", 80)
 
 
 def arrays(shape=SHAPE, channels=CHANNELS, dtype=np.float32):
@@ -176,7 +177,7 @@ def test_it_pays_from_some_products_on():
 
 @pytest.mark.parametrize("case", [
     dict(shape=(2, 150, 5, 32)), dict(shape=(1, 42, 16, 32)), dict(shape=(2, 64, 16, 31)),
-    dict(channels=31), dict(dtype=jnp.bfloat16),
+    dict(channels=31), dict(dtype=jnp.bfloat16), dict(shape=(1, 9, 8, 256), channels=256),
 ])
 def test_where_it_does_not_pay(case):
     x, kernel = arrays(**case)
