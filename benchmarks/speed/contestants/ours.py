@@ -21,7 +21,7 @@ from ddpm_jax.data import batching, pixels
 from ddpm_jax.data import source as source_lib
 from ddpm_jax.diffusion import randomness
 from ddpm_jax.network import trained as trained_lib
-from ddpm_jax.runtime import compilation, parallel
+from ddpm_jax.runtime import compilation, devices, parallel
 from ddpm_jax.training import loop
 from ddpm_jax.training import run as run_lib
 from ddpm_jax.training import state as state_lib
@@ -114,6 +114,7 @@ def train(task):
 
 
 def sampling(task):
+    devices.check()  # Before training would, which starts them otherwise.
     run, batch_size = run_of(task), task["batch_size"]
     trained = trained_of(run, run.schedule)
 
@@ -127,6 +128,7 @@ def sampling(task):
 
 
 def bits_per_dim(task):
+    devices.check()
     run, batch_size = run_of(task), task["batch_size"]
     config = config_of(task)
     config.diffusion.num_timesteps = task["calls"]
