@@ -153,9 +153,9 @@ def _sums(rows, terms):
 
 def _sum(row, terms):
     """Without factors of 0, 1 and -1: XLA would drop them too, but they are tens of thousands."""
-    scaled = [(a, term if abs(a) == 1 else float(abs(a)) * term) for a, term in zip(row, terms) if a]
-    scaled.sort(key=lambda pair: pair[0] < 0)  # Each row has a positive factor, or only -1 / 6.
-    (first, total), *rest = scaled
+    (first, total), *rest = [
+        (a, term if abs(a) == 1 else float(abs(a)) * term) for a, term in zip(row, terms) if a
+    ]
     for a, term in rest:
         total = total + term if a * first > 0 else total - term
     return total if first > 0 else -total
