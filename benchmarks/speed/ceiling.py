@@ -151,7 +151,7 @@ def measured(task: dict) -> dict:
     run, step_fn, state, *inputs = ours.program(task)
     counted = products(jax.make_jaxpr(step_fn)(state, *inputs).jaxpr)
     total = sum(product.flops * times for product, times in counted.items())
-    compiled = compilation.compiled(compilation.lowered(step_fn, state, *inputs))
+    compiled = compilation.ahead(step_fn, state, *inputs)
     known = kinds(compiled.as_text())
 
     def step():

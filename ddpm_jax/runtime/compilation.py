@@ -13,6 +13,19 @@ from jax import stages
 _OPTIONS = {"xla_backend_optimization_level": 2}
 
 
+def ahead(function: Callable[..., Any], *args: Any) -> Callable[..., Any]:
+    """`function`, compiled for arguments of these shapes before its first call.
+
+    With several processes it is returned as it is: a compiled program would take the arrays of all
+    processes, and the function takes those of its own.
+
+    Args:
+        function: of `parallel.pmap`.
+        *args: not used up, also where the function takes them as donated.
+    """
+    return function if jax.process_count() > 1 else compiled(lowered(function, *args))
+
+
 def lowered(function: Callable[..., Any], *args: Any) -> stages.Lowered:
     """`function` traced for arguments of these shapes, while Python's garbage collector rests.
 

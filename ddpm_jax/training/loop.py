@@ -180,9 +180,7 @@ def make_steps(run: Run, records: Records, state: TrainState) -> TrainState:
         asked_to_stop = stack.enter_context(interruption.watched())
         for step in numbers:
             batch = next(batches)
-            program = program or compilation.compiled(
-                compilation.lowered(step_fn, state, batch, rng)
-            )
+            program = program or compilation.ahead(step_fn, state, batch, rng)
             state, metrics = program(state, batch, rng)
             if settings.debug_nans and metrics["skipped_in_a_row"]:
                 say_layer(run, logs, step, state, batch)

@@ -84,9 +84,7 @@ def steps(task):
 
     def step():
         nonlocal state, compiled
-        compiled = compiled or compilation.compiled(
-            compilation.lowered(step_fn, state, *inputs)
-        )
+        compiled = compiled or compilation.ahead(step_fn, state, *inputs)
         state, metrics = compiled(state, *inputs)
         return state, metrics
 
