@@ -26,7 +26,7 @@ TAPS = ((1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6), (1 / 2
         (1 / 24, -1 / 12, 1 / 6), (0, 0, 1))
 OUTPUTS = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
 # From about here on the sums are faster, and save more time than their compilation takes: measured
-# on two cores with AVX-512, with more channels than the fewest also where only AVX2 was used.
+# on two cores with AVX-512 only.
 FEWEST_PRODUCTS, FEWEST_CHANNELS, FEWEST_PIXELS = 2**24, 32, 1024
 CACHED_PIXELS = 4096  # Per piece, at 64 to 512 channels; twice or half as many are as fast.
 
