@@ -107,7 +107,13 @@ def winograd(x: jax.Array, kernel: jax.Array, *, turned: bool = False) -> jax.Ar
         y = jnp.moveaxis(_sums(OUTPUTS, list(y)), 0, 3)  # [b, h, ceil(w / 4), 4, k]
         return y.reshape(b, h, -1, k)[:, :, :w]
 
-    return jax.lax.map(of_some, _in_turn(x)).reshape(*x.shape[:3], k)
+    def write_some(i, y):
+        return jax.lax.dynamic_update_index_in_dim(y, of_some(pieces[i]), i, 0)
+
+    pieces = _in_turn(x)
+    # Any values would do. Zeros, as of `jax.lax.map`, would be kept, and copied for each loop.
+    y = jnp.full((*pieces.shape[:-1], k), pieces[0, 0, 0, 0, 0])
+    return jax.lax.fori_loop(0, len(pieces), write_some, y).reshape(*x.shape[:3], k)
 
 
 def winograd_kernel(x: jax.Array, y: jax.Array) -> jax.Array:

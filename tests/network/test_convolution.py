@@ -108,6 +108,14 @@ def test_images_are_taken_in_turn(monkeypatch, images, pixels, in_turn):
     assert_allclose(fast, exact, rtol=0, atol=1e-5 * np.abs(exact).max())
 
 
+def test_an_image_that_is_not_finite_leaves_the_others():
+    """Although the loop's output starts with values of the first."""
+    x, kernel = arrays((64, 6, 16, 64))
+    x[0] = np.nan
+    y = jax.jit(convolution.winograd)(x, kernel)
+    assert np.isnan(y[0]).all() and np.isfinite(y[1:]).all()
+
+
 @pytest.mark.parametrize("width", [3, 4, 6, 7, 9, 14, 28])
 def test_the_width_need_not_divide_by_4(width):
     x, kernel = arrays((3, 5, width, 32))
