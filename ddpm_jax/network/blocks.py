@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax.network.attention import attention
 from ddpm_jax.network.convolution import conv_general_dilated
 from ddpm_jax.network.normalization import GroupNorm
 
@@ -38,6 +39,40 @@ def conv3x3(channels: int, kernel_init: Any, dtype: Any, name: str) -> nn.Conv:
         channels, (3, 3), dtype=dtype, kernel_init=kernel_init, name=name,
         conv_general_dilated=conv_general_dilated,
     )
+
+
+def dense(channels: int, kernel_init: Any, dtype: Any, name: str) -> nn.Dense:
+    """A dense layer over the channels of the torso."""
+    return nn.Dense(
+        channels, dtype=dtype, kernel_init=kernel_init, name=name, dot_general=_matrix_product
+    )
+
+
+def _matrix_product(x, kernel, dimension_numbers, **settings):
+    """`jax.lax.dot_general` of [..., c] and [c, k], with all leading axes as one.
+
+    With more axes XLA's CPU backend transposes an image for the gradient by the kernel.
+    """
+    axes = (((1,), (0,)), ((), ()))
+    y = jax.lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, axes, **settings)
+    return y.reshape(*x.shape[:-1], -1)
+
+
+@jax.custom_jvp
+def swish(x: jax.Array) -> jax.Array:
+    """x sigmoid(x) (Ramachandran, Zoph and Le 2017).
+
+    Its derivative takes the sigmoid anew, by tanh: XLA's CPU backend would otherwise keep it for
+    the backward pass, a sixth of the memory of a training step.
+    """
+    return x * jax.nn.sigmoid(x)
+
+
+@swish.defjvp
+def _swish_jvp(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    sigmoid = 0.5 + 0.5 * jnp.tanh(0.5 * x)
+    return swish(x), sigmoid * (1 + x * (1 - sigmoid)) * dx
 
 
 def timestep_embedding(
@@ -102,10 +137,10 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x, temb, places, *, train: bool):  # x: [b, h, w, c]; temb: [b, d]
-        h = nn.swish(group_norm(self, x.shape[-1], "norm1")(x))
+        h = swish(group_norm(self, x.shape[-1], "norm1")(x))
         h = conv3x3(self.channels, fan_avg, self.dtype, "conv1")(h)
         width = self.channels * (2 if self.scale_shift else 1)
-        temb = nn.Dense(width, kernel_init=fan_avg, name="temb_proj")(nn.swish(temb))
+        temb = nn.Dense(width, kernel_init=fan_avg, name="temb_proj")(swish(temb))
         temb = temb[:, None, None, :]
         norm2 = group_norm(self, self.channels, "norm2")
         if self.scale_shift:
@@ -113,23 +148,11 @@ class ResBlock(nn.Module):
             h = norm2(h) * (1 + scale) + shift
         else:
             h = norm2(h + temb)
-        h = Dropout(self.dropout)(nn.swish(h), places, train=train)
+        h = Dropout(self.dropout)(swish(h), places, train=train)
         h = conv3x3(self.channels, zeros, self.dtype, "conv2")(h)
         if x.shape[-1] != self.channels:
-            x = nn.Dense(
-                self.channels, dtype=self.dtype, kernel_init=fan_avg, name="nin_shortcut"
-            )(x)
+            x = dense(self.channels, fan_avg, self.dtype, "nin_shortcut")(x)
         return x + h
-
-
-def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """softmax(q k^T / sqrt(d)) v of each image and head, [n, p, d] each; softmax in float32.
-
-    With one leading axis XLA's CPU backend needs half the time that it needs with two.
-    """
-    logits = jnp.einsum("nqd,nkd->nqk", q, k, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(logits / np.float32(np.sqrt(q.shape[-1])))
-    return jnp.einsum("nqk,nkd->nqd", weights.astype(v.dtype), v)
 
 
 class AttentionBlock(nn.Module):
@@ -150,10 +173,10 @@ class AttentionBlock(nn.Module):
         h = group_norm(self, c, "norm")(x)
 
         def project(name):  # [b, h, w, c] -> [b heads, h w, depth]
-            heads = nn.Dense(c, dtype=self.dtype, kernel_init=fan_avg, name=name)(h)
+            heads = dense(c, fan_avg, self.dtype, name)(h)
             heads = heads.reshape(b, height * width, self.num_heads, depth).swapaxes(1, 2)
             return heads.reshape(-1, height * width, depth)
 
         h = attention(project("q"), project("k"), project("v"))
         h = h.reshape(b, self.num_heads, height * width, depth).swapaxes(1, 2).reshape(x.shape)
-        return x + nn.Dense(c, dtype=self.dtype, kernel_init=zeros, name="proj_out")(h)
+        return x + dense(c, zeros, self.dtype, "proj_out")(h)

@@ -14,8 +14,8 @@ import numpy as np
 from ddpm_jax import errors
 from ddpm_jax.errors import UserError, check_floats, check_known
 from ddpm_jax.network.blocks import (
-    AttentionBlock, ResBlock, conv3x3, default_num_groups, fan_avg, group_norm, timestep_embedding,
-    zeros,
+    AttentionBlock, ResBlock, conv3x3, default_num_groups, fan_avg, group_norm, swish,
+    timestep_embedding, zeros,
 )
 
 PADDINGS = {"asymmetric": (0, 1), "symmetric": (1, 1)}  # Before and after, on either axis.
@@ -159,7 +159,7 @@ class UNet(nn.Module):
         h = self.up(h, skips, call)
         h = group_norm(self, h.shape[-1], "norm_out")(h)
         return nn.Conv(self.out_channels, (3, 3), kernel_init=zeros, name="conv_out")(
-            nn.swish(h)
+            swish(h)
         )
 
     def down(self, x, call):
@@ -225,7 +225,7 @@ class UNet(nn.Module):
         )
         temb = nn.Dense(4 * self.channels, kernel_init=fan_avg, name="temb_dense_0")(temb)
         return nn.Dense(4 * self.channels, kernel_init=fan_avg, name="temb_dense_1")(
-            nn.swish(temb)
+            swish(temb)
         )
 
     def embed_labels(self, labels, b):  # [b] -> [b, d]

@@ -8,7 +8,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import oracle_unet
 from ddpm_jax.network.blocks import (
-    AttentionBlock, Dropout, ResBlock, default_num_groups, timestep_embedding,
+    AttentionBlock, Dropout, ResBlock, default_num_groups, dense, fan_avg, swish,
+    timestep_embedding,
 )
 from filled import fill, shapes
 
@@ -84,6 +85,36 @@ def test_dropout_rate(rate):
     assert_allclose(y[kept], 1 / stays, rtol=1e-6)  # One division.
     assert abs(kept.mean() - (1 - rate)) < 5 * np.sqrt(rate * (1 - rate) / kept.size)
     assert len(np.unique(kept.reshape(8, -1), axis=0)) == 8
+
+
+def test_swish_and_its_derivative():
+    x = np.concatenate([np.linspace(-12, 12, 97), [-1e4, -100, 100, 1e4]])
+    y, dy = jax.jvp(swish, (jnp.float32(x),), (jnp.ones(len(x)),))
+    sigmoid = 1 / (1 + np.exp(-np.float64(np.float32(x)).clip(-700)))
+    assert_allclose(y, x * sigmoid, rtol=2e-6, atol=1e-30)
+    # The sigmoid is known to the last digit of 1, 1e-7, and is multiplied by up to 1 + |x|.
+    assert (np.abs(dy - sigmoid * (1 + x * (1 - sigmoid))) < 2e-7 * (1 + np.abs(x))).all()
+    assert dy[-1] == 1 and dy[-4] == 0
+
+
+def test_a_dense_layer_is_one_product_of_matrices():
+    """Whose gradients are products without a transposed image."""
+    x = np.float32(RNG.standard_normal((2, 3, 4, 5)))
+    layer = dense(6, fan_avg, None, "layer")
+    params = fill(shapes(layer, x))
+    y = layer.apply({"params": params}, x)
+    assert_allclose(y, np.float64(x) @ params["kernel"] + params["bias"], rtol=0, atol=1e-5)
+
+    def gradients(params, x):
+        return jax.grad(lambda *given: layer.apply({"params": given[0]}, given[1]).sum(), (0, 1))(
+            params, x
+        )
+
+    products = [
+        eqn.invars for eqn in jax.make_jaxpr(gradients)(params, x).eqns
+        if eqn.primitive.name == "dot_general"
+    ]
+    assert len(products) >= 2 and all(x.aval.ndim == 2 for pair in products for x in pair)
 
 
 @pytest.mark.parametrize("heads", [1, 3])
