@@ -1,6 +1,7 @@
 """How fast could a training step be? Times its products alone, the whole step, and a profile.
 
     python -m benchmarks.ceiling [--network=cifar10] [--batch_size=8] [--dtype=float32]
+        [--set GROUP.NAME=VALUE ...]
 
 Every matrix product and convolution of the forward and backward pass is timed alone. With the same
 kernels, no step can be faster than their sum. A trace of the operations shows what else the step
@@ -229,6 +230,8 @@ def main():
     parser.add_argument("--network", default="cifar10", help="name of a config")
     parser.add_argument("--batch_size", type=int, help="default 8 on a CPU, else 128")
     parser.add_argument("--dtype", help="of the torso; default float32 on a CPU, else bfloat16")
+    parser.add_argument("--set", type=compare.override, nargs="*", default=[],
+                        metavar="GROUP.NAME=VALUE", help="another value for a setting")
     parser.add_argument("--results", type=pathlib.Path, default=compare.RESULTS)
     arguments = parser.parse_args()
     on_cpu = jax.default_backend() == "cpu"
@@ -236,10 +239,11 @@ def main():
         "network": arguments.network, "batch_size": arguments.batch_size or (8 if on_cpu else 128),
         "dtype": arguments.dtype or ("float32" if on_cpu else "bfloat16"),
     }
+    settings = dict(arguments.set) | {"model.dtype": task["dtype"]}
     _, peak = ours.peak(task)
     rate = max(run["count"] / run["seconds"] for run in (peak() for _ in range(3)))
     device = jax.devices()[0].device_kind
-    results = task | measured(task | {"settings": {"model.dtype": task["dtype"]}}) | {
+    results = task | measured(task | {"settings": settings}) | {
         "peak": rate, "device": device, "machine": compare.machine(),
         "versions": library_versions(),
         "command": shlex.join(["python", "-m", "benchmarks.ceiling", *sys.argv[1:]]),
