@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import gc
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -56,7 +57,9 @@ def compiled(lowered: stages.Lowered) -> stages.Compiled:
     if jax.default_backend() == "cpu":
         keeps = jax.local_device_count() > 1
         options = _QUICKER | (_BLOCKS if keeps else {})
-    program = lowered.compile(options)
+    with warnings.catch_warnings():  # XLA cannot store a program of several blocks in its cache.
+        warnings.filterwarnings("ignore", ".*Multiple temp buffer allocations found")
+        program = lowered.compile(options)
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # Only glibc has these functions.
         libc = ctypes.CDLL("libc.so.6")

@@ -73,12 +73,13 @@ def function(x):  # All products are needed at the end: 20 blocks of 4 MiB.
     return sum(jnp.sin(y) @ jnp.cos(y) for y in products)[0]
 
 x = jnp.zeros((2, 1024, 1024))
-program = compilation.ahead(parallel.pmap(function), x)
-for _ in range(3):
+program = compilation.ahead(parallel.pmap(function, in_axes=0, out_axes=0), x)
+faults = []
+for _ in range(12):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     jax.block_until_ready(program(x))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-jax.block_until_ready(program(x))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(min(faults))
 """
 
 
@@ -90,5 +91,5 @@ def test_a_program_on_several_devices_keeps_its_memory():
     run = subprocess.run(
         [sys.executable, "-c", FAULTS], env=env, capture_output=True, text=True, timeout=300
     )
-    assert run.returncode == 0, run.stderr
+    assert run.returncode == 0 and "Multiple temp" not in run.stderr, run.stderr
     assert int(run.stdout) < 4000  # Of 4 KiB each. Fresh memory takes 20,000 on each device.
