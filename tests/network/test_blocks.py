@@ -87,6 +87,21 @@ def test_dropout_rate(rate):
     assert len(np.unique(kept.reshape(8, -1), axis=0)) == 8
 
 
+@pytest.mark.parametrize("height", [1, 2, 5, 32])
+def test_rows_of_an_image_drop_values_of_their_own(height):
+    """The upper and the lower rows take the halves of the same random words."""
+    shape = (8, height, 32, 64)
+    kept = np.asarray(jax.jit(lambda rng: Dropout(0.5).apply(
+        {}, jnp.ones(shape), jnp.arange(8), train=True, rngs={"dropout": rng}
+    ))(jax.random.key(1))) != 0
+    rows = kept.swapaxes(0, 1).reshape(height, -1)
+    n = rows.shape[1]
+    assert (np.abs(rows.mean(1) - 0.5) < 5 * np.sqrt(0.25 / n)).all()
+    agree = [(a == b).mean() for i, a in enumerate(rows) for b in rows[:i]]
+    # Two independent rows agree in half of their values; 496 pairs at 32 rows.
+    assert (np.abs(np.array(agree) - 0.5) < 5 * np.sqrt(0.25 / n)).all()
+
+
 def test_swish_and_its_derivative():
     x = np.concatenate([np.linspace(-12, 12, 97), [-1e4, -100, 100, 1e4]])
     y, dy = jax.jvp(swish, (jnp.float32(x),), (jnp.ones(len(x)),))
