@@ -1,8 +1,8 @@
 """Group normalization (Wu and He 2018), with a derivative of its own.
 
 The statistics are taken by channel and then by group, so every pass over the images runs along
-their channels, which a CPU can vectorize. The derivative takes two sums over the pixels, from
-which those by the image, the scale and the bias all follow.
+their channels, which a CPU can vectorize, and one pass is enough. The derivative takes two sums
+over the pixels, from which those by the image, the scale and the bias all follow.
 """
 
 import flax.linen as nn
@@ -41,8 +41,8 @@ def _normalize(x, scale, bias, num_groups, epsilon):
     Returns:
         [b, h, w, c] float32.
     """
-    deviation, sigma = _statistics(x, num_groups, epsilon)
-    return _affine(deviation, sigma, scale, bias)
+    mean, sigma = _statistics(x, num_groups, epsilon)
+    return _affine(x - mean, sigma, scale, bias)
 
 
 normalize = jax.custom_jvp(_normalize, nondiff_argnums=(3, 4))
@@ -52,7 +52,8 @@ normalize = jax.custom_jvp(_normalize, nondiff_argnums=(3, 4))
 def _normalize_jvp(num_groups, epsilon, primals, tangents):
     x, scale, bias = primals
     dx, dscale, dbias = tangents
-    deviation, sigma = _statistics(x, num_groups, epsilon)
+    mean, sigma = _statistics(x, num_groups, epsilon)
+    deviation = x - mean
     y = _affine(deviation, sigma, scale, bias)
     scale, dx = _row(scale), dx / sigma
     # Terms that are the same at all pixels are added before they are broadcast: the transpose
@@ -71,15 +72,29 @@ def _row(x):  # [c] -> [1, 1, 1, c]
 
 
 def _statistics(x, num_groups, epsilon):
-    """x less its mean [b, h, w, c], and the standard deviation [b, 1, 1, c]."""
-    deviation = x - _group_mean(x, num_groups)  # E[x^2] - E[x]^2 would cancel.
-    return deviation, jnp.sqrt(_group_mean(deviation**2, num_groups) + epsilon)
+    """The mean and the standard deviation of each channel's group, [b, 1, 1, c].
+
+    From one pass over x. E[x^2] - E[x]^2 would cancel where the mean is large, so that x is taken
+    less one of its pixels.
+    """
+    shift = x[:, 0, 0]
+    x = x - shift[:, None, None]
+    mean, square = x.mean((1, 2)), (x**2).mean((1, 2))  # [b, c]
+    variance = jnp.maximum(square - mean**2, 0)
+    mean = mean + shift
+    group_mean = _of_group(mean, num_groups)
+    variance = _of_group(variance + (mean - group_mean) ** 2, num_groups)
+    return group_mean[:, None, None], jnp.sqrt(variance + epsilon)[:, None, None]
 
 
 def _group_mean(x, num_groups):
     """[b, h, w, c] -> [b, 1, 1, c], each channel's the mean of its group."""
-    _, h, w, c = x.shape
+    return _of_group(x.mean((1, 2)), num_groups)[:, None, None]
+
+
+def _of_group(x, num_groups):
+    """[b, c] -> [b, c], each channel's the mean of its group."""
+    c = x.shape[-1]
     group = jnp.arange(c) // (c // num_groups)
-    same = jnp.float32(group[:, None] == group[None])
-    shares = same / (h * w * (c // num_groups))  # [c, c]: one small product.
-    return jnp.dot(x.sum((1, 2)), shares, precision="highest")[:, None, None]
+    same = jnp.float32(group[:, None] == group[None])  # [c, c]: one small product.
+    return jnp.dot(x, same / (c // num_groups), precision="highest")
