@@ -1,6 +1,9 @@
 """Objects that are built from a config."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from ddpm_jax import config as config_lib
@@ -45,3 +48,15 @@ def test_sampling_settings_have_the_names_of_the_config():
     assert settings == Settings("ddim", 50, 0.5, guidance=2.0)
     config.sample.num_steps = 0
     assert config_lib.sampling_settings(config).num_steps is None
+
+
+@pytest.mark.parametrize("max_norm", [0.1, 1e3])
+def test_gradients_are_clipped_as_optax_does(max_norm):
+    rng = np.random.default_rng(0)
+    grads = {"a": jnp.float32(rng.normal(size=(3, 4))), "b": [jnp.float32(rng.normal(size=5))]}
+    norm = optax.tree.norm(grads)
+    ours, theirs = config_lib.clip_by_norm(max_norm), optax.clip_by_global_norm(max_norm)
+    clipped, state = ours.update(grads, ours.init(grads), norm=norm)
+    expected, theirs = theirs.update(grads, theirs.init(grads))
+    assert jax.tree.structure(state) == jax.tree.structure(theirs)  # Checkpoints stay readable.
+    jax.tree.map(np.testing.assert_array_equal, clipped, expected)

@@ -71,11 +71,14 @@ def train_step(
         the norm of the gradient is not finite. Then only the step and these counts of the state
         change, and the tally where a row starts.
     """
-    loss_fn = functools.partial(loss_and_parts, state, rng, schedule=schedule, settings=settings)
+    def loss_fn(*args):
+        loss, per_image = loss_and_parts(state, rng, *args, schedule=schedule, settings=settings)
+        return loss / jax.lax.axis_size(parallel.AXIS), per_image  # The gradients are added.
+
     grads, per_image = accumulated_gradients(
         loss_fn, state.params, batch, parallel.places(len(batch["images"])), settings.accumulate
     )
-    grads = jax.lax.pmean(grads, parallel.AXIS)
+    grads = jax.lax.psum(grads, parallel.AXIS)
     loss, t, weight = jax.lax.all_gather(per_image, parallel.AXIS, tiled=True)
     grad_norm = optax.tree.norm(grads)
     starts_row = state.step % settings.log_every == 0
@@ -85,17 +88,24 @@ def train_step(
     learning_rate = learning_rate(state.step - state.skipped[0])  # the optimizer's count
     step = state.step + 1
 
-    def updated():
-        new = update(state, grads, t, loss, settings)
+    @jax.jit  # So that it is traced once.
+    def updated(state, grads):
+        new = update(state, grads, grad_norm, t, loss, settings)
         return new.replace(step=step, tally=new_tally, skipped=state.skipped.at[1].set(0))
 
-    def skipped():
+    def skipped(state, grads):
         return state.replace(step=step, tally=tally, skipped=state.skipped + 1)
 
-    if jax.default_backend() != "cpu":  # There it is faster to copy what is there already.
-        updated = functools.partial(lambda new: new, updated())
-    # Not `jnp.where`, which would be fused into the update and move its last bits.
-    state = jax.lax.cond(finite, updated, skipped)
+    def chosen(state, grads):
+        new, old = updated(state, grads), skipped(state, grads)
+        return jax.tree.map(functools.partial(jnp.where, finite), new, old)
+
+    # In a branch a GPU would start a kernel for each array. Elsewhere `jnp.where` is slower, and
+    # moves the last bits of the update that it is fused into.
+    state = jax.lax.platform_dependent(
+        state, grads, cuda=chosen, rocm=chosen,
+        default=functools.partial(jax.lax.cond, finite, updated, skipped),
+    )
     metrics = {
         "loss": weighted_mean(state.tally[0].sum(), state.tally[1].sum()),
         **{f"loss_quartile_{i + 1}": weighted_mean(*state.tally[:, i]) for i in range(4)},
@@ -139,9 +149,15 @@ def loss_and_parts(state, rng, params, batch, places, *, schedule, settings):
     return jnp.mean(weight * loss), (loss, t, weight)
 
 
-def update(state, grads, t, loss, settings):
-    """The state after an update by `grads`; t and loss [b] are those of the images."""
-    state = state.apply_gradients(grads=grads)
+def update(state, grads, grad_norm, t, loss, settings):
+    """The state after an update by `grads`, whose norm is `grad_norm`.
+
+    t and loss [b] are those of the images.
+    """
+    updates, opt_state = state.tx.update(grads, state.opt_state, state.params, norm=grad_norm)
+    state = state.replace(
+        step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state
+    )
 
     def average(ema, decay):
         return optax.incremental_update(state.params, ema, 1 - decay)
