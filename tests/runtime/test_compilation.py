@@ -85,7 +85,7 @@ print(min(faults))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="page faults are counted on Linux")
 def test_a_program_on_several_devices_keeps_its_memory():
-    """Fresh memory at each call costs a tenth of a training step, and more on some machines."""
+    """Fresh memory at each call costs 7 % of a training step, and more on some machines."""
     env = os.environ | {"JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     env.pop("GLIBC_TUNABLES", None)
     run = subprocess.run(
