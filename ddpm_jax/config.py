@@ -105,7 +105,12 @@ def optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation
 
 
 def clip_by_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
-    """`optax.clip_by_global_norm` for a norm that is known already: the log has it too."""
+    """`optax.clip_by_global_norm` (Pascanu, Mikolov and Bengio 2013) for a norm that is known.
+
+    Args:
+        max_norm: a longer gradient is scaled to this length. Its `update` takes `norm`, the
+            gradient's, a float32 scalar, which the log needs too.
+    """
     def clip(g, norm):
         return jnp.where(norm < max_norm, g, g / norm * max_norm)
 

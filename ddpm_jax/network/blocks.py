@@ -41,7 +41,7 @@ def conv3x3(channels: int, kernel_init: Any, dtype: Any, name: str) -> nn.Conv:
 
 
 def dense(channels: int, kernel_init: Any, dtype: Any, name: str) -> nn.Dense:
-    """A dense layer over the channels of the torso."""
+    """A dense layer over the channels of the torso, [..., c] -> [..., channels]."""
     return nn.Dense(
         channels, dtype=dtype, kernel_init=kernel_init, name=name, dot_general=_matrix_product
     )
@@ -59,10 +59,10 @@ def _matrix_product(x, kernel, dimension_numbers, **settings):
 
 @jax.custom_jvp
 def swish(x: jax.Array) -> jax.Array:
-    """x sigmoid(x) (Ramachandran, Zoph and Le 2017).
+    """x sigmoid(x) of each number (Ramachandran, Zoph and Le 2017).
 
     Its derivative takes the sigmoid anew, by tanh: XLA's CPU backend would otherwise keep it for
-    the backward pass, a sixth of the memory of a training step.
+    the backward pass, beside the numbers themselves.
     """
     return x * jax.nn.sigmoid(x)
 
@@ -114,7 +114,7 @@ class Dropout(nn.Module):
 
         def keep(place):
             # Threefry takes most of the time, so both halves of a word are used: the low ones for
-            # the upper rows. Halves side by side would cost a TPU a fifth of the step in layouts.
+            # the upper rows. Halves side by side would cost a TPU a quarter of a step in layouts.
             key = jax.random.fold_in(rng, place)
             words = jax.random.bits(key, (-(-height // 2), *row), jnp.uint32)
             halves = jnp.concatenate([words & 0xFFFF, words >> 16])[:height]
