@@ -9,9 +9,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.linen.dtypes import promote_dtype
 
 from ddpm_jax.network.attention import attention
-from ddpm_jax.network.convolution import conv_general_dilated
+from ddpm_jax.network.convolution import NHWC, conv_general_dilated
 from ddpm_jax.network.normalization import GroupNorm
 
 fan_avg = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
@@ -38,6 +39,21 @@ def conv3x3(channels: int, kernel_init: Any, dtype: Any, name: str) -> nn.Conv:
         channels, (3, 3), dtype=dtype, kernel_init=kernel_init, name=name,
         conv_general_dilated=conv_general_dilated,
     )
+
+
+class UnbiasedConv3x3(nn.Module):
+    """`conv3x3` and its bias, not yet added: the norm behind it has sums over the pixels for it."""
+
+    channels: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x):  # [b, h, w, c] -> [b, h, w, k] and [k]
+        kernel = self.param("kernel", fan_avg, (3, 3, x.shape[-1], self.channels))
+        bias = self.param("bias", zeros, (self.channels,))
+        x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
+        y = conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=NHWC)
+        return y, bias
 
 
 def dense(channels: int, kernel_init: Any, dtype: Any, name: str) -> nn.Dense:
@@ -141,16 +157,16 @@ class ResBlock(nn.Module):
     @nn.compact
     def __call__(self, x, temb, places, *, train: bool):  # x: [b, h, w, c]; temb: [b, d]
         h = swish(group_norm(self, x.shape[-1], "norm1")(x))
-        h = conv3x3(self.channels, fan_avg, self.dtype, "conv1")(h)
+        h, shift = UnbiasedConv3x3(self.channels, self.dtype, name="conv1")(h)
+        shift = jnp.broadcast_to(shift, (len(x), self.channels))
         width = self.channels * (2 if self.scale_shift else 1)
         temb = nn.Dense(width, kernel_init=fan_avg, name="temb_proj")(swish(temb))
-        temb = temb[:, None, None, :]
         norm2 = group_norm(self, self.channels, "norm2")
         if self.scale_shift:
-            scale, shift = jnp.split(temb, 2, axis=-1)
-            h = norm2(h) * (1 + scale) + shift
+            scale, offset = jnp.split(temb[:, None, None, :], 2, axis=-1)
+            h = norm2(h, shift) * (1 + scale) + offset
         else:
-            h = norm2(h + temb)
+            h = norm2(h, shift + temb)
         h = Dropout(self.dropout)(swish(h), places, train=train)
         h = conv3x3(self.channels, zeros, self.dtype, "conv2")(h)
         if x.shape[-1] != self.channels:

@@ -22,18 +22,21 @@ class GroupNorm(nn.Module):
     epsilon: float
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:  # [b, h, w, c] -> the same, float32
+    def __call__(self, x: jax.Array, shift: jax.Array | None = None) -> jax.Array:
+        """Normalizes x [b, h, w, c] + shift [b, c]; returns [b, h, w, c] float32."""
         channels = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, channels)
         bias = self.param("bias", nn.initializers.zeros, channels)
-        return normalize(jnp.float32(x), scale, bias, self.num_groups, self.epsilon)
+        shift = jnp.zeros((len(x), *channels)) if shift is None else shift
+        return normalize(jnp.float32(x), shift, scale, bias, self.num_groups, self.epsilon)
 
 
-def _normalize(x, scale, bias, num_groups, epsilon):
-    """(x - mean) / sqrt(variance + epsilon) scale + bias, by image and group.
+def _normalize(x, shift, scale, bias, num_groups, epsilon):
+    """(x + shift - mean) / sqrt(variance + epsilon) scale + bias, by image and group.
 
     Args:
         x: [b, h, w, c] float32.
+        shift: [b, c] float32.
         scale, bias: [c] float32.
         num_groups: it divides c.
         epsilon: added to the variance.
@@ -41,55 +44,58 @@ def _normalize(x, scale, bias, num_groups, epsilon):
     Returns:
         [b, h, w, c] float32.
     """
-    mean, sigma = _statistics(x, num_groups, epsilon)
-    return _affine(x - mean, sigma, scale, bias)
+    mean, _, sigma = _statistics(x, shift, num_groups, epsilon)
+    return _affine(x - _pixels(mean), sigma, scale, bias)
 
 
-normalize = jax.custom_jvp(_normalize, nondiff_argnums=(3, 4))
+normalize = jax.custom_jvp(_normalize, nondiff_argnums=(4, 5))
 
 
 @normalize.defjvp
 def _normalize_jvp(num_groups, epsilon, primals, tangents):
-    x, scale, bias = primals
-    dx, dscale, dbias = tangents
-    mean, sigma = _statistics(x, num_groups, epsilon)
-    deviation = x - mean
+    x, shift, scale, bias = primals
+    dx, dshift, dscale, dbias = tangents
+    mean, offset, sigma = _statistics(x, shift, num_groups, epsilon)
+    deviation = x - _pixels(mean)
     y = _affine(deviation, sigma, scale, bias)
-    scale, dx = _row(scale), dx / sigma
+    scale, dscale, dbias = scale[None], dscale[None], dbias[None]
+    dx, dshift = dx / _pixels(sigma), dshift / sigma
     # Terms that are the same at all pixels are added before they are broadcast: the transpose
     # then takes one sum over the pixels for them, and one for the factor of the deviation.
-    of_mean = _row(dbias) - scale * _group_mean(dx, num_groups)
-    of_variance = (_row(dscale) - scale * _group_mean(deviation * dx, num_groups) / sigma) / sigma
-    return y, dx * scale + of_mean + deviation * of_variance
+    of_mean = dshift + _means(dx)
+    of_variance = _means(deviation * dx) + offset * dshift
+    of_mean = dbias + scale * (dshift - _of_group(of_mean, num_groups))
+    of_variance = (dscale - scale * _of_group(of_variance, num_groups) / sigma) / sigma
+    return y, dx * _pixels(scale) + _pixels(of_mean) + deviation * _pixels(of_variance)
 
 
 def _affine(deviation, sigma, scale, bias):
-    return deviation * (_row(scale) / sigma) + _row(bias)
+    return deviation * _pixels(scale[None] / sigma) + _pixels(bias[None])
 
 
-def _row(x):  # [c] -> [1, 1, 1, c]
-    return x[None, None, None]
+def _pixels(x):  # [b, c] -> [b, 1, 1, c]
+    return x[:, None, None]
 
 
-def _statistics(x, num_groups, epsilon):
-    """The mean and the standard deviation of each channel's group, [b, 1, 1, c].
+def _means(x):  # [b, h, w, c] -> [b, c]
+    return x.mean((1, 2))
+
+
+def _statistics(x, shift, num_groups, epsilon):
+    """What to subtract from x for its deviation, its deviation's mean, and sigma; [b, c] each.
 
     From one pass over x. E[x^2] - E[x]^2 would cancel where the mean is large, so that x is taken
     less one of its pixels.
     """
-    shift = x[:, 0, 0]
-    x = x - shift[:, None, None]
-    mean, square = x.mean((1, 2)), (x**2).mean((1, 2))  # [b, c]
-    variance = jnp.maximum(square - mean**2, 0)
-    mean = mean + shift
+    pixel = x[:, 0, 0]
+    x = x - _pixels(pixel)
+    mean = _means(x)
+    variance = jnp.maximum(_means(x**2) - mean**2, 0)
+    mean = mean + (pixel + shift)
     group_mean = _of_group(mean, num_groups)
-    variance = _of_group(variance + (mean - group_mean) ** 2, num_groups)
-    return group_mean[:, None, None], jnp.sqrt(variance + epsilon)[:, None, None]
-
-
-def _group_mean(x, num_groups):
-    """[b, h, w, c] -> [b, 1, 1, c], each channel's the mean of its group."""
-    return _of_group(x.mean((1, 2)), num_groups)[:, None, None]
+    offset = mean - group_mean
+    variance = _of_group(variance + offset**2, num_groups)
+    return group_mean - shift, offset, jnp.sqrt(variance + epsilon)
 
 
 def _of_group(x, num_groups):
