@@ -53,6 +53,18 @@ def strict_dtypes():
 
 
 @pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """Of what depends on the platform, programs take a GPU's branch."""
+    def gpu(*operands, default, **branches):
+        return branches.get("cuda", default)(*operands)
+
+    jax.clear_caches()
+    monkeypatch.setattr(jax.lax, "platform_dependent", gpu)
+    yield
+    jax.clear_caches()
+
+
+@pytest.fixture
 def draw_given(monkeypatch):
     """install(noises [steps, b, h, w, c]) makes chains draw these; returns the keys of the images.
 

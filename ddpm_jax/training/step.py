@@ -80,7 +80,7 @@ def train_step(
     )
     grads = jax.lax.psum(grads, parallel.AXIS)
     loss, t, weight = jax.lax.all_gather(per_image, parallel.AXIS, tiled=True)
-    grad_norm = optax.tree.norm(grads)
+    grad_norm = norm(grads)
     starts_row = state.step % settings.log_every == 0
     tally = jnp.where(starts_row, 0.0, state.tally)
     new_tally = tally + tally_by_quartile(loss, t, weight, schedule.num_timesteps)
@@ -97,11 +97,14 @@ def train_step(
         return state.replace(step=step, tally=tally, skipped=state.skipped + 1)
 
     def chosen(state, grads):
-        new, old = updated(state, grads), skipped(state, grads)
-        return jax.tree.map(functools.partial(jnp.where, finite), new, old)
+        parts = ("params", "opt_state", "ema_params", "extra_ema_params")
+        flat_state = state.replace(**{name: flat(getattr(state, name)) for name in parts})
+        new, old = updated(flat_state, flat(grads)), skipped(state, grads)
+        return jax.tree.map(lambda x, y: jnp.where(finite, x.reshape(y.shape), y), new, old)
 
-    # In a branch a GPU would start a kernel for each array. Elsewhere `jnp.where` is slower, and
-    # moves the last bits of the update that it is fused into.
+    # In a branch a GPU would start a kernel for each array, and it would give the new state the
+    # gradients' order of axes, and turn each array of it back, were these not hidden. Elsewhere
+    # `jnp.where` is slower, and moves the last bits of the update that it is fused into.
     state = jax.lax.platform_dependent(
         state, grads, cuda=chosen, rocm=chosen,
         default=functools.partial(jax.lax.cond, finite, updated, skipped),
@@ -115,6 +118,18 @@ def train_step(
         "skipped_in_a_row": state.skipped[1],
     }
     return state, metrics
+
+
+def norm(grads):
+    """The global norm, in few kernels on a GPU: one for the sums by channel of each array."""
+    sums = [jnp.sum(g**2, axis=tuple(range(g.ndim - 1))) for g in jax.tree.leaves(grads)]
+    # Without the barrier XLA would sum each array to one number, in two kernels.
+    return jnp.sqrt(jnp.sum(jax.lax.optimization_barrier(jnp.concatenate(sums))))
+
+
+def flat(tree):
+    """The tree, with one axis in place of several."""
+    return jax.tree.map(lambda x: x.reshape(-1) if x.ndim > 1 else x, tree)
 
 
 def loss_and_parts(state, rng, params, batch, places, *, schedule, settings):

@@ -116,6 +116,23 @@ def test_adam_clips_the_norm_and_steps(one_step, whole_batch):
     assert counted > 0.8 * trained_lib.num_params(params)
 
 
+def test_a_gpu_updates_and_skips_as_others_do(one_step, as_on_a_gpu):
+    config = small_config(extra_ema_decays=(0.5,), grad_clip=CLIP)
+    for ours, theirs in zip(
+        jax.tree.leaves(run(config, TinyNet())), jax.tree.leaves(one_step), strict=True
+    ):
+        # The last bits of parameters of about 1, and SAME.
+        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=3e-7)
+    before = parallel.replicate(state_of(config, TinyNet()))
+    before = before.replace(params=jax.tree.map(lambda x: x * np.nan, before.params))
+    kept = jax.device_get(before)
+    images = {"images": loading.digits("train")[0][:BATCH]}
+    after, _ = step_of(config)(before, parallel.shard(images), jax.random.key(1))
+    assert after.step == kept.step + 1 and list(after.skipped) == [1, 1]
+    for name in ("params", "opt_state", "ema_params", "extra_ema_params", "tally"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(kept, name))
+
+
 def test_averages_follow_their_decays(one_step):
     state, _ = one_step
     before = nonzero_params(TinyNet())
