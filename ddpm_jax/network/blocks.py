@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen.dtypes import promote_dtype
 
+from ddpm_jax.network.activation import swish
 from ddpm_jax.network.attention import attention
 from ddpm_jax.network.convolution import NHWC, conv_general_dilated
 from ddpm_jax.network.normalization import GroupNorm
@@ -27,10 +28,10 @@ def default_num_groups(channels: int) -> int:
     return max(g for g in range(1, 33) if channels % g == 0 and (channels >= 4 * g or g == 1))
 
 
-def group_norm(module: nn.Module, channels: int, name: str) -> GroupNorm:
-    """GroupNorm with the settings of `module`."""
+def group_norm(module: nn.Module, channels: int, name: str, *, swish: bool) -> GroupNorm:
+    """GroupNorm with the settings of `module`, and a swish behind it or not."""
     num_groups = module.num_groups or default_num_groups(channels)
-    return GroupNorm(num_groups, module.norm_eps, name=name)
+    return GroupNorm(num_groups, module.norm_eps, swish, name=name)
 
 
 def conv3x3(channels: int, kernel_init: Any, dtype: Any, name: str) -> nn.Conv:
@@ -71,23 +72,6 @@ def _matrix_product(x, kernel, dimension_numbers, **settings):
     axes = (((1,), (0,)), ((), ()))
     y = jax.lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, axes, **settings)
     return y.reshape(*x.shape[:-1], -1)
-
-
-@jax.custom_jvp
-def swish(x: jax.Array) -> jax.Array:
-    """x sigmoid(x) of each number (Ramachandran, Zoph and Le 2017).
-
-    Its derivative takes the sigmoid anew, by tanh: XLA's CPU backend would otherwise keep it for
-    the backward pass, beside the numbers themselves.
-    """
-    return x * jax.nn.sigmoid(x)
-
-
-@swish.defjvp
-def _swish_jvp(primals, tangents):
-    (x,), (dx,) = primals, tangents
-    sigmoid = 0.5 + 0.5 * jnp.tanh(0.5 * x)
-    return swish(x), sigmoid * (1 + x * (1 - sigmoid)) * dx
 
 
 def timestep_embedding(
@@ -133,8 +117,8 @@ class Dropout(nn.Module):
             # the upper rows. Halves side by side would cost a TPU a quarter of a step in layouts.
             key = jax.random.fold_in(rng, place)
             words = jax.random.bits(key, (-(-height // 2), *row), jnp.uint32)
-            halves = jnp.concatenate([words & 0xFFFF, words >> 16])[:height]
-            return halves >= np.uint32(dropped)
+            low, high = words & 0xFFFF, words >> 16
+            return jnp.concatenate([low >= dropped, high >= dropped])[:height]
 
         stays = 1 - dropped / 2**16
         return jnp.where(jax.vmap(keep)(places), x / stays, jnp.zeros_like(x))
@@ -156,18 +140,17 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x, temb, places, *, train: bool):  # x: [b, h, w, c]; temb: [b, d]
-        h = swish(group_norm(self, x.shape[-1], "norm1")(x))
+        h = group_norm(self, x.shape[-1], "norm1", swish=True)(x)
         h, shift = UnbiasedConv3x3(self.channels, self.dtype, name="conv1")(h)
         shift = jnp.broadcast_to(shift, (len(x), self.channels))
         width = self.channels * (2 if self.scale_shift else 1)
         temb = nn.Dense(width, kernel_init=fan_avg, name="temb_proj")(swish(temb))
-        norm2 = group_norm(self, self.channels, "norm2")
+        norm2 = group_norm(self, self.channels, "norm2", swish=True)
         if self.scale_shift:
-            scale, offset = jnp.split(temb[:, None, None, :], 2, axis=-1)
-            h = norm2(h, shift) * (1 + scale) + offset
+            h = norm2(h, shift, jnp.split(temb, 2, axis=-1))
         else:
             h = norm2(h, shift + temb)
-        h = Dropout(self.dropout)(swish(h), places, train=train)
+        h = Dropout(self.dropout)(h, places, train=train)
         h = conv3x3(self.channels, zeros, self.dtype, "conv2")(h)
         if x.shape[-1] != self.channels:
             x = dense(self.channels, fan_avg, self.dtype, "nin_shortcut")(x)
@@ -189,7 +172,7 @@ class AttentionBlock(nn.Module):
     def __call__(self, x):  # [b, h, w, c]
         b, height, width, c = x.shape
         depth = c // self.num_heads
-        h = group_norm(self, c, "norm")(x)
+        h = group_norm(self, c, "norm", swish=False)(x)
 
         def project(name):  # [b, h, w, c] -> [b heads, h w, depth]
             heads = dense(c, fan_avg, self.dtype, name)(h)

@@ -1,13 +1,15 @@
-"""Group normalization (Wu and He 2018), with a derivative of its own.
+"""Group normalization (Wu and He 2018), and the swish behind it, with a derivative of their own.
 
 The statistics are taken by channel and then by group, so every pass over the images runs along
 their channels, which a CPU can vectorize, and one pass is enough. The derivative takes two sums
-over the pixels, from which those by the image, the scale and the bias all follow.
+over the pixels, from which those by the image, the shift, the scale and the bias all follow.
 """
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from ddpm_jax.network import activation
 
 
 class GroupNorm(nn.Module):
@@ -16,91 +18,142 @@ class GroupNorm(nn.Module):
     Attributes:
         num_groups: it divides the channels.
         epsilon: added to the variance.
+        swish: whether a swish follows.
     """
 
     num_groups: int
     epsilon: float
+    swish: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, shift: jax.Array | None = None) -> jax.Array:
-        """Normalizes x [b, h, w, c] + shift [b, c]; returns [b, h, w, c] float32."""
-        channels = x.shape[-1:]
-        scale = self.param("scale", nn.initializers.ones, channels)
-        bias = self.param("bias", nn.initializers.zeros, channels)
-        shift = jnp.zeros((len(x), *channels)) if shift is None else shift
-        return normalize(jnp.float32(x), shift, scale, bias, self.num_groups, self.epsilon)
+    def __call__(
+        self,
+        x: jax.Array,
+        shift: jax.Array | None = None,
+        modulation: tuple[jax.Array, jax.Array] | None = None,
+    ) -> jax.Array:
+        """The normalized images.
+
+        Args:
+            x: [b, h, w, c].
+            shift: [b, c] float32, added to x before.
+            modulation: (m, a), [b, c] float32 each, for (1 + m) norm + a, before the swish.
+
+        Returns:
+            [b, h, w, c] float32.
+        """
+        b, *_, c = x.shape
+        scale = self.param("scale", nn.initializers.ones, (c,))[None]
+        bias = self.param("bias", nn.initializers.zeros, (c,))[None]
+        if modulation is not None:
+            factor, added = modulation
+            scale, bias = scale * (1 + factor), bias * (1 + factor) + added
+        shift = jnp.zeros((b, c)) if shift is None else shift
+        scale, bias = jnp.broadcast_to(scale, (b, c)), jnp.broadcast_to(bias, (b, c))
+        return normalize(x, shift, scale, bias, self.num_groups, self.epsilon, self.swish)
 
 
-def _normalize(x, shift, scale, bias, num_groups, epsilon):
-    """(x + shift - mean) / sqrt(variance + epsilon) scale + bias, by image and group.
+def _normalize(x, shift, scale, bias, num_groups, epsilon, swish):
+    """scale (x + shift - mean) / sqrt(variance + epsilon) + bias, by image and group.
 
     Args:
-        x: [b, h, w, c] float32.
-        shift: [b, c] float32.
-        scale, bias: [c] float32.
+        x: [b, h, w, c] float32, or bfloat16, which is taken in float32.
+        shift, scale, bias: [b, c] float32.
         num_groups: it divides c.
         epsilon: added to the variance.
+        swish: whether the swish of this is wanted.
 
     Returns:
         [b, h, w, c] float32.
     """
-    mean, _, sigma = _statistics(x, shift, num_groups, epsilon)
-    return _affine(x - _pixels(mean), sigma, scale, bias)
+    factor, offset, *_ = _as_affine(x, shift, scale, bias, num_groups, epsilon)
+    y = _affine(x, factor, offset)
+    return activation.swish(y) if swish else y
 
 
-normalize = jax.custom_jvp(_normalize, nondiff_argnums=(4, 5))
+normalize = jax.custom_jvp(_normalize, nondiff_argnums=(4, 5, 6))
 
 
 @normalize.defjvp
-def _normalize_jvp(num_groups, epsilon, primals, tangents):
+def _normalize_jvp(num_groups, epsilon, swish, primals, tangents):
     x, shift, scale, bias = primals
-    dx, dshift, dscale, dbias = tangents
-    mean, offset, sigma = _statistics(x, shift, num_groups, epsilon)
-    deviation = x - _pixels(mean)
-    y = _affine(deviation, sigma, scale, bias)
-    scale, dscale, dbias = scale[None], dscale[None], dbias[None]
-    dx, dshift = dx / _pixels(sigma), dshift / sigma
+    # The barrier keeps the sums over pixels, for all of these, from sums over pixels and batch.
+    dx, *others = tangents
+    dshift, dscale, dbias = jax.lax.optimization_barrier(others)
+    factor, offset, center, mean, sigma = _as_affine(x, shift, scale, bias, num_groups, epsilon)
+    x, *copies = _copies(x)
+    deviation = jnp.float32(copies[1]) - _pixels(center)
+    n = x.shape[1] * x.shape[2]
+    dx = jnp.float32(dx)
+    of_mean = _of_group(n * dshift + _sums(dx), n, num_groups)
+    of_variance = _of_group(n * mean * dshift + _sums(deviation * dx), n, num_groups)
+    of_mean = dbias + factor * (dshift - of_mean)
+    of_variance = (dscale - factor * of_variance / sigma) / sigma
     # Terms that are the same at all pixels are added before they are broadcast: the transpose
     # then takes one sum over the pixels for them, and one for the factor of the deviation.
-    of_mean = dshift + _means(dx)
-    of_variance = _means(deviation * dx) + offset * dshift
-    of_mean = dbias + scale * (dshift - _of_group(of_mean, num_groups))
-    of_variance = (dscale - scale * _of_group(of_variance, num_groups) / sigma) / sigma
-    return y, dx * _pixels(scale) + _pixels(of_mean) + deviation * _pixels(of_variance)
+    dy = dx * _pixels(factor), _pixels(of_mean), deviation * _pixels(of_variance)
+    y = _affine(x, factor, offset)
+    if not swish:
+        return y, sum(dy)
+    if x.dtype == jnp.float32:  # A CPU is faster with one product.
+        return activation.swish(y), activation.slope(y) * sum(dy)
+    slopes = [activation.slope(_affine(copy, factor, offset)) for copy in (x, *copies)]
+    return activation.swish(y), sum(slope * part for slope, part in zip(slopes, dy))
 
 
-def _affine(deviation, sigma, scale, bias):
-    return deviation * _pixels(scale[None] / sigma) + _pixels(bias[None])
+def _copies(x):
+    """Three times x, one for each term of a derivative.
+
+    A GPU's compiler takes them for different arrays, though they are one in memory: it then
+    takes the slope of the swish anew in each pass over the images, instead of writing it down in
+    float32. A TPU does better without.
+    """
+    def copies(x):
+        return (x, *jax.lax.optimization_barrier((x, x)))
+
+    return jax.lax.platform_dependent(
+        x, cuda=copies, rocm=copies, default=lambda x: (x, x, x)
+    )
+
+
+def _as_affine(x, shift, scale, bias, num_groups, epsilon):
+    """The norm as x factor + offset, and what its derivative needs.
+
+    From one pass over x. E[z^2] - E[z]^2 of z = x + shift would cancel where the mean is large:
+    so a float32 z is taken less the mean of its first pixel, and a bfloat16 x, whose own last
+    digit is worse, is not.
+
+    Returns:
+        factor and offset; what to subtract from x for its deviation; that deviation's mean by
+        channel; and the standard deviation; [b, c] each.
+    """
+    n = x.shape[1] * x.shape[2]
+    reference = jnp.zeros_like(shift)
+    if x.dtype == jnp.float32:
+        reference = _of_group(x[:, 0, 0] + shift, 1, num_groups)
+    z = jnp.float32(x) + _pixels(shift - reference)
+    total = _sums(z)
+    mean, square = _of_group(total, n, num_groups), _of_group(_sums(z**2), n, num_groups)
+    sigma = jnp.sqrt(jnp.maximum(square - mean**2, 0) + epsilon)
+    center, factor = reference + mean - shift, scale / sigma
+    return factor, bias - center * factor, center, total / n - mean, sigma
+
+
+def _affine(x, factor, offset):
+    return jnp.float32(x) * _pixels(factor) + _pixels(offset)
 
 
 def _pixels(x):  # [b, c] -> [b, 1, 1, c]
     return x[:, None, None]
 
 
-def _means(x):  # [b, h, w, c] -> [b, c]
-    return x.mean((1, 2))
+def _sums(x):  # [b, h, w, c] -> [b, c]
+    return x.sum((1, 2))
 
 
-def _statistics(x, shift, num_groups, epsilon):
-    """What to subtract from x for its deviation, its deviation's mean, and sigma; [b, c] each.
-
-    From one pass over x. E[x^2] - E[x]^2 would cancel where the mean is large, so that x is taken
-    less one of its pixels.
-    """
-    pixel = x[:, 0, 0]
-    x = x - _pixels(pixel)
-    mean = _means(x)
-    variance = jnp.maximum(_means(x**2) - mean**2, 0)
-    mean = mean + (pixel + shift)
-    group_mean = _of_group(mean, num_groups)
-    offset = mean - group_mean
-    variance = _of_group(variance + offset**2, num_groups)
-    return group_mean - shift, offset, jnp.sqrt(variance + epsilon)
-
-
-def _of_group(x, num_groups):
-    """[b, c] -> [b, c], each channel's the mean of its group."""
-    c = x.shape[-1]
+def _of_group(sums, n, num_groups):
+    """Sums [b, c] over n pixels -> [b, c], each channel's the mean of its group."""
+    c = sums.shape[-1]
     group = jnp.arange(c) // (c // num_groups)
     same = jnp.float32(group[:, None] == group[None])  # [c, c]: one small product.
-    return jnp.dot(x, same / (c // num_groups), precision="highest")
+    return jnp.dot(sums, same / (n * c // num_groups), precision="highest")

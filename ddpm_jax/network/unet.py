@@ -157,10 +157,8 @@ class UNet(nn.Module):
         h, skips = self.down(x, call)
         h = self.middle(h, call)
         h = self.up(h, skips, call)
-        h = group_norm(self, h.shape[-1], "norm_out")(h)
-        return nn.Conv(self.out_channels, (3, 3), kernel_init=zeros, name="conv_out")(
-            swish(h)
-        )
+        h = group_norm(self, h.shape[-1], "norm_out", swish=True)(h)
+        return nn.Conv(self.out_channels, (3, 3), kernel_init=zeros, name="conv_out")(h)
 
     def down(self, x, call):
         """h at the coarsest level, and h after every step on the way there, for the way up."""
