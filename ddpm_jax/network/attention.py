@@ -1,8 +1,9 @@
 """Softmax attention (Vaswani et al. 2017), with a derivative of its own.
 
-Of the arrays of places by places, only the exponentials are kept for the backward pass. They are
-divided by their sums after the product with the values, where there are fewer numbers, and the
-gradient needs these sums and the output alone (Dao et al. 2022, Appendix B.2).
+Of the arrays of places by places, only the exponentials are kept for the backward pass, in the
+type of the values. They are divided by their sums after the product with the values, where there
+are fewer numbers (but on a GPU before it), and the gradient needs these sums and the output alone
+(Dao et al. 2022, Appendix B.2).
 """
 
 import jax
@@ -37,10 +38,19 @@ def _attention_jvp(primals, tangents):
 
 
 def _attention(q, k, v):
-    """The output [n, p, d], the exponentials [n, p, p] and their sums [n, p, 1], float32."""
+    """The output [n, p, d] and the sums [n, p, 1] float32, and the exponentials [n, p, p]."""
     logits = _logits(q, k)
     exps = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
-    sums = exps.sum(-1, keepdims=True)
+
+    def divided(exps):  # In the pass that takes the sums: a GPU then writes the output once.
+        weights = (exps / exps.sum(-1, keepdims=True)).astype(v.dtype)
+        return jax.lax.optimization_barrier(weights), jnp.ones_like(exps[..., :1])
+
+    def summed(exps):
+        exps = exps.astype(v.dtype)
+        return exps, jnp.float32(exps).sum(-1, keepdims=True)
+
+    exps, sums = jax.lax.platform_dependent(exps, cuda=divided, rocm=divided, default=summed)
     return _weighted(exps, v) / sums, exps, sums
 
 

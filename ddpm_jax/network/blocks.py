@@ -12,6 +12,7 @@ import numpy as np
 from flax.linen.dtypes import promote_dtype
 
 from ddpm_jax.network.activation import swish
+from ddpm_jax.network.apart import apart
 from ddpm_jax.network.attention import attention
 from ddpm_jax.network.convolution import NHWC, conv_general_dilated
 from ddpm_jax.network.normalization import GroupNorm
@@ -57,21 +58,61 @@ class UnbiasedConv3x3(nn.Module):
         return y, bias
 
 
-def dense(channels: int, kernel_init: Any, dtype: Any, name: str) -> nn.Dense:
-    """A dense layer over the channels of the torso, [..., c] -> [..., channels]."""
-    return nn.Dense(
-        channels, dtype=dtype, kernel_init=kernel_init, name=name, dot_general=_matrix_product
+class Dense(nn.Module):
+    """A dense layer over the channels of the torso, with the parameters of `flax.linen.Dense`.
+
+    It is one product of matrices, with all leading axes as one: with more, XLA's CPU backend
+    transposes an image for the gradient by the kernel.
+
+    Attributes:
+        channels: of the output.
+        kernel_init: of the kernel; the bias starts at zero.
+        dtype: of the product and the output.
+    """
+
+    channels: int
+    kernel_init: Any
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x):  # [..., c] -> [..., channels]
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.channels))
+        bias = self.param("bias", zeros, (self.channels,))
+        x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
+        return _dense(x, kernel, bias)
+
+
+@jax.custom_jvp
+def _dense(x, kernel, bias):
+    """x kernel + bias, [..., k], in the type of x [..., c] and the kernel; the bias is float32."""
+    def at_the_end(x, kernel, bias):  # Of the product, where a GPU adds it in float32.
+        flat = x.reshape(-1, x.shape[-1])
+        y = jnp.dot(flat, kernel, preferred_element_type=jnp.float32) + bias[None]
+        return y.astype(x.dtype).reshape(*x.shape[:-1], -1)
+
+    def after(x, kernel, bias):
+        return _product(x, kernel) + _as_row(bias, x)
+
+    return jax.lax.platform_dependent(
+        x, kernel, bias, cuda=at_the_end, rocm=at_the_end, default=after
     )
 
 
-def _matrix_product(x, kernel, dimension_numbers, **settings):
-    """`jax.lax.dot_general` of [..., c] and [c, k], with all leading axes as one.
+@_dense.defjvp
+def _dense_jvp(primals, tangents):
+    (x, kernel, bias), (dx, dkernel, dbias) = primals, tangents
+    # In the type of x, so that the products of the gradient are.
+    dy = _product(dx, kernel) + _product(x, dkernel) + _as_row(dbias, x)
+    return _dense(x, kernel, bias), dy
 
-    With more axes XLA's CPU backend transposes an image for the gradient by the kernel.
-    """
-    axes = (((1,), (0,)), ((), ()))
-    y = jax.lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, axes, **settings)
-    return y.reshape(*x.shape[:-1], -1)
+
+def _product(x, kernel):
+    return jnp.dot(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], -1)
+
+
+def _as_row(bias, x):
+    """The bias, to be added to all but the last axis of what has the axes and the type of x."""
+    return bias.astype(x.dtype).reshape(*(1,) * (x.ndim - 1), -1)
 
 
 def timestep_embedding(
@@ -153,7 +194,7 @@ class ResBlock(nn.Module):
         h = Dropout(self.dropout)(h, places, train=train)
         h = conv3x3(self.channels, zeros, self.dtype, "conv2")(h)
         if x.shape[-1] != self.channels:
-            x = dense(self.channels, fan_avg, self.dtype, "nin_shortcut")(x)
+            x = Dense(self.channels, fan_avg, self.dtype, name="nin_shortcut")(x)
         return x + h
 
 
@@ -172,13 +213,14 @@ class AttentionBlock(nn.Module):
     def __call__(self, x):  # [b, h, w, c]
         b, height, width, c = x.shape
         depth = c // self.num_heads
-        h = group_norm(self, c, "norm", swish=False)(x)
+        h = group_norm(self, c, "norm", swish=False)(x).astype(self.dtype)
 
-        def project(name):  # [b, h, w, c] -> [b heads, h w, depth]
-            heads = dense(c, fan_avg, self.dtype, name)(h)
+        def project(name, h):  # [b, h, w, c] -> [b heads, h w, depth]
+            heads = Dense(c, fan_avg, self.dtype, name=name)(h)
             heads = heads.reshape(b, height * width, self.num_heads, depth).swapaxes(1, 2)
             return heads.reshape(-1, height * width, depth)
 
-        h = attention(project("q"), project("k"), project("v"))
+        # As one product, which a GPU's compiler would make of them, they are cut apart again.
+        h = attention(*map(project, "qkv", apart(h, 3)))
         h = h.reshape(b, self.num_heads, height * width, depth).swapaxes(1, 2).reshape(x.shape)
-        return x + dense(c, zeros, self.dtype, "proj_out")(h)
+        return x + Dense(c, zeros, self.dtype, name="proj_out")(h)

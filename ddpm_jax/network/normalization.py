@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.network import activation
+from ddpm_jax.network.apart import apart
 
 
 class GroupNorm(nn.Module):
@@ -81,8 +82,8 @@ def _normalize_jvp(num_groups, epsilon, swish, primals, tangents):
     dx, *others = tangents
     dshift, dscale, dbias = jax.lax.optimization_barrier(others)
     factor, offset, center, mean, sigma = _as_affine(x, shift, scale, bias, num_groups, epsilon)
-    x, *copies = _copies(x)
-    deviation = jnp.float32(copies[1]) - _pixels(center)
+    copies = apart(x, 3)  # One for each term: a GPU takes the slope of the swish anew in each.
+    deviation = jnp.float32(copies[2]) - _pixels(center)
     n = x.shape[1] * x.shape[2]
     dx = jnp.float32(dx)
     of_mean = _of_group(n * dshift + _sums(dx), n, num_groups)
@@ -97,23 +98,8 @@ def _normalize_jvp(num_groups, epsilon, swish, primals, tangents):
         return y, sum(dy)
     if x.dtype == jnp.float32:  # A CPU is faster with one product.
         return activation.swish(y), activation.slope(y) * sum(dy)
-    slopes = [activation.slope(_affine(copy, factor, offset)) for copy in (x, *copies)]
+    slopes = [activation.slope(_affine(copy, factor, offset)) for copy in copies]
     return activation.swish(y), sum(slope * part for slope, part in zip(slopes, dy))
-
-
-def _copies(x):
-    """Three times x, one for each term of a derivative.
-
-    A GPU's compiler takes them for different arrays, though they are one in memory: it then
-    takes the slope of the swish anew in each pass over the images, instead of writing it down in
-    float32. A TPU does better without.
-    """
-    def copies(x):
-        return (x, *jax.lax.optimization_barrier((x, x)))
-
-    return jax.lax.platform_dependent(
-        x, cuda=copies, rocm=copies, default=lambda x: (x, x, x)
-    )
 
 
 def _as_affine(x, shift, scale, bias, num_groups, epsilon):

@@ -31,6 +31,35 @@ def test_it_is_what_the_paper_defines(shape):
     np.testing.assert_allclose(attention(*given), defined(*given), atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_gpu_divides_before_the_product(as_on_a_gpu, shape):
+    test_it_is_what_the_paper_defines(shape)
+    test_its_derivative_is_the_limit_of_differences(shape)
+    test_its_gradient_is_the_transpose_of_its_derivative(shape)
+    test_bfloat16_takes_its_softmax_in_float32()
+
+
+def test_bfloat16_takes_its_softmax_in_float32():
+    q, k, v = (jnp.bfloat16(x) for x in drawn((3, 16, 8), 9))
+    y = attention(q, k, v)
+    assert y.dtype == jnp.bfloat16
+    # Weights that sum to 1, rounded by up to 2^-9 each, of values of up to 8; and the output.
+    np.testing.assert_allclose(np.float64(y), defined(q, k, v), atol=2**-9 * 16)
+
+    def total(q, k, v):
+        return jnp.sum(jnp.float32(attention(q, k, v)) ** 2)
+
+    def exactly(q, k, v):
+        weights = jax.nn.softmax(q @ k.swapaxes(1, 2) / jnp.sqrt(8.0))
+        return jnp.sum((weights @ v) ** 2)
+
+    ours = jax.grad(total, (0, 1, 2))(q, k, v)
+    theirs = jax.grad(exactly, (0, 1, 2))(*(jnp.float32(x) for x in (q, k, v)))
+    for a, b in zip(ours, theirs):
+        # Products of three numbers of 8 bits.
+        np.testing.assert_allclose(np.float64(a), b, atol=0.02 * np.abs(b).max())
+
+
 def test_large_logits_do_not_overflow():
     q, k, v = 30 * drawn((2, 5, 3), 1)
     # Logits of thousands are known to 1e-3: each place attends to one other, or to near ones.

@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import oracle_unet
 from ddpm_jax.network.blocks import (
-    AttentionBlock, Dropout, ResBlock, default_num_groups, dense, fan_avg, timestep_embedding,
+    AttentionBlock, Dense, Dropout, ResBlock, default_num_groups, fan_avg, timestep_embedding,
 )
 from filled import fill, shapes
 
@@ -104,7 +104,7 @@ def test_rows_of_an_image_drop_values_of_their_own(height):
 def test_a_dense_layer_is_one_product_of_matrices():
     """Whose gradients are products without a transposed image."""
     x = np.float32(RNG.standard_normal((2, 3, 4, 5)))
-    layer = dense(6, fan_avg, None, "layer")
+    layer = Dense(6, fan_avg, jnp.float32)
     params = fill(shapes(layer, x))
     y = layer.apply({"params": params}, x)
     assert_allclose(y, np.float64(x) @ params["kernel"] + params["bias"], rtol=0, atol=1e-5)
@@ -119,6 +119,18 @@ def test_a_dense_layer_is_one_product_of_matrices():
         if eqn.primitive.name == "dot_general"
     ]
     assert len(products) >= 2 and all(x.aval.ndim == 2 for pair in products for x in pair)
+
+
+def test_a_dense_layer_in_bfloat16_rounds_once_on_a_gpu(as_on_a_gpu):
+    """Not the product, and then its sum with the bias."""
+    x, layer = jnp.bfloat16(RNG.standard_normal((2, 3, 5))), Dense(6, fan_avg, jnp.bfloat16)
+    params = fill(shapes(layer, x))
+    y = layer.apply({"params": params}, x)
+    assert y.dtype == jnp.bfloat16
+    kernel = np.float64(jnp.bfloat16(params["kernel"]))
+    exact = np.float64(x) @ kernel + params["bias"]
+    # Half of the last bit, and what float32 adds.
+    assert_allclose(np.float64(y), exact, rtol=2.0**-8 + 1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("heads", [1, 3])

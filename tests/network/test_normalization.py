@@ -111,6 +111,12 @@ def test_its_gradient_is_the_transpose_of_its_derivative(shape, num_groups, swis
         assert abs(found - expected) < share * size
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_gpu_takes_the_slope_anew(as_on_a_gpu, dtype):
+    test_its_derivative_is_the_limit_of_differences(*SHAPES[0], True, dtype)
+    test_its_gradient_is_the_transpose_of_its_derivative(*SHAPES[0], True, dtype)
+
+
 def test_a_batch_of_batches_and_its_gradient_are_each_their_own():
     batches = np.stack([drawn((2, 4, 4, 8), seed)[0] for seed in range(3)])
     _, *others = drawn((2, 4, 4, 8), 5)
