@@ -23,6 +23,7 @@ from ddpm_jax.diffusion import randomness
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import evaluate as evaluate_lib
 from ddpm_jax.inference import conditions
+from ddpm_jax.network import torso
 from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.runtime import compilation, memory, parallel
 from ddpm_jax.training import loop, memory_check
@@ -248,6 +249,7 @@ def time_network(run: Run, params: Any, precision: str) -> Speed:
         precision: of matrix products, as of `jax.default_matmul_precision`.
     """
     def chain(params, batch):
+        params = torso.cast(run.model, params)
         uint8, model_kwargs = conditions.split(batch)
         t = jnp.zeros(len(uint8), jnp.int32)
 

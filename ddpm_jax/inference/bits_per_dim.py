@@ -13,6 +13,7 @@ from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.diffusion.variational_bound import Terms
 from ddpm_jax.errors import UserError
 from ddpm_jax.inference import batched_map, conditions
+from ddpm_jax.network import torso
 from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.network.trained import Trained
 from ddpm_jax.runtime import parallel, partial_results
@@ -178,6 +179,7 @@ def _pmap_ode(model, diffusion, packed, num_steps, num_probes, progress):
 
 
 def _denoise_fn(model, params, model_kwargs):
+    params = torso.cast(model, params)
     return functools.partial(
         model.apply, {"params": params}, train=False, **conditions.as_float(model_kwargs)
     )

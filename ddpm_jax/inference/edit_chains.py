@@ -18,6 +18,7 @@ from ddpm_jax.diffusion import process, randomness
 from ddpm_jax.diffusion.schedule import Schedule
 from ddpm_jax.errors import UserError
 from ddpm_jax.inference import batched_map
+from ddpm_jax.network import torso
 from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.network.trained import Trained
 from ddpm_jax.runtime import parallel
@@ -139,6 +140,7 @@ def _pmap_chain(edit, model, diffusion, num_calls, progress):
     """(params, StepChain, rows or None, keys [d, b], arrays [d, b, ...]) -> images."""
 
     def chain(params, steps, rows, rngs, arrays):
+        params = torso.cast(model, params)
         denoise_fn = functools.partial(model.apply, {"params": params}, train=False)
         predict_fn = steps.predict_fn(denoise_fn, diffusion)
         report = batched_map.on_step(num_calls, progress)

@@ -16,6 +16,7 @@ from ddpm_jax.diffusion import process, randomness
 from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.errors import UserError, check_known
 from ddpm_jax.inference import batched_map, conditions
+from ddpm_jax.network import torso
 from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.network.trained import Trained
 from ddpm_jax.network.unet import UNet
@@ -303,6 +304,7 @@ def _pmap_chain(model, diffusion, image_shape, settings, trajectory, denoised_fn
         rngs_z = randomness.fold_each(rngs, randomness.Z)
         x_T = randomness.standard_normal(randomness.fold_each(rngs, randomness.X_T), image_shape)
         model_kwargs = conditions.as_float(model_kwargs)
+        params = torso.cast(model, params)
         apply_fn = functools.partial(model.apply, {"params": params}, train=False)
         denoise_fn = functools.partial(apply_fn, **model_kwargs)
         if settings.guidance != 1:
