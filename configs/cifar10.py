@@ -77,6 +77,7 @@ def get_config() -> ml_collections.ConfigDict:
         accumulate=1,         # micro-batches per step, if a batch does not fit into memory
         remat=False,          # recompute the inside of the network's blocks in the backward pass:
                               # an eighth of the activations for a third more work
+        shard_update=False,   # each device keeps and updates a share of the state (docs/scaling)
         learning_rate=2e-4,
         warmup_steps=5000,
         t_sampling="uniform",                # or "antithetic", "importance"

@@ -26,10 +26,10 @@ from ddpm_jax.inference import conditions
 from ddpm_jax.network import torso
 from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.runtime import compilation, memory, parallel
-from ddpm_jax.training import loop, memory_check
+from ddpm_jax.training import loop, memory_check, sharding
 from ddpm_jax.training import run as run_lib
 from ddpm_jax.training.run import Run
-from ddpm_jax.training.state import TrainState
+from ddpm_jax.training.sharding import Held
 from ddpm_jax.training.step import pmap_train_step
 from ddpm_jax.workdir.logs import format_duration
 
@@ -121,14 +121,16 @@ def plan(config: ml_collections.ConfigDict, data: Any = None) -> Plan:
         config.data.holdout = 0  # Of these it could leave none.
     run = run_lib.prepare(config, None, data)
     jobs = count_calls(config, run, there)
-    state = parallel.replicate(run_lib.fresh_state(run))
-    held, num_params = memory_check.of_state(state), trained_lib.num_params(state.params)
-    state, step = time_steps(run, state)
-    call = time_network(run, state.ema_params, "default")
+    held = sharding.hold(run_lib.fresh_state(run), run.step_settings.shard_update)
+    num_bytes = memory_check.of_state(sharding.merged(*held))
+    num_params = trained_lib.num_params(sharding.shapes(sharding.merged(*held).params))
+    held, step = time_steps(run, held)
+    params = parallel.replicate(sharding.whole(held, "ema_params").ema_params)
+    call = time_network(run, params, "default")
     precision = config.evaluate.matmul_precision
     # A CPU knows one precision only.
     same = jax.default_backend() == "cpu" or precision == "default"
-    precise_call = call if same else time_network(run, state.ema_params, precision)
+    precise_call = call if same else time_network(run, params, precision)
     batch_size, shape = run.settings.batch_size, "x".join(map(str, run.source.image_shape))
 
     def work(name, speed):
@@ -140,7 +142,7 @@ def plan(config: ml_collections.ConfigDict, data: Any = None) -> Plan:
         data=f"{len(run.source):,} images of {shape}" if there else
         f"{config.data.name} is not on this machine: random pixels of {shape} in its place",
         num_steps=run.settings.num_steps, batch_size=batch_size, num_params=num_params,
-        memory=held, peak=memory.peak(), step=step, call=call,
+        memory=num_bytes, peak=memory.peak(), step=step, call=call,
         work=(work("sample", call), work("fid", precise_call), work("bpd", precise_call)),
     )
 
@@ -205,12 +207,12 @@ def stand_in(config: ml_collections.ConfigDict) -> source_lib.Source:
     return source
 
 
-def time_steps(run: Run, state: TrainState) -> tuple[TrainState, Speed]:
+def time_steps(run: Run, held: Held) -> tuple[Held, Speed]:
     """The state after some training steps, and their speed.
 
     Args:
         run: of `run.prepare`.
-        state: replicated; donated.
+        held: the state on the devices; donated.
     """
     settings, rng = run.settings, run.rng(randomness.STEP)
     with contextlib.closing(batching.device_batches(
@@ -218,26 +220,26 @@ def time_steps(run: Run, state: TrainState) -> tuple[TrainState, Speed]:
         on_device=settings.on_device,
     )) as batches, jax.default_matmul_precision(settings.matmul_precision):
         batch, accumulate = next(batches), run.step_settings.accumulate
-        counted = lowered_step(run, 1, state, batch)  # A loop's body would be counted once.
-        lowered = counted if accumulate == 1 else lowered_step(run, accumulate, state, batch)
+        counted = lowered_step(run, 1, held, batch)  # A loop's body would be counted once.
+        lowered = counted if accumulate == 1 else lowered_step(run, accumulate, held, batch)
         compiled = compilation.compiled(lowered)
 
         def step():
-            nonlocal state
-            state, metrics = compiled(state, next(batches), rng)
+            nonlocal held
+            *held, metrics = compiled(*held, next(batches), rng)
             return metrics["loss"]
 
         measured = speed(step, counted, compiled)
-        return state, measured
+        return held, measured
 
 
-def lowered_step(run: Run, accumulate: int, state: TrainState, batch: Any) -> Any:
+def lowered_step(run: Run, accumulate: int, held: Held, batch: Any) -> Any:
     """The training step in so many micro-batches, lowered for a state and a batch."""
     step_fn = pmap_train_step(
         schedule=run.schedule, learning_rate=run.learning_rate,
         settings=dataclasses.replace(run.step_settings, accumulate=accumulate),
     )
-    return compilation.lowered(step_fn, state, batch, run.rng(randomness.STEP))
+    return compilation.lowered(step_fn, *held, batch, run.rng(randomness.STEP))
 
 
 def time_network(run: Run, params: Any, precision: str) -> Speed:

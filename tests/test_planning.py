@@ -13,7 +13,7 @@ from ddpm_jax import config as config_lib
 from ddpm_jax.configs import digits
 from ddpm_jax.data import loading
 from ddpm_jax.runtime import memory, parallel
-from ddpm_jax.training import loop, memory_check
+from ddpm_jax.training import loop, memory_check, sharding
 from ddpm_jax.training import run as run_lib
 from nonzero import TinyNet
 from program import ROOT, SMALL, run
@@ -51,7 +51,8 @@ def briefly():
 @pytest.fixture(scope="module")
 def timed():
     tiny = tiny_run()
-    return tiny, *planning.time_steps(tiny, parallel.replicate(run_lib.fresh_state(tiny)))
+    (state,), step = planning.time_steps(tiny, sharding.hold(run_lib.fresh_state(tiny), False))
+    return tiny, state, step
 
 
 def test_flops_of_a_step_are_those_of_its_convolutions(timed):
@@ -89,7 +90,7 @@ def test_micro_batches_count_all_although_a_loop_holds_them(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # where they are a loop
     runs = [tiny_run(**{"train.accumulate": accumulate}) for accumulate in (1, 2)]
     whole, parts = (
-        planning.time_steps(tiny, parallel.replicate(run_lib.fresh_state(tiny)))[1]
+        planning.time_steps(tiny, sharding.hold(run_lib.fresh_state(tiny), False))[1]
         for tiny in runs
     )
     assert parts.flops == whole.flops
@@ -104,6 +105,19 @@ def test_the_steps_are_real_ones(timed):
     state_bytes = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(fresh))
     # The state in place, since it is donated, and more for gradients and activations.
     assert state_bytes < step.peak < 2 * state_bytes + 10**6
+
+
+def test_the_steps_of_devices_that_share_the_state_are_real_ones(monkeypatch):
+    monkeypatch.setattr(sharding, "SMALLEST", 16)
+    tiny = dataclasses.replace(
+        tiny_run(**{"train.shard_update": True}), model=TinyNet(channels=8)
+    )
+    held, step = planning.time_steps(tiny, sharding.hold(run_lib.fresh_state(tiny), True))
+    state, fresh = sharding.whole(held), run_lib.fresh_state(tiny)
+    assert int(state.step) == 1 + step.num_calls == 3
+    assert "gathered parameters" in memory_check.of_state(sharding.merged(*held))
+    moved = jax.tree.map(lambda a, b: float(abs(a - b).max()), state.params, fresh.params)
+    assert min(jax.tree.leaves(moved)) > 0
 
 
 def test_memory_of_a_state_by_what_it_holds():

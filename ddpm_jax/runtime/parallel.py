@@ -212,7 +212,7 @@ def pmap(
     function: Callable[..., Any],
     *,
     in_axes: tuple[int | None, ...],
-    out_axes: int | None = 0,
+    out_axes: int | None | tuple[int | None, ...] = 0,
     donate_argnums: tuple[int, ...] = (),
 ) -> Callable[..., Any]:
     """`function` on every device at once, along `AXIS`. Nothing else calls `jax.pmap`.
@@ -221,7 +221,8 @@ def pmap(
         function: what one device does with its share.
         in_axes: one entry per argument: 0 for arrays [local_devices, ...], one row per device;
             None for what every device gets whole.
-        out_axes: 0 for a row from each device, None if all devices return the same.
+        out_axes: 0 for a row from each device, None if all devices return the same; one entry,
+            or one per output.
         donate_argnums: arguments whose memory the outputs may reuse.
     """
     return jax.pmap(
@@ -239,6 +240,21 @@ def replicate(tree: Any) -> Any:
     """Copies `tree` to every local device without adding an axis to its arrays."""
     mesh = Mesh(np.asarray(jax.local_devices()), (AXIS,))
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def spread(tree: Any) -> Any:
+    """Places one row of every array on each device.
+
+    Args:
+        tree: NumPy arrays [n, ...], a row for each device of all processes.
+
+    Returns:
+        The rows of this process's devices, [d, ...].
+    """
+    mesh = Mesh(np.asarray(jax.local_devices()), (AXIS,))
+    return jax.device_put(
+        jax.tree.map(share, tree), NamedSharding(mesh, PartitionSpec(AXIS))
+    )
 
 
 def shard(tree: Any) -> Any:

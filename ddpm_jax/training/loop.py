@@ -20,11 +20,11 @@ from ddpm_jax.diffusion import randomness
 from ddpm_jax.errors import NotFiniteError, one_line
 from ddpm_jax.network.trained import Trained
 from ddpm_jax.runtime import compilation, interruption, memory, parallel, profiling
-from ddpm_jax.training import memory_check, monitoring, nan_search
+from ddpm_jax.training import memory_check, monitoring, nan_search, sharding
 from ddpm_jax.training import run as run_lib
 from ddpm_jax.training import state as state_lib
 from ddpm_jax.training.run import Run
-from ddpm_jax.training.state import TrainState
+from ddpm_jax.training.sharding import Held
 from ddpm_jax.training.step import pmap_train_step
 from ddpm_jax.workdir import lock
 from ddpm_jax.workdir.checkpoints import Checkpoints, steps
@@ -77,17 +77,17 @@ def complete(run: Run) -> tuple[Trained, list[str]]:
         stack.enter_context(
             memory_check.explained(run.settings.batch_size, run.step_settings.accumulate)
         )
-        records, state = open_records(run, stack)
-        say_opening(run, records, state)
+        records, held = open_records(run, stack)
+        say_opening(run, records, held)
         began = time.perf_counter()
-        state = make_steps(run, records, state)
+        held = make_steps(run, records, held)
         records.checkpoints.close()
         records.logs.say(monitoring.closing_line(
             run, records.start, time.perf_counter() - began, records.failures
         ))
     failures = parallel.from_first(lambda: records.failures)  # It alone writes traces.
     return Trained(
-        jax.device_get(state.ema_params), run.model, run.schedule,
+        jax.device_get(sharding.whole(held, "ema_params").ema_params), run.model, run.schedule,
         run.step_settings.parameterization, run.source.image_shape,
     ), failures
 
@@ -111,8 +111,8 @@ class Records:
     failures: list[str] = dataclasses.field(default_factory=list)
 
 
-def open_records(run: Run, stack: contextlib.ExitStack) -> tuple[Records, TrainState]:
-    """Takes hold of the workdir; returns its records and the state to go on from, replicated.
+def open_records(run: Run, stack: contextlib.ExitStack) -> tuple[Records, Held]:
+    """Takes hold of the workdir; returns its records and the state to go on from.
 
     Args:
         run: of `run.prepare`.
@@ -127,10 +127,12 @@ def open_records(run: Run, stack: contextlib.ExitStack) -> tuple[Records, TrainS
     checkpoints = stack.enter_context(Checkpoints(
         run.workdir, keep=settings.keep, keep_every=settings.keep_every
     ))
-    state = parallel.replicate(run_lib.first_state(run, checkpoints))
-    start = int(state.step)
+    held = sharding.hold(
+        run_lib.first_state(run, checkpoints), run.step_settings.shard_update
+    )
+    start = int(held[0].step)
     logs = stack.enter_context(open_logs(run, start)) if parallel.is_first() else Silence()
-    return Records(checkpoints, logs, check_owner, start), state
+    return Records(checkpoints, logs, check_owner, start), held
 
 
 def open_logs(run: Run, start: int) -> Logs:
@@ -140,20 +142,20 @@ def open_logs(run: Run, start: int) -> Logs:
     return Logs(run.workdir, start_step=start, num_steps=run.settings.num_steps, also=also)
 
 
-def say_opening(run: Run, records: Records, state: TrainState) -> None:
+def say_opening(run: Run, records: Records, held: Held) -> None:
     """Logs what the run is."""
-    for line in monitoring.opening_lines(run, state):
+    for line in monitoring.opening_lines(run, sharding.merged(*held)):
         records.logs.say(line)
     records.logs.text("config", f"```json\n{run.config_json}\n```")
 
 
-def make_steps(run: Run, records: Records, state: TrainState) -> TrainState:
+def make_steps(run: Run, records: Records, held: Held) -> Held:
     """Makes all steps that are left, each followed by what is due after it.
 
     Args:
         run: of `run.prepare`.
         records: of `open_records`.
-        state: replicated; donated.
+        held: the state on the devices; donated.
 
     Raises:
         FloatingPointError, Interrupted: as `train` does.
@@ -163,7 +165,7 @@ def make_steps(run: Run, records: Records, state: TrainState) -> TrainState:
         schedule=run.schedule, learning_rate=run.learning_rate, settings=run.step_settings
     )
     program = None
-    observe = observer(run, records, skipped=int(state.skipped[0]))
+    observe = observer(run, records, skipped=int(held[0].skipped[0]))
     rng, in_flight = run.rng(randomness.STEP), collections.deque()
     ahead = 0 if settings.debug_nans else IN_FLIGHT
     with contextlib.ExitStack() as stack:
@@ -180,29 +182,29 @@ def make_steps(run: Run, records: Records, state: TrainState) -> TrainState:
         asked_to_stop = stack.enter_context(interruption.watched())
         for step in numbers:
             batch = next(batches)
-            program = program or compilation.ahead(step_fn, state, batch, rng)
-            state, metrics = program(state, batch, rng)
+            program = program or compilation.ahead(step_fn, *held, batch, rng)
+            *held, metrics = program(*held, batch, rng)
             if settings.debug_nans and metrics["skipped_in_a_row"]:
-                say_layer(run, logs, step, state, batch)
+                say_layer(run, logs, step, held, batch)
             in_flight.append(metrics)
             while len(in_flight) > (ahead if step < settings.num_steps else 0):
                 behind = step + 1 - len(in_flight)
                 stop_if_stuck(run, records, behind, in_flight.popleft())
             records.check_owner()
-            observe(step, state, metrics)
+            observe(step, held, metrics)
             if step == records.start + 1:
-                jax.block_until_ready(state)
+                jax.block_until_ready(held)
                 logs.say(f"memory after the first step: {memory.peak()}")
             stop_signal = asked_to_stop(step)
             if stop_signal and step < settings.num_steps:
-                interrupt(run, records, step, state, stop_signal)
-    return state
+                interrupt(run, records, step, held, stop_signal)
+    return held
 
 
 def observer(
     run: Run, records: Records, *, skipped: int = 0
-) -> Callable[[int, TrainState, dict[str, jax.Array]], None]:
-    """(step, state, metrics) -> None: logs, draws and saves what is due after a step.
+) -> Callable[[int, Held, dict[str, jax.Array]], None]:
+    """(step, held, metrics) -> None: logs, draws and saves what is due after a step.
 
     Args:
         run: of `run.prepare`.
@@ -221,7 +223,7 @@ def observer(
         start_step=records.start, num_steps=settings.num_steps, batch_size=settings.batch_size
     )
 
-    def observe(step, state, metrics):
+    def observe(step, held, metrics):
         due = functools.partial(every, step, last=settings.num_steps)
         logs.advance(step)
         evaluates = evaluate is not None and due(settings.eval_every)
@@ -229,8 +231,9 @@ def observer(
             row = finite_row(metrics)
             if evaluates:
                 with rate.paused():
+                    state = sharding.whole(held, "ema_params")
                     loss = attempt(records, "the held-out loss", step, lambda: evaluate(
-                        state.ema_params
+                        parallel.replicate(state.ema_params)
                     ))
                 row |= {} if loss is None else {"heldout_loss": loss}
             logs.write(step, row | rate.read(step))
@@ -238,9 +241,10 @@ def observer(
                 logs.say(line)
         if due(settings.checkpoint_every):
             with rate.paused():
-                save(run, records, step, state)
+                save(run, records, step, held)
         if due(settings.sample_every):
             with rate.paused():
+                state = sharding.whole(held, "params", "ema_params")
                 attempt(records, "the grid", step, lambda: keep_grid(
                     run, logs, step, draw_grid(state, step)
                 ))
@@ -273,9 +277,10 @@ def note_failure(records: Records, what: str, error: Exception) -> None:
         logging.error(line)
 
 
-def save(run: Run, records: Records, step: int, state: TrainState) -> None:
+def save(run: Run, records: Records, step: int, held: Held) -> None:
     """Starts a checkpoint, after the rows of its steps: no reader finds it without them."""
     records.logs.flush()
+    state = sharding.whole(held)
     records.checkpoints.save(step, state_lib.to_saved(state), run.metadata())
 
 
@@ -285,7 +290,7 @@ def every(step: int, period: int, last: int) -> bool:
 
 
 def say_layer(
-    run: Run, logs: Logs | Silence, step: int, state: TrainState, batch: dict[str, Any]
+    run: Run, logs: Logs | Silence, step: int, held: Held, batch: dict[str, Any]
 ) -> None:
     """Logs which layer made this step one that is skipped.
 
@@ -293,11 +298,11 @@ def say_layer(
         run: of `run.prepare`.
         logs: of the run.
         step: its number.
-        state: as it left it.
+        held: the state as it left it.
         batch: of the step.
     """
     culprit = nan_search.not_finite(
-        state.replace(step=step - 1), batch, run.rng(randomness.STEP),
+        sharding.whole(held).replace(step=step - 1), batch, run.rng(randomness.STEP),
         schedule=run.schedule, settings=run.step_settings,
     )
     logs.say(f"step {step} is skipped: {culprit}")
@@ -324,10 +329,10 @@ def stop_if_stuck(run: Run, records: Records, step: int, metrics: Any) -> None:
 
 
 def interrupt(
-    run: Run, records: Records, step: int, state: TrainState, stop_signal: signal.Signals
+    run: Run, records: Records, step: int, held: Held, stop_signal: signal.Signals
 ) -> None:
     """Saves the state after `step` and raises Interrupted."""
-    save(run, records, step, state)
+    save(run, records, step, held)
     records.checkpoints.close()
     records.logs.say(
         f"{stop_signal.name}: step {step:,} is saved; the same command continues there"

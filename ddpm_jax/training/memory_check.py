@@ -12,6 +12,7 @@ from ddpm_jax.diffusion import randomness
 from ddpm_jax.errors import UserError
 from ddpm_jax.network.unet import UNet
 from ddpm_jax.runtime import memory
+from ddpm_jax.training import sharding
 from ddpm_jax.training import state as state_lib
 
 # The share of what `jax.vjp` keeps for the backward pass that a compiled step really holds, at
@@ -65,6 +66,7 @@ def estimate(
     accumulate: int,
     remat: bool,
     extra_ema_decays: tuple[float, ...],
+    shard_update: bool = False,
 ) -> Need:
     """The memory that a training step needs on each device; compiles and allocates nothing.
 
@@ -73,11 +75,14 @@ def estimate(
         optimizer: its state counts.
         image_shape: (h, w, c).
         batch_size: images per step, over all devices.
-        accumulate, remat, extra_ema_decays: as in `StepSettings`.
+        accumulate, remat, extra_ema_decays, shard_update: as in `StepSettings`.
     """
     images = batch_size // jax.device_count() // accumulate
     return Need(
-        of_fresh_state(model, optimizer, image_shape, extra_ema_decays),
+        of_fresh_state(
+            model, optimizer, image_shape, extra_ema_decays,
+            jax.device_count() if shard_update else None,
+        ),
         of_images(model, image_shape, images, remat), images,
         model, image_shape, batch_size, accumulate, remat,
     )
@@ -85,13 +90,19 @@ def estimate(
 
 def of_fresh_state(
     model: UNet, optimizer: optax.GradientTransformation, image_shape: tuple[int, int, int],
-    extra_ema_decays: tuple[float, ...],
+    extra_ema_decays: tuple[float, ...], num_shards: int | None = None,
 ) -> int:
-    """Bytes of the state of each device, as in `estimate`; does not start JAX's devices."""
+    """Bytes of the state of each device, as in `estimate`; does not start JAX's devices.
+
+    Args:
+        model, optimizer, image_shape, extra_ema_decays: as in `estimate`.
+        num_shards: how many devices share it; None where each has it whole.
+    """
     def fresh():
-        return state_lib.fresh(
+        state = state_lib.fresh(
             model, optimizer, jax.random.key(0), image_shape, extra_ema_decays=extra_ema_decays
         )
+        return state if num_shards is None else sharding.cut(state, num_shards)
 
     return sum(of_state(jax.eval_shape(fresh)).values())
 
@@ -171,15 +182,17 @@ def _gib(num_bytes):
 
 
 def of_state(state: state_lib.TrainState) -> dict[str, int]:
-    """Bytes of a training state, of arrays or their shapes, and of the gradients of a step."""
-    def num_bytes(tree):
-        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    """Bytes of a training state, of arrays or their shapes, and of what a step makes of its size.
 
+    That is the gradients, and where devices share the state the parameters that a step gathers.
+    """
+    held, whole = map(sharding.num_bytes, (state.params, sharding.shapes(state.params)))
     return {
-        "parameters": num_bytes(state.params),
-        "averages": num_bytes((state.ema_params, state.extra_ema_params)),
-        "optimizer": num_bytes(state.opt_state),
-        "gradients": num_bytes(state.params),
+        "parameters": held,
+        **({"gathered parameters": whole} if whole > held else {}),
+        "averages": sharding.num_bytes((state.ema_params, state.extra_ema_params)),
+        "optimizer": sharding.num_bytes(state.opt_state),
+        "gradients": whole,
     }
 
 

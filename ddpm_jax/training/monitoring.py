@@ -20,6 +20,7 @@ from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.network.trained import Trained
 from ddpm_jax.network.unet import UNet
 from ddpm_jax.runtime import parallel
+from ddpm_jax.training import sharding
 from ddpm_jax.training import state as state_lib
 from ddpm_jax.training.run import Run
 from ddpm_jax.training.settings import LoopSettings
@@ -155,19 +156,20 @@ def grid(run: Run) -> Callable[[TrainState, int], np.ndarray]:
 
 
 def opening_lines(run: Run, state: TrainState) -> list[str]:
-    """What a run is, before it starts."""
+    """What a run is, before it starts; the state may have shards."""
     height, width, channels = run.source.image_shape
     step, held_out = int(state.step), run.held_out
     classes = run.source.classes
     in_train, in_test, *_ = (*(f" in {name}" for name in run.source.split_folders[:2]), "", "")
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state_lib.to_saved(state)))
+    size = sharding.num_bytes(state_lib.to_saved(state))
+    num_params = trained_lib.num_params(sharding.shapes(state.params))
     device = jax.local_devices()[0]
     return [
         *(f"warning: {line}" for line in run.warnings),
         f"data: {len(run.source):,} images of {height}x{width}x{channels}{in_train}, "
         f"{'none' if held_out is None else format(len(held_out), ',')} held out{in_test}",
         *([labels.line(classes, run.source.class_counts)] if classes else []),
-        f"parameters: {trained_lib.num_params(state.params):,}; state on each device "
+        f"parameters: {num_params:,}; state on each device "
         f"{size / 2**20:,.1f} MiB",
         f"devices: {jax.device_count()} {device.device_kind} ({device.platform}), batch "
         f"{run.settings.batch_size}",

@@ -159,6 +159,7 @@ def step_settings(config: ml_collections.ConfigDict) -> StepSettings:
         ema_warmup=train.ema_warmup,
         extra_ema_decays=tuple(train.extra_ema_decays),
         log_every=train.log_every,
+        shard_update=train.shard_update,
     )
 
 
@@ -177,7 +178,7 @@ def memory_need(
     return memory_check.estimate(
         config_lib.model(config, image_shape[-1]), config_lib.optimizer(config), image_shape,
         batch_size=train.batch_size, accumulate=train.accumulate, remat=train.remat,
-        extra_ema_decays=tuple(train.extra_ema_decays),
+        extra_ema_decays=tuple(train.extra_ema_decays), shard_update=train.shard_update,
     )
 
 

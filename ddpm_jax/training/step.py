@@ -11,7 +11,7 @@ from ddpm_jax.data.pixels import to_float
 from ddpm_jax.diffusion import losses, randomness
 from ddpm_jax.diffusion.process import Parameterization
 from ddpm_jax.runtime import parallel
-from ddpm_jax.training import timesteps
+from ddpm_jax.training import sharding, timesteps
 from ddpm_jax.training.state import TrainState
 
 
@@ -32,6 +32,7 @@ class StepSettings:
         ema_warmup: a lower decay early on (see `ema_decay_at`).
         extra_ema_decays: of further averages.
         log_every: steps per logged row, over which losses are averaged.
+        shard_update: each device updates a share of the state (see `sharding`).
     """
 
     parameterization: Parameterization
@@ -46,6 +47,7 @@ class StepSettings:
     ema_warmup: bool
     extra_ema_decays: tuple[float, ...]
     log_every: int
+    shard_update: bool
 
 
 def train_step(
@@ -55,7 +57,7 @@ def train_step(
     """One update from this device's share of the batch (Algorithm 1); call under `pmap`.
 
     Args:
-        state: replicated.
+        state: whole on each device, or with shares in it (see `sharding`).
         batch: this device's share of the global batch: `images`, uint8 [b, h, w, c], and for a
             conditional network `labels`, int32 [b], or `condition`, uint8 [b, h, w, k].
         rng: the run's key; the step and each image's place are folded in.
@@ -76,9 +78,10 @@ def train_step(
         return loss / jax.lax.axis_size(parallel.AXIS), per_image  # The gradients are added.
 
     grads, per_image = accumulated_gradients(
-        loss_fn, state.params, batch, parallel.places(len(batch["images"])), settings.accumulate
+        loss_fn, sharding.gathered(state.params), batch, parallel.places(len(batch["images"])),
+        settings.accumulate,
     )
-    grads = jax.lax.psum(grads, parallel.AXIS)
+    grads = sharding.added(grads, state.params)
     loss, t, weight = jax.lax.all_gather(per_image, parallel.AXIS, tiled=True)
     grad_norm = norm(grads)
     starts_row = state.step % settings.log_every == 0
@@ -121,10 +124,19 @@ def train_step(
 
 
 def norm(grads):
-    """The global norm, in few kernels on a GPU: one for the sums by channel of each array."""
-    sums = [jnp.sum(g**2, axis=tuple(range(g.ndim - 1))) for g in jax.tree.leaves(grads)]
+    """The global norm, of other devices' shards too."""
+    whole, shards = sharding.split(grads)
+    squares = sum_squares(whole)  # There are some: biases are never cut.
+    if jax.tree.leaves(shards):
+        squares += jax.lax.psum(sum_squares(shards), parallel.AXIS)
+    return jnp.sqrt(squares)
+
+
+def sum_squares(tree):
+    """The sum of squares, in few kernels on a GPU: one for the sums by channel of each array."""
+    sums = [jnp.sum(x**2, axis=tuple(range(x.ndim - 1))) for x in jax.tree.leaves(tree)]
     # Without the barrier XLA would sum each array to one number, in two kernels.
-    return jnp.sqrt(jnp.sum(jax.lax.optimization_barrier(jnp.concatenate(sums))))
+    return jnp.sum(jax.lax.optimization_barrier(jnp.concatenate(sums)))
 
 
 def flat(tree):
@@ -282,9 +294,16 @@ def ema_decay_at(decay, *, step, warmup):
     return jnp.minimum(decay, (1 + step) / (10 + step)) if warmup else decay
 
 
-def pmap_train_step(**settings):
-    """`train_step` on all devices, compiled at its first call; the state is donated."""
-    return parallel.pmap(
-        functools.partial(train_step, **settings),
-        in_axes=(None, 0, None), out_axes=None, donate_argnums=(0,),
-    )
+def pmap_train_step(*, settings, **others):
+    """(*held, batch, rng) -> (*held, metrics): `train_step` on all devices.
+
+    It is compiled at its first call. `held` is as of `sharding.hold`, and donated.
+
+    Args:
+        settings: see `StepSettings`.
+        **others: the other settings of `train_step`.
+    """
+    step = functools.partial(train_step, settings=settings, **others)
+    if settings.shard_update:
+        return sharding.pmap(step)
+    return parallel.pmap(step, in_axes=(None, 0, None), out_axes=None, donate_argnums=(0,))

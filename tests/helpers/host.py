@@ -34,12 +34,14 @@ from ddpm_jax.network import inception
 from ddpm_jax.network.trained import Trained
 from ddpm_jax.runtime import parallel, partial_results
 from ddpm_jax.training import run as run_lib
+from ddpm_jax.training import sharding
 from ddpm_jax.weights import inception_weights
 from ddpm_jax.workdir import checkpoints, run_folder
 from nonzero import SHAPE, TinyNet, nonzero_params
 
 POOL, SPATIAL = 12, 8
 ELASTIC = {"1x4": 8, "2x2": 14, "1x1": 20}  # The step to which each layout continues the same run.
+SHARED = {"1x4": True, "2x2": True, "1x1": False}  # Whether the devices share the state of another.
 METRICS = ("bpd", "fid", "nearest_pixels", "sweep")
 
 
@@ -87,6 +89,7 @@ def install():
     config_lib.model = lambda config, channels: Net(dropout=0.2)
     validation.check_images = lambda config, shape: None
     conditions.columns = lambda model: 5
+    sharding.SMALLEST = 16  # The last convolution has 36 numbers, of 4 input channels.
     inception.Inception, inception_weights.load = Features, features_params
     for module in (inception_features, references):
         module.POOL, module.SPATIAL = POOL, SPATIAL
@@ -132,6 +135,14 @@ def train(folder, layout):
 def elastic(folder, layout):
     """A part of one run that goes on from layout to layout."""
     trained = ddpm_jax.train(config(**{"train.num_steps": ELASTIC[layout]}), folder / "elastic")
+    return dict(params=trained.params)
+
+
+def shared(folder, layout):
+    """As `elastic`, of devices that share the state in some layouts."""
+    trained = ddpm_jax.train(config(**{
+        "train.num_steps": ELASTIC[layout], "train.shard_update": SHARED[layout]
+    }), folder / "shared")
     return dict(params=trained.params)
 
 
@@ -214,7 +225,7 @@ def damage(folder, layout):
     return {}
 
 
-JOBS = (train, elastic, draw, measure, edit)
+JOBS = (train, elastic, shared, draw, measure, edit)
 
 
 def main(folder, layout, coordinator=None, num_processes=0, process_id=0):

@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -207,6 +208,22 @@ def test_a_run_continues_with_other_processes_and_devices(done):
     assert elastic[:8] != whole[:8]  # The times differ.
     for name in ("loss", "grad_norm"):
         assert [row[name] for row in elastic[:8]] == [row[name] for row in whole[:8]]
+
+
+def test_a_run_continues_with_a_state_that_devices_share(done):
+    """Shared in four devices of one process, then of two, then not at all."""
+    folder, results = done
+    shared, whole = rows(folder / "shared"), rows(folder / "run_1x4")
+    assert [row["step"] for row in shared] == list(range(1, 21))
+    for row, want in zip(shared, whole):
+        for name in {"loss", "grad_norm", "heldout_loss"} & want.keys():
+            same = 1e-6 if row["step"] <= 8 else 1e-5  # The other layouts, as above.
+            np.testing.assert_allclose(row[name], want[name], rtol=same, err_msg=name)
+    for path, leaf in host.leaves(results["1x4"][0]["train"]["params"]):
+        again = dict(host.leaves(results["1x1"][0]["shared"]["params"]))[path]
+        np.testing.assert_allclose(again, leaf, rtol=1e-5, atol=1e-6, err_msg=path)
+    here, there = (dict(host.leaves(r["shared"]["params"])) for r in results["2x2"])
+    jax.tree.map(np.testing.assert_array_equal, here, there)
 
 
 def test_processes_agree(done):
