@@ -102,12 +102,14 @@ def train_step(
     def chosen(state, grads):
         parts = ("params", "opt_state", "ema_params", "extra_ema_params")
         flat_state = state.replace(**{name: flat(getattr(state, name)) for name in parts})
-        new, old = updated(flat_state, flat(grads)), skipped(state, grads)
-        return jax.tree.map(lambda x, y: jnp.where(finite, x.reshape(y.shape), y), new, old)
+        # Otherwise the new state has the order of axes of cuDNN's gradients, and is turned back.
+        flat_state, flat_grads = jax.lax.optimization_barrier((flat_state, flat(grads)))
+        new, old = updated(flat_state, flat_grads), skipped(flat_state, grads)
+        new = jax.tree.map(functools.partial(jnp.where, finite), new, old)
+        return jax.tree.map(lambda x, y: x.reshape(y.shape), new, state)
 
-    # In a branch a GPU would start a kernel for each array, and it would give the new state the
-    # gradients' order of axes, and turn each array of it back, were these not hidden. Elsewhere
-    # `jnp.where` is slower, and moves the last bits of the update that it is fused into.
+    # In a branch a GPU would start a kernel for each array. Elsewhere `jnp.where` is slower, and
+    # moves the last bits of the update that it is fused into.
     state = jax.lax.platform_dependent(
         state, grads, cuda=chosen, rocm=chosen,
         default=functools.partial(jax.lax.cond, finite, updated, skipped),
