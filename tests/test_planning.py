@@ -51,8 +51,8 @@ def briefly():
 @pytest.fixture(scope="module")
 def timed():
     tiny = tiny_run()
-    (state,), step = planning.time_steps(tiny, sharding.hold(run_lib.fresh_state(tiny), False))
-    return tiny, state, step
+    held, step = planning.time_steps(tiny, sharding.hold(run_lib.fresh_state(tiny), False))
+    return tiny, parallel.replicate(sharding.whole(held)), step
 
 
 def test_flops_of_a_step_are_those_of_its_convolutions(timed):

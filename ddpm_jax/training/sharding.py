@@ -14,12 +14,12 @@ import jax
 import numpy as np
 
 from ddpm_jax.runtime import parallel
+from ddpm_jax.training import packing
 from ddpm_jax.training.state import TrainState
 
 SMALLEST = 2**14  # Numbers in an array that is cut; sending fewer takes longer than updating them.
-_PARTS = ("params", "ema_params", "extra_ema_params", "opt_state")
 
-# What devices hold between steps: (state,), whole on each; or the two that `split` makes of it.
+# What devices hold between steps: (state,), packed, whole on each; or the two that `split` makes.
 Held = tuple[TrainState] | tuple[TrainState, TrainState]
 
 
@@ -51,7 +51,9 @@ def cut(state: TrainState, num_devices: int) -> TrainState:
         by_device = x.reshape(*kernel, num_devices, -1, outputs).transpose(axes)
         return Shard(by_device.reshape(num_devices, -1, outputs), x.shape)
 
-    return state.replace(**{part: jax.tree.map(one, getattr(state, part)) for part in _PARTS})
+    return state.replace(**{
+        part: jax.tree.map(one, getattr(state, part)) for part in packing.PARTS
+    })
 
 
 def split(tree: Any) -> tuple[Any, Any]:
@@ -123,6 +125,7 @@ def hold(state: TrainState, shard_update: bool) -> Held:
         state: of whole arrays, the same in all processes.
         shard_update: share it (`config.train.shard_update`).
     """
+    state = packing.pack_state(state)
     if not shard_update:
         return (parallel.replicate(state),)
     state, shards = split(cut(jax.device_get(state), jax.device_count()))
@@ -140,8 +143,7 @@ def whole(held: Held, *parts: str) -> TrainState:
     Returns:
         On the host what the devices share, and on each of them what each has.
     """
-    if len(held) == 1:
-        return held[0]
+    parts = parts or packing.PARTS
 
     def one(x):
         if not _is_shard(x):
@@ -155,7 +157,10 @@ def whole(held: Held, *parts: str) -> TrainState:
         tree = merged(*(getattr(state, part) for state in held))
         return jax.tree.map(one, tree, is_leaf=_is_shard)
 
-    return held[0].replace(**{part: joined(part) for part in parts or _PARTS})
+    state = held[0] if len(held) == 1 else held[0].replace(
+        **{part: joined(part) for part in parts}
+    )
+    return packing.unpack_state(state, parts)
 
 
 def shapes(tree: Any) -> Any:

@@ -1,5 +1,6 @@
 """One training step (Algorithm 1 of Ho, Jain and Abbeel 2020) and the `pmap` around it."""
 
+import collections
 import dataclasses
 import functools
 
@@ -11,8 +12,10 @@ from ddpm_jax.data.pixels import to_float
 from ddpm_jax.diffusion import losses, randomness
 from ddpm_jax.diffusion.process import Parameterization
 from ddpm_jax.runtime import parallel
-from ddpm_jax.training import sharding, timesteps
+from ddpm_jax.training import packing, sharding, timesteps
 from ddpm_jax.training.state import TrainState
+
+_SMALL = 2**18  # Numbers in a matrix that is faster to copy than to start on.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,10 +81,10 @@ def train_step(
         return loss / jax.lax.axis_size(parallel.AXIS), per_image  # The gradients are added.
 
     grads, per_image = accumulated_gradients(
-        loss_fn, sharding.gathered(state.params), batch, parallel.places(len(batch["images"])),
-        settings.accumulate,
+        loss_fn, packing.unpacked(sharding.gathered(state.params)), batch,
+        parallel.places(len(batch["images"])), settings.accumulate,
     )
-    grads = sharding.added(grads, state.params)
+    grads = sharding.added(packing.like(grads, state.params), state.params)
     loss, t, weight = jax.lax.all_gather(per_image, parallel.AXIS, tiled=True)
     grad_norm = norm(grads)
     starts_row = state.step % settings.log_every == 0
@@ -100,8 +103,8 @@ def train_step(
         return state.replace(step=step, tally=tally, skipped=state.skipped + 1)
 
     def chosen(state, grads):
-        parts = ("params", "opt_state", "ema_params", "extra_ema_params")
-        flat_state = state.replace(**{name: flat(getattr(state, name)) for name in parts})
+        parts = {part: flat(getattr(state, part)) for part in packing.PARTS}
+        flat_state = state.replace(**parts)
         # Otherwise the new state has the order of axes of cuDNN's gradients, and is turned back.
         flat_state, flat_grads = jax.lax.optimization_barrier((flat_state, flat(grads)))
         new, old = updated(flat_state, flat_grads), skipped(flat_state, grads)
@@ -135,8 +138,16 @@ def norm(grads):
 
 
 def sum_squares(tree):
-    """The sum of squares, in few kernels on a GPU: one for the sums by channel of each array."""
-    sums = [jnp.sum(x**2, axis=tuple(range(x.ndim - 1))) for x in jax.tree.leaves(tree)]
+    """The sum of all squares, in few kernels on a GPU.
+
+    One for each large array, by channel, and one for all small matrices of as many channels.
+    """
+    arrays, matrices = [], collections.defaultdict(list)
+    for x in jax.tree.leaves(tree):
+        small = x.ndim == 2 and x.size < _SMALL
+        (matrices[x.shape[-1]] if small else arrays).append(x)
+    arrays += [jnp.concatenate(group) for group in matrices.values()]
+    sums = [jnp.sum(x**2, axis=tuple(range(x.ndim - 1))) for x in arrays]
     # Without the barrier XLA would sum each array to one number, in two kernels.
     return jnp.sum(jax.lax.optimization_barrier(jnp.concatenate(sums)))
 
