@@ -183,14 +183,13 @@ class ResBlock(nn.Module):
     def __call__(self, x, temb, places, *, train: bool):  # x: [b, h, w, c]; temb: [b, d]
         h = group_norm(self, x.shape[-1], "norm1", swish=True)(x)
         h, shift = UnbiasedConv3x3(self.channels, self.dtype, name="conv1")(h)
-        shift = jnp.broadcast_to(shift, (len(x), self.channels))
         width = self.channels * (2 if self.scale_shift else 1)
         temb = nn.Dense(width, kernel_init=fan_avg, name="temb_proj")(swish(temb))
         norm2 = group_norm(self, self.channels, "norm2", swish=True)
         if self.scale_shift:
-            h = norm2(h, shift, jnp.split(temb, 2, axis=-1))
+            h = norm2(h, None, shift, jnp.split(temb, 2, axis=-1))
         else:
-            h = norm2(h, shift + temb)
+            h = norm2(h, temb, shift)
         h = Dropout(self.dropout)(h, places, train=train)
         h = conv3x3(self.channels, zeros, self.dtype, "conv2")(h)
         if x.shape[-1] != self.channels:

@@ -31,6 +31,7 @@ class GroupNorm(nn.Module):
         self,
         x: jax.Array,
         shift: jax.Array | None = None,
+        constant: jax.Array | None = None,
         modulation: tuple[jax.Array, jax.Array] | None = None,
     ) -> jax.Array:
         """The normalized images.
@@ -38,19 +39,23 @@ class GroupNorm(nn.Module):
         Args:
             x: [b, h, w, c].
             shift: [b, c] float32, added to x before.
+            constant: [c] float32, added to all images before.
             modulation: (m, a), [b, c] float32 each, for (1 + m) norm + a, before the swish.
 
         Returns:
             [b, h, w, c] float32.
         """
         b, *_, c = x.shape
-        scale = self.param("scale", nn.initializers.ones, (c,))[None]
-        bias = self.param("bias", nn.initializers.zeros, (c,))[None]
+        scale = self.param("scale", nn.initializers.ones, (c,))
+        bias = self.param("bias", nn.initializers.zeros, (c,))
+        constant = jnp.zeros(c) if constant is None else constant
+        # Together, so that the gradients by all three are one sum over the batch.
+        stacked = jnp.stack([constant, scale, bias])[:, None]
+        constant, scale, bias = jnp.broadcast_to(stacked, (3, b, c))
         if modulation is not None:
             factor, added = modulation
             scale, bias = scale * (1 + factor), bias * (1 + factor) + added
-        shift = jnp.zeros((b, c)) if shift is None else shift
-        scale, bias = jnp.broadcast_to(scale, (b, c)), jnp.broadcast_to(bias, (b, c))
+        shift = constant if shift is None else shift + constant
         return normalize(x, shift, scale, bias, self.num_groups, self.epsilon, self.swish)
 
 
@@ -142,4 +147,4 @@ def _of_group(sums, n, num_groups):
     c = sums.shape[-1]
     group = jnp.arange(c) // (c // num_groups)
     same = jnp.float32(group[:, None] == group[None])  # [c, c]: one small product.
-    return jnp.dot(sums, same / (n * c // num_groups), precision="highest")
+    return jnp.dot(sums, same, precision="highest") / (n * c // num_groups)

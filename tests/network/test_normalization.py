@@ -143,8 +143,9 @@ def test_the_module_has_the_parameters_of_flax_and_adds_a_shift_and_a_modulation
     np.testing.assert_allclose(
         module.apply(params, x), defined(x, 0 * shift, scale, bias, 4), atol=1e-5
     )
-    plain = defined(x, shift, scale, bias, 4)
+    constant = shift[0] - 1
+    plain = defined(x, shift + constant, scale, bias, 4)
     np.testing.assert_allclose(
-        module.apply(params, x, shift, (factor, added)),
+        module.apply(params, x, shift, constant, (factor, added)),
         plain * (1 + factor[:, None, None]) + added[:, None, None], atol=1e-4,
     )
