@@ -36,6 +36,9 @@ Train a diffusion model, sample from one, or measure it.
                           evaluate measures config.evaluate.metrics, e.g. "('bpd', 'fid')";
                           plan prints the memory and the hours that all of this would take, from
                           a few real steps; it writes nothing and needs no workdir.
+  --target=NAME           with --mode=plan: the same for accelerators that are not here, compiled
+                          and not run: TPUs as v5e:2x4, v4:2x2x1, v3:2x2 (chips; pip install
+                          libtpu), or h200 (JAX's CUDA plugin). It takes minutes.
   --multihost             one process per host on TPU pods and under Slurm; they find each other.
   --coordinator=HOST:PORT --num_processes=N --process_id=I
                           the same by hand: the address of process 0, the number of processes,
@@ -67,6 +70,7 @@ config_flags.register_flag_parser_for_type(int, _WholeNumber())
 _config = config_flags.DEFINE_config_file("config", lock_config=True)
 _workdir = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _mode = flags.DEFINE_string("mode", "train", "One of train, sample, evaluate, plan.")
+_target = flags.DEFINE_string("target", None, "Devices to plan for.")
 _multihost = flags.DEFINE_boolean("multihost", False, "Join the processes of a cluster.")
 _coordinator = flags.DEFINE_string("coordinator", None, "Address of process 0, as host:port.")
 _num_processes = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
@@ -123,6 +127,8 @@ def _check_flags():
         raise UserError(f"--mode={_mode.value} is not known; use one of {', '.join(MODES)}.")
     if not _workdir.value and _mode.value != "plan":
         raise UserError("--workdir is missing; write for example --workdir=runs/digits.")
+    if _target.value and _mode.value != "plan":
+        raise UserError(f"--target={_target.value} is for --mode=plan; leave one of them out.")
     if _mode.value == "plan" and _joins():
         raise UserError("--mode=plan is for one process; leave --multihost and --coordinator out.")
     if _multihost.value and _by_hand():
@@ -206,9 +212,11 @@ def _exit(error):
 def _run(argv):
     del argv
     logging.set_verbosity(logging.WARNING)
-    from ddpm_jax.runtime import compilation_cache
+    from ddpm_jax.runtime import compilation_cache, devices
 
-    compilation_cache.enable()
+    devices.leave_out_libtpu()
+    if not _target.value:  # JAX cannot read programs for devices that are not here.
+        compilation_cache.enable()
     work = {"train": _train, "sample": _sample, "evaluate": _evaluate, "plan": _plan}
     with exits(_workdir.value), _joined():
         return work[_mode.value](_config.value, _workdir.value)
@@ -292,4 +300,17 @@ def _plan(config, workdir):
     from ddpm_jax import planning
     from ddpm_jax.workdir import run_folder
 
-    print(planning.table(planning.plan(config or run_folder.stored_config(workdir))))
+    config = config or run_folder.stored_config(workdir)
+    print(_forecast(config) if _target.value else planning.table(planning.plan(config)))
+
+
+def _forecast(config):
+    from ddpm_jax.runtime import devices, targets
+
+    devices.use_cpu()  # An accelerator that is here has nothing to do.
+    from ddpm_jax import forecast
+
+    target = targets.find(_target.value)
+    return forecast.table(forecast.forecast(
+        config, target, say=lambda line: print(line, file=sys.stderr, flush=True)
+    ))

@@ -36,7 +36,7 @@ from ddpm_jax.workdir.logs import format_duration
 SECONDS = 1.0  # How long to measure a speed, after a first call that does not count.
 FEWEST = 2  # Calls to measure at least.
 _CHAIN = 4  # Network calls per loop, as samplers make them.
-_STAND_IN = 1000  # Images to train on, and held out, where there are no data.
+STAND_IN = 1000  # Images to train on, and held out, where there are no data.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +120,7 @@ def plan(config: ml_collections.ConfigDict, data: Any = None) -> Plan:
         config = config.copy_and_resolve_references()
         config.data.holdout = 0  # Of these it could leave none.
     run = run_lib.prepare(config, None, data)
-    jobs = count_calls(config, run, there)
+    jobs = count_calls(config, run.source, run.held_out, there)
     held = sharding.hold(run_lib.fresh_state(run), run.step_settings.shard_update)
     num_bytes = memory_check.of_state(sharding.merged(*held))
     num_params = trained_lib.num_params(sharding.shapes(sharding.merged(*held).params))
@@ -148,33 +148,37 @@ def plan(config: ml_collections.ConfigDict, data: Any = None) -> Plan:
 
 
 def count_calls(
-    config: ml_collections.ConfigDict, run: Run, there: bool
+    config: ml_collections.ConfigDict, source: source_lib.Source,
+    held_out: source_lib.Source | None, there: bool,
 ) -> dict[str, tuple[int, int]]:
     """(images, network calls per image) of sampling, of FID and of bits/dim, by name.
 
     Args:
         config: how to sample and what to evaluate.
-        run: of `run.prepare`.
-        there: whether the run has the data, and not a stand-in.
+        source, held_out: of `run.open_data`.
+        there: whether these are the data, and not a stand-in.
 
     Raises:
         ValueError: the sampler does not suit the schedule.
     """
     sampler, evaluate = config_lib.sampling_settings(config), config.evaluate
     guided = 1 if sampler.guidance == 1 else 2  # With and without the label.
-    num_calls = guided * sampler.num_calls(run.schedule)
-    split = run.source if evaluate.split == "train" else run.held_out
-    num_images = evaluate.num_images or _STAND_IN
+    schedule = config_lib.schedule(config)
+    num_calls = guided * sampler.num_calls(schedule)
+    split = source if evaluate.split == "train" else held_out
+    num_images = evaluate.num_images or STAND_IN
     if there and split is not None:
         num_images = min(evaluate.num_images or len(split), len(split))
     return {
         "sample": (config.sample.num_images, num_calls),
         "fid": (evaluate.num_samples, num_calls),
-        "bpd": (num_images, run.schedule.num_timesteps),
+        "bpd": (num_images, schedule.num_timesteps),
     }
 
 
-def stand_in(config: ml_collections.ConfigDict) -> source_lib.Source:
+def stand_in(
+    config: ml_collections.ConfigDict, num_images: int = STAND_IN
+) -> source_lib.Source:
     """Random pixels, with labels and conditions, of the shapes that the config gives.
 
     Raises:
@@ -191,12 +195,12 @@ def stand_in(config: ml_collections.ConfigDict) -> source_lib.Source:
     random = np.random.default_rng(config.seed)
 
     def pixels(channels):
-        return random.integers(0, 256, (_STAND_IN, *shape[:2], channels), np.uint8)
+        return random.integers(0, 256, (num_images, *shape[:2], channels), np.uint8)
 
     source = source_lib.from_array(pixels(shape[-1]))
     if settings.labels:
         num_classes = settings.num_classes or 10
-        source = source.with_labels(random.integers(0, num_classes, _STAND_IN), num_classes)
+        source = source.with_labels(random.integers(0, num_classes, num_images), num_classes)
     if settings.condition == "low_resolution":
         return image_pairs.low_resolution(source, settings.factor)
     if settings.condition == "noisy":
@@ -287,11 +291,6 @@ def speed(
         compiled: where its memory is.
         clock: seconds from any origin.
     """
-    memory = compiled.memory_analysis()
-    peak = (
-        memory.argument_size_in_bytes + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes + memory.temp_size_in_bytes
-    )
     jax.block_until_ready(call())
     in_flight, began, num_calls = collections.deque(), clock(), 0
     while num_calls < FEWEST or clock() - began < SECONDS:
@@ -302,7 +301,8 @@ def speed(
     jax.block_until_ready(list(in_flight))
     seconds = (clock() - began) / num_calls
     return Speed(
-        seconds, num_calls, jax.device_count() * lowered.cost_analysis()["flops"], peak
+        seconds, num_calls, jax.device_count() * lowered.cost_analysis()["flops"],
+        compilation.memory_of(compiled),
     )
 
 

@@ -1,4 +1,4 @@
-"""How does a training step scale over devices? Counts exchanges, times on a CPU, and predicts.
+"""How does a training step scale over devices? Counts exchanges, and times on a CPU.
 
     python -m benchmarks.speed.scaling
 
@@ -6,12 +6,10 @@ Counts the collectives in the compiled training step of a small network on 1, 2,
 devices, each in its own process. Times the step: weak scaling with 8 images per device, strong
 scaling with 64 in total. The devices share the machine's cores, so this checks the program, not the
 hardware: with equally many images each, n devices should need n times the processor time of one.
-Then predicts steps of the paper's networks on two larger machines. Writes
-benchmarks/results/scaling.md and scaling.json.
+`accelerators.py` has what accelerators take. Writes benchmarks/results/scaling.md and scaling.json.
 """
 
 import argparse
-import dataclasses
 import datetime
 import json
 import os
@@ -32,85 +30,6 @@ _COLLECTIVE = re.compile(
     r"|collective-permute|collective-broadcast)(?:-start)?\("
 )
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
-
-
-@dataclasses.dataclass(frozen=True)
-class Machine:
-    """Accelerators with links between them.
-
-    Attributes:
-        name: for the table.
-        devices: how many chips pmap sees.
-        flops: peak of one device in bfloat16, FLOP/s.
-        bytes_per_second: what one device can send while it receives as much.
-    """
-
-    name: str
-    devices: int
-    flops: float
-    bytes_per_second: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """A training step.
-
-    Attributes:
-        name: for the table.
-        batch_size: images on all devices.
-        flops: of the forward pass, per image.
-        num_params: float32 parameters; the gradient has as many numbers.
-    """
-
-    name: str
-    batch_size: int
-    flops: float
-    num_params: int
-
-
-# docs/scaling.md has the sources of these rates.
-MACHINES = (
-    Machine("TPU v4-32", devices=16, flops=275e12, bytes_per_second=100e9),
-    Machine("8 x H200", devices=8, flops=989e12, bytes_per_second=450e9),
-)
-WORKS = (
-    Work("CIFAR-10", batch_size=128, flops=2 * 6.22e9, num_params=35_746_307),
-    Work("256x256", batch_size=64, flops=2 * 248.5e9, num_params=113_673_219),
-)
-SHARES = (0.1, 0.3)  # Share of the peak that the network reaches: assumed, low and high.
-
-
-def all_reduce_seconds(num_bytes: float, devices: int, bytes_per_second: float) -> float:
-    """The time of an all-reduce in a ring: each device sends and receives 2 (n-1)/n of the bytes.
-
-    Args:
-        num_bytes: size of the arrays that are summed.
-        devices: n.
-        bytes_per_second: what one device can send while it receives as much.
-    """
-    return 2 * (devices - 1) / devices * num_bytes / bytes_per_second
-
-
-def predict(work: Work, machine: Machine, share: float) -> dict[str, float]:
-    """The seconds of a step: its arithmetic, the all-reduce, and both, one after the other.
-
-    Args:
-        work: the step; its backward pass costs twice the forward pass.
-        machine: the machine that it runs on.
-        share: share of the peak that the arithmetic reaches, in (0, 1].
-
-    Returns:
-        `compute`, `all_reduce` and `step` (their sum, without overlap) in seconds, and
-        `efficiency`, the arithmetic's share of the step.
-    """
-    compute = 3 * work.flops * work.batch_size / (machine.devices * machine.flops * share)
-    all_reduce = all_reduce_seconds(
-        4 * work.num_params, machine.devices, machine.bytes_per_second
-    )
-    step = compute + all_reduce
-    return {
-        "compute": compute, "all_reduce": all_reduce, "step": step, "efficiency": compute / step,
-    }
 
 
 def collectives(text: str) -> list[tuple[str, int]]:
@@ -216,22 +135,6 @@ def measured_table(rows: list[dict], per_image: float) -> str:
     return "\n".join(lines)
 
 
-def predicted_table() -> str:
-    """A Markdown table of `predict` for each machine, network and share."""
-    lines = ["| machine | network | batch | share of peak | arithmetic, ms | all-reduce, ms | "
-             "steps/s | efficiency |", "|---|---|---|---|---|---|---|---|"]
-    for machine in MACHINES:
-        for work in WORKS:
-            for share in SHARES:
-                predicted = predict(work, machine, share)
-                lines.append(
-                    f"| {machine.name} | {work.name} | {work.batch_size} | {share:.0%} | "
-                    f"{1e3 * predicted['compute']:.2f} | {1e3 * predicted['all_reduce']:.2f} | "
-                    f"{1 / predicted['step']:.0f} | {predicted['efficiency']:.0%} |"
-                )
-    return "\n".join(lines)
-
-
 def main():
     """Measures each row in its own process, and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -250,7 +153,6 @@ def main():
     for name, rows in (("Weak", weak), ("Strong", strong)):
         one = rows[0]["processor_seconds"] / rows[0]["batch_size"]
         tables[f"{name} scaling, {os.cpu_count()} cores"] = measured_table(rows, one)
-    tables["Predicted"] = predicted_table()
     text = "\n\n".join(f"## {title}\n\n{table}" for title, table in tables.items())
     print(text)
     RESULTS.mkdir(exist_ok=True)
@@ -262,14 +164,8 @@ def main():
         f"{about['machine']['processor']}, Python {about['machine']['python']}, "
         f"jax {about['versions']['jax']}; {weak[0]['num_params']:,} parameters.\n\n{text}\n"
     )
-    predicted = [
-        dict(machine=m.name, work=w.name, share=s) | predict(w, m, s)
-        for m in MACHINES for w in WORKS for s in SHARES
-    ]
     (RESULTS / "scaling.json").write_text(
-        json.dumps(
-            about | {"weak": weak, "strong": strong, "predicted": predicted}, indent=1
-        ) + "\n"
+        json.dumps(about | {"weak": weak, "strong": strong}, indent=1) + "\n"
     )
 
 

@@ -17,6 +17,7 @@ import tqdm
 from ddpm_jax import errors
 from ddpm_jax.network.trained import Trained
 from ddpm_jax.runtime import devices, memory, parallel
+from ddpm_jax.runtime.targets import Target
 
 _REPORTS = 100  # Progress reports per chain.
 _FEW = 8  # From this many images per core, pad the parts: by an eighth at most.
@@ -54,7 +55,8 @@ RUNNING_BAR = RunningBar()
 
 
 def batch_size(
-    trained: Trained, n: int, wanted: int | None = None, *, most: int = 256
+    trained: Trained, n: int, wanted: int | None = None, *, most: int = 256,
+    target: Target | None = None,
 ) -> int:
     """Images per batch on all devices together, so that batches are equal.
 
@@ -62,15 +64,19 @@ def batch_size(
         trained: what the chain runs.
         n: number of images.
         wanted: images per batch; None or 0 is what fits, at most `most` per device.
+        target: the devices, where they are not those of this process.
 
     Raises:
         UserError: `wanted` is no whole number, or negative.
     """
     if wanted is not None:
         wanted = errors.whole_number("batch_size", wanted, low=0)
-    devices.check()
-    num_devices, num_cores = jax.device_count(), cores()
-    fits = wanted if wanted else num_devices * min(most, images_that_fit(trained))
+    if target is None:
+        devices.check()
+        num_devices, num_cores, budget = jax.device_count(), cores(), memory.device_budget()
+    else:
+        num_devices, num_cores, budget = len(target.devices), 1, target.memory // 2
+    fits = wanted if wanted else num_devices * min(most, images_that_fit(trained, budget))
     num_batches = -(-n // max(fits, 1))
     each = -(-n // (num_batches * num_devices))
     if each >= _FEW * num_cores:
@@ -78,12 +84,12 @@ def batch_size(
     return each * num_devices
 
 
-def images_that_fit(trained: Trained) -> int:
-    """A careful guess at how many images one device can take at a time, at least 1."""
+def images_that_fit(trained: Trained, budget: int) -> int:
+    """A careful guess at how many images fit into so many bytes of a device, at least 1."""
     height, width, _ = trained.image_shape
     # The skip stack and the working set come to about 16 maps of the first level.
     per_image = 16 * 4 * height * width * getattr(trained.model, "channels", 128)
-    return max(1, int(memory.device_budget() // per_image))
+    return max(1, int(budget // per_image))
 
 
 def run(

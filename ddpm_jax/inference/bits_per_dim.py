@@ -1,6 +1,7 @@
 """Bits/dim of many images on every device, by the bound or the ODE; resumable."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,7 @@ def terms(
 
 def _terms(trained, rng, source, read_kwargs, *, clip, batch_size, progress, folder):
     clip, progress = errors.flag("clip", clip), errors.flag("progress", progress)
-    chain = _pmap_terms(*_static(trained), clip, progress)
+    chain = pmap_terms(trained, clip=clip, progress=progress)
     return _each_image(
         trained, rng, source, read_kwargs, chain, Terms, num_steps=trained.schedule.num_timesteps,
         batch_size=batch_size, progress=progress, folder=folder,
@@ -148,8 +149,25 @@ def _schedule(packed):
     return schedule.replace(timesteps=np.frombuffer(timesteps, np.int32))
 
 
+def pmap_terms(
+    trained: Trained, *, clip: bool = True, progress: bool = False, devices: tuple | None = None
+) -> Callable[..., Any]:
+    """The terms of the bound on all devices, compiled at its first call.
+
+    Args:
+        trained: its parameters are not used.
+        clip, progress: as of `bits_per_dim`.
+        devices: as of `parallel.pmap`.
+
+    Returns:
+        (params, uint8 [d, b, h, w, c], keys [d, b], model_kwargs of [d, b, ...]) -> the fields of
+        `Terms`, [d, b, ...] each.
+    """
+    return _pmap_terms(*_static(trained), clip, progress, devices)
+
+
 @functools.lru_cache(maxsize=16)
-def _pmap_terms(model, diffusion, packed, clip, progress):
+def _pmap_terms(model, diffusion, packed, clip, progress, devices):
     schedule = _schedule(packed)
 
     def chain(params, uint8, rngs, model_kwargs):
@@ -161,7 +179,7 @@ def _pmap_terms(model, diffusion, packed, clip, progress):
         x_0 = pixels.to_float(uint8)
         return vars(variational_bound.vlb_terms(schedule, predict_fn, x_0, rngs, on_step=report))
 
-    return parallel.pmap(chain, in_axes=(None, 0, 0, 0))
+    return parallel.pmap(chain, in_axes=(None, 0, 0, 0), devices=devices)
 
 
 @functools.lru_cache(maxsize=16)

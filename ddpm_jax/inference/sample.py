@@ -160,7 +160,7 @@ def _batches(
     reverse = settings.chain(trained.schedule)
     if settings.guidance != 1:
         _check_guided(settings, trained.model, model_kwargs, reverse.timesteps)
-    chain = _pmap_chain(
+    chain = pmap_chain(
         trained.model, trained.diffusion, image_shape, settings, trajectory, denoised_fn, progress
     )
     return batched_map.run(
@@ -293,11 +293,21 @@ def _image_keys(rng, n, seeds) -> jax.Array:
 
 
 @functools.lru_cache(maxsize=64)
-def _pmap_chain(model, diffusion, image_shape, settings, trajectory, denoised_fn, progress):
-    """The compiled chain of `_batches`.
+def pmap_chain(
+    model, diffusion, image_shape, settings, trajectory=(), denoised_fn=None, progress=False,
+    devices=None,
+):
+    """The chain of `sample` on all devices, compiled at its first call.
 
-    It takes (params, the chain of the settings, keys [d, b], model_kwargs of [d, b, ...]) and
-    returns images [d, b, h, w, c] and the Trajectory of [d, b, k, h, w, c], or None.
+    Args:
+        model, diffusion, image_shape: of a `Trained`.
+        settings: the sampler and what goes with it.
+        trajectory, denoised_fn, progress: as of `sample`.
+        devices: a tuple, as of `parallel.pmap`.
+
+    Returns:
+        (params, the chain of the settings, keys [d, b], model_kwargs of [d, b, ...]) -> images
+        [d, b, h, w, c] and the Trajectory of [d, b, k, h, w, c], or None.
     """
 
     def chain(params, reverse, rngs, model_kwargs):
@@ -320,4 +330,4 @@ def _pmap_chain(model, diffusion, image_shape, settings, trajectory, denoised_fn
             return images, None
         return images[0], jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), images[1])
 
-    return parallel.pmap(chain, in_axes=(None, None, 0, 0))
+    return parallel.pmap(chain, in_axes=(None, None, 0, 0), devices=devices)

@@ -46,6 +46,15 @@ def lowered(function: Callable[..., Any], *args: Any) -> stages.Lowered:
         gc.enable()
 
 
+def memory_of(compiled: stages.Compiled) -> int:
+    """Bytes that each device holds during a call of this program, arguments included."""
+    memory = compiled.memory_analysis()
+    return (
+        memory.argument_size_in_bytes + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes + memory.temp_size_in_bytes
+    )
+
+
 def compiled(lowered: stages.Lowered) -> stages.Compiled:
     """The program of `lowered`, to be called with such arguments.
 

@@ -1,6 +1,7 @@
 """The devices that JAX starts with: those asked for, or on a CPU one for each core."""
 
 import contextlib
+import glob
 import importlib.metadata
 import importlib.util
 import os
@@ -14,6 +15,7 @@ FEWEST_IMAGES = 8  # With fewer per device, updating a state each takes longer t
 _XLA_DEVICES = "xla_force_host_platform_device_count"
 # XLA ends the process where a device waits for 40 s for another, whose core may have other work.
 _PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds=86400"
+_WITHOUT_TPU = {"TPU_ACCELERATOR_TYPE": "v5litepod-1", "TPU_WORKER_HOSTNAMES": "localhost"}
 _EXTRAS = {"cuda": "cuda13", "gpu": "cuda13", "tpu": "tpu"}
 
 
@@ -45,10 +47,42 @@ def use_cores(num_images: int, num_bytes: int) -> None:
             os.environ["XLA_FLAGS"] = f"{_PATIENCE} {flags}".rstrip()
 
 
+def use_cpu() -> None:
+    """Makes JAX use CPUs alone; call it before anything else of JAX."""
+    jax.config.update("jax_platforms", "cpu")
+
+
+def leave_out_libtpu() -> None:
+    """Keeps JAX from starting libtpu, or libtpu from warning, where it is installed without a TPU.
+
+    As it is for `--mode=plan --target=v5e:2x4`. Call it before anything else of JAX. The user's
+    JAX_PLATFORMS comes first.
+    """
+    if not jax.config.jax_platforms and importlib.util.find_spec("libtpu"):
+        quiet_libtpu()
+        if _only_cpu():
+            use_cpu()
+
+
+def quiet_libtpu() -> None:
+    """Where there is no TPU, libtpu asks Google's cloud for these, and warns without an answer."""
+    for variable, value in () if has_tpu() else _WITHOUT_TPU.items():
+        os.environ.setdefault(variable, value)
+
+
+def has_tpu() -> bool:
+    """Whether this machine may have a TPU."""
+    # JAX sets the variable at its import where it finds none.
+    files = [*glob.glob("/dev/accel*"), *glob.glob("/dev/vfio/[0-9]*")]
+    return bool(files) or os.environ.get("TPU_SKIP_MDS_QUERY") != "1"
+
+
 def _only_cpu() -> bool:
     """Whether JAX will use CPUs, as far as can be told before it has started."""
     asked = jax.config.jax_platforms
-    return asked == "cpu" if asked else _plugins() == [] and not importlib.util.find_spec("libtpu")
+    if asked:
+        return asked == "cpu"
+    return _plugins() == [] and not (importlib.util.find_spec("libtpu") and has_tpu())
 
 
 def num_cores() -> int:
@@ -63,6 +97,7 @@ def check() -> None:
     Raises:
         UserError: there are none of the kind that JAX_PLATFORMS asks for.
     """
+    leave_out_libtpu()
     try:
         jax.devices()
     except (AssertionError, RuntimeError) as error:  # The first where a plugin is missing.

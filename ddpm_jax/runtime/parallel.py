@@ -8,7 +8,7 @@ the first, process 0, prints and writes, and decides what must be read or looked
 
 import contextlib
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -214,6 +214,7 @@ def pmap(
     in_axes: tuple[int | None, ...],
     out_axes: int | None | tuple[int | None, ...] = 0,
     donate_argnums: tuple[int, ...] = (),
+    devices: Sequence[Any] | None = None,
 ) -> Callable[..., Any]:
     """`function` on every device at once, along `AXIS`. Nothing else calls `jax.pmap`.
 
@@ -224,10 +225,12 @@ def pmap(
         out_axes: 0 for a row from each device, None if all devices return the same; one entry,
             or one per output.
         donate_argnums: arguments whose memory the outputs may reuse.
+        devices: those of `targets.find`, for which the result can be compiled but not called;
+            None is every device.
     """
     return jax.pmap(
         function, axis_name=AXIS, in_axes=in_axes, out_axes=out_axes,
-        donate_argnums=donate_argnums,
+        donate_argnums=donate_argnums, devices=devices,
     )
 
 

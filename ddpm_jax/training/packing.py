@@ -61,15 +61,18 @@ def like(tree: Any, other: Any) -> Any:
     return packed(tree) if _is_packed(other) else tree
 
 
-def pack_state(state: TrainState) -> TrainState:
-    """`state` with its parameters, averages and moments packed, on the host."""
+def _on_host(arrays: list[jax.Array]) -> np.ndarray:
+    return np.concatenate(jax.device_get(arrays))
+
+
+def pack_state(
+    state: TrainState, concatenate: Callable[..., Any] = _on_host
+) -> TrainState:
+    """`state` with its parameters, averages and moments packed, on the host by default."""
     structure = jax.tree.structure(state.params)
 
     def is_params(x):
         return jax.tree.structure(x) == structure
-
-    def concatenate(arrays):
-        return np.concatenate(jax.device_get(arrays))
 
     def one(x):
         return packed(x, concatenate) if is_params(x) else x

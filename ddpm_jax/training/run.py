@@ -143,8 +143,12 @@ def start_devices(config: ml_collections.ConfigDict) -> None:
     devices.check()
 
 
-def step_settings(config: ml_collections.ConfigDict) -> StepSettings:
-    """The settings of `train_step`."""
+def step_settings(config: ml_collections.ConfigDict, platform: str = "") -> StepSettings:
+    """The settings of `train_step`.
+
+    Args:
+        platform: of the devices that it is for, "cpu", "gpu" or "tpu"; "" is that of this process.
+    """
     train = config.train
     return StepSettings(
         parameterization=config_lib.parameterization(config),
@@ -154,6 +158,7 @@ def step_settings(config: ml_collections.ConfigDict) -> StepSettings:
         label_dropout=train.label_dropout,
         null_label=config.data.num_classes,
         accumulate=train.accumulate,
+        unroll=(platform or jax.default_backend()) == "cpu",
         remat=train.remat,
         ema_decay=train.ema_decay,
         ema_warmup=train.ema_warmup,

@@ -6,11 +6,12 @@ parameters; each gets the sum of all gradients for its share alone, and updates 
 wherever else a state is needed, its arrays are whole.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.runtime import parallel
@@ -103,18 +104,22 @@ def added(grads: Any, params: Any) -> Any:
     return merged(jax.lax.psum(whole, parallel.AXIS), jax.tree.map(scattered, shards))
 
 
-def pmap(step: Callable[..., tuple[TrainState, Any]]) -> Callable[..., tuple]:
+def pmap(
+    step: Callable[..., tuple[TrainState, Any]], devices: Sequence[Any] | None = None
+) -> Callable[..., tuple]:
     """(state, shards, batch, rng) -> (state, shards, metrics) on all devices.
 
     Args:
         step: (state, batch, rng) -> (state, metrics) of one device, for a state with shards.
+        devices: as of `parallel.pmap`.
     """
     def train_step(state, shards, batch, rng):
         state, metrics = step(merged(state, shards), batch, rng)
         return *split(state), metrics
 
     return parallel.pmap(
-        train_step, in_axes=(None, 0, 0, None), out_axes=(None, 0, None), donate_argnums=(0, 1)
+        train_step, in_axes=(None, 0, 0, None), out_axes=(None, 0, None), donate_argnums=(0, 1),
+        devices=devices,
     )
 
 
@@ -130,6 +135,15 @@ def hold(state: TrainState, shard_update: bool) -> Held:
         return (parallel.replicate(state),)
     state, shards = split(cut(jax.device_get(state), jax.device_count()))
     return parallel.replicate(state), parallel.spread(shards)
+
+
+def held_shapes(state: TrainState, shard_update: bool, num_devices: int) -> Held:
+    """The shapes of what `hold` places on so many devices, from those of a state."""
+    def held(state):
+        state = packing.pack_state(state, jnp.concatenate)
+        return split(cut(state, num_devices)) if shard_update else (state,)
+
+    return jax.eval_shape(held, state)
 
 
 def whole(held: Held, *parts: str) -> TrainState:

@@ -30,6 +30,7 @@ class StepSettings:
         label_dropout: share of the labels that become `null_label`.
         null_label: the label that stands for no class.
         accumulate: micro-batches per step.
+        unroll: whether these are written out, and not a loop.
         remat: keep only what goes into each block for the backward pass.
         ema_decay: of the EMA of the parameters.
         ema_warmup: a lower decay early on (see `ema_decay_at`).
@@ -45,6 +46,7 @@ class StepSettings:
     label_dropout: float
     null_label: int
     accumulate: int
+    unroll: bool
     remat: bool
     ema_decay: float
     ema_warmup: bool
@@ -83,6 +85,7 @@ def train_step(
     grads, per_image = accumulated_gradients(
         loss_fn, packing.unpacked(sharding.gathered(state.params)), batch,
         parallel.places(len(batch["images"])), settings.accumulate,
+        settings.unroll,
     )
     grads = sharding.added(packing.like(grads, state.params), state.params)
     loss, t, weight = jax.lax.all_gather(per_image, parallel.AXIS, tiled=True)
@@ -273,7 +276,7 @@ def weighted_mean(total, weight):
     return jnp.where(weight > 0, total / jnp.where(weight > 0, weight, 1.0), jnp.inf)
 
 
-def accumulated_gradients(loss_fn, params, batch, places, accumulate):
+def accumulated_gradients(loss_fn, params, batch, places, accumulate, unroll=False):
     """Mean gradient over `accumulate` micro-batches of equal size, and the arrays per image.
 
     Args:
@@ -282,6 +285,8 @@ def accumulated_gradients(loss_fn, params, batch, places, accumulate):
         batch: arrays [b, ...]; `accumulate` divides b.
         places: [b].
         accumulate: number of micro-batches, one after the other.
+        unroll: write them out. The gradient of a convolution is about 20 times slower inside a
+            loop on a CPU.
     """
     gradients = jax.grad(loss_fn, has_aux=True)
     if accumulate == 1:
@@ -295,9 +300,7 @@ def accumulated_gradients(loss_fn, params, batch, places, accumulate):
         lambda x: x.reshape(accumulate, -1, *x.shape[1:]), (batch, places)
     )
     zero = jax.tree.map(jnp.zeros_like, params)
-    # The gradient of a convolution is about 20 times slower inside a loop on CPU: unroll there.
-    unroll = accumulate if jax.default_backend() == "cpu" else 1
-    grads, per_image = jax.lax.scan(add, zero, micro_batches, unroll=unroll)
+    grads, per_image = jax.lax.scan(add, zero, micro_batches, unroll=accumulate if unroll else 1)
     grads = jax.tree.map(lambda x: x / accumulate, grads)
     return grads, jax.tree.map(lambda x: x.reshape(-1), per_image)
 
@@ -307,16 +310,19 @@ def ema_decay_at(decay, *, step, warmup):
     return jnp.minimum(decay, (1 + step) / (10 + step)) if warmup else decay
 
 
-def pmap_train_step(*, settings, **others):
+def pmap_train_step(*, settings, devices=None, **others):
     """(*held, batch, rng) -> (*held, metrics): `train_step` on all devices.
 
     It is compiled at its first call. `held` is as of `sharding.hold`, and donated.
 
     Args:
         settings: see `StepSettings`.
+        devices: as of `parallel.pmap`.
         **others: the other settings of `train_step`.
     """
     step = functools.partial(train_step, settings=settings, **others)
     if settings.shard_update:
-        return sharding.pmap(step)
-    return parallel.pmap(step, in_axes=(None, 0, None), out_axes=None, donate_argnums=(0,))
+        return sharding.pmap(step, devices)
+    return parallel.pmap(
+        step, in_axes=(None, 0, None), out_axes=None, donate_argnums=(0,), devices=devices
+    )

@@ -18,6 +18,8 @@ ROOMS = {
     "training": _WORK,
     "evaluation": _WORK,
     "planning": _WORK | {"evaluation", "training"},
+    "lowering": _WORK | {"evaluation", "planning", "training"},
+    "forecast": _WORK | {"lowering", "planning", "training"},
     "schedule": {"diffusion"},  # Names under which outsiders import them.
     "losses": {"diffusion"},
     "unet": {"network"},

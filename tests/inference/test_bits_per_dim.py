@@ -312,8 +312,8 @@ def test_a_batch_holds_what_fits_and_at_most_64_per_device(trained, pixels, monk
         return [len(places) for places in recording.read]
 
     assert sizes() == [24]
-    monkeypatch.setattr(batched_map, "images_that_fit", lambda trained: 1)
+    monkeypatch.setattr(batched_map, "images_that_fit", lambda *_: 1)
     assert sizes() == [8, 8, 8]
-    monkeypatch.setattr(batched_map, "images_that_fit", lambda trained: 256)
+    monkeypatch.setattr(batched_map, "images_that_fit", lambda *_: 256)
     monkeypatch.setattr(bits_lib, "MOST_PER_DEVICE", 2)
     assert sizes() == [16, 16]

@@ -59,6 +59,11 @@ from ddpm_jax.runtime import devices, memory
 devices.use_cores({images}, {held})
 print(jax.device_count())
 """
+LIBTPU = """
+jax.config.update("jax_platforms", "")
+import importlib.util
+importlib.util.find_spec = lambda name: name == "libtpu"
+"""
 
 
 @pytest.mark.parametrize("images, expected", [(48, 6), (64, 4), (16, 2), (20, 2), (8, 1), (0, 1)])
@@ -81,11 +86,29 @@ def test_what_the_user_has_chosen_stays(env):
 
 @pytest.mark.parametrize("before", [
     "jax.devices()", "jax.distributed.is_initialized = lambda: True",
-    "jax.config.update('jax_platforms', '')\nimport importlib.util\n"
-    "importlib.util.find_spec = lambda name: name == 'libtpu'",
+    f"{LIBTPU}\nimport glob\nglob.glob = lambda p: ['/dev/accel0'] if p[:5] == '/dev/' else []",
 ])
 def test_nothing_is_done_too_late_in_a_job_or_beside_an_accelerator(before):
     assert devices_used(images=48, before=before) == 1
+
+
+def test_libtpu_without_a_tpu_is_not_an_accelerator():
+    """It may be there for `--target` alone. JAX marks at its import that it finds no TPU."""
+    assert devices_used(images=48, before=LIBTPU, TPU_SKIP_MDS_QUERY="1") == 6
+
+
+@pytest.mark.parametrize("plugins, platforms", [("", "cpu"), ("xla_cuda12", "")])
+def test_jax_does_not_start_libtpu_or_libtpu_is_quiet(plugins, platforms):
+    """Beside a plugin for other devices JAX has to look for those."""
+    before = (
+        f"{LIBTPU}\nfrom ddpm_jax.runtime import devices\nfrom types import SimpleNamespace\n"
+        "devices.importlib.metadata.entry_points = lambda group: "
+        f"[SimpleNamespace(name=name) for name in {plugins.split()}]\n"
+        "devices.leave_out_libtpu()\nassert os.environ['TPU_WORKER_HOSTNAMES']\n"
+        f"assert (jax.config.jax_platforms or '') == {platforms!r}\n"
+        "print(0)\nraise SystemExit"
+    )
+    assert devices_used(images=48, before=before, TPU_SKIP_MDS_QUERY="1") == 0
 
 
 def devices_used(*, images, held=0, before="", **env):
