@@ -24,6 +24,7 @@ from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.runtime import compilation, devices, parallel
 from ddpm_jax.training import loop
 from ddpm_jax.training import run as run_lib
+from ddpm_jax.training import sharding
 from ddpm_jax.training import state as state_lib
 from ddpm_jax.training.step import pmap_train_step
 from ddpm_jax.workdir.checkpoints import Checkpoints, library_versions
@@ -67,13 +68,13 @@ def network_facts(run, params, first):
 
 
 def program(task):
-    """The run, its training step and the step's inputs: the state, a batch, the key."""
+    """The run, its training step and the step's inputs: the state as held, a batch, the key."""
     run = run_of(task)
     step_fn = pmap_train_step(
         schedule=run.schedule, learning_rate=run.learning_rate, settings=run.step_settings
     )
     batch = parallel.shard(run.source.examples(np.arange(task["batch_size"])))
-    state = parallel.replicate(run_lib.fresh_state(run))
+    (state,) = sharding.hold(run_lib.fresh_state(run), shard_update=False)
     return run, step_fn, state, batch, run.rng(randomness.STEP)
 
 
@@ -100,7 +101,8 @@ def start(task):
 def train(task):
     run, step = steps(task)
     (state, _), first = timed(lambda: jax.block_until_ready(step()))
-    facts, in_flight = network_facts(run, state.params, first), collections.deque()
+    params = sharding.whole((state,), "params").params
+    facts, in_flight = network_facts(run, params, first), collections.deque()
     del state  # It is donated to the next step.
 
     def call():
