@@ -19,7 +19,7 @@ ROOMS = {
     "evaluation": _WORK,
     "planning": _WORK | {"evaluation", "training"},
     "lowering": _WORK | {"evaluation", "planning", "training"},
-    "forecast": _WORK | {"lowering", "planning", "training"},
+    "forecast": _WORK | {"evaluation", "lowering", "planning", "training"},
     "schedule": {"diffusion"},  # Names under which outsiders import them.
     "losses": {"diffusion"},
     "unet": {"network"},
