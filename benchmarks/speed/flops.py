@@ -51,9 +51,14 @@ def of_equation(equation: Any) -> int:
 
 
 def inside(equation: Any) -> Iterator[tuple[int, Any]]:
-    """Yields (how often it runs, jaxpr) of each program inside an equation."""
-    turns = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-    for value in equation.params.values():
+    """Yields (how often it runs, jaxpr) of each program inside an equation.
+
+    Of a choice that is the last: the default of `jax.lax.platform_dependent`, or `lax.cond`'s if
+    the condition holds.
+    """
+    kind, params = equation.primitive.name, equation.params
+    turns = params.get("length", 1) if kind == "scan" else 1
+    for value in (params["branches"][-1:],) if kind == "cond" else params.values():
         for program in value if isinstance(value, (tuple, list)) else (value,):
             if hasattr(program, "eqns"):
                 yield turns, getattr(program, "jaxpr", program)
