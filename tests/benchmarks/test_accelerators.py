@@ -76,11 +76,13 @@ def test_a_row_is_of_a_step_of_the_loop():
     assert (row["cycles"], row["once"], row["steps"]) == (4 * 10**6, 2 * 10**6, 500)
     assert row["milliseconds"] == pytest.approx((4e6 + 2e6 / 500) / 1e9 * 1e3)
     row |= {"config": "cifar10", "program": "sample", "batch_size": 256, "target": "v3:2x2",
-            "room": 2**34}
+            "room": 2**34, "set": []}
     assert accelerators.table([row]).splitlines()[-1] == (
         "| cifar10 | sample | 256 | v3:2x2 | 1.00 of 16.00 | 4.00 | | | 4.00 | 17.0 | "
         "convolutions 100% | 1 all-reduce | 0.0 |"
     )
+    changed = accelerators.table([row | {"set": ["train.shard_update=True"]}]).splitlines()[-1]
+    assert changed.startswith("| cifar10, train.shard_update=True |") and "17.0" not in changed
     failed = row | {"failed": "does not fit"}
     line = accelerators.table([failed]).splitlines()[-1]
     assert "does not fit" in line and line.count("|") == 14
