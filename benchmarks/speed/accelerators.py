@@ -101,13 +101,13 @@ def table(rows: list[dict]) -> str:
         "|" + "---|" * 13,
     ]
     for row in rows:
-        config = ", ".join([row["config"], *row["set"]])
-        name = (config, row["program"], row["batch_size"], row["target"])
+        program = ", ".join([row["program"], *row["set"]])
+        name = (row["config"], program, row["batch_size"], row["target"])
         about = " | ".join(map(str, name))
         if "failed" in row:
             lines.append(f"| {about} | {row['failed']} |" + " |" * 8)
             continue
-        paper = PAPER.get((config, row["target"], row["program"], row["batch_size"]))
+        paper = PAPER.get((row["config"], row["target"], program, row["batch_size"]))
         shares = ", ".join(
             f"{kind} {row['kinds'][kind]:.0%}" for kind in KINDS if row["kinds"].get(kind, 0) > .005
         )
