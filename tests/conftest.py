@@ -55,11 +55,21 @@ def strict_dtypes():
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
     """Of what depends on the platform, programs take a GPU's branch."""
-    def gpu(*operands, default, **branches):
-        return branches.get("cuda", default)(*operands)
+    yield from take_branch("cuda", monkeypatch)
+
+
+@pytest.fixture
+def as_on_a_tpu(monkeypatch):
+    """Of what depends on the platform, programs take a TPU's branch."""
+    yield from take_branch("tpu", monkeypatch)
+
+
+def take_branch(platform, monkeypatch):
+    def taken(*operands, default, **branches):
+        return branches.get(platform, default)(*operands)
 
     jax.clear_caches()
-    monkeypatch.setattr(jax.lax, "platform_dependent", gpu)
+    monkeypatch.setattr(jax.lax, "platform_dependent", taken)
     yield
     jax.clear_caches()
 

@@ -14,9 +14,10 @@ import numpy as np
 from ddpm_jax import errors
 from ddpm_jax.errors import UserError, check_floats, check_known
 from ddpm_jax.network.blocks import (
-    AttentionBlock, ResBlock, conv3x3, default_num_groups, fan_avg, group_norm, swish,
-    timestep_embedding, zeros,
+    AttentionBlock, ResBlock, default_num_groups, fan_avg, group_norm, swish, timestep_embedding,
+    zeros,
 )
+from ddpm_jax.network.upsampling import conv_of_doubled
 
 PADDINGS = {"asymmetric": (0, 1), "symmetric": (1, 1)}  # Before and after, on either axis.
 
@@ -257,8 +258,10 @@ class UNet(nn.Module):
         )(h)
 
     def upsample(self, h, name):  # [b, h, w, c] -> [b, 2h, 2w, c]
-        h = jnp.repeat(jnp.repeat(h, 2, axis=1), 2, axis=2)
-        return conv3x3(h.shape[-1], fan_avg, self.dtype, name)(h)
+        return nn.Conv(
+            h.shape[-1], (3, 3), dtype=self.dtype, kernel_init=fan_avg, name=name,
+            conv_general_dilated=conv_of_doubled,
+        )(h)
 
 
 # Fields that change neither the parameters nor what they mean: training's own, and the precision.
