@@ -86,6 +86,8 @@ def get_config() -> ml_collections.ConfigDict:
         ema_decay=0.9999,
         ema_warmup=False,     # min(ema_decay, (1 + step) / (10 + step)), for short runs
         extra_ema_decays=(),  # more averages, for example (0.999, 0.9995)
+        ema_snapshot_every=0,                # steps between snapshots of two averages, from which
+                              # one of any length is rebuilt later (docs/training); 0: none
         matmul_precision="default",          # or "high", "highest"
         max_skipped=10,       # end the run after this many steps in a row whose update was
                               # skipped because the loss or the gradient was not finite
@@ -117,7 +119,8 @@ def get_config() -> ml_collections.ConfigDict:
         labels=(),            # classes to draw in turn; (): all classes
         guidance=1.0,         # classifier-free guidance scale; 1: none
         guidance_interval=(),                # guide at these t: for example (100, 700); (): all
-        weights="ema",        # or "raw", or one of extra_ema_decays: for example "0.999"
+        weights="ema",        # or "raw", one of extra_ema_decays: "0.999", or an average
+                              # rebuilt from ema_snapshot_every: "sigma_rel=0.08"
         task="",              # edit instead: interpolate slerp reconstruct inpaint img2img
                               # colourise diffuse strip (docs/editing.md)
         inputs=(),            # image files of the task: for example ("a.png", "b.png")
@@ -130,8 +133,10 @@ def get_config() -> ml_collections.ConfigDict:
         folder="",            # where the results go; "": samples in the workdir
     ))
     config.evaluate = Config(dict(
-        metrics=("bpd",),     # or ode_bpd progressive fid sfid kid is precision_recall
+        metrics=("bpd",),     # or loss ode_bpd progressive fid sfid kid is precision_recall
                               # frechet_pixels sweep nearest_pixels nearest_features draws
+        weights=(),           # several in turn, as of sample.weights: "('ema', 'sigma_rel=0.1')";
+                              # (): that of sample.weights
         checkpoints="newest",                # or "all", "follow" (a run in progress), or a step
         best="",              # keep the best checkpoint by a metric: for example "fid/train"
         split="test",         # of bpd, ode_bpd and draws

@@ -17,7 +17,7 @@ from ddpm_jax.data import source as source_lib
 from ddpm_jax.diffusion import losses, process
 from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.errors import UserError
-from ddpm_jax.network import unet
+from ddpm_jax.network import averages, unet
 from ddpm_jax.samplers import settings as settings_lib
 
 DTYPES = ("float32", "bfloat16")
@@ -118,6 +118,12 @@ def clip_by_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
         return jax.tree.map(lambda g: clip(g, norm), grads), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def extra_averages(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+    """The names of the averages that are kept beside the EMA."""
+    tracked = averages.TRACKED if config.train.ema_snapshot_every else ()
+    return (*map(str, config.train.extra_ema_decays), *tracked)
 
 
 def same_data(config: ml_collections.ConfigDict, other: ml_collections.ConfigDict) -> bool:

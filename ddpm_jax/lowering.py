@@ -57,7 +57,7 @@ class Programs:
             return state_lib.fresh(
                 config_lib.model(config, channels), config_lib.optimizer(config),
                 jax.random.key(0), self.source.image_shape,
-                extra_ema_decays=tuple(config.train.extra_ema_decays),
+                extra_averages=config_lib.extra_averages(config),
                 loss_history=timesteps.fresh(config.diffusion.num_timesteps) if importance else {},
             )
 

@@ -31,6 +31,7 @@ from ddpm_jax.training import run as run_lib
 from ddpm_jax.training.run import Run
 from ddpm_jax.training.sharding import Held
 from ddpm_jax.training.step import pmap_train_step
+from ddpm_jax.workdir import snapshots
 from ddpm_jax.workdir.logs import format_duration
 
 SECONDS = 1.0  # How long to measure a speed, after a first call that does not count.
@@ -81,6 +82,7 @@ class Plan:
         data: a description of the images of the measured steps.
         num_steps, batch_size: of training.
         num_params: numbers in the network.
+        num_snapshots: of averages, in the workdir (see `snapshots`).
         memory: bytes on each device, by what they hold.
         peak: a description of the peak of memory after the measured steps.
         step: a training step.
@@ -92,6 +94,7 @@ class Plan:
     num_steps: int
     batch_size: int
     num_params: int
+    num_snapshots: int
     memory: dict[str, int]
     peak: str
     step: Speed
@@ -133,6 +136,9 @@ def plan(config: ml_collections.ConfigDict, data: Any = None) -> Plan:
     precise_call = call if same else time_network(run, params, precision)
     batch_size, shape = run.settings.batch_size, "x".join(map(str, run.source.image_shape))
 
+    every = run.settings.ema_snapshot_every
+    num_snapshots = run.settings.num_steps // every if every else 0
+
     def work(name, speed):
         num_images, num_calls = jobs[name]
         seconds = num_images * num_calls * speed.seconds / batch_size
@@ -142,6 +148,7 @@ def plan(config: ml_collections.ConfigDict, data: Any = None) -> Plan:
         data=f"{len(run.source):,} images of {shape}" if there else
         f"{config.data.name} is not on this machine: random pixels of {shape} in its place",
         num_steps=run.settings.num_steps, batch_size=batch_size, num_params=num_params,
+        num_snapshots=num_snapshots,
         memory=num_bytes, peak=memory.peak(), step=step, call=call,
         work=(work("sample", call), work("fid", precise_call), work("bpd", precise_call)),
     )
@@ -309,7 +316,7 @@ def speed(
 def table(plan: Plan) -> str:
     """The plan as a table to print."""
     step, call, batch = plan.step, plan.call, plan.batch_size
-    device = jax.devices()[0]
+    device, each = jax.devices()[0], snapshots.num_bytes(plan.num_params)
 
     def mebi(num_bytes):
         return f"{num_bytes / 2**20:,.1f} MiB"
@@ -326,6 +333,8 @@ def table(plan: Plan) -> str:
         ("memory", ", ".join(f"{k} {mebi(v)}" for k, v in plan.memory.items())),
         ("", f"{mebi(step.peak)} at once in the compiled step, on each device; "
              f"seen {plan.peak}"),
+        *([("snapshots", f"{plan.num_snapshots:,} of {mebi(each)} on the disk, in float16: "
+            f"{mebi(plan.num_snapshots * each)} in all")] if plan.num_snapshots else ()),
         ("speed", f"training {batch / step.seconds:,.1f} images/s, {step.seconds:.3g} s per step "
                   f"({step.num_calls} timed), {step.flops / step.seconds / 1e12:.3g} TFLOP/s"),
         ("", f"network {batch / call.seconds:,.1f} images/s ({call.num_calls} timed)"),

@@ -43,6 +43,7 @@ _RANGES = {  # lowest, highest, a value that works
     "train.eval_every": (1, _HUGE, 5000),
     "train.eval_images": (0, _HUGE, 1024),
     "train.checkpoint_every": (1, _HUGE, 5000),
+    "train.ema_snapshot_every": (0, _HUGE, 1000),
     "train.keep": (1, _HUGE, 2),
     "train.keep_every": (0, _HUGE, 0),
     "train.sample_every": (1, _HUGE, 10_000),

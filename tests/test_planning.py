@@ -15,6 +15,7 @@ from ddpm_jax.data import loading
 from ddpm_jax.runtime import memory, parallel
 from ddpm_jax.training import loop, memory_check, sharding
 from ddpm_jax.training import run as run_lib
+from ddpm_jax.workdir import snapshots
 from nonzero import TinyNet
 from program import ROOT, SMALL, run
 from shipped_configs import NAMES, get_config
@@ -121,11 +122,11 @@ def test_the_steps_of_devices_that_share_the_state_are_real_ones(monkeypatch):
 
 
 def test_memory_of_a_state_by_what_it_holds():
-    tiny = tiny_run(**{"train.extra_ema_decays": (0.9, 0.99)})
+    tiny = tiny_run(**{"train.extra_ema_decays": (0.9,), "train.ema_snapshot_every": 9})
     n = 4 * sum(leaf.size for leaf in jax.tree.leaves(run_lib.fresh_state(tiny).params))
     held = memory_check.of_state(run_lib.fresh_state(tiny))
     assert held.pop("optimizer") == 2 * n + 8  # two moments; the counts of Adam and the rate
-    assert held == {"parameters": n, "averages": 3 * n, "gradients": n}
+    assert held == {"parameters": n, "averages": 4 * n, "gradients": n}
 
 
 class Program:
@@ -230,7 +231,14 @@ def test_a_plan_is_a_table(measured):
     assert table["more"] == "network 64.0 images/s (9 timed)"
     assert table["train"].startswith("12 min 30 s    1,500 steps")
     assert table["sample"] == "20 s           64 images, 20 calls each"
-    assert "10.0 MiB at once" in lines[6]
+    assert "10.0 MiB at once" in lines[6] and "snapshots" not in table
+
+
+def test_a_plan_has_the_disk_that_snapshots_take(measured):
+    config = small_config(**{"train.ema_snapshot_every": 200})  # TinyNet has 85 numbers.
+    plan = planning.plan(config)
+    assert (plan.num_snapshots, snapshots.num_bytes(plan.num_params)) == (7, 2 * 2 * 85)
+    assert "7 of 0.0 MiB on the disk, in float16: 0.0 MiB in all" in planning.table(plan)
 
 
 @pytest.mark.parametrize("name", [

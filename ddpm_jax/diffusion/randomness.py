@@ -22,7 +22,7 @@ are the constants below; an image's place is its index in the global batch or am
       / ODE                        the rng of `ode_bits_per_dim`
       / SAMPLES / place            one sample
       / PICTURES                   the rng of `progressive`
-      / HELD_OUT_LOSS              the rng of the held-out loss of benchmarks/record
+      / HELD_OUT_LOSS / place      noise of the metric "loss", and of benchmarks/record
     the rng of `sample` and of editing
       / place                      one image (or its own seed, of `seeds=`):
           / X_T                    the prior draw

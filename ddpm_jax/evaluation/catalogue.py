@@ -64,6 +64,10 @@ def _clip(job):
     return {"clip": job.settings.sampler.clip}
 
 
+def _objective(job):
+    return dataclasses.asdict(job.settings.objective)
+
+
 def _ode(job):
     return {"ode_steps": job.settings.ode_steps, "ode_probes": job.settings.ode_probes}
 
@@ -102,6 +106,7 @@ def _feature_score(score, **traits) -> Metric:
 
 METRICS: dict[str, Metric] = {
     "bpd": Metric(metrics.bpd, depends_on=(_images, _clip)),
+    "loss": Metric(metrics.held_out_loss, depends_on=(_images, _objective)),
     "ode_bpd": Metric(metrics.ode_bpd, depends_on=(_images, _ode)),
     "progressive": Metric(metrics.progressive_pictures, depends_on=(_clip,), has_value=False),
     "draws": Metric(

@@ -28,8 +28,9 @@ from ddpm_jax.evaluation import catalogue, identity, image_sets, inception_featu
 from ddpm_jax.evaluation import job as job_lib
 from ddpm_jax.evaluation.catalogue import METRICS
 from ddpm_jax.evaluation.job import Job, Settings
+from ddpm_jax.network import averages
 from ddpm_jax.runtime import devices, files, parallel
-from ddpm_jax.workdir import checkpoints, data_record, metrics_file, run_folder
+from ddpm_jax.workdir import checkpoints, data_record, metrics_file, run_folder, snapshots
 from ddpm_jax.workdir.logs import format_duration
 from ddpm_jax.workdir.tensorboard_writer import EventFiles
 
@@ -63,30 +64,14 @@ def evaluate(config: ml_collections.ConfigDict, workdir: Any) -> list[dict[str, 
         data_record.read(workdir), config_lib.same_data(config, stored), **settings.data
     )
     settings = dataclasses.replace(settings, data=settings.data | {"kept": kept})
-    network = None
-    if catalogue.needs_inception(settings):
-        network = inception_features.Network(config.evaluate.inception or None)
-    measured, sets = [], image_sets.Sets()
+    _check_weights(config, stored, workdir)
+    measured = []
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.default_matmul_precision(settings.matmul_precision))
         folder = results / "evaluations"
         if not parallel.is_first():  # Its files equal those of the first process: not kept.
             folder = epath.Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        for step in _steps(workdir, config.evaluate.checkpoints):
-            try:
-                step, trained = parallel.from_first(lambda: run_folder.load_step(
-                    workdir, step=step, weights=settings.weights
-                ))
-            except ValueError as error:
-                if config.evaluate.checkpoints != "follow":
-                    raise
-                _print(f"skipped: {error}")  # Training has deleted it.
-                continue
-            catalogue.check_model(settings, trained.model)
-            job = Job(
-                settings, step, trained, folder / f"step_{step:08d}",
-                sys.stderr.isatty() and parallel.is_first(), network, sets,
-            )
+        for job in _jobs(config, settings, workdir, folder):
             for metric, reference, protocol in _questions(job):
                 with located(_name(metric, reference)):
                     row = _measure(job, results, metric, reference, protocol)
@@ -94,7 +79,49 @@ def evaluate(config: ml_collections.ConfigDict, workdir: Any) -> list[dict[str, 
                 if _name(metric, reference) == config.evaluate.best and parallel.is_first():
                     keep_best(workdir, row, results)
         parallel.barrier("evaluated")
+    if len(_weights(config)) > 1:
+        _print(table(measured))
     return measured
+
+
+def _weights(config) -> tuple[str, ...]:
+    """The weights to measure of each checkpoint."""
+    return config.evaluate.weights or (config.sample.weights,)
+
+
+def _check_weights(config, stored, workdir):
+    """Raises UserError for weights that the run has not, before anything is measured."""
+    newest = checkpoints.steps(workdir)[-1:] if config.evaluate.checkpoints == "newest" else []
+    with errors.named_as(weights=f"{'evaluate' if config.evaluate.weights else 'sample'}.weights"):
+        for weights in _weights(config):
+            run_folder.check_weights(weights, stored, workdir)
+            width = averages.sigma_rel(weights)
+            for step in newest if width is not None else ():
+                snapshots.factors(workdir, step, width)
+
+
+def _jobs(config, settings, workdir, folder) -> Iterator[Job]:
+    """One job for each of the weights of each checkpoint."""
+    network, sets = None, image_sets.Sets()
+    if catalogue.needs_inception(settings):
+        network = inception_features.Network(config.evaluate.inception or None)
+    for step in _steps(workdir, config.evaluate.checkpoints):
+        for weights in _weights(config):
+            try:
+                step, trained = parallel.from_first(lambda: run_folder.load_step(
+                    workdir, step=step, weights=weights
+                ))
+            except ValueError as error:
+                if config.evaluate.checkpoints != "follow":
+                    raise
+                _print(f"skipped: {error}")  # Training has deleted it.
+                break
+            catalogue.check_model(settings, trained.model)
+            yield Job(
+                dataclasses.replace(settings, weights=weights), step, trained,
+                folder / f"step_{step:08d}", sys.stderr.isatty() and parallel.is_first(), network,
+                sets,
+            )
 
 
 def settings_of(config: ml_collections.ConfigDict) -> Settings:
@@ -104,7 +131,8 @@ def settings_of(config: ml_collections.ConfigDict) -> Settings:
     return Settings(**(named | dict(
         references=tuple(map(str, config.evaluate.references)), weights=config.sample.weights,
         sampler=config_lib.read_sampling(config), sample_labels=config.sample.labels,
-        sample_batch_size=config.sample.batch_size, data=config_lib.data_settings(config),
+        sample_batch_size=config.sample.batch_size, objective=config_lib.objective(config),
+        data=config_lib.data_settings(config),
     )))
 
 
@@ -265,7 +293,10 @@ def _write(results, row) -> None:
     files.write(results / "evaluations.jsonl", "".join(lines).encode())
     if row["value"] is not None:
         with EventFiles(results / "tensorboard" / "evaluation") as events:
-            events.scalar(_name(row["metric"], row["reference"]), row["value"], row["step"])
+            weights = row["protocol"]["weights"]
+            name = _name(row["metric"], row["reference"])
+            tag = name if weights == "ema" else f"{name} of {weights}"
+            events.scalar(tag, row["value"], row["step"])
 
 
 def _name(metric, reference) -> str:
@@ -289,6 +320,28 @@ def _print_row(row, note) -> None:
     _print(f"step {row['step']:,}  {name} {value}  ({details}) {note}")
     for remark in row.get("remarks", ()):
         _print(f"warning: {remark}")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Values by checkpoint and weights, a column for each metric that has values."""
+    names = list(dict.fromkeys(
+        _name(row["metric"], row["reference"]) for row in rows if row["value"] is not None
+    ))
+    cells = {}
+    for row in rows:
+        error = row.get("standard_error")
+        cells.setdefault((f"{row['step']:,}", row["protocol"]["weights"]), {})[
+            _name(row["metric"], row["reference"])
+        ] = "" if row["value"] is None else (
+            f"{row['value']:.4f}" + (f" +- {error:.4f}" if error is not None else "")
+        )
+    lines = [("step", "weights", *names)]
+    lines += [(*key, *(values.get(name, "") for name in names)) for key, values in cells.items()]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip()
+        for line in lines
+    )
 
 
 def _print(line) -> None:
@@ -342,6 +395,8 @@ def keep_best(workdir: epath.Path, row: dict[str, Any], results: epath.Path) -> 
     if temporary.exists():
         temporary.rmtree()
     _copy(workdir / "checkpoints" / str(step), temporary / "checkpoints" / str(step))
+    if averages.sigma_rel(best["protocol"]["weights"]) is not None:
+        _copy(workdir / snapshots.FOLDER, temporary / snapshots.FOLDER)
     config_json = run_folder.dump(run_folder.stored_config(workdir))
     data_record.copy(workdir, temporary)
     files.write(temporary / "config.json", (config_json + "\n").encode())

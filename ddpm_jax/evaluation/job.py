@@ -14,7 +14,7 @@ from etils import epath
 from ddpm_jax import errors
 from ddpm_jax.data import pixels
 from ddpm_jax.data import source as source_lib
-from ddpm_jax.diffusion import randomness
+from ddpm_jax.diffusion import losses, randomness
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import identity, image_sets, inception_features
 from ddpm_jax.inference import conditions
@@ -44,10 +44,11 @@ class Settings:
         batch_size: images at a time on all devices, for metrics of real images; 0 is what fits.
         matmul_precision: as of `jax.default_matmul_precision`.
         seed: of every draw.
-        weights: which weights are measured: "ema", "raw" or the decay of an extra EMA.
+        weights: which weights are measured, as of `run_folder.load`.
         sampler: how to sample.
         sample_labels: labels of the samples, repeated in turn; () is every class in turn.
         sample_batch_size: samples at a time on all devices; 0 is what fits.
+        objective: what training minimizes.
         data: arguments of `loading.load` for the run's data, but for the split.
     """
 
@@ -70,6 +71,7 @@ class Settings:
     sampler: sampler_settings.Settings
     sample_labels: tuple[int, ...]
     sample_batch_size: int
+    objective: losses.Objective
     data: dict[str, Any]
 
 

@@ -25,6 +25,7 @@ from ddpm_jax.evaluation.references import Reference
 from ddpm_jax.evaluation.scores import Moments
 from ddpm_jax.inference import progressive
 from ddpm_jax.inference import bits_per_dim as bits_lib
+from ddpm_jax.inference import held_out_loss as held_out_loss_lib
 from ddpm_jax.inference import sample as sample_lib
 from ddpm_jax.runtime import files, partial_results
 from ddpm_jax.workdir import pictures, plots
@@ -61,6 +62,14 @@ def bpd(job: Job, folder: epath.Path) -> dict[str, Any]:
         "L_T": float(prior), "L_1_to_T-1": float(vlb[1:].sum()), "L_0": float(vlb[0]),
         "rmse": float(curve.distortion[-1]),
     }
+
+
+def held_out_loss(job: Job, folder: epath.Path) -> dict[str, Any]:
+    """The mean training loss; each image has the same t and noise whatever the weights."""
+    return _mean(_finite(held_out_loss_lib.of_source(
+        job.trained, job.rng(randomness.HELD_OUT_LOSS), job.images(), job.settings.objective,
+        batch_size=job.settings.batch_size, progress=job.progress,
+    )))
 
 
 def ode_bpd(job: Job, folder: epath.Path) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from ddpm_jax.data import source as source_lib
 from ddpm_jax.diffusion import ode_likelihood, process, randomness, variational_bound
 from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.diffusion.variational_bound import Terms
-from ddpm_jax.errors import UserError
 from ddpm_jax.inference import batched_map, conditions
 from ddpm_jax.network import torso
 from ddpm_jax.network import trained as trained_lib
@@ -207,11 +206,7 @@ def _each_image(
     trained, rng, source, read_kwargs, chain, container, *, num_steps, batch_size, progress, folder
 ):
     """`container` of what `chain` returns for each image; continues what `folder` holds."""
-    if tuple(source.image_shape) != tuple(trained.image_shape):
-        raise UserError(
-            f"images are {list(source.image_shape)}, and the model's {list(trained.image_shape)}"
-            "; bits/dim need images of its own size: set config.data.image_size to it."
-        )
+    conditions.check_shape(source.image_shape, trained.image_shape)
     n, rng = len(source), randomness.as_key(rng)
     parts = list(partial_results.finished(folder)) if folder else []
     done = sum(map(partial_results.num_rows, parts))

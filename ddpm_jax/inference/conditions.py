@@ -30,6 +30,15 @@ def split(batch: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     return batch["images"], as_float(model_kwargs)
 
 
+def check_shape(image_shape: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    """Raises UserError unless images to be measured have the model's shape."""
+    if tuple(image_shape) != tuple(wanted):
+        raise UserError(
+            f"images are {list(image_shape)}, and the model's {list(wanted)}; they are measured "
+            "at its own size only: set config.data.image_size to it."
+        )
+
+
 def checked(
     model: Any,
     n: int,

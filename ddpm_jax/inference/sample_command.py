@@ -130,9 +130,10 @@ def _of_run(workdir):
 
 
 def _job(config, settings, workdir):
-    step, trained = parallel.from_first(
-        lambda: run_folder.load_step(workdir, weights=config.weights)
-    )
+    with errors.named_as(weights="sample.weights"):
+        step, trained = parallel.from_first(
+            lambda: run_folder.load_step(workdir, weights=config.weights)
+        )
     folder = files.path(config.folder or files.path(workdir) / "samples")
     parallel.from_first(lambda: run_folder.check_writable(
         folder, instead="--config.sample.folder=pictures"

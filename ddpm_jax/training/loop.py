@@ -26,7 +26,7 @@ from ddpm_jax.training import state as state_lib
 from ddpm_jax.training.run import Run
 from ddpm_jax.training.sharding import Held
 from ddpm_jax.training.step import pmap_train_step
-from ddpm_jax.workdir import lock
+from ddpm_jax.workdir import lock, snapshots
 from ddpm_jax.workdir.checkpoints import Checkpoints, steps
 from ddpm_jax.workdir.logs import Logs, Rate, Silence
 from ddpm_jax.workdir.pictures import save_png
@@ -81,7 +81,8 @@ def complete(run: Run) -> tuple[Trained, list[str]]:
         say_opening(run, records, held)
         began = time.perf_counter()
         held = make_steps(run, records, held)
-        records.checkpoints.close()
+        for written in filter(None, (records.snapshots, records.checkpoints)):
+            written.close()
         records.logs.say(monitoring.closing_line(
             run, records.start, time.perf_counter() - began, records.failures
         ))
@@ -98,6 +99,7 @@ class Records:
 
     Attributes:
         checkpoints: of the workdir.
+        snapshots: of averages, where they are kept.
         logs: `Silence` in all processes but the first.
         check_owner: raises a ValueError once another trainer has the workdir.
         start: updates done when this start began.
@@ -105,6 +107,7 @@ class Records:
     """
 
     checkpoints: Checkpoints
+    snapshots: Checkpoints | None
     logs: Logs | Silence
     check_owner: Callable[[], None]
     start: int
@@ -132,7 +135,10 @@ def open_records(run: Run, stack: contextlib.ExitStack) -> tuple[Records, Held]:
     )
     start = int(held[0].step)
     logs = stack.enter_context(open_logs(run, start)) if parallel.is_first() else Silence()
-    return Records(checkpoints, logs, check_owner, start), held
+    kept = None
+    if settings.ema_snapshot_every:
+        kept = stack.enter_context(snapshots.open_snapshots(run.workdir, start))
+    return Records(checkpoints, kept, logs, check_owner, start), held
 
 
 def open_logs(run: Run, start: int) -> Logs:
@@ -239,6 +245,10 @@ def observer(
             logs.write(step, row | rate.read(step))
             if line := skipped_line(step, int(row["skipped"])):
                 logs.say(line)
+        if records.snapshots and step % settings.ema_snapshot_every == 0:
+            with rate.paused():
+                state = sharding.whole(held, "extra_ema_params")
+                snapshots.save(records.snapshots, step, state.extra_ema_params, run.metadata())
         if due(settings.checkpoint_every):
             with rate.paused():
                 save(run, records, step, held)

@@ -65,7 +65,7 @@ def estimate(
     batch_size: int,
     accumulate: int,
     remat: bool,
-    extra_ema_decays: tuple[float, ...],
+    extra_averages: tuple[str, ...],
     shard_update: bool = False,
 ) -> Need:
     """The memory that a training step needs on each device; compiles and allocates nothing.
@@ -75,12 +75,12 @@ def estimate(
         optimizer: its state counts.
         image_shape: (h, w, c).
         batch_size: images per step, over all devices.
-        accumulate, remat, extra_ema_decays, shard_update: as in `StepSettings`.
+        accumulate, remat, extra_averages, shard_update: as in `StepSettings`.
     """
     images = batch_size // jax.device_count() // accumulate
     return Need(
         of_fresh_state(
-            model, optimizer, image_shape, extra_ema_decays,
+            model, optimizer, image_shape, extra_averages,
             jax.device_count() if shard_update else None,
         ),
         of_images(model, image_shape, images, remat), images,
@@ -90,17 +90,17 @@ def estimate(
 
 def of_fresh_state(
     model: UNet, optimizer: optax.GradientTransformation, image_shape: tuple[int, int, int],
-    extra_ema_decays: tuple[float, ...], num_shards: int | None = None,
+    extra_averages: tuple[str, ...], num_shards: int | None = None,
 ) -> int:
     """Bytes of the state of each device, as in `estimate`; does not start JAX's devices.
 
     Args:
-        model, optimizer, image_shape, extra_ema_decays: as in `estimate`.
+        model, optimizer, image_shape, extra_averages: as in `estimate`.
         num_shards: how many devices share it; None where each has it whole.
     """
     def fresh():
         state = state_lib.fresh(
-            model, optimizer, jax.random.key(0), image_shape, extra_ema_decays=extra_ema_decays
+            model, optimizer, jax.random.key(0), image_shape, extra_averages=extra_averages
         )
         return state if num_shards is None else sharding.cut(state, num_shards)
 

@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.data import labels, pixels
+from ddpm_jax.data import labels
 from ddpm_jax.data.source import Source, spread
 from ddpm_jax.diffusion import losses, randomness
 from ddpm_jax.diffusion.process import Parameterization
 from ddpm_jax.diffusion.schedule import Schedule
 from ddpm_jax.inference import conditions
+from ddpm_jax.inference import held_out_loss as held_out_loss_lib
 from ddpm_jax.inference import sample as sample_lib
 from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.network.trained import Trained
@@ -40,16 +41,12 @@ def pmap_held_out_loss(model, *, schedule, parameterization, objective, num_imag
 
     def summed_loss(params, batch, places, rng):
         uint8, model_kwargs = conditions.split(batch)
-        t = jnp.minimum(places, num_images - 1) * schedule.num_timesteps // num_images
-        rngs = randomness.image_keys(rng, places)
-        eps = jax.vmap(lambda rng: jax.random.normal(rng, uint8.shape[1:]))(rngs)
         denoise_fn = functools.partial(
             model.apply, {"params": params}, train=False, **model_kwargs
         )
-        x_0 = pixels.to_float(uint8)
-        loss = losses.training_loss(
-            schedule, denoise_fn, x_0, t, eps,
-            parameterization=parameterization, objective=objective,
+        loss = held_out_loss_lib.each(
+            denoise_fn, uint8, places, randomness.image_keys(rng, places), schedule=schedule,
+            parameterization=parameterization, objective=objective, num_images=num_images,
         )
         return jax.lax.psum(jnp.sum(loss * (places < num_images)), parallel.AXIS)
 

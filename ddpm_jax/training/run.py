@@ -137,7 +137,7 @@ def start_devices(config: ml_collections.ConfigDict) -> None:
     if shape:
         held = memory_check.of_fresh_state(
             config_lib.model(config, shape[-1]), config_lib.optimizer(config), shape,
-            tuple(train.extra_ema_decays),
+            config_lib.extra_averages(config),
         )
     devices.use_cores(train.batch_size // train.accumulate, held)
     devices.check()
@@ -162,7 +162,7 @@ def step_settings(config: ml_collections.ConfigDict, platform: str = "") -> Step
         remat=train.remat,
         ema_decay=train.ema_decay,
         ema_warmup=train.ema_warmup,
-        extra_ema_decays=tuple(train.extra_ema_decays),
+        extra_averages=config_lib.extra_averages(config),
         log_every=train.log_every,
         shard_update=train.shard_update,
     )
@@ -183,7 +183,7 @@ def memory_need(
     return memory_check.estimate(
         config_lib.model(config, image_shape[-1]), config_lib.optimizer(config), image_shape,
         batch_size=train.batch_size, accumulate=train.accumulate, remat=train.remat,
-        extra_ema_decays=tuple(train.extra_ema_decays), shard_update=train.shard_update,
+        extra_averages=config_lib.extra_averages(config), shard_update=train.shard_update,
     )
 
 
@@ -298,7 +298,7 @@ def fresh_state(run: Run) -> TrainState:
     importance_sampled = run.step_settings.t_sampling == "importance"
     return state_lib.create(
         run.model, run.optimizer, run.rng(randomness.INIT), run.source.image_shape,
-        extra_ema_decays=run.step_settings.extra_ema_decays,
+        extra_averages=run.step_settings.extra_averages,
         loss_history=timesteps.fresh(run.schedule.num_timesteps) if importance_sampled else {},
     )
 

@@ -23,6 +23,7 @@ class LoopSettings:
         checkpoint_every: period of the checkpoints.
         keep: how many of the newest stay.
         keep_every: period of those that stay for good; 0 for none.
+        ema_snapshot_every: period of the snapshots of averages; 0 for none.
         sample_every: period of the grids of samples.
         sample_images: images per grid.
         sample_num_steps: sampling steps of a grid; 0 for all.
@@ -43,6 +44,7 @@ class LoopSettings:
     checkpoint_every: int
     keep: int
     keep_every: int
+    ema_snapshot_every: int
     sample_every: int
     sample_images: int
     sample_num_steps: int

@@ -19,7 +19,7 @@ class TrainState(train_state.TrainState):
 
     Attributes:
         ema_params: EMA of `params` (float32 copies, never aliases).
-        extra_ema_params: EMAs with other decays, by the decay as text.
+        extra_ema_params: further averages, by their names (see `averages.share_at`).
         tally: float32 [2, 4], weighted sum of losses, and sum of weights, by quartile of t since
             the last logged row; part of the state so that a resumed run logs the same means.
         loss_history: the last losses at each t, for importance sampling; else empty.
@@ -40,7 +40,7 @@ def create(
     rng: jax.Array,
     image_shape: tuple[int, int, int],
     *,
-    extra_ema_decays: tuple[float, ...] = (),
+    extra_averages: tuple[str, ...] = (),
     loss_history: Mapping[str, jax.Array] | None = None,
 ) -> TrainState:
     """A fresh state: parameters drawn from `rng`, EMAs equal to them, step 0.
@@ -52,18 +52,18 @@ def create(
         tx: the optimizer.
         rng: typed key.
         image_shape: (h, w, c).
-        extra_ema_decays: decays of further EMAs.
+        extra_averages: names of the averages beside the EMA (see `averages.share_at`).
         loss_history: where t is drawn by importance.
     """
     made = functools.partial(
-        fresh, model, tx, image_shape=image_shape, extra_ema_decays=extra_ema_decays,
+        fresh, model, tx, image_shape=image_shape, extra_averages=extra_averages,
         loss_history=loss_history,
     )
     options = _QUICK if jax.default_backend() == "cpu" else None
     return jax.jit(made, compiler_options=options)(rng)
 
 
-def fresh(model, tx, rng, image_shape, *, extra_ema_decays=(), loss_history=None) -> TrainState:
+def fresh(model, tx, rng, image_shape, *, extra_averages=(), loss_history=None) -> TrainState:
     """What `create` compiles; arguments as there."""
     x, t = jnp.zeros((1, *image_shape)), jnp.zeros((1,), jnp.int32)
     params = model.init(rng, x, t, train=False)["params"]
@@ -76,7 +76,7 @@ def fresh(model, tx, rng, image_shape, *, extra_ema_decays=(), loss_history=None
         params=params,
         tx=tx,
         ema_params=copied(),
-        extra_ema_params={str(decay): copied() for decay in extra_ema_decays},
+        extra_ema_params={name: copied() for name in extra_averages},
         tally=jnp.zeros((2, 4)),
         loss_history=loss_history or {},
         skipped=jnp.zeros(2, jnp.int32),

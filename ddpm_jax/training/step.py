@@ -11,6 +11,7 @@ import optax
 from ddpm_jax.data.pixels import to_float
 from ddpm_jax.diffusion import losses, randomness
 from ddpm_jax.diffusion.process import Parameterization
+from ddpm_jax.network import averages
 from ddpm_jax.runtime import parallel
 from ddpm_jax.training import packing, sharding, timesteps
 from ddpm_jax.training.state import TrainState
@@ -33,8 +34,8 @@ class StepSettings:
         unroll: whether these are written out, and not a loop.
         remat: keep only what goes into each block for the backward pass.
         ema_decay: of the EMA of the parameters.
-        ema_warmup: a lower decay early on (see `ema_decay_at`).
-        extra_ema_decays: of further averages.
+        ema_warmup: a lower decay early on (see `averages.ema_decay_at`).
+        extra_averages: names of further averages (see `averages.share_at`).
         log_every: steps per logged row, over which losses are averaged.
         shard_update: each device updates a share of the state (see `sharding`).
     """
@@ -50,7 +51,7 @@ class StepSettings:
     remat: bool
     ema_decay: float
     ema_warmup: bool
-    extra_ema_decays: tuple[float, ...]
+    extra_averages: tuple[str, ...]
     log_every: int
     shard_update: bool
 
@@ -202,15 +203,14 @@ def update(state, grads, grad_norm, t, loss, settings):
         step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state
     )
 
-    def average(ema, decay):
-        return optax.incremental_update(state.params, ema, 1 - decay)
+    def moved(average, name):
+        share = averages.share_at(name, step=state.step, warmup=settings.ema_warmup)
+        return optax.incremental_update(state.params, average, share)
 
-    decay = functools.partial(ema_decay_at, step=state.step, warmup=settings.ema_warmup)
     state = state.replace(
-        ema_params=average(state.ema_params, decay(settings.ema_decay)),
+        ema_params=moved(state.ema_params, str(settings.ema_decay)),
         extra_ema_params={
-            name: average(ema, decay(float(name)))
-            for name, ema in state.extra_ema_params.items()
+            name: moved(average, name) for name, average in state.extra_ema_params.items()
         },
     )
     if settings.t_sampling == "importance":
@@ -303,11 +303,6 @@ def accumulated_gradients(loss_fn, params, batch, places, accumulate, unroll=Fal
     grads, per_image = jax.lax.scan(add, zero, micro_batches, unroll=accumulate if unroll else 1)
     grads = jax.tree.map(lambda x: x / accumulate, grads)
     return grads, jax.tree.map(lambda x: x.reshape(-1), per_image)
-
-
-def ema_decay_at(decay, *, step, warmup):
-    """The decay of the EMA at update `step` (1, 2, ...); lower early on with `warmup`."""
-    return jnp.minimum(decay, (1 + step) / (10 + step)) if warmup else decay
 
 
 def pmap_train_step(*, settings, devices=None, **others):

@@ -37,11 +37,11 @@ class Checkpoints:
 
     Args:
         workdir: str or path, gs:// too; the checkpoints are in its folder `checkpoints`.
-        keep: how many of the newest stay.
+        keep: how many of the newest stay; None for all.
         keep_every: those at multiples of this many steps stay as well; 0 for none.
     """
 
-    def __init__(self, workdir, *, keep: int = 2, keep_every: int = 0):
+    def __init__(self, workdir, *, keep: int | None = 2, keep_every: int = 0):
         self._folder = checkpoints_folder(workdir)
         self._saving = None  # (step, names and shapes of the arrays) of the save in progress.
         # If Orbax made the folder in the background and failed, it would leave threads behind
@@ -109,6 +109,11 @@ class Checkpoints:
             self._manager.wait_until_finished()  # `_check_written` still needs the one before.
             self._saving = step, _shapes(arrays)
             self._manager.save(step, args=args, force=True)
+
+    def remove_after(self, step: int) -> None:
+        """Removes the checkpoints of later steps."""
+        for later in [other for other in self._manager.all_steps() if other > step]:
+            self._manager.delete(later)
 
     def restore(self, abstract_tree: dict, *, added: Collection[str] = ()) -> tuple | None:
         """The newest checkpoint that can be read, as (step, tree); None if there is none.

@@ -10,10 +10,10 @@ from etils import epath
 from ddpm_jax import config as config_lib
 from ddpm_jax.configs import cifar10
 from ddpm_jax.errors import UserError, one_line, whole_number
-from ddpm_jax.network import unet
+from ddpm_jax.network import averages, unet
 from ddpm_jax.network.trained import Trained
 from ddpm_jax.runtime import devices, files, parallel
-from ddpm_jax.workdir import checkpoints
+from ddpm_jax.workdir import checkpoints, snapshots
 
 
 def create(workdir: Any) -> epath.Path:
@@ -167,6 +167,7 @@ def parse(text: str) -> ml_collections.ConfigDict:
 _FIXED = ("model", "diffusion", "data.image_size", "data.image_width", "data.channels",
           "data.labels", "data.num_classes", "data.condition", "data.condition_channels",
           "data.factor", "train.extra_ema_decays", "train.t_sampling")
+_ON_OR_OFF = ("train.ema_snapshot_every",)  # Their values may change, but for 0.
 _FREE = tuple(f"model.{name}" for name in unet.FREE)
 
 
@@ -177,7 +178,8 @@ def check_same_run(
     now, before = (dict(config_lib.leaves(c)) for c in (config, stored))
     for name, value in now.items():
         fixed = name.startswith(tuple(f"{group}." for group in _FIXED)) or name in _FIXED
-        if fixed and name not in _FREE and value != before.get(name):
+        differs = name not in _FREE and value != before.get(name)
+        if fixed and differs or name in _ON_OR_OFF and bool(value) != bool(before.get(name)):
             raise UserError(
                 f"config.{name}={value!r}, but {workdir} was made with {before.get(name)!r}; "
                 f"write --config.{name}={before.get(name)!r}, or name another --workdir."
@@ -206,13 +208,36 @@ def load(workdir: Any, *, step: int | None = None, weights: str = "ema") -> Trai
     Args:
         workdir: as given to `train`; its `checkpoints/STEP` is the same run at that step.
         step: which checkpoint; the newest by default.
-        weights: "ema", the running average; "raw", the parameters themselves; or one of
-            `config.train.extra_ema_decays`, for example "0.999".
+        weights: "ema", the running average; "raw", the parameters themselves; one of
+            `config.train.extra_ema_decays`, for example "0.999"; or "sigma_rel=0.08", the average
+            of this width, rebuilt from the snapshots of `config.train.ema_snapshot_every`.
 
     Raises:
         UserError: there is no run, no checkpoint or no such weights.
     """
     return load_step(workdir, step=step, weights=weights)[1]
+
+
+def check_weights(weights: Any, stored: ml_collections.ConfigDict, workdir: Any) -> None:
+    """Raises UserError unless a run of this config has weights of this name (see `load`)."""
+    names = ("ema", "raw", *map(str, stored.train.extra_ema_decays))
+    if weights in names:
+        return
+    width = averages.sigma_rel(weights) if isinstance(weights, str) else None
+    ends = f"{averages.PREFIX}0.01 to {averages.PREFIX}{averages.LONGEST}"
+    if width is None:
+        also = f", or {ends}" if stored.train.ema_snapshot_every else ""
+        rule = f"are not in {workdir}; use one of {', '.join(names)}{also}."
+    elif not stored.train.ema_snapshot_every:
+        rule = (
+            f"need the snapshots of --config.train.ema_snapshot_every, which {workdir} was "
+            f"trained without; use one of {', '.join(names)}."
+        )
+    elif not 0 < width <= averages.LONGEST:
+        rule = f"have no such width; use {ends}."
+    else:
+        return
+    raise UserError(rule, field="weights", value=weights)
 
 
 def load_step(
@@ -223,18 +248,17 @@ def load_step(
     workdir, at = _run_around(files.path(workdir))
     step = at if step is None else whole_number("step", step, low=0)
     stored = stored_config(workdir)
-    extra = [str(decay) for decay in stored.train.extra_ema_decays]
-    if not isinstance(weights, str) or weights not in ("ema", "raw", *extra):
-        raise UserError(
-            f"weights={weights!r} are not in {workdir}; use one of "
-            f"{', '.join(('ema', 'raw', *extra))}."
-        )
-    part = {"ema": "ema_params", "raw": "params"}.get(weights, "extra_ema_params")
-    step, params, metadata = checkpoints.restore_part(workdir, part, step)
+    check_weights(weights, stored, workdir)
+    if (width := averages.sigma_rel(weights)) is not None:
+        step, params, metadata = snapshots.rebuilt(workdir, step, width)
+    else:
+        part = {"ema": "ema_params", "raw": "params"}.get(weights, "extra_ema_params")
+        step, params, metadata = checkpoints.restore_part(workdir, part, step)
+        params = params[weights] if part == "extra_ema_params" else params
     config = parse(metadata["config"])
     shape = config_lib.image_shape(config)
     return step, Trained(
-        params=params[weights] if weights in extra else params,
+        params=params,
         model=config_lib.model(config, shape[-1]),
         schedule=config_lib.schedule(config),
         diffusion=config_lib.parameterization(config),

@@ -47,7 +47,8 @@ def protocol(name, job):
 
 # Recorded once. Another key computes everyone's rows anew.
 KEYS = {
-    "bpd": "949c5db9b96df4e3", "ode_bpd": "fdde780179199aad", "progressive": "e3b67ddd69ce90b6",
+    "bpd": "949c5db9b96df4e3", "loss": "340bba58fea627f6", "ode_bpd": "fdde780179199aad",
+    "progressive": "e3b67ddd69ce90b6",
     "draws": "b6ce83d6e40ebbc9", "fid": "5bf6406367d18623", "sfid": "5bf6406367d18623",
     "kid": "5bf6406367d18623", "is": "f7d7df4b138b2acb", "precision_recall": "5bf6406367d18623",
     "frechet_pixels": "3c618ba0d08c2699", "sweep": "0f55bb7e5a3e00bc",
@@ -80,7 +81,7 @@ def test_a_sweep_knows_the_version_of_its_score(monkeypatch):
 
 
 @pytest.mark.parametrize("part, others", [
-    ("SAMPLES", {"bpd", "ode_bpd", "progressive"}),
+    ("SAMPLES", {"bpd", "loss", "ode_bpd", "progressive"}),
     ("FEATURES", set(KEYS) - WITH_INCEPTION - {"sweep", "nearest_features"}),
 ])
 def test_versions_of_shared_code_make_new_rows(monkeypatch, part, others):

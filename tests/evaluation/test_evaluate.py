@@ -58,6 +58,7 @@ def small_config(**evaluate):
     config.train.batch_size = 16
     config.train.checkpoint_every = config.train.eval_every = config.train.sample_every = 2
     config.train.keep = 3
+    config.train.ema_snapshot_every = 1
     config.train.sample_images = 8
     config.train.eval_images = 8
     config.evaluate.num_images = 11
@@ -86,7 +87,7 @@ def workdir(trained_workdir, tmp_path, monkeypatch):
     for module in (inception_features, references):
         monkeypatch.setattr(module, "POOL", POOL)
         monkeypatch.setattr(module, "SPATIAL", SPATIAL)
-    for name in ("checkpoints", "config.json"):
+    for name in ("checkpoints", "config.json", "ema"):
         os.symlink(trained_workdir / name, tmp_path / name)
     return tmp_path
 
@@ -583,3 +584,48 @@ def test_a_run_is_measured_on_other_data_by_their_own_settings(workdir):
     [row] = ddpm_jax.evaluate(config, workdir)
     test = loading.load("npz", split="test", data_dir=config.data.dir, holdout=6)
     assert identity.of_images(test) in json.dumps(row["protocol"])
+
+
+WEIGHTS = ("ema", "raw", "sigma_rel=0.05", "sigma_rel=0.08")
+
+
+def test_several_weights_are_measured_and_compared(workdir, capsys):
+    config = small_config(metrics=("loss", "bpd"), weights=WEIGHTS)
+    rows = ddpm_jax.evaluate(config, workdir)
+    assert [(row["protocol"]["weights"], row["metric"]) for row in rows] == [
+        (weights, metric) for weights in WEIGHTS for metric in ("loss", "bpd")
+    ]
+    values = [row["value"] for row in rows if row["metric"] == "loss"]
+    assert len(set(values)) == len(values) and all(value > 0 for value in values)
+    for row in rows:
+        trained = ddpm_jax.load(workdir, weights=row["protocol"]["weights"])
+        assert row["protocol"]["checkpoint"] == identity.of_model(trained)
+    *_, head, ema, raw, tracked, rebuilt = capsys.readouterr().out.splitlines()
+    assert head.split() == ["step", "weights", "loss", "bpd"]
+    for line, weights, value in zip((ema, raw, tracked, rebuilt), WEIGHTS, values):
+        assert line.split()[:3] == ["6", weights, f"{value:.4f}"]
+    assert ddpm_jax.evaluate(config, workdir) == rows
+
+
+def test_the_best_of_rebuilt_averages_can_be_loaded(workdir):
+    config = small_config(
+        metrics=("loss",), weights=WEIGHTS[-1:], checkpoints="all", best="loss"
+    )
+    rows = ddpm_jax.evaluate(config, workdir)
+    best = min(rows, key=lambda row: row["value"])
+    kept = ddpm_jax.load(workdir / "best", weights=WEIGHTS[-1])
+    assert identity.of_model(kept) == best["protocol"]["checkpoint"]
+
+
+@pytest.mark.parametrize("weights, line", [
+    ("0.5", "are not in .*; use one of ema, raw, or sigma_rel=0.01 to sigma_rel=0.28."),
+    ("sigma_rel=0.4", "have no such width; use sigma_rel=0.01 to sigma_rel=0.28."),
+    ("sigma_rel=wide", "have no such width"), ("sigma_rel=nan", "have no such width"),
+    ("sigma_rel=-1", "have no such width"), (3, "are not in"),
+    ("sigma_rel=0.01", "cannot be rebuilt at step 6 from 5 snapshots: .* 5% are taken"),
+])
+def test_weights_that_there_are_not_are_one_line_before_any_work(workdir, weights, line):
+    config = small_config(metrics=("loss",), weights=("ema", weights))
+    with pytest.raises(UserError, match=f"config.evaluate.weights=.?{weights}.? {line}"):
+        ddpm_jax.evaluate(config, workdir)
+    assert evaluate_lib.rows(workdir) == []

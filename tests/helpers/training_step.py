@@ -32,7 +32,7 @@ def small_config(**train):
 def state_of(config, model):
     state = state_lib.create(
         model, config_lib.optimizer(config), jax.random.key(0), SHAPE,
-        extra_ema_decays=tuple(config.train.extra_ema_decays),
+        extra_averages=config_lib.extra_averages(config),
         loss_history=timesteps.fresh(config.diffusion.num_timesteps)
         if config.train.t_sampling == "importance" else None,
     )

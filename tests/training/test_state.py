@@ -15,7 +15,7 @@ from nonzero import SHAPE, TinyNet
 def test_a_fresh_state_holds_everything_once():
     """The state is donated: a buffer under two names would be used after its end."""
     state = state_lib.create(
-        TinyNet(), optax.adam(1.0), jax.random.key(0), SHAPE, extra_ema_decays=(0.5,)
+        TinyNet(), optax.adam(1.0), jax.random.key(0), SHAPE, extra_averages=("0.5",)
     )
     pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state)]
     assert len(set(pointers)) == len(pointers) == 5 * len(jax.tree.leaves(state.params)) + 4
@@ -26,7 +26,7 @@ def test_a_fresh_state_is_what_the_network_draws(compiled):
     x, t = jnp.zeros((1, *SHAPE)), jnp.zeros((1,), jnp.int32)
     want = jax.jit(functools.partial(model.init, train=False))(rng, x, t)["params"]
     del compiled[:]
-    state = state_lib.create(model, optax.adam(1.0), rng, SHAPE, extra_ema_decays=(0.5,))
+    state = state_lib.create(model, optax.adam(1.0), rng, SHAPE, extra_averages=("0.5",))
     for params in (state.params, state.ema_params, state.extra_ema_params["0.5"]):
         jax.tree.map(np.testing.assert_array_equal, params, want)
     assert compiled == ["jit(fresh)"]  # one program, not one per leaf

@@ -11,6 +11,7 @@ from ddpm_jax import config as config_lib
 from ddpm_jax.data import loading
 from ddpm_jax.data import source as source_lib
 from ddpm_jax.diffusion import losses, randomness
+from ddpm_jax.network import averages
 from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.runtime import parallel
 from ddpm_jax.training import loop
@@ -146,7 +147,7 @@ def test_averages_follow_their_decays(one_step):
                  state.params)
     fresh = state_lib.create(
         TinyNet(), config_lib.optimizer(small_config()), jax.random.key(0), SHAPE,
-        extra_ema_decays=(0.5,),
+        extra_averages=("0.5",),
     )
     jax.tree.map(lambda a, b, n: check(a, b, n, 0.5), state.extra_ema_params["0.5"],
                  jax.device_get(fresh.params), state.params)
@@ -154,9 +155,9 @@ def test_averages_follow_their_decays(one_step):
 
 @pytest.mark.parametrize("step, decay", [(1, 2 / 11), (10, 11 / 20), (10**6, 0.9999)])
 def test_average_warms_up(step, decay):
-    actual = step_lib.ema_decay_at(0.9999, step=step, warmup=True)
+    actual = averages.ema_decay_at(0.9999, step=step, warmup=True)
     np.testing.assert_allclose(actual, decay, rtol=1e-6)  # float32
-    assert step_lib.ema_decay_at(0.9999, step=step, warmup=False) == 0.9999
+    assert averages.ema_decay_at(0.9999, step=step, warmup=False) == 0.9999
 
 
 def test_every_replica_holds_the_same():

@@ -1,5 +1,6 @@
 """The config stored in the folder of a run."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -63,6 +64,19 @@ def test_another_model_is_refused_by_name_and_another_speed_is_not():
     config = resolved()
     config.train.learning_rate, config.model.dropout, config.train.num_steps = 1e-5, 0.3, 9
     run_folder.check_same_run(config, stored, "runs/x")
+
+
+@pytest.mark.parametrize("before, now, refused", [
+    (0, 100, True), (100, 0, True), (100, 50, False), (0, 0, False),
+])
+def test_snapshots_of_averages_begin_with_the_run(before, now, refused):
+    stored, config = resolved(), resolved()
+    stored.train.ema_snapshot_every, config.train.ema_snapshot_every = before, now
+    with contextlib.ExitStack() as stack:
+        if refused:
+            line = f"config.train.ema_snapshot_every={now}, .* with {before}; write"
+            stack.enter_context(pytest.raises(ValueError, match=line))
+        run_folder.check_same_run(config, stored, "runs/x")
 
 
 def begun(folder, steps=(4, 8)):

@@ -1,0 +1,81 @@
+"""The training loss of images that always get the same t and noise, so that networks compare."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.data import pixels
+from ddpm_jax.data import source as source_lib
+from ddpm_jax.diffusion import losses, randomness
+from ddpm_jax.inference import batched_map, conditions
+from ddpm_jax.network import trained as trained_lib
+from ddpm_jax.network.trained import Trained
+from ddpm_jax.runtime import parallel
+
+
+def each(
+    denoise_fn: Callable[..., jax.Array], uint8: jax.Array, places: jax.Array, rngs: jax.Array,
+    *, schedule, parameterization, objective, num_images: int,
+) -> jax.Array:
+    """The loss of each image, [b]; the image at place i has t = i * T // num_images.
+
+    Args:
+        denoise_fn: (x_t, t) -> the network's raw output, without dropout.
+        uint8: [b, h, w, c].
+        places: int32 [b], of the images among `num_images`; t of later ones is that of the last.
+        rngs: [b], the keys of their noise.
+        schedule, parameterization, objective: what is trained.
+        num_images: over how many the steps of the schedule are spread.
+    """
+    t = jnp.minimum(places, num_images - 1) * schedule.num_timesteps // num_images
+    eps = jax.vmap(lambda rng: jax.random.normal(rng, uint8.shape[1:]))(rngs)
+    return losses.training_loss(
+        schedule, denoise_fn, pixels.to_float(uint8), t, eps,
+        parameterization=parameterization, objective=objective,
+    )
+
+
+def of_source(
+    trained: Trained, rng: Any, source: source_lib.Source, objective: losses.Objective, *,
+    batch_size: int | None = None, progress: bool = False,
+) -> np.ndarray:
+    """The loss of each image of a source, float32 [n], as in a held-out loss of training.
+
+    Args:
+        trained: what `load` returns.
+        rng: a typed key, a legacy `PRNGKey` or an int.
+        source: uint8 images, with labels or conditions if the model takes them.
+        objective: what the model was trained to minimize.
+        batch_size: images at a time on all devices together; what fits by default.
+        progress: show a bar.
+
+    Raises:
+        UserError: the images have another shape than the model's.
+    """
+    trained_lib.check(trained)
+    conditions.check_shape(source.image_shape, trained.image_shape)
+    n, rng = len(source), randomness.as_key(rng)
+
+    def chain(params, uint8, places, rngs, model_kwargs):
+        denoise_fn = functools.partial(
+            trained.model.apply, {"params": params}, train=False,
+            **conditions.as_float(model_kwargs),
+        )
+        return {"loss": each(
+            denoise_fn, uint8, places, rngs, schedule=trained.schedule,
+            parameterization=trained.diffusion, objective=objective, num_images=n,
+        )}
+
+    parts = batched_map.run(
+        parallel.pmap(chain, in_axes=(None, 0, 0, 0, 0)), (parallel.replicate(trained.params),),
+        lambda places: (
+            source.read(places), np.int32(places), randomness.image_keys(rng, places),
+            source.model_kwargs(places),
+        ),
+        n, batched_map.batch_size(trained, n, batch_size), num_steps=1, progress=progress,
+    )
+    return np.concatenate([part["loss"] for part in parts])
