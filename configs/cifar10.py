@@ -42,7 +42,7 @@ def get_config() -> ml_collections.ConfigDict:
         channels=128,
         channel_multipliers=(1, 2, 2, 2),
         num_res_blocks=2,
-        attention_resolutions=(16,),
+        attention_resolutions=(16,),         # heights of the levels that attend
         dropout=0.1,
         num_heads=1,
         scale_shift=False,
@@ -51,6 +51,8 @@ def get_config() -> ml_collections.ConfigDict:
         timestep_scale=1.0,                  # factor of t before its embedding
         downsample_padding="asymmetric",     # or "symmetric"
         norm_eps=1e-6,
+        block_size=1,                        # side of the blocks of pixels that are channels to
+                                             # the network: 2 or 4 for large images
         num_groups=0,                        # 0: 32, or fewer in narrow networks
         dtype="float32",                     # of the torso; or "bfloat16"
     ))

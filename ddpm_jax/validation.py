@@ -8,7 +8,7 @@ from ddpm_jax import config as config_lib
 from ddpm_jax import configs, errors
 from ddpm_jax.configs import cifar10
 from ddpm_jax.errors import UserError
-from ddpm_jax.network import unet
+from ddpm_jax.network import fields
 
 PRECISIONS = ("default", "high", "highest")
 T_SAMPLINGS = ("uniform", "antithetic", "importance")
@@ -24,6 +24,7 @@ _RANGES = {  # lowest, highest, a value that works
     "data.factor": (2, _HUGE, 2),
     "model.channels": (2, _HUGE, 128),
     "model.num_res_blocks": (1, 100, 2),
+    "model.block_size": (1, _HUGE, 1),
     "model.dropout": (0, 0.999, 0.1),
     "model.norm_eps": (1e-12, 1, 1e-6),
     "model.timestep_scale": (1e-9, _HUGE, 1.0),
@@ -218,9 +219,9 @@ def check_images(config: ml_collections.ConfigDict, shape: tuple[int, int, int])
     """Raises ValueError where the network does not suit images of `shape` (h, w, c)."""
     model = config_lib.model(config, shape[-1])
     with errors.as_settings("model", height="data.image_size", width="data.image_width"):
-        unet.check(model, *shape[:2])
+        fields.check(model, *shape[:2])
         if not config.train.warm_start:  # Else the network is of others, and has learned so.
-            unet.check_new(model)
+            fields.check_new(model)
 
 
 def warnings(config: ml_collections.ConfigDict) -> list[str]:

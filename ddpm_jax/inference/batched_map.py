@@ -88,8 +88,9 @@ def images_that_fit(trained: Trained, budget: int) -> int:
     """A careful guess at how many images fit into so many bytes of a device, at least 1."""
     height, width, _ = trained.image_shape
     # The skip stack and the working set come to about 16 maps of the first level.
-    per_image = 16 * 4 * height * width * getattr(trained.model, "channels", 128)
-    return max(1, int(budget // per_image))
+    pixels = height * width // getattr(trained.model, "block_size", 1) ** 2  # Of that level.
+    per_image = 16 * 4 * pixels * getattr(trained.model, "channels", 128)
+    return max(1, int(budget // max(per_image, 1)))
 
 
 def run(

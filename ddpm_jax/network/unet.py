@@ -9,17 +9,14 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from ddpm_jax import errors
-from ddpm_jax.errors import UserError, check_floats, check_known
+from ddpm_jax.errors import UserError, check_floats
+from ddpm_jax.network import fields
 from ddpm_jax.network.blocks import (
-    AttentionBlock, ResBlock, default_num_groups, fan_avg, group_norm, swish, timestep_embedding,
-    zeros,
+    AttentionBlock, ResBlock, fan_avg, group_norm, swish, timestep_embedding, zeros,
 )
+from ddpm_jax.network.space_to_depth import depth_to_space, space_to_depth
 from ddpm_jax.network.upsampling import conv_of_doubled
-
-PADDINGS = {"asymmetric": (0, 1), "symmetric": (1, 1)}  # Before and after, on either axis.
 
 
 class _Call(NamedTuple):
@@ -35,45 +32,18 @@ class _Call(NamedTuple):
         return nn.remat(apply) if self.remat else apply
 
 
-def _word(field, value):
-    if not isinstance(value, str):
-        raise UserError("must be a string.", field=field, value=value)
-    return value
-
-
-def _dtype(field, value):
-    try:
-        if not isinstance(value, (np.ndarray, jax.Array)):  # These have one, and are none.
-            jnp.dtype(value)
-            return value
-    except (TypeError, ValueError, SyntaxError):  # NumPy reads words in its own language.
-        pass
-    raise UserError("is no dtype; write jnp.float32 or jnp.bfloat16.", field=field, value=value)
-
-
-# What reads each field of a network.
-_TYPES = {
-    "channels": errors.whole_number, "channel_multipliers": errors.whole_numbers,
-    "num_res_blocks": errors.whole_number, "attention_resolutions": errors.whole_numbers,
-    "dropout": errors.number, "out_channels": errors.whole_number,
-    "num_heads": errors.whole_number, "scale_shift": errors.flag,
-    "embedding_freq_shift": errors.whole_number, "timestep_scale": errors.number,
-    "norm_eps": errors.number, "num_groups": errors.whole_number,
-    "num_classes": errors.whole_number, "condition_channels": errors.whole_number,
-    "embedding_order": _word, "downsample_padding": _word, "dtype": _dtype,
-}
-
-
 class UNet(nn.Module):
     """The denoising network: (x_t, t) -> an image of `out_channels`, float32.
 
-    Any height and width that divide by 2^(levels - 1), square or not; any channel count.
+    Any height and width that divide by block_size * 2^(levels - 1), square or not; any channel
+    count.
 
     Attributes:
         channels: width of the first level; the embedding of t has 4 times as many.
         channel_multipliers: width of each level, from the finest, in units of `channels`.
         num_res_blocks: ResBlocks per level on the way down; one more on the way up.
-        attention_resolutions: heights at which attention follows every block.
+        attention_resolutions: heights at which attention follows every block; that of the first
+            level is the image's height / block_size.
         dropout: rate inside every ResBlock while training.
         out_channels: channels of the output.
         num_heads: attention heads.
@@ -91,6 +61,9 @@ class UNet(nn.Module):
             in improved-diffusion; label `num_classes` is the null label. 0: unconditional.
         condition_channels: channels of a second image, of the size of x, that is concatenated
             to x at the input. 0: none.
+        block_size: side of the blocks of pixels that become channels at the input, and pixels
+            again at the output: a network for large images with block_size^2 fewer pixels at
+            every level, as in the authors' code. 1: none.
         dtype: of the torso; parameters, norms, softmax, the input convolution and the output
             are float32 whatever it is.
     """
@@ -111,6 +84,7 @@ class UNet(nn.Module):
     num_groups: int | None = None
     num_classes: int = 0
     condition_channels: int = 0
+    block_size: int = 1
     dtype: Any = jnp.float32
 
     def __post_init__(self):
@@ -119,7 +93,7 @@ class UNet(nn.Module):
         Raises:
             UserError: a field cannot have the type.
         """
-        for field, read in _TYPES.items():
+        for field, read in fields.TYPES.items():
             value = getattr(self, field)
             if not (field == "num_groups" and value is None):
                 object.__setattr__(self, field, read(field, value))
@@ -143,23 +117,27 @@ class UNet(nn.Module):
                 inside again (Chen et al. 2016); the numbers are the same.
 
         Raises:
-            UserError: a setting does not suit the image size (see `check`), or the network does
-                not take these labels or this condition.
+            UserError: a setting does not suit the image size (see `fields.check`), or the network
+                does not take these labels or this condition.
         """
         check_floats(x=x)
-        check(self, x.shape[1], x.shape[2])
+        fields.check(self, x.shape[1], x.shape[2])
         places = jnp.arange(x.shape[0]) if places is None else places
         temb = self.embed(t)
         if self.num_classes or labels is not None:
             temb = temb + self.embed_labels(labels, x.shape[0])
         if self.condition_channels or condition is not None:
             x = jnp.concatenate([x, self.checked(condition, x)], axis=-1)
+        if self.block_size > 1:
+            x = space_to_depth(x, self.block_size)
         call = _Call(temb, places, train, remat)
         h, skips = self.down(x, call)
         h = self.middle(h, call)
         h = self.up(h, skips, call)
         h = group_norm(self, h.shape[-1], "norm_out", swish=True)(h)
-        return nn.Conv(self.out_channels, (3, 3), kernel_init=zeros, name="conv_out")(h)
+        channels = self.out_channels * self.block_size**2
+        h = nn.Conv(channels, (3, 3), kernel_init=zeros, name="conv_out")(h)
+        return depth_to_space(h, self.block_size) if self.block_size > 1 else h
 
     def down(self, x, call):
         """h at the coarsest level, and h after every step on the way there, for the way up."""
@@ -251,7 +229,7 @@ class UNet(nn.Module):
         return condition
 
     def downsample(self, h, name):  # [b, h, w, c] -> [b, h/2, w/2, c]
-        padding = PADDINGS[self.downsample_padding]
+        padding = fields.PADDINGS[self.downsample_padding]
         return nn.Conv(
             h.shape[-1], (3, 3), strides=2, padding=(padding, padding), dtype=self.dtype,
             kernel_init=fan_avg, name=name,
@@ -262,91 +240,3 @@ class UNet(nn.Module):
             h.shape[-1], (3, 3), dtype=self.dtype, kernel_init=fan_avg, name=name,
             conv_general_dilated=conv_of_doubled,
         )(h)
-
-
-# Fields that change neither the parameters nor what they mean: training's own, and the precision.
-FREE = ("dropout", "dtype")
-
-
-def check(model: UNet, height: int, width: int) -> None:
-    """Raises UserError where a setting of the network is unknown or does not suit the images.
-
-    Its fields are those of the network, `height` and `width`. Costs nothing inside a trace.
-    """
-    _check_size(model, height, width)
-    _check_channels(model)
-    _check_heads(model, height)
-    check_known("embedding_order", model.embedding_order, ("sin_cos", "cos_sin"))
-    check_known("downsample_padding", model.downsample_padding, tuple(PADDINGS))
-
-
-def check_new(model: UNet) -> None:
-    """Raises UserError where a network could be computed, but should not be trained from scratch.
-
-    With one channel per group the norm removes the bias of t that is added before it. Networks
-    of others have been trained with it all the same.
-    """
-    if not model.scale_shift and model.num_groups in _widths(model)[1:]:
-        raise UserError(
-            "makes groups of one channel where a block has as many channels: the norm would "
-            "remove the timestep's bias", **_groups(model),
-        )
-
-
-def _widths(model: UNet) -> list[int]:
-    """The channels of the first convolution and of each level."""
-    return [model.channels * multiplier for multiplier in (1, *model.channel_multipliers)]
-
-
-def _groups(model: UNet) -> dict[str, Any]:
-    """What a `UserError` about `num_groups` names, with a number that suits all widths."""
-    suitable = default_num_groups(int(np.gcd.reduce(_widths(model))))
-    return dict(field="num_groups", value=model.num_groups, instead={"num_groups": suitable})
-
-
-def _check_size(model: UNet, height: int, width: int) -> None:
-    levels = len(model.channel_multipliers)
-    factor = 2 ** (levels - 1)
-    for field, size in (("height", height), ("width", width)):
-        if size % factor:
-            raise UserError(
-                f"does not divide by {factor}, as the {levels} levels of {{channel_multipliers}} "
-                "need", field=field, value=size,
-                given={"channel_multipliers": model.channel_multipliers},
-                instead={field: max(1, round(size / factor)) * factor},
-            )
-    heights = [height // 2**level for level in range(levels)]
-    for resolution in model.attention_resolutions:
-        if resolution not in heights:
-            raise UserError(
-                f"has {resolution}, which never occurs at an image height of {height}: the levels "
-                f"have {', '.join(map(str, heights))}", field="attention_resolutions",
-                value=model.attention_resolutions,
-                instead={"attention_resolutions": (heights[min(1, levels - 1)],)},
-            )
-
-
-def _check_channels(model: UNet) -> None:
-    if model.channels < 2:
-        raise UserError(
-            "leaves no sinusoid to embed the timestep", field="channels", value=model.channels,
-            instead={"channels": 32},
-        )
-    for width in _widths(model):
-        if model.num_groups is not None and (model.num_groups < 1 or width % model.num_groups):
-            raise UserError(f"does not divide {width} channels", **_groups(model))
-
-
-def _check_heads(model: UNet, height: int) -> None:
-    """At the levels that attend, and in the middle."""
-    multipliers = model.channel_multipliers
-    attending = {
-        model.channels * multiplier for level, multiplier in enumerate(multipliers)
-        if height // 2**level in model.attention_resolutions or level == len(multipliers) - 1
-    }
-    for width in sorted(attending):
-        if model.num_heads < 1 or width % model.num_heads:
-            raise UserError(
-                f"does not divide {width} channels", field="num_heads", value=model.num_heads,
-                instead={"num_heads": 1},
-            )

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.network import blocks, unet
+from ddpm_jax.network import blocks, fields, unet
 from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.runtime import files
 from ddpm_jax.training.state import TrainState
@@ -20,7 +20,7 @@ _SHOWN_BY_SHAPES = (
     "channels", "channel_multipliers", "num_res_blocks", "attention_resolutions", "out_channels",
     "num_classes", "condition_channels",
 )
-_NOT_COMPARED = {*_SHOWN_BY_SHAPES, *unet.FREE, "num_groups", "parent", "name"}
+_NOT_COMPARED = {*_SHOWN_BY_SHAPES, *fields.FREE, "num_groups", "parent", "name"}
 
 
 def state(

@@ -26,11 +26,12 @@ def network_settings(trained: Trained) -> dict[str, Any]:
         raise UserError(
             f"model={type(model).__name__} cannot be expressed in diffusers; only a UNet can."
         )
-    if model.timestep_scale != 1:
-        raise UserError(
-            f"model.timestep_scale={model.timestep_scale} cannot be expressed in diffusers; only "
-            "1 can."
-        )
+    for field in ("timestep_scale", "block_size"):
+        if getattr(model, field) != 1:
+            raise UserError(
+                f"model.{field}={getattr(model, field)} cannot be expressed in diffusers; only "
+                "1 can."
+            )
     widths = tuple(model.channels * m for m in model.channel_multipliers)
     attends = [height // 2**i in model.attention_resolutions for i in range(len(widths))]
     groups = _num_groups(trained)

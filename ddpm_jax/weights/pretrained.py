@@ -11,8 +11,8 @@ import safetensors.numpy
 from ddpm_jax.diffusion import process
 from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.errors import UserError, located, one_line, shown, whole_numbers
+from ddpm_jax.network import fields, unet
 from ddpm_jax.network import trained as trained_lib
-from ddpm_jax.network import unet
 from ddpm_jax.network.trained import Trained
 from ddpm_jax.runtime import files
 from ddpm_jax.weights import (
@@ -92,7 +92,7 @@ def _network(folder, found, process, image_size, null_label):
     if image_size is not None:
         settings["sample_size"] = _size(image_size)
     model, image_shape = diffusers_config.network(settings, process, null_label)
-    unet.check(model, *image_shape[:2])
+    fields.check(model, *image_shape[:2])
     weights, note = state_files.read(folder / found.weights)
     for line in filter(None, (found.note, note)):
         warnings.warn(f"{folder} {line}.", stacklevel=3)
@@ -163,7 +163,7 @@ def from_state_dict(
         UserError: the file is damaged, or its weights are not those of the network; the first
             name that differs is given.
     """
-    unet.check(model, *image_shape[:2])
+    fields.check(model, *image_shape[:2])
     schedule = schedule_lib.linear() if schedule is None else schedule
     diffusion.check(schedule)
     where = _where(path)

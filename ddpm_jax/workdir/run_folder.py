@@ -10,7 +10,7 @@ from etils import epath
 from ddpm_jax import config as config_lib
 from ddpm_jax.configs import cifar10
 from ddpm_jax.errors import UserError, one_line, whole_number
-from ddpm_jax.network import averages, unet
+from ddpm_jax.network import averages, fields
 from ddpm_jax.network.trained import Trained
 from ddpm_jax.runtime import devices, files, parallel
 from ddpm_jax.workdir import checkpoints, snapshots
@@ -168,7 +168,7 @@ _FIXED = ("model", "diffusion", "data.image_size", "data.image_width", "data.cha
           "data.labels", "data.num_classes", "data.condition", "data.condition_channels",
           "data.factor", "train.extra_ema_decays", "train.t_sampling")
 _ON_OR_OFF = ("train.ema_snapshot_every",)  # Their values may change, but for 0.
-_FREE = tuple(f"model.{name}" for name in unet.FREE)
+_FREE = tuple(f"model.{name}" for name in fields.FREE)
 
 
 def check_same_run(

@@ -83,6 +83,8 @@ def test_groups_that_are_not_set_are_found(tmp_path):
 @pytest.mark.parametrize("message, change", [
     ("model=TinyNet cannot be expressed", {"model": TinyNet()}),
     ("model.timestep_scale=0.5 cannot be expressed", {"model": {"timestep_scale": 0.5}}),
+    ("model.block_size=2 cannot be expressed",
+     {"model": {"block_size": 2, "attention_resolutions": (2,)}}),
     (r"model.num_heads=2 at \[8, 16\] channels cannot be expressed",
      {"model": {"num_heads": 2, "attention_resolutions": (8, 4)}}),
     ("diffusion.mean='x_prev' cannot be expressed", {"diffusion": Parameterization("x_prev")}),
