@@ -81,7 +81,17 @@ def get_config() -> ml_collections.ConfigDict:
                               # an eighth of the activations for a third more work
         shard_update=False,   # each device keeps and updates a share of the state (docs/scaling)
         learning_rate=2e-4,
-        warmup_steps=5000,
+        warmup_steps=5000,    # to that rate from 0, linearly
+        schedule="constant",  # of the rate after the warm-up; or "cosine" or "linear" to the last
+                              # step, "inverse_sqrt", "piecewise"
+        decay_start=0,        # step at which a decay starts, if later than the warm-up's end
+        end_learning_rate=0.0,               # of cosine and linear
+        piecewise_steps=(),   # of piecewise: for example (400_000, 600_000)
+        piecewise_scales=(),  # factors of the rate at these steps: for example (0.1, 0.1)
+        weight_decay=0.0,     # of AdamW, times the rate; not of biases and norms; 0: Adam
+        adam_b1=0.9,
+        adam_b2=0.999,
+        adam_eps=1e-8,
         t_sampling="uniform",                # or "antithetic", "importance"
         label_dropout=0.1,    # share of images whose label is hidden, for guidance
         grad_clip=1.0,        # global norm; 0: none

@@ -7,17 +7,18 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
 
 from ddpm_jax import errors
+from ddpm_jax import optimizer as optimizer_lib
 from ddpm_jax.data import source as source_lib
 from ddpm_jax.diffusion import losses, process
 from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.errors import UserError
 from ddpm_jax.network import averages, unet
+from ddpm_jax.optimizer import LearningRate
 from ddpm_jax.samplers import settings as settings_lib
 
 DTYPES = ("float32", "bfloat16")
@@ -85,39 +86,32 @@ def model(config: ml_collections.ConfigDict, channels: int) -> unet.UNet:
         return unet.UNet(**fields)
 
 
-def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
-    """Linear warm-up from 0 at the first update, then constant."""
-    rate, steps = config.train.learning_rate, config.train.warmup_steps
-    if not steps:
-        return optax.schedules.constant_schedule(rate)
-    return optax.schedules.linear_schedule(0.0, rate, steps)
+def learning_rate(config: ml_collections.ConfigDict) -> LearningRate:
+    """Number of updates done -> the rate of the next one.
 
-
-def optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformationExtraArgs:
-    """Adam after clipping the global norm (0: no clipping), as in the paper.
-
-    Its `update` takes `norm`, that of the gradient.
+    Raises:
+        ValueError: a setting does not suit the schedule of the rate.
     """
-    clip = config.train.grad_clip
-    return optax.chain(
-        clip_by_norm(clip) if clip else optax.identity(), optax.adam(learning_rate(config))
-    )
+    names = {field.name for field in dataclasses.fields(LearningRate)} - {"moved_start"}
+    rate = LearningRate(**{name: config.train[name] for name in names})
+    with errors.as_settings("train"):
+        rate.check()
+    return rate
 
 
-def clip_by_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
-    """`optax.clip_by_global_norm` (Pascanu, Mikolov and Bengio 2013) for a norm that is known.
+def optimizer(
+    config: ml_collections.ConfigDict, rate: LearningRate | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """Adam after clipping the global norm, as in the paper, or AdamW.
 
     Args:
-        max_norm: a longer gradient is scaled to this length. Its `update` takes `norm`, the
-            gradient's, a float32 scalar, which the log needs too.
+        rate: if it is not that of the config.
     """
-    def clip(g, norm):
-        return jnp.where(norm < max_norm, g, g / norm * max_norm)
-
-    def update(grads, state, params=None, *, norm, **_):
-        return jax.tree.map(lambda g: clip(g, norm), grads), state
-
-    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+    train = config.train
+    return optimizer_lib.adamw(
+        rate or learning_rate(config), b1=train.adam_b1, b2=train.adam_b2, eps=train.adam_eps,
+        weight_decay=train.weight_decay, max_norm=train.grad_clip,
+    )
 
 
 def extra_averages(config: ml_collections.ConfigDict) -> tuple[str, ...]:

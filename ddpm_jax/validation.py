@@ -35,6 +35,12 @@ _RANGES = {  # lowest, highest, a value that works
     "train.batch_size": (1, _HUGE, 128),
     "train.learning_rate": (1e-12, 1e38, 2e-4),
     "train.warmup_steps": (0, _HUGE, 5000),
+    "train.decay_start": (0, _HUGE, 0),
+    "train.end_learning_rate": (0, 1e38, 0.0),
+    "train.weight_decay": (0, 1000, 0.01),
+    "train.adam_b1": (0, 1 - 1e-9, 0.9),
+    "train.adam_b2": (0, 1 - 1e-9, 0.999),
+    "train.adam_eps": (1e-30, 1, 1e-8),
     "train.grad_clip": (0, _HUGE, 1.0),
     "train.ema_decay": (0, 1 - 1e-9, 0.9999),
     "train.accumulate": (1, _HUGE, 1),
@@ -72,6 +78,8 @@ _ITEMS = {  # type, lower and upper bound (outside), both in words, a value that
     "diffusion.betas": ((int, float), 0, math.inf, "numbers in (0, 1]", (0.1, 0.2, 0.5)),
     "evaluate.sweep_steps": (int, 0, math.inf, "whole numbers, at least one", (10, 20, 50, 100)),
     "train.extra_ema_decays": (float, 0, 1, "numbers between 0 and 1", (0.999,)),
+    "train.piecewise_steps": (int, 0, _HUGE, "whole numbers of steps", (400_000, 600_000)),
+    "train.piecewise_scales": ((int, float), 0, math.inf, "numbers above 0", (0.1, 0.1)),
 }
 _NOT_EMPTY = ("model.channel_multipliers", "evaluate.sweep_steps")
 
@@ -95,6 +103,7 @@ def validate(
     with errors.as_settings("diffusion"):
         config_lib.parameterization(config).check(config_lib.schedule(config))
         config_lib.objective(config).check(config_lib.parameterization(config))
+    config_lib.learning_rate(config)
     errors.check_known("config.train.t_sampling", config.train.t_sampling, T_SAMPLINGS)
     check_batch(config.train.batch_size, config.train.accumulate, num_devices)
     check_precision("train", config.train.matmul_precision)
@@ -233,6 +242,13 @@ def warnings(config: ml_collections.ConfigDict) -> list[str]:
             f"alpha_bar ends at {end:.3g}, above 0.01: sampling starts from pure noise that "
             "training never sees, so samples will be poor; use --config.diffusion.schedule=cosine "
             f"or larger betas, for example --config.diffusion.beta_end={_enough(config):g}."
+        )
+    rate = config_lib.learning_rate(config)
+    if rate.schedule != "constant" and rate.start >= rate.num_steps:
+        lines.append(
+            f"config.train.schedule={rate.schedule!r} has no effect before step {rate.start:,}, "
+            f"but config.train.num_steps={rate.num_steps}; lower --config.train.warmup_steps or "
+            "--config.train.decay_start."
         )
     mean, variance, loss = (config.diffusion[name] for name in ("mean", "variance", "loss"))
     if mean == "x_prev" and loss == "simple":

@@ -17,6 +17,12 @@ MISTAKES = {
     "train.num_steps": (0, "at least 1", "800000"),
     "train.matmul_precision": ("bf16", "not known", "highest"),
     "train.extra_ema_decays": ((1, "a"), "between 0 and 1", "0.999"),
+    "train.schedule": ("cosin", "not known", "inverse_sqrt"),
+    "train.decay_start": (9, "has no effect", "0"),
+    "train.weight_decay": (-0.1, "at least 0", "0.01"),
+    "train.adam_b1": (1.0, "[0, 1]", "0.9"),
+    "train.adam_b2": (1.0, "[0, 1]", "0.999"),
+    "train.adam_eps": (0.0, "at least 1e-30", "1e-08"),
     "data.image_size": (30, "divide by 8", "32"),
     "model.attention_resolutions": ((12,), "never occurs", "16"),
     "model.channel_multipliers": ((), "at least one", "1, 2, 2, 2"),
@@ -74,6 +80,9 @@ def test_a_mistake_is_one_line_with_setting_value_rule_and_remedy(name):
     ("data.num_classes", 2**31 - 1, "in [0, 1e+06]"),
     ("train.extra_ema_decays", (0.9, float("nan")), "between 0 and 1"),
     ("train.extra_ema_decays", (1.0,), "between 0 and 1"),
+    ("train.piecewise_steps", (0,), "whole numbers of steps"),
+    ("train.piecewise_scales", (0.1, float("nan")), "numbers above 0"),
+    ("train.piecewise_scales", (-1,), "numbers above 0"),
     ("model.channel_multipliers", (1, True), "whole numbers"),
 ])
 def test_values_of_another_kind_or_absurd_are_refused(name, value, rule):
@@ -92,6 +101,19 @@ def test_groups_of_one_channel_only_suit_a_network_that_has_learned_with_them():
         validation.validate(config, num_devices=8)
     config.train.warm_start = "someone/model"
     validation.validate(config, num_devices=8)
+
+
+def test_a_decay_that_a_run_does_not_reach_is_said():
+    config = with_setting("train.schedule", "cosine")
+    assert validation.warnings(config) == []
+    config.train.num_steps = 5000
+    assert validation.warnings(config) == [
+        "config.train.schedule='cosine' has no effect before step 5,000, but "
+        "config.train.num_steps=5000; lower --config.train.warmup_steps or "
+        "--config.train.decay_start."
+    ]
+    config.train.schedule = "constant"
+    assert validation.warnings(config) == []
 
 
 def test_the_remedies_work():

@@ -77,7 +77,7 @@ def complete(run: Run) -> tuple[Trained, list[str]]:
         stack.enter_context(
             memory_check.explained(run.settings.batch_size, run.step_settings.accumulate)
         )
-        records, held = open_records(run, stack)
+        run, records, held = open_records(run, stack)
         say_opening(run, records, held)
         began = time.perf_counter()
         held = make_steps(run, records, held)
@@ -114,8 +114,8 @@ class Records:
     failures: list[str] = dataclasses.field(default_factory=list)
 
 
-def open_records(run: Run, stack: contextlib.ExitStack) -> tuple[Records, Held]:
-    """Takes hold of the workdir; returns its records and the state to go on from.
+def open_records(run: Run, stack: contextlib.ExitStack) -> tuple[Run, Records, Held]:
+    """Takes hold of the workdir; returns the run, its records and the state to go on from.
 
     Args:
         run: of `run.prepare`.
@@ -130,15 +130,14 @@ def open_records(run: Run, stack: contextlib.ExitStack) -> tuple[Records, Held]:
     checkpoints = stack.enter_context(Checkpoints(
         run.workdir, keep=settings.keep, keep_every=settings.keep_every
     ))
-    held = sharding.hold(
-        run_lib.first_state(run, checkpoints), run.step_settings.shard_update
-    )
+    run, state = run_lib.first_state(run, checkpoints)
+    held = sharding.hold(state, run.step_settings.shard_update)
     start = int(held[0].step)
     logs = stack.enter_context(open_logs(run, start)) if parallel.is_first() else Silence()
     kept = None
     if settings.ema_snapshot_every:
         kept = stack.enter_context(snapshots.open_snapshots(run.workdir, start))
-    return Records(checkpoints, kept, logs, check_owner, start), held
+    return run, Records(checkpoints, kept, logs, check_owner, start), held
 
 
 def open_logs(run: Run, start: int) -> Logs:

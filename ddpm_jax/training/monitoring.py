@@ -172,6 +172,7 @@ def opening_lines(run: Run, state: TrainState) -> list[str]:
         f"{run.settings.batch_size}",
         f"{'resuming at' if step else 'starting at'} step {step:,} of "
         f"{run.settings.num_steps:,} in {run.workdir}",
+        *run.changes,
     ]
 
 

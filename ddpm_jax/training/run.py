@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ from ddpm_jax.diffusion import randomness
 from ddpm_jax.diffusion.schedule import Schedule
 from ddpm_jax.errors import UserError
 from ddpm_jax.network.unet import UNet
+from ddpm_jax.optimizer import LearningRate
 from ddpm_jax.runtime import devices, parallel
 from ddpm_jax.training import memory_check, timesteps, warm_start
 from ddpm_jax.training import state as state_lib
@@ -28,7 +29,14 @@ from ddpm_jax.training.settings import LoopSettings
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.training.step import StepSettings
 from ddpm_jax.workdir import data_record, run_folder, wandb_writer
-from ddpm_jax.workdir.checkpoints import Checkpoints, library_versions
+from ddpm_jax.workdir.checkpoints import Checkpoints, library_versions, newest_metadata
+
+
+_MOVED_START = "moved_start"  # Of a checkpoint's metadata; see `LearningRate`.
+# What a resumed run may change of its optimizer, whose state stays the same.
+_OF_THE_OPTIMIZER = ("learning_rate", "warmup_steps", "schedule", "decay_start",
+                     "end_learning_rate", "piecewise_steps", "piecewise_scales", "grad_clip",
+                     "weight_decay", "adam_b1", "adam_b2", "adam_eps")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +48,7 @@ class Run:
         schedule: the noise schedule.
         model: the network.
         optimizer: makes updates of gradients.
-        learning_rate: number of an update -> rate.
+        learning_rate: number of updates done -> the rate of the next one.
         step_settings: what `train_step` needs, the objective among it.
         settings: what the loop around the step needs.
         source: images to train on.
@@ -50,13 +58,14 @@ class Run:
         kept: what it keeps of its data.
         resumes: whether the workdir has kept that already; not if it goes on with other data.
         warnings: one line for each setting that is likely not meant.
+        changes: one line where a resumed run goes on with another optimizer or learning rate.
     """
 
     seed: int
     schedule: Schedule
     model: UNet
     optimizer: optax.GradientTransformation
-    learning_rate: Callable[[Any], Any]
+    learning_rate: LearningRate
     step_settings: StepSettings
     settings: LoopSettings
     source: Source
@@ -66,6 +75,7 @@ class Run:
     kept: Kept
     resumes: bool
     warnings: tuple[str, ...]
+    changes: tuple[str, ...] = ()
 
     def rng(self, use: int) -> jax.Array:
         """The key of one use of randomness, of those below the seed of a run."""
@@ -73,7 +83,10 @@ class Run:
 
     def metadata(self) -> dict[str, Any]:
         """What a checkpoint of this run says of itself."""
-        return {"config": self.config_json, "versions": library_versions()}
+        moved = self.learning_rate.moved_start
+        return {"config": self.config_json, "versions": library_versions()} | (
+            {} if moved is None else {_MOVED_START: moved}
+        )
 
 
 def prepare(config: ml_collections.ConfigDict, workdir: Any, data: Any) -> Run:
@@ -303,10 +316,45 @@ def fresh_state(run: Run) -> TrainState:
     )
 
 
-def first_state(run: Run, checkpoints: Checkpoints) -> TrainState:
-    """The state of the newest checkpoint; where there is none, a fresh one or a warm start."""
+def first_state(run: Run, checkpoints: Checkpoints) -> tuple[Run, TrainState]:
+    """The run as it goes on, and the state of the newest checkpoint.
+
+    Where there is no checkpoint, the run as it is, and a fresh state or a warm start.
+    """
     state = fresh_state(run)
     restored = checkpoints.restore(state_lib.to_saved(state), added=state_lib.ADDED)
-    if restored:
-        return state.replace(**restored[1])
-    return warm_start.state(state, run.settings.warm_start, run.model, run.source.image_shape)
+    if not restored:
+        return run, warm_start.state(
+            state, run.settings.warm_start, run.model, run.source.image_shape
+        )
+    state = state.replace(**restored[1])
+    run = resumed(run, newest_metadata(run.workdir), int(state.step) - int(state.skipped[0]))
+    return run, state.replace(tx=run.optimizer)
+
+
+def resumed(run: Run, metadata: Mapping[str, Any], count: int) -> Run:
+    """A run with the learning rate with which it goes on, and a line where that has changed.
+
+    Args:
+        run: of `prepare`.
+        metadata: of the checkpoint from which it goes on.
+        count: updates done, without those skipped.
+    """
+    config, before = (run_folder.parse(text) for text in (run.config_json, metadata["config"]))
+    rate_before = dataclasses.replace(
+        config_lib.learning_rate(before), moved_start=metadata.get(_MOVED_START)
+    )
+    rate = run.learning_rate.resumed(rate_before, count)
+    names = (*_OF_THE_OPTIMIZER, *(("num_steps",) if rate.ends else ()))
+    changed = ", ".join(
+        f"config.train.{name}={config.train[name]!r} (before: {before.train[name]!r})"
+        for name in names if config.train[name] != before.train[name]
+    )
+    line = (
+        f"resuming with {changed}: the learning rate goes on at {float(rate(count)):.3g} (before: "
+        f"{float(rate_before(count)):.3g})"
+    )
+    return dataclasses.replace(
+        run, learning_rate=rate, optimizer=config_lib.optimizer(config, rate),
+        changes=(line,) if changed else (),
+    )

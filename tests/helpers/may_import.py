@@ -1,16 +1,18 @@
 """The rooms of `ddpm_jax/`, and what each may import besides itself and `errors`."""
 
-_WORLD = {"config", "data", "diffusion", "network", "runtime", "samplers", "validation", "workdir"}
+_WORLD = {"config", "data", "diffusion", "network", "optimizer", "runtime", "samplers",
+          "validation", "workdir"}
 _WORK = _WORLD | {"inference", "weights"}
 ROOMS = {
     "errors": set(),
     "config_file": set(),
     "diffusion": set(),
     "network": set(),
+    "optimizer": set(),
     "runtime": set(),
     "samplers": {"diffusion"},
     "data": {"runtime"},
-    "config": {"data", "diffusion", "network", "runtime", "samplers"},
+    "config": {"data", "diffusion", "network", "optimizer", "runtime", "samplers"},
     "validation": {"config", "network"},
     "weights": {"diffusion", "network", "runtime"},
     "workdir": {"config", "data", "diffusion", "network", "runtime"},

@@ -1,6 +1,7 @@
 """Whole runs of a few steps: traced, interrupted and resumed, or stopped by bad numbers."""
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ import warnings
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.profiler import ProfileData
 
@@ -263,6 +265,88 @@ def test_a_checkpoint_of_before_the_count_is_continued(tiny, tmp_path):
     assert list(restore_part(tmp_path, "skipped", 2)[1]) == [0, 0]
     with contextlib.closing(Checkpoints(tmp_path)) as saved:
         assert saved.restore(state_lib.to_saved(run_lib.fresh_state(run)))[0] == 2
+
+
+DECAYS = {"train.schedule": "cosine", "train.learning_rate": 1e-3, "train.warmup_steps": 0,
+          "train.weight_decay": 0.1, "train.checkpoint_every": 1}
+
+
+def cosine(done, rate=1e-3):
+    """The rates of the updates after which these shares of the decay are over."""
+    return pytest.approx(rate * (1 + np.cos(np.pi * np.array(done))) / 2, rel=1e-5)
+
+
+def rates(workdir):
+    return [row["learning_rate"] for row in rows(workdir)]
+
+
+def test_a_decay_runs_to_a_new_end_from_where_it_stands(tiny, tmp_path, capsys, signals):
+    """Stopped at 2 of 4 steps, with 8 in all the other half of the decay takes 6."""
+    signals[2] = TERM
+    with pytest.raises(Interrupted):
+        loop.train(tiny_config(**DECAYS, **{"train.num_steps": 4}), tmp_path)
+    config = tiny_config(**DECAYS, **{"train.num_steps": 8})
+    shutil.copytree(tmp_path, tmp_path / "whole")
+    loop.train(config, tmp_path / "whole")
+    line = ("resuming with config.train.num_steps=8 (before: 4): the learning rate goes on at "
+            "0.0005 (before: 0.0005)\n")
+    assert line in capsys.readouterr().out
+    assert rates(tmp_path / "whole") == cosine([0, 1/4, *(1/2 + i/12 for i in range(6))])
+
+    signals[5] = TERM
+    with pytest.raises(Interrupted):
+        loop.train(config, tmp_path)
+    assert line in capsys.readouterr().out
+    loop.train(config, tmp_path)  # With the same end, the decay is the same.
+    assert "resuming with" not in capsys.readouterr().out
+    one, other = (list(map(lasting, rows(folder))) for folder in (tmp_path / "whole", tmp_path))
+    assert one == other and len(one) == 8
+    for a, b in zip(saved(tmp_path / "whole", 8), saved(tmp_path, 8), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+    # The same rates in pieces: they are those of the updates, not only of the rows.
+    made = rates(tmp_path)
+    loop.train(tiny_config(**DECAYS | {
+        "train.num_steps": 8, "train.schedule": "piecewise",
+        "train.piecewise_steps": tuple(range(1, 8)),
+        "train.piecewise_scales": tuple(np.divide(made[1:], made[:-1]).tolist()),
+    }), tmp_path / "pieces")
+    for a, b in zip(saved(tmp_path / "pieces", 8), saved(tmp_path, 8), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+    loop.train(tiny_config(**DECAYS, **{"train.num_steps": 16}), tmp_path)  # It had ended.
+    assert ("resuming with config.train.num_steps=16 (before: 8): the learning rate goes on at "
+            "0.0005 (before: 0)\n") in capsys.readouterr().out
+    assert rates(tmp_path)[8:] == cosine([1/2 + i/16 for i in range(8)])
+
+
+def test_another_schedule_and_optimizer_are_taken_and_said(tiny, tmp_path, capsys):
+    """Adam at a constant rate for 2 of 4 steps, then AdamW with a decay."""
+    loop.train(tiny_config(**{"train.num_steps": 2}), tmp_path)
+    loop.train(tiny_config(**DECAYS | {
+        "train.num_steps": 4, "train.learning_rate": 1e-4, "train.adam_b2": 0.99}), tmp_path)
+    assert (
+        "resuming with config.train.learning_rate=0.0001 (before: 0.001), "
+        "config.train.warmup_steps=0 (before: 100), config.train.schedule='cosine' (before: "
+        "'constant'), config.train.weight_decay=0.1 (before: 0.0), config.train.adam_b2=0.99 "
+        "(before: 0.999), config.train.num_steps=4 (before: 2): the learning rate goes on at "
+        "5e-05 (before: 2e-05)\n"
+    ) in capsys.readouterr().out
+    assert rates(tmp_path)[2:] == cosine([1/2, 3/4], rate=1e-4)
+    loop.train(tiny_config(**{"train.num_steps": 5}), tmp_path)  # And back.
+    assert rates(tmp_path)[4] == pytest.approx(4e-5)
+
+
+def test_an_optimizer_of_another_state_is_refused(tiny, tmp_path):
+    config = tiny_config(**{"train.num_steps": 2})
+    run = run_lib.prepare(config, tmp_path, None)
+    momentum = dataclasses.replace(run, optimizer=optax.sgd(0.1, momentum=0.9))
+    with Checkpoints(tmp_path) as saved:
+        saved.save(1, state_lib.to_saved(run_lib.fresh_state(momentum)), run.metadata())
+    with pytest.raises(UserError, match="checkpoints/1 was made with another model or optimizer: "
+                       "it has opt_state/.*, which is not in this one. Go on with the settings"):
+        loop.train(config, tmp_path)
+    assert checkpoints.steps(tmp_path) == [1]
 
 
 def test_a_device_without_memory_is_one_line_and_keeps_the_checkpoints(

@@ -8,6 +8,7 @@ import ddpm_jax
 from ddpm_jax import config as config_lib
 from ddpm_jax import validation
 from ddpm_jax.data import loading
+from ddpm_jax.network.trained import leaves
 from ddpm_jax.runtime import parallel
 from ddpm_jax.training import memory_check, sharding
 from ddpm_jax.training import state as state_lib
@@ -30,12 +31,12 @@ def net():
     return TinyNet(channels=16)
 
 
-def run(shard_update, change=lambda state: state, **settings):
+def run(shard_update, change=lambda state: state, num_steps=STEPS, **settings):
     """(the arrays to save, the metrics of each step, what the devices hold at the end)."""
     config = small_config(shard_update=shard_update, **settings)
     held, step = sharding.hold(change(state_of(config, net())), shard_update), step_of(config)
     images, rows = loading.digits("train")[0], []
-    for i in range(STEPS):
+    for i in range(num_steps):
         batch = parallel.shard({"images": images[BATCH * i:BATCH * (i + 1)]})
         *held, metrics = step(*held, batch, jax.random.key(1))
         rows.append(jax.device_get(metrics))
@@ -48,7 +49,8 @@ def shards(tree):
 
 def test_a_shared_state_goes_the_same_way():
     settings = dict(
-        grad_clip=CLIP, extra_ema_decays=(0.5,), t_sampling="importance", accumulate=2
+        grad_clip=CLIP, extra_ema_decays=(0.5,), t_sampling="importance", accumulate=2,
+        weight_decay=0.1, schedule="cosine", num_steps=STEPS,
     )
     (saved, rows, _), (wanted, wanted_rows, _) = (run(x, **settings) for x in (True, False))
     assert wanted_rows[0]["grad_norm"] > 2 * CLIP
@@ -91,6 +93,25 @@ def test_an_update_that_is_not_finite_is_skipped_by_all(request, platform):
     assert [row["skipped_in_a_row"] for row in rows] == list(range(1, STEPS + 1))
     for part in ("params", "ema_params", "opt_state"):
         jax.tree.map(np.testing.assert_array_equal, saved[part], wanted[part])
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+@pytest.mark.parametrize("shard_update", [False, True])
+def test_weights_decay_in_whatever_form_the_step_has_them(request, platform, shard_update):
+    """One step of AdamW is one of Adam, less rate times decay times the kernels before it.
+
+    The step packs biases, cuts kernels and, on a GPU, flattens all arrays.
+    """
+    if platform == "gpu":
+        request.getfixturevalue("as_on_a_gpu")
+    settings = dict(shard_update=shard_update, learning_rate=0.5)
+    (decayed, *_), (plain, *_) = (
+        run(num_steps=1, weight_decay=decay, **settings) for decay in (0.25, 0.0)
+    )
+    before = leaves(state_of(small_config(), net()).params)
+    for path, x in leaves(decayed["params"]).items():
+        taken = 0.5 * 0.25 * before[path] * (path[-1] == "kernel")
+        np.testing.assert_allclose(x, leaves(plain["params"])[path] - taken, **SAME)
 
 
 def test_what_a_device_needs_is_counted():
