@@ -53,6 +53,7 @@ def get_config() -> ml_collections.ConfigDict:
         norm_eps=1e-6,
         block_size=1,                        # side of the blocks of pixels that are channels to
                                              # the network: 2 or 4 for large images
+        self_condition=False,                # tell the network its last x_0 (docs/training.md)
         num_groups=0,                        # 0: 32, or fewer in narrow networks
         dtype="float32",                     # of the torso; or "bfloat16"
     ))

@@ -58,6 +58,7 @@ class Forecast:
         target: the devices.
         data: a description of the images.
         num_params: numbers in the network.
+        self_condition: whether the network is told its last x_0, which the figures include.
         batch_size: of training.
         need: bytes of a training step on each device; what the compiler says where they are too
             many, and infinite where it does not.
@@ -71,6 +72,7 @@ class Forecast:
     target: Target
     data: str
     num_params: int
+    self_condition: bool
     batch_size: int
     need: float
     step: Compiled | None
@@ -128,7 +130,8 @@ def forecast(
     size = "x".join(map(str, parts.source.image_shape))
     return Forecast(
         target=target, data=f"images of {size}", batch_size=train.batch_size,
-        num_params=trained_lib.num_params(parts.state.params), need=needs[train.batch_size],
+        num_params=trained_lib.num_params(parts.state.params),
+        self_condition=parts.config.model.self_condition, need=needs[train.batch_size],
         step=step, largest=max(((b, needs[b]) for b in steps), default=None),
         chain=chain, bound=bound, work=_work(parts, counts, step, chain, bound),
     )
@@ -250,6 +253,7 @@ def table(forecast: Forecast) -> str:
     rows = [
         ("target", str(target)),
         ("network", f"{forecast.num_params:,} parameters, {forecast.data}"),
+        *([("", planning.SELF_CONDITION)] if forecast.self_condition else []),
         ("training step", f"batch {forecast.batch_size:,}: {_memory(forecast)}"),
     ]
     if step is not None:

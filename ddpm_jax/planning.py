@@ -37,6 +37,7 @@ from ddpm_jax.workdir.logs import format_duration
 SECONDS = 1.0  # How long to measure a speed, after a first call that does not count.
 FEWEST = 2  # Calls to measure at least.
 _CHAIN = 4  # Network calls per loop, as samplers make them.
+SELF_CONDITION = "one more network call in each training step, two for each term of bits/dim"
 STAND_IN = 1000  # Images to train on, and held out, where there are no data.
 
 
@@ -83,6 +84,7 @@ class Plan:
         num_steps, batch_size: of training.
         num_params: numbers in the network.
         num_snapshots: of averages, in the workdir (see `snapshots`).
+        self_condition: whether the network is told its last x_0, which the figures include.
         memory: bytes on each device, by what they hold.
         peak: a description of the peak of memory after the measured steps.
         step: a training step.
@@ -95,6 +97,7 @@ class Plan:
     batch_size: int
     num_params: int
     num_snapshots: int
+    self_condition: bool
     memory: dict[str, int]
     peak: str
     step: Speed
@@ -148,7 +151,7 @@ def plan(config: ml_collections.ConfigDict, data: Any = None) -> Plan:
         data=f"{len(run.source):,} images of {shape}" if there else
         f"{config.data.name} is not on this machine: random pixels of {shape} in its place",
         num_steps=run.settings.num_steps, batch_size=batch_size, num_params=num_params,
-        num_snapshots=num_snapshots,
+        num_snapshots=num_snapshots, self_condition=run.step_settings.self_condition,
         memory=num_bytes, peak=memory.peak(), step=step, call=call,
         work=(work("sample", call), work("fid", precise_call), work("bpd", precise_call)),
     )
@@ -179,7 +182,8 @@ def count_calls(
     return {
         "sample": (config.sample.num_images, num_calls),
         "fid": (evaluate.num_samples, num_calls),
-        "bpd": (num_images, schedule.num_timesteps),
+        # A self-conditioned network guesses first.
+        "bpd": (num_images, schedule.num_timesteps * (2 if config.model.self_condition else 1)),
     }
 
 
@@ -328,6 +332,7 @@ def table(plan: Plan) -> str:
         ("data", plan.data),
         ("devices", f"{jax.device_count()} {device.device_kind} ({device.platform})"),
         ("parameters", f"{plan.num_params:,}"),
+        *([("self_condition", SELF_CONDITION)] if plan.self_condition else []),
         ("training step", f"{flops(step.flops)} for {batch} images, as lowered"),
         ("network call", f"{flops(call.flops / batch)} per image, as lowered"),
         ("memory", ", ".join(f"{k} {mebi(v)}" for k, v in plan.memory.items())),

@@ -193,6 +193,14 @@ def test_hours_are_images_times_calls(measured):
     assert plan.data == "1,497 images of 8x8x1"
 
 
+def test_a_self_conditioned_network_calls_twice_for_bits_and_the_plan_says_so(measured):
+    plan = planning.plan(small_config(**{"model.self_condition": True}))
+    assert [w.num_calls for w in plan.work] == [20, 20, 40]
+    line = "self_condition one more network call in each training step, two for each term"
+    assert line in planning.table(plan)
+    assert "self_condition" not in planning.table(dataclasses.replace(plan, self_condition=False))
+
+
 def test_guidance_calls_twice(measured):
     config = small_config(**{"data.labels": True, "sample.guidance": 2.0})
     assert [w.num_calls for w in planning.plan(config).work] == [40, 40, 20]

@@ -11,11 +11,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
+from ddpm_jax.diffusion import self_conditioning
 from ddpm_jax.diffusion.process import (
-    LEARNED, PIXEL_AXES, Images, Parameterization, Prediction, Timesteps, predict, q_posterior,
-    q_sample, split_output, v_from_eps,
+    LEARNED, PIXEL_AXES, Images, Parameterization, Prediction, Timesteps, predict, predict_fn,
+    q_posterior, q_sample, split_output, v_from_eps,
 )
 from ddpm_jax.diffusion.schedule import Schedule, at
 from ddpm_jax.errors import UserError, check_floats, check_known
@@ -83,15 +84,16 @@ class Objective:
 
 def training_loss(
     schedule: Schedule,
-    denoise_fn: Callable[[Array, Array], Array],
+    denoise_fn: Callable[..., Array],
     x_0: Images,
     t: Timesteps,
     eps: Images,
     *,
     parameterization: Parameterization = Parameterization(),
     objective: Objective = Objective(),
+    tells: Bool[Array, " b"] | None = None,
 ) -> Float[Array, " b"]:
-    """The objective at one t per image; calls the network once.
+    """The objective at one t per image; calls the network once, or twice with `tells`.
 
     Args:
         schedule: the noise schedule.
@@ -101,9 +103,13 @@ def training_loss(
         eps: the standard normal noise in x_t.
         parameterization: what the output means.
         objective: what to compute from it.
+        tells: of a self-conditioned network, whether it is told its own first guess for an image,
+            without gradient, or zeros; None for other networks.
     """
     x_t = q_sample(schedule, x_0, t, eps)
-    output = jnp.asarray(denoise_fn(x_t, jnp.asarray(schedule.timesteps)[t]), jnp.float32)
+    last = () if tells is None else (told(schedule, denoise_fn, x_t, t, parameterization, tells),)
+    output = denoise_fn(x_t, jnp.asarray(schedule.timesteps)[t], *last)
+    output = jnp.asarray(output, jnp.float32)
     mean, num_timesteps = parameterization.mean, schedule.num_timesteps
 
     def vlb(output):
@@ -125,6 +131,18 @@ def training_loss(
     scale = num_timesteps / 1000 if objective.loss == "rescaled_hybrid" else 1.0
     stopped = jax.lax.stop_gradient(mean_output)
     return loss + scale * vlb(jnp.concatenate([stopped, variance_output], axis=-1))
+
+
+def told(
+    schedule: Schedule, denoise_fn: Callable[..., Array], x_t: Images, t: Timesteps,
+    parameterization: Parameterization, tells: Bool[Array, " b"],
+) -> Images:
+    """The x_0 that a self-conditioned network is told in training: its first guess, or zeros."""
+    predict_first = predict_fn(
+        schedule, denoise_fn, mean=parameterization.mean, variance=parameterization.variance
+    )
+    guess = predict_first(x_t, t, *self_conditioning.nothing(x_t, True)).x_0
+    return jax.lax.stop_gradient(jnp.where(tells.reshape(-1, 1, 1, 1), guess, 0.0))
 
 
 def target(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, Shaped
 
-from ddpm_jax.diffusion import randomness
+from ddpm_jax.diffusion import randomness, self_conditioning
 from ddpm_jax.diffusion.process import (
     PIXEL_AXES, Images, check_mean_of_levels, split_output, x_0_and_eps,
 )
@@ -26,6 +26,7 @@ def ode_bits_per_dim(
     *,
     mean: str = "eps",
     variance: str = "fixed_large",
+    self_condition: bool = False,
     num_steps: int = 200,
     num_probes: int = 1,
     on_step: Callable[[Array], None] | None = None,
@@ -57,7 +58,8 @@ def ode_bits_per_dim(
     z = (jnp.asarray(images, jnp.float32) + u) / 128 - 1
     nats = ode_log_density(
         schedule, denoise_fn, z, randomness.fold_each(rngs, randomness.PROBES), mean=mean,
-        variance=variance, num_steps=num_steps, num_probes=num_probes, on_step=on_step,
+        variance=variance, self_condition=self_condition, num_steps=num_steps,
+        num_probes=num_probes, on_step=on_step,
     )
     return 7 - nats / math.log(2)
 
@@ -70,6 +72,7 @@ def ode_log_density(
     *,
     mean: str = "eps",
     variance: str = "fixed_large",
+    self_condition: bool = False,
     num_steps: int = 200,
     num_probes: int = 1,
     on_step: Callable[[Array], None] | None = None,
@@ -105,6 +108,9 @@ def ode_log_density(
         rngs: [b] keys.
         mean: what the output is: "eps", "x_0" or "v".
         variance: one of `process.VARIANCES`; the output's channels for a learned one are dropped.
+        self_condition: the network takes its last x_0. It is told its own guess at x_t, made from
+            zeros (`self_conditioning.guessing`), so that eps is a function of x_t and t; each call
+            becomes two.
         num_steps: steps of two network calls, each with its derivative along every probe.
         num_probes: probes per image.
         on_step: called inside the scan with the number of the step; for progress reports.
@@ -118,7 +124,7 @@ def ode_log_density(
     _check_counts(num_steps=num_steps, num_probes=num_probes)
     levels, intervals = _grid(schedule, num_steps)
     probes = _probes(rngs, num_probes, x.shape[1:])
-    eps_fn = _eps_fn(denoise_fn, mean, variance)
+    eps_fn = _eps_fn(denoise_fn, mean, variance, self_condition)
 
     def step(carry, interval):
         y, integral = carry
@@ -160,13 +166,19 @@ def _probes(
 
 
 def _eps_fn(
-    denoise_fn: Callable[[Array, Array], Array], mean: str, variance: str
+    denoise_fn: Callable[..., Array], mean: str, variance: str, self_condition: bool
 ) -> Callable[[Array, dict[str, Array]], Array]:
     """(y, level) -> the eps that the network predicts at y = x_t / signal."""
     def eps_fn(y, level):
         x_t, signal = level["signal"] * y, level["signal"]
-        output, _ = split_output(denoise_fn(x_t, jnp.full(y.shape[:1], level["t"])), variance)
-        return x_0_and_eps(output, x_t, signal, signal * level["sigma"], mean)[1]
+
+        def x_0_and_noise(*last):
+            output = denoise_fn(x_t, jnp.full(y.shape[:1], level["t"]), *last)
+            output, _ = split_output(output, variance)
+            return x_0_and_eps(output, x_t, signal, signal * level["sigma"], mean)
+
+        last = self_conditioning.nothing(y, self_condition)
+        return x_0_and_noise(*[x_0_and_noise(zeros)[0] for zeros in last])[1]
 
     return eps_fn
 

@@ -299,19 +299,20 @@ def check_mean_of_levels(mean: str, solver: str, otherwise: str) -> None:
 
 def predict_fn(
     schedule: Schedule,
-    denoise_fn: Callable[[Array, Array], Array],
+    denoise_fn: Callable[..., Array],
     *,
     mean: str = "eps",
     variance: str = "fixed_large",
     full: Schedule | None = None,
     **settings,
-) -> Callable[[Array, Array], Prediction]:
+) -> Callable[..., Prediction]:
     """(x_t, t) -> Prediction, which samplers take: `predict` closed over a network.
 
     Args:
         schedule: the chain's, respaced or not. The network gets `schedule.timesteps[t]`, the
             original step.
-        denoise_fn: (x_t, t) -> the network's output.
+        denoise_fn: (x_t, t) -> the network's output. If it takes a third argument, so does the
+            result (see `self_conditioning`).
         mean: one of `MEANS`.
         variance: one of `VARIANCES`.
         full: the schedule that the network was trained with, where `schedule` is a respacing
@@ -319,9 +320,9 @@ def predict_fn(
         **settings: further keyword arguments of `predict`.
     """
 
-    def predict_at(x_t, t):
+    def predict_at(x_t, t, *last):
         step = jnp.asarray(schedule.timesteps)[t]
-        output = denoise_fn(x_t, step)
+        output = denoise_fn(x_t, step, *last)
         meaning = dict(mean=mean, variance=variance)
         if full is not None:
             output, meaning = for_longer_steps(full, output, x_t, step, **meaning)

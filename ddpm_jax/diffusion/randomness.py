@@ -14,6 +14,7 @@ are the constants below; an image's place is its index in the global batch or am
               [EPS]                its noise
               [MIRROR]             whether it is mirrored
               / LABEL              whether its label is dropped
+              / GUESS              whether a self-conditioned network is told its first guess
           [1]                      dropout (its own addresses are in network/blocks.py)
       / HELD_OUT / place           noise of the held-out loss
       / GRID                       the rng of `sample` for the grids of samples
@@ -61,7 +62,7 @@ IMPL = "threefry2x32"  # Others change an image's noise with its place in the ba
 INIT, STEP, HELD_OUT, GRID = range(4)
 BITS, ODE, SAMPLES, PICTURES, HELD_OUT_LOSS = range(5)
 # Below the key of an image: of a training step, and of a sample.
-T, EPS, MIRROR, LABEL = range(4)
+T, EPS, MIRROR, LABEL, GUESS = range(5)
 X_T, Z, FORWARD = range(3)
 # Below the key of a row of inpainting, the rng of `progressive`, an image's key of the ODE.
 REVERSE, KNOWN, UP = range(3)

@@ -9,7 +9,9 @@ import numpy as np
 from ddpm_jax import errors
 from ddpm_jax.data import pixels
 from ddpm_jax.data import source as source_lib
-from ddpm_jax.diffusion import ode_likelihood, process, randomness, variational_bound
+from ddpm_jax.diffusion import (
+    ode_likelihood, process, randomness, self_conditioning, variational_bound,
+)
 from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.diffusion.variational_bound import Terms
 from ddpm_jax.inference import batched_map, conditions
@@ -34,7 +36,8 @@ def bits_per_dim(
 ) -> np.ndarray:
     """The variational bound of each image in bits/dim (Eq. 5 of Ho et al. 2020).
 
-    It makes T network calls per image. The draws for image i depend on (rng, i) alone.
+    It makes T network calls per image, twice as many of a self-conditioned network, which is told
+    its own guess at each t. The draws for image i depend on (rng, i) alone.
 
     Args:
         trained: what `load` and `train` return.
@@ -174,6 +177,8 @@ def _pmap_terms(model, diffusion, packed, clip, progress, devices):
             schedule, _denoise_fn(model, params, model_kwargs),
             mean=diffusion.mean, variance=diffusion.variance, clip=clip,
         )
+        if trained_lib.is_self_conditioned(model):
+            predict_fn = self_conditioning.guessing(predict_fn)
         report = batched_map.on_step(schedule.num_timesteps, progress)
         x_0 = pixels.to_float(uint8)
         return vars(variational_bound.vlb_terms(schedule, predict_fn, x_0, rngs, on_step=report))
@@ -188,7 +193,8 @@ def _pmap_ode(model, diffusion, packed, num_steps, num_probes, progress):
     def chain(params, uint8, rngs, model_kwargs):
         return {"bits": ode_likelihood.ode_bits_per_dim(
             schedule, _denoise_fn(model, params, model_kwargs), uint8, rngs,
-            mean=diffusion.mean, variance=diffusion.variance, num_steps=num_steps,
+            mean=diffusion.mean, variance=diffusion.variance,
+            self_condition=trained_lib.is_self_conditioned(model), num_steps=num_steps,
             num_probes=num_probes, on_step=batched_map.on_step(num_steps, progress),
         )}
 

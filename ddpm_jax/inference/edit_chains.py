@@ -35,6 +35,7 @@ class Reverse:
     Attributes:
         schedule: of the chain, respaced or not.
         predict_fn: (x_t, t) -> Prediction, with the mean and variance of the sampler's step.
+        self_condition: it also takes the last x_0.
         rows: of `inpainting.repaint`, for `hold` alone.
         num_calls: steps to run, or rows.
         on_step: as of `reverse_chain.ancestral`.
@@ -42,6 +43,7 @@ class Reverse:
 
     schedule: Schedule
     predict_fn: Callable[..., process.Prediction]
+    self_condition: bool
     rows: inpainting.Rows | None
     num_calls: int
     on_step: Callable[[jax.Array], None] | None
@@ -61,20 +63,25 @@ def mixture(reverse: Reverse, rngs, a, b, start, lam) -> jax.Array:
     lam = lam.reshape(-1, 1, 1, 1)
     return reverse_chain.ancestral(
         reverse.schedule, reverse_chain.waiting(reverse.predict_fn, start), (1 - lam) * a + lam * b,
-        randomness.fold_each(rngs, randomness.Z), start=reverse.num_calls, on_step=reverse.on_step,
+        randomness.fold_each(rngs, randomness.Z), self_condition=reverse.self_condition,
+        start=reverse.num_calls, on_step=reverse.on_step,
     )
 
 
 def encode(reverse: Reverse, rngs, x_0) -> jax.Array:
     """The x_T of x_0; without noise, so the keys are not used."""
     return ddim_lib.invert(
-        reverse.schedule, reverse.predict_fn, x_0, on_step=reverse.on_step)
+        reverse.schedule, reverse.predict_fn, x_0, self_condition=reverse.self_condition,
+        on_step=reverse.on_step,
+    )
 
 
 def decode(reverse: Reverse, rngs, x_T) -> jax.Array:
     """The x_0 of x_T."""
     return reverse_chain.ancestral(
-        reverse.schedule, reverse.predict_fn, x_T, rngs, on_step=reverse.on_step)
+        reverse.schedule, reverse.predict_fn, x_T, rngs, self_condition=reverse.self_condition,
+        on_step=reverse.on_step,
+    )
 
 
 def hold(reverse: Reverse, rngs, images, mask=None) -> jax.Array:
@@ -83,7 +90,8 @@ def hold(reverse: Reverse, rngs, images, mask=None) -> jax.Array:
     return inpainting.inpaint(
         reverse.rows, reverse.predict_fn, randomness.standard_normal(rngs_x_T, images.shape[1:]),
         randomness.fold_each(rngs, randomness.Z), images,
-        inpainting.grey if mask is None else inpainting.masked(mask), on_step=reverse.on_step,
+        inpainting.grey if mask is None else inpainting.masked(mask),
+        self_condition=reverse.self_condition, on_step=reverse.on_step,
     )
 
 
@@ -144,7 +152,9 @@ def _pmap_chain(edit, model, diffusion, num_calls, progress):
         denoise_fn = functools.partial(model.apply, {"params": params}, train=False)
         predict_fn = steps.predict_fn(denoise_fn, diffusion)
         report = batched_map.on_step(num_calls, progress)
-        return edit(Reverse(steps.schedule, predict_fn, rows, num_calls, report), rngs, *arrays)
+        told = trained_lib.is_self_conditioned(model)
+        reverse = Reverse(steps.schedule, predict_fn, told, rows, num_calls, report)
+        return edit(reverse, rngs, *arrays)
 
     return parallel.pmap(chain, in_axes=(None, None, None, 0, 0))
 

@@ -19,7 +19,7 @@ from ddpm_jax.runtime import parallel
 
 def each(
     denoise_fn: Callable[..., jax.Array], uint8: jax.Array, places: jax.Array, rngs: jax.Array,
-    *, schedule, parameterization, objective, num_images: int,
+    *, schedule, parameterization, objective, num_images: int, self_condition: bool,
 ) -> jax.Array:
     """The loss of each image, [b]; the image at place i has t = i * T // num_images.
 
@@ -30,12 +30,14 @@ def each(
         rngs: [b], the keys of their noise.
         schedule, parameterization, objective: what is trained.
         num_images: over how many the steps of the schedule are spread.
+        self_condition: the network is self-conditioned, and told its own guess for every image.
     """
     t = jnp.minimum(places, num_images - 1) * schedule.num_timesteps // num_images
     eps = jax.vmap(lambda rng: jax.random.normal(rng, uint8.shape[1:]))(rngs)
     return losses.training_loss(
         schedule, denoise_fn, pixels.to_float(uint8), t, eps,
         parameterization=parameterization, objective=objective,
+        tells=jnp.ones(len(places), bool) if self_condition else None,
     )
 
 
@@ -68,6 +70,7 @@ def of_source(
         return {"loss": each(
             denoise_fn, uint8, places, rngs, schedule=trained.schedule,
             parameterization=trained.diffusion, objective=objective, num_images=n,
+            self_condition=trained_lib.is_self_conditioned(trained.model),
         )}
 
     parts = batched_map.run(

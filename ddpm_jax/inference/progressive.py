@@ -1,5 +1,6 @@
 """Progressive generation and shared-latent completions (Ho et al. 2020, Sec. 4.3, Figs. 6, 7)."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,7 +47,7 @@ def generate(
         rngs = randomness.image_keys(randomness.below(rng, randomness.OWN), jnp.arange(n))
         return reverse_chain.ancestral(
             trained.schedule, _predict_fn(trained, params, clip), x_T, rngs,
-            trajectory=at.tolist(),
+            self_condition=trained_lib.is_self_conditioned(trained.model), trajectory=at.tolist(),
         )[1]
 
     trajectory = jax.device_get(chain(trained.params))
@@ -58,7 +59,8 @@ def complete(
 ) -> tuple[np.ndarray, np.ndarray]:
     """n images that share one x_t and are then drawn independently, for each t of `shared`.
 
-    The x_t of all rows come from the same chain, with the same x_T.
+    The x_t of all rows come from the same chain, with the same x_T. A self-conditioned network is
+    told nothing at the start of a completion.
 
     Args:
         trained: what `load` and `train` return.
@@ -86,16 +88,14 @@ def complete(
     rngs_own = randomness.image_keys(randomness.below(rng, randomness.OWN), jnp.arange(n))
 
     def chains(params, start):
-        predict_fn = _predict_fn(trained, params, clip)
+        run = functools.partial(
+            reverse_chain.ancestral, trained.schedule, _predict_fn(trained, params, clip),
+            self_condition=trained_lib.is_self_conditioned(trained.model),
+        )
         x_t = _noise(rng, 1, trained.image_shape)
         if start < num_timesteps:
-            x_t = reverse_chain.ancestral(
-                trained.schedule, predict_fn, x_t, rngs_shared, stop=start
-            )
-        each = jnp.repeat(x_t, n, axis=0)
-        return x_t[0], reverse_chain.ancestral(
-            trained.schedule, predict_fn, each, rngs_own, start=start
-        )
+            x_t = run(x_t, rngs_shared, stop=start)
+        return x_t[0], run(jnp.repeat(x_t, n, axis=0), rngs_own, start=start)
 
     run = jax.jit(chains, static_argnums=1)
     rows = [jax.device_get(run(trained.params, start)) for start in shared]

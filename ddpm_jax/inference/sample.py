@@ -59,7 +59,8 @@ def sample(
         rng: a typed key, a legacy `PRNGKey` or an int.
         n: number of images, at least 1.
         seeds: one int of 64 bits per image, instead of `rng` and `n`.
-        model: the Linen network, (x_t, t, train=False) -> output.
+        model: the Linen network, (x_t, t, train=False) -> output; one with a true `self_condition`
+            takes its last x_0 as a third argument.
         schedule: the noise schedule; the paper's by default.
         diffusion: what the output means; noise and the larger variance by default.
         image_shape: (h, w, c); (32, 32, 3) by default.
@@ -323,8 +324,9 @@ def pmap_chain(
                 interval=settings.guidance_interval, variance=diffusion.variance,
             )
         images = reverse.run(
-            denoise_fn, diffusion, x_T, rngs_z, denoised_fn=denoised_fn, trajectory=trajectory,
-            on_step=batched_map.on_step(reverse.num_calls, progress),
+            denoise_fn, diffusion, x_T, rngs_z,
+            self_condition=trained_lib.is_self_conditioned(model), denoised_fn=denoised_fn,
+            trajectory=trajectory, on_step=batched_map.on_step(reverse.num_calls, progress),
         )
         if not trajectory:
             return images, None

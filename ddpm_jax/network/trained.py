@@ -37,8 +37,16 @@ def num_params(params: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def denoise_fn(trained: Trained) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """(x_t [b, h, w, c], t [b]) -> the network's raw output, for work of your own; jit-able."""
+def is_self_conditioned(model: nn.Module) -> bool:
+    """Whether the network takes its last x_0, as a third argument."""
+    return getattr(model, "self_condition", False)
+
+
+def denoise_fn(trained: Trained) -> Callable[..., jax.Array]:
+    """(x_t [b, h, w, c], t [b]) -> the network's raw output, for work of your own; jit-able.
+
+    That of a self-conditioned network also takes its last x_0; zeros by default.
+    """
     check(trained)
     return functools.partial(trained.model.apply, {"params": trained.params}, train=False)
 

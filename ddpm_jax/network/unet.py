@@ -64,6 +64,7 @@ class UNet(nn.Module):
         block_size: side of the blocks of pixels that become channels at the input, and pixels
             again at the output: a network for large images with block_size^2 fewer pixels at
             every level, as in the authors' code. 1: none.
+        self_condition: takes its last x_0 beside x (Chen, Zhang and Hinton 2022).
         dtype: of the torso; parameters, norms, softmax, the input convolution and the output
             are float32 whatever it is.
     """
@@ -85,6 +86,7 @@ class UNet(nn.Module):
     num_classes: int = 0
     condition_channels: int = 0
     block_size: int = 1
+    self_condition: bool = False
     dtype: Any = jnp.float32
 
     def __post_init__(self):
@@ -101,13 +103,16 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x, t, *, train: bool, places=None, labels=None, condition=None, remat=False
+        self, x, t, x_0=None, *, train: bool, places=None, labels=None, condition=None,
+        remat=False,
     ):
         """The network's output for x at t, [b, h, w, out_channels] float32.
 
         Args:
             x: [b, h, w, c] float32.
             t: [b] int32 or float32 steps.
+            x_0: [b, h, w, c], what a self-conditioned network predicted last; it is clipped to
+                [-1, 1]. None is zeros, as at the start of a chain.
             train: draw dropout masks, from `rngs={"dropout": key}`.
             places: int32 [b], each image's place in the global batch, the address of its
                 masks; 0..b-1 by default.
@@ -118,7 +123,7 @@ class UNet(nn.Module):
 
         Raises:
             UserError: a setting does not suit the image size (see `fields.check`), or the network
-                does not take these labels or this condition.
+                does not take this x_0, these labels or this condition.
         """
         check_floats(x=x)
         fields.check(self, x.shape[1], x.shape[2])
@@ -126,8 +131,13 @@ class UNet(nn.Module):
         temb = self.embed(t)
         if self.num_classes or labels is not None:
             temb = temb + self.embed_labels(labels, x.shape[0])
+        inputs = [x]
+        if self.self_condition or x_0 is not None:
+            inputs.append(self.checked_last(x_0, x))
         if self.condition_channels or condition is not None:
-            x = jnp.concatenate([x, self.checked(condition, x)], axis=-1)
+            inputs.append(self.checked(condition, x))
+        if len(inputs) > 1:
+            x = jnp.concatenate(inputs, axis=-1)
         if self.block_size > 1:
             x = space_to_depth(x, self.block_size)
         call = _Call(temb, places, train, remat)
@@ -216,6 +226,22 @@ class UNet(nn.Module):
             self.num_classes + 1, 4 * self.channels, name="label_embedding",
             embedding_init=nn.initializers.normal(1.0),
         )(labels)
+
+    def checked_last(self, x_0, x):
+        """The last x_0 in [-1, 1], as of a chain that clips; zeros where there is none."""
+        if not self.self_condition:
+            raise UserError(
+                "x_0 was given to a network that is not self-conditioned; leave it out, or use one "
+                "that was trained with self_condition=True."
+            )
+        if x_0 is None:
+            return jnp.zeros_like(x)
+        check_floats(x_0=x_0)
+        if x_0.shape != x.shape:
+            raise UserError(
+                f"x_0 has shape {list(x_0.shape)}; it must be that of x, {list(x.shape)}."
+            )
+        return jnp.clip(x_0, -1.0, 1.0)
 
     def checked(self, condition, x):
         """The condition, once its shape suits x; zeros while parameters are initialized."""

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from ddpm_jax.diffusion import self_conditioning
 from ddpm_jax.diffusion.process import Images, Prediction, q_sample
 from ddpm_jax.diffusion.schedule import Schedule, at
 from ddpm_jax.errors import UserError, check_floats
@@ -14,11 +15,12 @@ from ddpm_jax.samplers.reverse_chain import StepSampler, Trajectory, ancestral
 
 def ddim(
     schedule: Schedule,
-    predict_fn: Callable[[Array, Array], Prediction],
+    predict_fn: Callable[..., Prediction],
     x_T: Images,
     rngs: Key[Array, " b"],
     *,
     eta: float = 0.0,
+    self_condition: bool = False,
     start: int | None = None,
     stop: int = 0,
     trajectory: Sequence[int] = (),
@@ -45,7 +47,7 @@ def ddim(
         x_T: [b, h, w, c] standard normal; with `start` the images noised start times.
         rngs: [b] keys; not used if eta = 0.
         eta: in 0..1.
-        start, stop, trajectory, on_step: as of `reverse_chain.ancestral`.
+        self_condition, start, stop, trajectory, on_step: as of `reverse_chain.ancestral`.
 
     Returns:
         As `reverse_chain.ancestral` does.
@@ -54,14 +56,14 @@ def ddim(
         ValueError: eta leaves 0..1, or as `reverse_chain.ancestral` does.
     """
     return ancestral(
-        schedule, ddim_fn(schedule, predict_fn, eta), x_T, rngs, start=start, stop=stop,
-        trajectory=trajectory, on_step=on_step,
+        schedule, ddim_fn(schedule, predict_fn, eta), x_T, rngs, self_condition=self_condition,
+        start=start, stop=stop, trajectory=trajectory, on_step=on_step,
     )
 
 
 def ddim_fn(
-    schedule: Schedule, predict_fn: Callable[[Array, Array], Prediction], eta: float = 0.0
-) -> Callable[[Array, Array], Prediction]:
+    schedule: Schedule, predict_fn: Callable[..., Prediction], eta: float = 0.0
+) -> Callable[..., Prediction]:
     """`predict_fn` with the mean and variance of DDIM's step, as `ddim` describes it.
 
     Raises:
@@ -69,8 +71,8 @@ def ddim_fn(
     """
     check_eta(eta)
 
-    def predict(x_t, t):
-        prediction = predict_fn(x_t, t)
+    def predict(x_t, t, *last):
+        prediction = predict_fn(x_t, t, *last)
         noise = at(schedule.sqrt_one_minus_alpha_bar, t, x_t)
         before = at(schedule.sqrt_one_minus_alpha_bar, jnp.maximum(t - 1, 0), x_t)
         before = jnp.where((t > 0).reshape(noise.shape), before, 0.0)
@@ -102,22 +104,25 @@ DDIM = StepSampler(
 
 def invert(
     schedule: Schedule,
-    predict_fn: Callable[[Array, Array], Prediction],
+    predict_fn: Callable[..., Prediction],
     x_0: Images,
     *,
+    self_condition: bool = False,
     on_step: Callable[[Array], None] | None = None,
 ) -> Images:
     """The x_T from which `ddim` leads back to x_0: its update, run upwards.
 
     Both are Euler steps of one ODE, so the round trip has an error of O(1 / steps). The step up
     to t takes x_0 and eps from the step below; the first one takes eps from the clean image, with
-    t = 0 for the network.
+    t = 0 for the network. A self-conditioned network is told the x_0 of the step below, where on
+    the way down it is that of the step above; with more steps the two meet.
 
     Args:
         schedule: T steps, of the chain; the scan calls the network once per step.
         predict_fn: (x_t, t [b] int32) -> Prediction; it must not clip x_0, because no step can
             restore what clipping removes.
         x_0: images.
+        self_condition: `predict_fn` also takes the last x_0, zeros at first.
         on_step: called inside the scan with t, before the step; for progress reports.
 
     Returns:
@@ -125,16 +130,19 @@ def invert(
     """
     check_floats(x_0=x_0)
 
-    def step(x, t):
+    def step(carry, t):
+        x, last = carry
         if on_step is not None:
             on_step(t)
         below = jnp.maximum(t - 1, 0)
-        prediction = predict_fn(x, jnp.full(x.shape[:1], below))
+        prediction = predict_fn(x, jnp.full(x.shape[:1], below), *last)
         signal = jnp.where(t > 0, prediction.x_0, x)
-        return q_sample(schedule, signal, jnp.full(x.shape[:1], t), prediction.eps), None
+        x = q_sample(schedule, signal, jnp.full(x.shape[:1], t), prediction.eps)
+        return (x, self_conditioning.after(prediction.x_0, last)), None
 
-    steps = jnp.arange(schedule.num_timesteps, dtype=jnp.int32)
-    return jax.lax.scan(step, jnp.asarray(x_0), steps)[0]
+    steps, x_0 = jnp.arange(schedule.num_timesteps, dtype=jnp.int32), jnp.asarray(x_0)
+    last = self_conditioning.nothing(x_0, self_condition)
+    return jax.lax.scan(step, (x_0, last), steps)[0][0]
 
 
 def slerp(x: Images, y: Images, lam: Float[Array, " b"]) -> Images:

@@ -16,7 +16,7 @@ def guided(
     scale: float,
     interval: tuple[float, ...] = (),
     variance: str = "fixed_large",
-) -> Callable[[jax.Array, jax.Array], jax.Array]:
+) -> Callable[..., jax.Array]:
     """(x_t, t) -> output with classifier-free guidance (Ho and Salimans 2022, Eq. 6).
 
     It moves from the output without the label towards that with it, and beyond:
@@ -24,7 +24,8 @@ def guided(
     from one call with twice the batch. A learned variance is that of the labelled output.
 
     Args:
-        apply_fn: (x_t, t, **model_kwargs) -> the network's output.
+        apply_fn: (x_t, t, **model_kwargs) -> the network's output. If it takes a third argument,
+            so does the result (see `self_conditioning`): both outputs are told the same.
         model_kwargs: with `labels`, int32 [b].
         null_label: the label for no class.
         scale: 1 is no guidance; 0 leaves the label out.
@@ -40,8 +41,9 @@ def guided(
         "labels": jnp.concatenate([labels, jnp.full_like(labels, null_label)])
     }
 
-    def denoise_fn(x_t, t):
-        labelled, unlabelled = jnp.split(apply_fn(twice(x_t), twice(t), **both), 2)
+    def denoise_fn(x_t, t, *last):
+        outputs = apply_fn(twice(x_t), twice(t), *map(twice, last), **both)
+        labelled, unlabelled = jnp.split(outputs, 2)
         mean, variance_output = split_output(labelled, variance)
         without, _ = split_output(unlabelled, variance)
         here = scale

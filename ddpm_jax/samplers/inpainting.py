@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Key
 
-from ddpm_jax.diffusion import randomness
+from ddpm_jax.diffusion import randomness, self_conditioning
 from ddpm_jax.diffusion.process import Images, Prediction
 from ddpm_jax.diffusion.schedule import Schedule
 from ddpm_jax.errors import UserError, check_floats, whole_number
@@ -116,12 +116,13 @@ def _check_effect(num_timesteps, jump_length, resamplings):
 
 def inpaint(
     rows: Rows,
-    predict_fn: Callable[[Array, Array], Prediction],
+    predict_fn: Callable[..., Prediction],
     x_T: Images,
     rngs: Key[Array, " b"],
     known: Images,
     hold: Callable[[Array, Array], Array],
     *,
+    self_condition: bool = False,
     on_step: Callable[[Array], None] | None = None,
 ) -> Images:
     """Draws x_0 whose known part is that of `known`.
@@ -134,6 +135,7 @@ def inpaint(
         rngs: [b] keys; image i draws the noises of row k from `fold_in(rngs[i], k)`.
         known: the given images; only their known part is read.
         hold: (known, x) -> x with the known part replaced, for example `masked(mask)` or `grey`.
+        self_condition: `predict_fn` also takes the x_0 of the last row, zeros at the start.
         on_step: called inside the scan with the number of the row; for progress reports.
 
     Returns:
@@ -141,8 +143,8 @@ def inpaint(
     """
     check_floats(x_T=x_T, known=known)
 
-    def step(x_t, row):
-        k, row = row
+    def step(carry, row):
+        (x_t, last), (k, row) = carry, row
         if on_step is not None:
             on_step(k)
         rngs_row = randomness.fold_each(rngs, k)
@@ -150,17 +152,20 @@ def inpaint(
             randomness.fold_each(rngs_row, use)
             for use in (randomness.REVERSE, randomness.KNOWN, randomness.UP)
         )
-        prediction = predict_fn(x_t, jnp.full(x_t.shape[:1], row.t))
+        prediction = predict_fn(x_t, jnp.full(x_t.shape[:1], row.t), *last)
         x = reverse_chain.reverse_step(prediction, row.t, z)
         noised = row.signal * known + row.noise * randomness.standard_normal(eps, x.shape[1:])
         x = hold(noised, x)
-        return row.up_signal * x + row.up_noise * randomness.standard_normal(up, x.shape[1:]), None
+        x = row.up_signal * x + row.up_noise * randomness.standard_normal(up, x.shape[1:])
+        return (x, self_conditioning.after(prediction.x_0, last)), None
 
     rows = jax.tree.map(
         lambda x: jnp.asarray(x, jnp.int32 if x.dtype == np.int32 else jnp.float32), rows
     )
     places = jnp.arange(rows.num_calls, dtype=jnp.int32)
-    return jax.lax.scan(step, jnp.asarray(x_T), (places, rows))[0]
+    x_T = jnp.asarray(x_T)
+    last = self_conditioning.nothing(x_T, self_condition)
+    return jax.lax.scan(step, (x_T, last), (places, rows))[0][0]
 
 
 def masked(mask: Bool[Array | np.ndarray, "b h w 1"]) -> Callable[[Array, Array], Array]:

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, Key
 
 from ddpm_jax import errors
-from ddpm_jax.diffusion import process, randomness
+from ddpm_jax.diffusion import process, randomness, self_conditioning
 from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.diffusion.process import Images, Prediction
 from ddpm_jax.diffusion.schedule import Schedule
@@ -36,15 +36,18 @@ def reverse_step(prediction: Prediction, t: Array, rngs: Key[Array, " b"]) -> Ar
 
 
 def waiting(
-    predict_fn: Callable[[Array, Array], Prediction], starts: Int[Array, " b"]
-) -> Callable[[Array, Array], Prediction]:
+    predict_fn: Callable[..., Prediction], starts: Int[Array, " b"]
+) -> Callable[..., Prediction]:
     """`predict_fn`, except that image i stays as it is until starts[i] steps are left.
 
-    With it, images that were noised 0..T times go through one chain.
+    With it, images that were noised 0..T times go through one chain. A self-conditioned network
+    is told zeros where an image starts.
     """
-    def predict(x_t, t):
-        prediction = predict_fn(x_t, t)
+    def predict(x_t, t, *last):
+        prediction = predict_fn(x_t, t, *last)
         waits = (t >= starts).reshape(-1, *(1,) * (x_t.ndim - 1))
+        if last:
+            prediction = prediction.replace(x_0=jnp.where(waits, 0.0, prediction.x_0))
         return prediction.replace(
             mean=jnp.where(waits, x_t, prediction.mean),
             log_variance=jax.tree.map(  # None stays None.
@@ -97,10 +100,11 @@ def checked_trajectory(trajectory: Sequence[int], stop: int, start: int) -> np.n
 
 def ancestral(
     schedule: Schedule,
-    predict_fn: Callable[[Array, Array], Prediction],
+    predict_fn: Callable[..., Prediction],
     x_T: Images,
     rngs: Key[Array, " b"],
     *,
+    self_condition: bool = False,
     start: int | None = None,
     stop: int = 0,
     trajectory: Sequence[int] = (),
@@ -116,6 +120,7 @@ def ancestral(
         predict_fn: (x_t, t [b] int32) -> Prediction.
         x_T: [b, h, w, c] standard normal; with `start` the images noised start times.
         rngs: [b] keys.
+        self_condition: `predict_fn` also takes the last x_0, zeros at the start.
         start: number of noising steps to undo, 1..T; None is all T.
         stop: number of these to leave undone, 0..start - 1; the result is then noised stop times.
         trajectory: indices t, stop <= t < start, at which to keep x_t and the predicted x_0.
@@ -138,18 +143,20 @@ def ancestral(
     trajectory = checked_trajectory(trajectory, stop, start)
 
     def step(carry, t):
-        x_t, kept = carry
+        x_t, last, kept = carry
         if on_step is not None:
             on_step(t)
-        prediction = predict_fn(x_t, jnp.full(x_t.shape[:1], t))
+        prediction = predict_fn(x_t, jnp.full(x_t.shape[:1], t), *last)
         if kept is not None:
             kept = kept.keep(trajectory == t, x_t, prediction.x_0)
         rngs_z = randomness.fold_each(rngs, t)
-        return (reverse_step(prediction, t, rngs_z), kept), None
+        last = self_conditioning.after(prediction.x_0, last)
+        return (reverse_step(prediction, t, rngs_z), last, kept), None
 
     kept = Trajectory.empty(trajectory.size, x_T) if trajectory.size else None
     t = jnp.arange(stop, start, dtype=jnp.int32)
-    (x_0, kept), _ = jax.lax.scan(step, (x_T, kept), t, reverse=True)
+    last = self_conditioning.nothing(x_T, self_condition)
+    (x_0, _, kept), _ = jax.lax.scan(step, (x_T, last, kept), t, reverse=True)
     return x_0 if kept is None else (x_0, kept)
 
 
@@ -182,10 +189,10 @@ class StepChain:
 
     def predict_fn(
         self,
-        denoise_fn: Callable[[Array, Array], Array],
+        denoise_fn: Callable[..., Array],
         diffusion: process.Parameterization,
         denoised_fn: Callable[[Array], Array] | None = None,
-    ) -> Callable[[Array, Array], Prediction]:
+    ) -> Callable[..., Prediction]:
         """(x_t, t) -> Prediction with the mean and variance of the sampler's step from x_t.
 
         Args:
@@ -203,11 +210,12 @@ class StepChain:
 
     def run(
         self,
-        denoise_fn: Callable[[Array, Array], Array],
+        denoise_fn: Callable[..., Array],
         diffusion: process.Parameterization,
         x_T: Images,
         rngs: Key[Array, " b"],
         *,
+        self_condition: bool = False,
         denoised_fn: Callable[[Array], Array] | None = None,
         trajectory: Sequence[int] = (),
         on_step: Callable[[Array], None] | None = None,
@@ -215,7 +223,7 @@ class StepChain:
         """Draws images from noise by `ancestral`; arguments as of that and of `predict_fn`."""
         return ancestral(
             self.schedule, self.predict_fn(denoise_fn, diffusion, denoised_fn), x_T, rngs,
-            trajectory=trajectory, on_step=on_step,
+            self_condition=self_condition, trajectory=trajectory, on_step=on_step,
         )
 
 
@@ -229,7 +237,7 @@ class StepSampler:
         uses: which of `settings.SPECIAL` it reads.
     """
 
-    step: Callable[..., Callable[[Array, Array], Prediction]]
+    step: Callable[..., Callable[..., Prediction]]
     uses: frozenset[str] = frozenset({"grid"})
 
     def chain(self, schedule: Schedule, settings: Any) -> StepChain:

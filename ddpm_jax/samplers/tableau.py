@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from ddpm_jax.diffusion import randomness
+from ddpm_jax.diffusion import randomness, self_conditioning
 from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.diffusion.process import (
     Images, Parameterization, check_mean_of_levels, split_output, thresholded,
@@ -66,12 +66,13 @@ LOWEST_HALF_LOG_SNR = -5.1  # Chains start here, or at the last step if that is 
 
 def solve(
     plan: Plan,
-    denoise_fn: Callable[[Array, Array], Array],
+    denoise_fn: Callable[..., Array],
     x_T: Images,
     rngs: Key[Array, " b"],
     *,
     mean: str = "eps",
     variance: str = "fixed_large",
+    self_condition: bool = False,
     clip: bool = True,
     denoised_fn: Callable[[Array], Array] | None = None,
     trajectory: Sequence[int] = (),
@@ -88,6 +89,7 @@ def solve(
         mean: what the output is: "eps", "x_0" or "v".
         variance: as of `process.predict`; if learned, the second half of the output's
             channels is dropped.
+        self_condition: `denoise_fn` also takes the x_0 of the last call, zeros at the start.
         clip: keep x_0 in [-1, 1] at every call; eps is recomputed from it.
         denoised_fn: applied to x_0 before clipping, for example `process.dynamic_threshold`.
         trajectory: calls at which to keep x and the predicted x_0, by the number of calls
@@ -107,24 +109,25 @@ def solve(
     check_mean_of_levels(mean, "a solver", "the ancestral chain")
     trajectory = checked_trajectory(trajectory, 0, plan.num_calls)
 
-    def predict(x, call):
-        output, _ = split_output(denoise_fn(x, jnp.full(x.shape[:1], call.t)), variance)
+    def predict(x, call, last):
+        output, _ = split_output(denoise_fn(x, jnp.full(x.shape[:1], call.t), *last), variance)
         return thresholded(
             output, x, call.signal, call.sigma, mean, clip=clip, denoised_fn=denoised_fn
         )
 
     def step(carry, row):
-        x, start, predictions, kept = carry
+        x, start, predictions, last, kept = carry
         i, call = row
         left = plan.num_calls - 1 - i
         if on_step is not None:
             on_step(left)
-        x_0, eps = predict(x, call)
+        x_0, eps = predict(x, call, last)
+        last = self_conditioning.after(x_0, last)
         if kept is not None:
             kept = kept.keep(trajectory == left, x, x_0)
         predictions = (jnp.where(call.uses_x_0, x_0, eps), *predictions)
         x = _after_call(i, call, start, predictions, rngs)
-        return (x, jnp.where(call.commit, x, start), predictions[:-1], kept), None
+        return (x, jnp.where(call.commit, x, start), predictions[:-1], last, kept), None
 
     calls = jax.tree.map(
         lambda a: jnp.asarray(a, None if a.dtype == bool else jnp.float32), plan
@@ -132,7 +135,9 @@ def solve(
     nothing = (jnp.zeros(x_T.shape),) * (plan.weights.shape[1] - 1)
     numbers = jnp.arange(plan.num_calls, dtype=jnp.int32)
     kept = Trajectory.empty(trajectory.size, x_T) if trajectory.size else None
-    (x, _, _, kept), _ = jax.lax.scan(step, (x_T, x_T, nothing, kept), (numbers, calls))
+    last = self_conditioning.nothing(x_T, self_condition)
+    carry = (x_T, x_T, nothing, last, kept)
+    (x, *_, kept), _ = jax.lax.scan(step, carry, (numbers, calls))
     return x if kept is None else (x, kept)
 
 
@@ -172,11 +177,12 @@ class PlanChain:
 
     def run(
         self,
-        denoise_fn: Callable[[Array, Array], Array],
+        denoise_fn: Callable[..., Array],
         diffusion: Parameterization,
         x_T: Images,
         rngs: Key[Array, " b"],
         *,
+        self_condition: bool = False,
         denoised_fn: Callable[[Array], Array] | None = None,
         trajectory: Sequence[int] = (),
         on_step: Callable[[Array], None] | None = None,
@@ -184,8 +190,9 @@ class PlanChain:
         """Draws images from noise by `solve`; arguments as of that."""
         return solve(
             self.plan, denoise_fn, x_T, rngs, mean=diffusion.mean, variance=diffusion.variance,
-            clip=self.settings.clip, denoised_fn=denoised_fn or self.settings.denoised_fn,
-            trajectory=trajectory, on_step=on_step,
+            self_condition=self_condition, clip=self.settings.clip,
+            denoised_fn=denoised_fn or self.settings.denoised_fn, trajectory=trajectory,
+            on_step=on_step,
         )
 
 

@@ -36,7 +36,7 @@ def pmap_held_out_loss(model, *, schedule, parameterization, objective, num_imag
     """(params, batch [d, b, ...], places [d, b], rng) -> summed loss of places < num_images.
 
     The image at place i always has t = i * T // num_images and the same noise, so the sum
-    changes with the parameters only.
+    changes with the parameters only. A self-conditioned network is told its guess for all images.
     """
 
     def summed_loss(params, batch, places, rng):
@@ -47,6 +47,7 @@ def pmap_held_out_loss(model, *, schedule, parameterization, objective, num_imag
         loss = held_out_loss_lib.each(
             denoise_fn, uint8, places, randomness.image_keys(rng, places), schedule=schedule,
             parameterization=parameterization, objective=objective, num_images=num_images,
+            self_condition=trained_lib.is_self_conditioned(model),
         )
         return jax.lax.psum(jnp.sum(loss * (places < num_images)), parallel.AXIS)
 

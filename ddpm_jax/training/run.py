@@ -170,6 +170,7 @@ def step_settings(config: ml_collections.ConfigDict, platform: str = "") -> Step
         random_flip=config.data.random_flip,
         label_dropout=train.label_dropout,
         null_label=config.data.num_classes,
+        self_condition=config.model.self_condition,
         accumulate=train.accumulate,
         unroll=(platform or jax.default_backend()) == "cpu",
         remat=train.remat,

@@ -30,6 +30,7 @@ class StepSettings:
         random_flip: mirror half of the images left and right.
         label_dropout: share of the labels that become `null_label`.
         null_label: the label that stands for no class.
+        self_condition: tell the network its first guess, for half of the images.
         accumulate: micro-batches per step.
         unroll: whether these are written out, and not a loop.
         remat: keep only what goes into each block for the backward pass.
@@ -46,6 +47,7 @@ class StepSettings:
     random_flip: bool
     label_dropout: float
     null_label: int
+    self_condition: bool
     accumulate: int
     unroll: bool
     remat: bool
@@ -189,6 +191,7 @@ def loss_and_parts(state, rng, params, batch, places, *, schedule, settings):
     loss = losses.training_loss(
         schedule, denoise_fn, x_0, t, eps,
         parameterization=settings.parameterization, objective=settings.objective,
+        tells=draw_tells(rng_images, places) if settings.self_condition else None,
     )
     return jnp.mean(weight * loss), (loss, t, weight)
 
@@ -263,6 +266,17 @@ def draw(
         loss_history=loss_history,
     )
     return x_0, t, weight, eps, model_kwargs
+
+
+def draw_tells(rng, places):
+    """Whether a self-conditioned network is told its first guess for each image, bool [b].
+
+    Args:
+        rng: the key of the step's images.
+        places: [b], the index of each image in the global batch.
+    """
+    rngs = randomness.fold_each(randomness.image_keys(rng, places), randomness.GUESS)
+    return jax.vmap(jax.random.bernoulli)(rngs)
 
 
 def tally_by_quartile(loss, t, weight, num_timesteps):

@@ -26,11 +26,11 @@ def network_settings(trained: Trained) -> dict[str, Any]:
         raise UserError(
             f"model={type(model).__name__} cannot be expressed in diffusers; only a UNet can."
         )
-    for field in ("timestep_scale", "block_size"):
-        if getattr(model, field) != 1:
+    for field, plain in {"timestep_scale": 1, "block_size": 1, "self_condition": False}.items():
+        if getattr(model, field) != plain:
             raise UserError(
                 f"model.{field}={getattr(model, field)} cannot be expressed in diffusers; only "
-                "1 can."
+                f"{plain} can."
             )
     widths = tuple(model.channels * m for m in model.channel_multipliers)
     attends = [height // 2**i in model.attention_resolutions for i in range(len(widths))]

@@ -116,14 +116,15 @@ def to_params(
         and none for no class, the latter is the mean of the others.
 
     Raises:
-        UserError: the format is none of these, the network has a `block_size`, or a name is
-            missing, left over or of another shape than the network has there.
+        UserError: the format is none of these, the network has blocks of pixels or is
+            self-conditioned, or a name is missing, left over or of another shape than there.
     """
-    if model.block_size != 1:
-        raise UserError(
-            "has no counterpart in the known formats, whose networks take each pixel by itself",
-            field="block_size", value=model.block_size, instead={"block_size": 1},
-        )
+    for field, plain in {"block_size": 1, "self_condition": False}.items():
+        if getattr(model, field) != plain:
+            raise UserError(
+                "has no counterpart in the known formats", field=field,
+                value=getattr(model, field), instead={field: plain},
+            )
     format_name = _format_of(state)
     state = {_today(name): array for name, array in state.items()}
     if format_name == "improved_diffusion":

@@ -20,13 +20,16 @@ class TinyNet(nn.Module):
     out_channels: int | None = None
     num_classes: int = 0
     condition_channels: int = 0
+    self_condition: bool = False
     channels: int = 4
 
     @nn.compact
-    def __call__(self, x, t, *, train, places=None, labels=None, condition=None,
+    def __call__(self, x, t, x_0=None, *, train, places=None, labels=None, condition=None,
                  remat=False):
         places = jnp.arange(len(x)) if places is None else places
         channels, inputs = x.shape[-1], [x]
+        if self.self_condition:
+            inputs.append(jnp.zeros_like(x) if x_0 is None else x_0)
         if self.condition_channels:
             empty = jnp.zeros((*x.shape[:3], self.condition_channels))
             inputs.append(empty if condition is None else condition)

@@ -1,6 +1,7 @@
 """Bits/dim on every device equal those of each image alone; finished batches are kept."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,7 +12,7 @@ from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.inference import batched_map
 from ddpm_jax.inference import bits_per_dim as bits_lib
 from ddpm_jax.runtime import partial_results
-from nonzero import SHAPE, tiny_trained
+from nonzero import SHAPE, TinyNet, nonzero_params, tiny_trained
 
 # Sums over pixels in another order, with terms of up to 20 bits: some float32 roundings.
 SAME = dict(rtol=1e-5, atol=1e-5)
@@ -63,6 +64,30 @@ def assert_terms(actual, expected, n):
         array = getattr(actual, name)
         assert isinstance(array, np.ndarray) and len(array) == n, name
         np.testing.assert_allclose(array, expected[name][:n], err_msg=name, **SAME)
+
+
+def test_a_self_conditioned_network_is_told_its_own_guess(pixels):
+    """The bound of a network of x_t alone: one that calls it twice."""
+    plain = trained_as("eps", "fixed_large")
+    model = TinyNet(self_condition=True)
+    trained = plain.replace(model=model, params=nonzero_params(model))
+    apply_fn, schedule = ddpm_jax.denoise_fn(trained), trained.schedule
+
+    def twice(x_t, t):
+        signal, sigma = (jnp.float32(level)[:, None, None, None] for level in (
+            schedule.sqrt_alpha_bar, schedule.sqrt_one_minus_alpha_bar))
+        guess = (x_t - sigma[t] * apply_fn(x_t, t)) / signal[t]
+        return apply_fn(x_t, t, guess.clip(-1, 1))
+
+    def bound(denoise_fn):
+        predict_fn = process.predict_fn(schedule, denoise_fn)
+        rngs = jnp.stack([key(i) for i in range(3)])
+        return variational_bound.total_bits(jax.jit(lambda x_0: variational_bound.vlb_terms(
+            schedule, predict_fn, x_0, rngs))(np.float32(pixels[:3] / 127.5 - 1)))
+
+    actual = ddpm_jax.bits_per_dim(trained, KEY, pixels[:3])
+    np.testing.assert_allclose(actual, bound(twice), **SAME)
+    assert np.abs(actual - bound(apply_fn)).max() > 1e-2
 
 
 class Recording:

@@ -75,6 +75,30 @@ def test_pictures_go_under_in_one_noise_each(trained):
         assert_allclose(actual[:, column], noised(images, noisings), rtol=0, atol=1e-6)
 
 
+def test_edits_carry_what_a_self_conditioned_network_said_last(trained):
+    """Each edit tells the network something: with zeros in place of its last x_0 all differ."""
+    told = TinyNet(self_condition=True)
+    told = trained.replace(model=told, params=nonzero_params(told, SHAPE))
+    mute = dict(told.params, conv_in=dict(told.params["conv_in"]))
+    mute["conv_in"]["kernel"] = mute["conv_in"]["kernel"].copy()
+    mute["conv_in"]["kernel"][:, :, 3:] = 0  # As if x_0 were always zeros.
+    images = pictures(2)
+    for edit in (
+        lambda trained: editing.interpolate(trained, KEY, images, images[::-1], t=(T, 5)),
+        lambda trained: editing.encode(trained, images),
+        lambda trained: editing.decode(trained, images),
+        lambda trained: editing.inpaint(trained, KEY, images, LEFT),
+    ):
+        results = edit(told), edit(told.replace(params=mute))
+        assert np.abs(results[0] - results[1]).max() > 1e-3
+        assert np.isfinite(results[0]).all()
+    # Where it starts with the last step of the chain it has said nothing yet.
+    first = dict(t=(1,), lam=(0.3,))
+    last = [editing.interpolate(t, KEY, images, images[::-1], **first)
+            for t in (told, told.replace(params=mute))]
+    assert_allclose(*last, **SAME)
+
+
 # Interpolation.
 
 

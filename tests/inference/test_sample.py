@@ -46,6 +46,25 @@ def test_images_are_float32_in_range_and_differ(eleven):
     assert np.all(distances + np.eye(11) > 0.1)
 
 
+def test_a_self_conditioned_network_is_told_what_it_said_last():
+    """DDIM by a plain loop, with x_0 kept in [-1, 1]."""
+    model, schedule = TinyNet(self_condition=True), schedule_lib.linear(6, 1e-2, 0.6)
+    params = nonzero_params(model)
+    trained = ddpm_jax.Trained(params, model, schedule, process.Parameterization(), SHAPE)
+    denoise_fn = jax.jit(ddpm_jax.denoise_fn(trained))
+    rngs = [jax.random.fold_in(jax.random.key(3), i) for i in range(2)]
+    x = np.stack([jax.random.normal(jax.random.fold_in(rng, 0), SHAPE) for rng in rngs])
+    alpha_bar, x_0 = np.append(1.0, schedule.alpha_bar), np.zeros((2, *SHAPE), np.float32)
+    for step in range(6, 0, -1):
+        signal, sigma = np.sqrt(alpha_bar[step]), np.sqrt(1 - alpha_bar[step])
+        eps = denoise_fn(np.float32(x), np.full(2, step - 1), np.float32(x_0))
+        x_0 = np.clip((x - sigma * eps) / signal, -1, 1)
+        eps = (x - signal * x_0) / sigma
+        x = np.sqrt(alpha_bar[step - 1]) * x_0 + np.sqrt(1 - alpha_bar[step - 1]) * eps
+    images = ddpm_jax.sample(trained, 3, 2, sampler="ddim")
+    np.testing.assert_allclose(images, x, **SAME)
+
+
 @pytest.mark.parametrize("arguments", [
     dict(n=5), dict(n=11, batch_size=8), dict(n=17, batch_size=16), dict(n=1),
 ])

@@ -69,9 +69,10 @@ def tiny():
         (dict(condition_channels=3), 32, 35_746_307 + 9 * 3 * 128),
         # 3 channels more for each of the other 3 pixels of a block, at both ends.
         (dict(block_size=2), 64, 35_746_307 + 9 * 9 * 128 + (9 * 128 + 1) * 9),
+        (dict(self_condition=True), 32, 35_746_307 + 9 * 3 * 128),
     ],
     ids=["cifar10", "learned variance", "256", "256 large", "celeba64", "classes", "condition",
-         "blocks"],
+         "blocks", "self-conditioned"],
 )
 def test_parameter_counts(settings, size, count):
     params = unet_shapes(UNet(**settings), size, size)
@@ -139,12 +140,14 @@ def test_labels_and_conditions_match_numpy(tiny):
 
 
 def test_blocks_of_pixels_match_numpy():
-    """With a condition, a learned variance and attention at half of the height."""
-    model = dataclasses.replace(TINY, condition_channels=1, block_size=2, out_channels=6)
-    x, condition = (np.float32(RNG.uniform(-1, 1, (2, 8, 12, c))) for c in (3, 1))
+    """With the last x_0, a condition, a learned variance and attention at half of the height."""
+    model = dataclasses.replace(
+        TINY, self_condition=True, condition_channels=1, block_size=2, out_channels=6
+    )
+    x, condition, last = (np.float32(RNG.uniform(-1, 1, (2, 8, 12, c))) for c in (3, 1, 3))
     params = fill(unet_shapes(model, 8, 12), seed=2)
     run = jax.jit(functools.partial(apply, model))
-    actual = run(params, x, T[2:], condition=condition)
+    actual = run(params, x, T[2:], x_0=last, condition=condition)
     exact = jax.tree.map(np.float64, params)
 
     def blocks(image):  # [8, 12, c] -> [4, 6, 4 c]
@@ -160,11 +163,16 @@ def test_blocks_of_pixels_match_numpy():
             exact, blocks(np.float64(image)), t, groups={8: 2, 16: 4, 24: 6, 32: 8}.get,
             channels=8, levels=2, blocks=1, attend_at=(4,),
         ))
-        for image, t in zip(np.concatenate([x, condition], axis=-1), T[2:])
+        for image, t in zip(np.concatenate([x, last, condition], axis=-1), T[2:])
     ]
     assert actual.shape == (2, 8, 12, 6) and "down_0_attn_0" in params
     # As above.
     assert np.abs(actual - np.array(expected)).max() < 1e-4 * np.abs(expected).max()
+    # The last x_0 counts as far as [-1, 1] goes, and none is zeros.
+    zeros, one = np.zeros_like(x), np.ones_like(x)
+    run = functools.partial(run, params, x, T[2:], condition=condition)
+    assert_array_equal(run(x_0=5 * one), run(x_0=one))
+    assert_array_equal(run(), run(x_0=zeros))
 
 
 def test_labels_and_conditions_that_the_network_does_not_take(tiny):
@@ -172,6 +180,15 @@ def test_labels_and_conditions_that_the_network_does_not_take(tiny):
         apply(TINY, tiny, labels=np.zeros(4, np.int32))
     with pytest.raises(ValueError, match=r"shape \[4, 8, 8, 1\]; it must be .* \[4, 8, 8, 0\]"):
         apply(TINY, tiny, condition=np.zeros((4, 8, 8, 1), np.float32))
+    with pytest.raises(UserError, match="x_0 was given to a network that is not self-condition"):
+        apply(TINY, tiny, x_0=X)
+    model = dataclasses.replace(TINY, self_condition=True)
+    for x_0, message in (
+        (X[:, :4], r"x_0 has shape \[4, 4, 8, 3\]; it must be that of x, \[4, 8, 8, 3\]"),
+        (np.zeros_like(X, np.uint8), r"x_0=<uint8 \[4, 8, 8, 3\]> must be float in \[-1, 1\]"),
+    ):
+        with pytest.raises(UserError, match=message):
+            apply(model, fill(unet_shapes(model)), x_0=x_0)
     model = dataclasses.replace(TINY, condition_channels=1)
     params = fill(unet_shapes(model))
     for condition in (None, np.zeros((4, 4, 4, 1)), np.zeros((4, 8, 8, 3))):

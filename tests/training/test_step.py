@@ -265,6 +265,48 @@ def test_the_network_is_told_what_goes_with_each_image(kind):
     assert abs(held_out_loss(config, model, swapped)(params) - held_out) > 1e-4
 
 
+def test_half_of_the_images_tell_a_self_conditioned_network_their_guess():
+    """By each image's own key; on eight devices the loss is that of the whole batch on one."""
+    config, model = small_config(), TinyNet(self_condition=True)
+    config.model.self_condition = True
+    rng = jax.random.split(jax.random.fold_in(jax.random.key(1), 0))[0]
+    tells = np.array([
+        bool(jax.random.bernoulli(jax.random.fold_in(jax.random.fold_in(rng, place), 4)))
+        for place in range(BATCH)
+    ])
+    assert 0 < tells.sum() < BATCH
+    _, (metrics,) = run(config, model)
+    x_0, t, _, eps, _ = drawn(config)
+    schedule, params = config_lib.schedule(config), nonzero_params(model)
+    signal, sigma = (
+        np.float32(level)[t].reshape(-1, 1, 1, 1)
+        for level in (schedule.sqrt_alpha_bar, schedule.sqrt_one_minus_alpha_bar)
+    )
+    x_t = signal * x_0 + sigma * eps
+    denoise_fn = functools.partial(model.apply, {"params": params}, train=False)
+    guess = np.clip((x_t - sigma * denoise_fn(x_t, t)) / signal, -1, 1)
+    guess = np.where(tells.reshape(-1, 1, 1, 1), guess, 0)
+    loss = np.mean(np.square(eps - denoise_fn(x_t, t, guess)))
+    np.testing.assert_allclose(metrics["loss"], loss, **SAME)
+    assert abs(loss - np.mean(np.square(eps - denoise_fn(x_t, t)))) > 1e-3
+
+
+def test_the_held_out_loss_tells_the_guess_for_every_image():
+    config, model = small_config(eval_images=8), TinyNet(self_condition=True)
+    images, params = loading.digits("test")[0][:8], nonzero_params(model)
+    t = np.arange(8) * 20 // 8
+    eps = np.stack([
+        jax.random.normal(jax.random.fold_in(jax.random.key(2), i), SHAPE) for i in range(8)
+    ])
+    loss = losses.training_loss(
+        config_lib.schedule(config),
+        functools.partial(model.apply, {"params": params}, train=False),
+        np.float32(images / 127.5 - 1), t, eps, tells=jnp.ones(8, bool),
+    )
+    actual = held_out_loss(config, model, source_lib.from_array(images))(params)
+    np.testing.assert_allclose(actual, loss.mean(), **SAME)
+
+
 def test_importance_is_part_of_the_step_and_of_what_is_saved():
     """Devices pool their losses; the gradient is that of the weighted mean."""
     config, model = small_config(t_sampling="importance"), TinyNet()

@@ -90,6 +90,7 @@ def test_a_run_starts_there_once(weights, tmp_path):
     ({"timestep_scale": 2.0}, "--config.model.timestep_scale=1.0"),
     ({"norm_eps": 1e-5}, "--config.model.norm_eps=1e-06"),
     ({"scale_shift": True}, "--config.model.scale_shift=False"),
+    ({"self_condition": True}, "--config.model.self_condition=False"),
     ({"block_size": 2, "attention_resolutions": (4,)}, "--config.model.block_size=1"),
 ])
 def test_another_network_is_refused(weights, tmp_path, model, message):

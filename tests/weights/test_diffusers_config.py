@@ -85,6 +85,7 @@ def test_groups_that_are_not_set_are_found(tmp_path):
     ("model.timestep_scale=0.5 cannot be expressed", {"model": {"timestep_scale": 0.5}}),
     ("model.block_size=2 cannot be expressed",
      {"model": {"block_size": 2, "attention_resolutions": (2,)}}),
+    ("model.self_condition=True cannot be expressed", {"model": {"self_condition": True}}),
     (r"model.num_heads=2 at \[8, 16\] channels cannot be expressed",
      {"model": {"num_heads": 2, "attention_resolutions": (8, 4)}}),
     ("diffusion.mean='x_prev' cannot be expressed", {"diffusion": Parameterization("x_prev")}),

@@ -209,6 +209,8 @@ def test_what_does_not_fit_is_named(tmp_path):
             tiny_unet(num_groups=2, num_classes=2))
     blocks = tiny_unet(num_groups=2, block_size=2, attention_resolutions=(2,))
     refused(theirs, "block_size=2 has no counterpart .* write block_size=1", blocks)
+    refused(theirs, "self_condition=True has no counterpart .* write self_condition=False",
+            tiny_unet(num_groups=2, self_condition=True))
     improved = joined(torch_weights(MODEL, IMPROVED_DIFFUSION, THEIR_PARTS)[0], 1)
     for name in improved:
         if "qkv" in name:
