@@ -29,6 +29,8 @@ def get_config() -> ml_collections.ConfigDict:
         channels=3,           # 1, 3 or 4; 0: as the data
         holdout=0,            # images reserved for testing if there is no test split
         random_flip=True,     # mirror half of the images left to right
+        augment=0.0,          # probability of each geometric transform of training images, which
+                              # the network is told of (docs/training.md): 0.12 for small sets
         labels=False,         # train a class-conditional model
         num_classes=0,        # labels in 0..num_classes-1 are its classes as they are; 0: the
                               # labels that occur are the classes, in order

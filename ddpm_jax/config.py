@@ -13,6 +13,7 @@ import optax
 
 from ddpm_jax import errors
 from ddpm_jax import optimizer as optimizer_lib
+from ddpm_jax.data import augmentation
 from ddpm_jax.data import source as source_lib
 from ddpm_jax.diffusion import losses, process
 from ddpm_jax.diffusion import schedule as schedule_lib
@@ -76,6 +77,7 @@ def model(config: ml_collections.ConfigDict, channels: int) -> unet.UNet:
     fields = settings | {
         "num_classes": data.num_classes if data.labels else 0,
         "condition_channels": data.condition_channels if data.condition else 0,
+        "augment_channels": len(augmentation.PARAMETERS) if data.augment else 0,
         "channel_multipliers": tuple(settings["channel_multipliers"]),
         "attention_resolutions": tuple(settings["attention_resolutions"]),
         "num_groups": settings["num_groups"] or None,

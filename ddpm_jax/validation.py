@@ -19,6 +19,7 @@ _RANGES = {  # lowest, highest, a value that works
     "data.image_width": (0, _HUGE, 0),
     "data.channels": (0, _HUGE, 3),
     "data.holdout": (0, _HUGE, 0),
+    "data.augment": (0, 1, 0.12),
     "data.num_classes": (0, 1_000_000, 0),
     "data.condition_channels": (0, _HUGE, 0),
     "data.factor": (2, _HUGE, 2),

@@ -42,6 +42,7 @@ MISTAKES = {
     "diffusion.min_snr_gamma": (0.0, "at least", "5.0"),
     "diffusion.p2_gamma": (-1.0, "at least 0", "1.0"),
     "model.timestep_scale": (0.0, "at least", "1.0"),
+    "data.augment": (12.0, "[0, 1]", "0.12"),
     "model.block_size": (0, "at least 1", "1"),
     "train.t_sampling": ("stratified", "not known", "antithetic"),
     "sample.num_steps": (1001, "[0, 1000]", "0"),

@@ -14,6 +14,7 @@ are the constants below; an image's place is its index in the global batch or am
               [EPS]                its noise
               [MIRROR]             whether it is mirrored
               / LABEL              whether its label is dropped
+              / AUGMENT            its geometric transforms; `split` into six (`transform_draws`)
               / GUESS              whether a self-conditioned network is told its first guess
           [1]                      dropout (its own addresses are in network/blocks.py)
       / HELD_OUT / place           noise of the held-out loss
@@ -62,7 +63,7 @@ IMPL = "threefry2x32"  # Others change an image's noise with its place in the ba
 INIT, STEP, HELD_OUT, GRID = range(4)
 BITS, ODE, SAMPLES, PICTURES, HELD_OUT_LOSS = range(5)
 # Below the key of an image: of a training step, and of a sample.
-T, EPS, MIRROR, LABEL, GUESS = range(5)
+T, EPS, MIRROR, LABEL, GUESS, AUGMENT = range(6)
 X_T, Z, FORWARD = range(3)
 # Below the key of a row of inpainting, the rng of `progressive`, an image's key of the ODE.
 REVERSE, KNOWN, UP = range(3)
@@ -141,6 +142,11 @@ def step_keys(rng: jax.Array, step: int | jax.Array | np.ndarray) -> tuple[jax.A
 def image_draws(rng: Key[Array, ""]) -> Key[Array, "3"]:
     """The keys `T`, `EPS` and `MIRROR` of one image of a training step."""
     return jax.random.split(rng, 3)
+
+
+def transform_draws(rng: Key[Array, ""]) -> Key[Array, "6"]:
+    """The keys that `data.augmentation.draw` takes, of one image of a training step."""
+    return jax.random.split(below(rng, AUGMENT), 6)
 
 
 def standard_normal(rngs: Key[Array, " b"], shape: tuple[int, ...]) -> Array:

@@ -41,7 +41,8 @@ TYPES = {
     "embedding_freq_shift": errors.whole_number, "timestep_scale": errors.number,
     "norm_eps": errors.number, "num_groups": errors.whole_number,
     "num_classes": errors.whole_number, "condition_channels": errors.whole_number,
-    "block_size": errors.whole_number, "self_condition": errors.flag,
+    "augment_channels": errors.whole_number, "block_size": errors.whole_number,
+    "self_condition": errors.flag,
     "embedding_order": _word, "downsample_padding": _word, "dtype": _dtype,
 }
 

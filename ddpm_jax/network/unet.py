@@ -61,6 +61,8 @@ class UNet(nn.Module):
             in improved-diffusion; label `num_classes` is the null label. 0: unconditional.
         condition_channels: channels of a second image, of the size of x, that is concatenated
             to x at the input. 0: none.
+        augment_channels: numbers that the network is told of how an image was augmented; zeros,
+            as when sampling, stand for an image as it is. 0: none.
         block_size: side of the blocks of pixels that become channels at the input, and pixels
             again at the output: a network for large images with block_size^2 fewer pixels at
             every level, as in the authors' code. 1: none.
@@ -85,6 +87,7 @@ class UNet(nn.Module):
     num_groups: int | None = None
     num_classes: int = 0
     condition_channels: int = 0
+    augment_channels: int = 0
     block_size: int = 1
     self_condition: bool = False
     dtype: Any = jnp.float32
@@ -104,7 +107,7 @@ class UNet(nn.Module):
     @nn.compact
     def __call__(
         self, x, t, x_0=None, *, train: bool, places=None, labels=None, condition=None,
-        remat=False,
+        augmentation=None, remat=False,
     ):
         """The network's output for x at t, [b, h, w, out_channels] float32.
 
@@ -118,12 +121,13 @@ class UNet(nn.Module):
                 masks; 0..b-1 by default.
             labels: int32 [b] in 0..num_classes; None is the null label, `num_classes`.
             condition: [b, h, w, condition_channels] float32.
+            augmentation: [b, augment_channels] float32; None is zeros.
             remat: for the backward pass keep only the inputs of each block and compute its
                 inside again (Chen et al. 2016); the numbers are the same.
 
         Raises:
             UserError: a setting does not suit the image size (see `fields.check`), or the network
-                does not take this x_0, these labels or this condition.
+                does not take this x_0, these labels, this condition or augmentation.
         """
         check_floats(x=x)
         fields.check(self, x.shape[1], x.shape[2])
@@ -131,6 +135,8 @@ class UNet(nn.Module):
         temb = self.embed(t)
         if self.num_classes or labels is not None:
             temb = temb + self.embed_labels(labels, x.shape[0])
+        if self.augment_channels or augmentation is not None:
+            temb = temb + self.embed_augmentation(augmentation, x.shape[0])
         inputs = [x]
         if self.self_condition or x_0 is not None:
             inputs.append(self.checked_last(x_0, x))
@@ -226,6 +232,18 @@ class UNet(nn.Module):
             self.num_classes + 1, 4 * self.channels, name="label_embedding",
             embedding_init=nn.initializers.normal(1.0),
         )(labels)
+
+    def embed_augmentation(self, augmentation, b):  # [b, augment_channels] -> [b, d]
+        wanted = (b, self.augment_channels)
+        augmentation = jnp.zeros(wanted) if augmentation is None else augmentation
+        if not self.augment_channels or augmentation.shape != wanted:
+            raise UserError(
+                f"augmentation has shape {list(augmentation.shape)}; it must be {list(wanted)}, "
+                "zeros where nothing was done, or left out."
+            )
+        return nn.Dense(  # Without a bias, so that zeros change nothing.
+            4 * self.channels, use_bias=False, kernel_init=fan_avg, name="augment_embedding"
+        )(augmentation)
 
     def checked_last(self, x_0, x):
         """The last x_0 in [-1, 1], as of a chain that clips; zeros where there is none."""

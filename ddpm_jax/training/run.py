@@ -168,6 +168,7 @@ def step_settings(config: ml_collections.ConfigDict, platform: str = "") -> Step
         objective=config_lib.objective(config),
         t_sampling=train.t_sampling,
         random_flip=config.data.random_flip,
+        augment=config.data.augment,
         label_dropout=train.label_dropout,
         null_label=config.data.num_classes,
         self_condition=config.model.self_condition,

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ddpm_jax.data import augmentation
 from ddpm_jax.data.pixels import to_float
 from ddpm_jax.diffusion import losses, randomness
 from ddpm_jax.diffusion.process import Parameterization
@@ -28,6 +29,7 @@ class StepSettings:
         objective: what is minimized.
         t_sampling: see `timesteps.draw_t`.
         random_flip: mirror half of the images left and right.
+        augment: probability of each transform of `data.augmentation`.
         label_dropout: share of the labels that become `null_label`.
         null_label: the label that stands for no class.
         self_condition: tell the network its first guess, for half of the images.
@@ -45,6 +47,7 @@ class StepSettings:
     objective: losses.Objective
     t_sampling: str
     random_flip: bool
+    augment: float
     label_dropout: float
     null_label: int
     self_condition: bool
@@ -181,8 +184,8 @@ def loss_and_parts(state, rng, params, batch, places, *, schedule, settings):
     x_0, t, weight, eps, model_kwargs = draw(
         batch, rng=rng_images, places=places, num_timesteps=schedule.num_timesteps,
         t_sampling=settings.t_sampling, loss_history=state.loss_history,
-        random_flip=settings.random_flip, label_dropout=settings.label_dropout,
-        null_label=settings.null_label,
+        random_flip=settings.random_flip, augment=settings.augment,
+        label_dropout=settings.label_dropout, null_label=settings.null_label,
     )
     denoise_fn = functools.partial(
         state.apply_fn, {"params": params}, train=True, remat=settings.remat, places=places,
@@ -222,8 +225,8 @@ def update(state, grads, grad_norm, t, loss, settings):
 
 
 def draw(
-    batch, *, rng, places, num_timesteps, t_sampling, loss_history, random_flip, label_dropout,
-    null_label,
+    batch, *, rng, places, num_timesteps, t_sampling, loss_history, random_flip, augment,
+    label_dropout, null_label,
 ):
     """Draws x_0, t, the weight of its loss, eps and the network's keyword arguments.
 
@@ -237,6 +240,7 @@ def draw(
         t_sampling: see `draw_t`.
         loss_history: see `draw_t`.
         random_flip: mirror half of the images left and right, with their conditions.
+        augment: probability of each transform of `data.augmentation`, also done to conditions.
         label_dropout: share of the labels that become `null_label` (Ho and Salimans 2022).
         null_label: the network's.
     """
@@ -244,18 +248,23 @@ def draw(
         rngs = randomness.image_draws(rng)
         flips = jax.random.bernoulli(rngs[randomness.MIRROR]) if random_flip else False
 
-        def mirrored(uint8):
-            x = to_float(uint8)
-            return jnp.where(flips, x[:, ::-1], x) if random_flip else x
-
         drawn = {}
+        if augment:
+            rngs_transform = randomness.transform_draws(rng)
+            drawn["augmentation"] = augmentation.draw(rngs_transform, augment)
+
+        def seen(uint8):
+            x = to_float(uint8)
+            x = jnp.where(flips, x[:, ::-1], x) if random_flip else x
+            return augmentation.transform(x, drawn["augmentation"]) if augment else x
+
         if "condition" in model_kwargs:
-            drawn["condition"] = mirrored(model_kwargs["condition"])
+            drawn["condition"] = seen(model_kwargs["condition"])
         if "labels" in model_kwargs:
             rng_label = randomness.below(rng, randomness.LABEL)
             hides = jax.random.bernoulli(rng_label, label_dropout)
             drawn["labels"] = jnp.where(hides, null_label, model_kwargs["labels"])
-        return mirrored(image), jax.random.normal(rngs[randomness.EPS], image.shape), drawn
+        return seen(image), jax.random.normal(rngs[randomness.EPS], image.shape), drawn
 
     model_kwargs = {name: x for name, x in batch.items() if name != "images"}
     x_0, eps, model_kwargs = jax.vmap(draw_one)(

@@ -170,10 +170,13 @@ def _leaf(array, name, path, shape):
 
 
 def from_params(params: Any, model: UNet, height: int) -> dict[str, np.ndarray]:
-    """The state dict of diffusers' `UNet2DModel`, the inverse of `to_params`; float32."""
+    """The state dict of diffusers' `UNet2DModel`, the inverse of `to_params`; float32.
+
+    Without the embedding of augmentations, which adds nothing to an image as it is.
+    """
     return {
         name_of(path, FORMATS["diffusers"], model, height): _to_torch(leaf, path)
-        for path, leaf in trained_lib.leaves(params).items()
+        for path, leaf in trained_lib.leaves(params).items() if path[0] != "augment_embedding"
     }
 
 

@@ -167,7 +167,7 @@ def parse(text: str) -> ml_collections.ConfigDict:
 _FIXED = ("model", "diffusion", "data.image_size", "data.image_width", "data.channels",
           "data.labels", "data.num_classes", "data.condition", "data.condition_channels",
           "data.factor", "train.extra_ema_decays", "train.t_sampling")
-_ON_OR_OFF = ("train.ema_snapshot_every",)  # Their values may change, but for 0.
+_ON_OR_OFF = ("train.ema_snapshot_every", "data.augment")  # Their values may change, but for 0.
 _FREE = tuple(f"model.{name}" for name in fields.FREE)
 
 

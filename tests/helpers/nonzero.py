@@ -20,12 +20,13 @@ class TinyNet(nn.Module):
     out_channels: int | None = None
     num_classes: int = 0
     condition_channels: int = 0
+    augment_channels: int = 0
     self_condition: bool = False
     channels: int = 4
 
     @nn.compact
     def __call__(self, x, t, x_0=None, *, train, places=None, labels=None, condition=None,
-                 remat=False):
+                 augmentation=None, remat=False):
         places = jnp.arange(len(x)) if places is None else places
         channels, inputs = x.shape[-1], [x]
         if self.self_condition:
@@ -38,6 +39,11 @@ class TinyNet(nn.Module):
             labels = jnp.full(len(x), self.num_classes) if labels is None else labels
             embed = nn.Embed(self.num_classes + 1, self.channels, name="labels")
             h = h + 10 * embed(labels)[:, None, None, :]
+        if self.augment_channels:
+            told = jnp.zeros((len(x), self.augment_channels))
+            told = told if augmentation is None else augmentation
+            embed = nn.Dense(self.channels, use_bias=False, name="augmentation")
+            h = h + embed(told)[:, None, None, :]
         temb = nn.Dense(self.channels, name="temb")(jnp.float32(t)[:, None] / 20)
         h = h + temb[:, None, None, :]
         h = Dropout(self.dropout)(nn.swish(h), places, train=train)

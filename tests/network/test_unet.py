@@ -70,9 +70,10 @@ def tiny():
         # 3 channels more for each of the other 3 pixels of a block, at both ends.
         (dict(block_size=2), 64, 35_746_307 + 9 * 9 * 128 + (9 * 128 + 1) * 9),
         (dict(self_condition=True), 32, 35_746_307 + 9 * 3 * 128),
+        (dict(augment_channels=9), 32, 35_746_307 + 9 * 512),
     ],
     ids=["cifar10", "learned variance", "256", "256 large", "celeba64", "classes", "condition",
-         "blocks", "self-conditioned"],
+         "blocks", "self-conditioned", "augmented"],
 )
 def test_parameter_counts(settings, size, count):
     params = unet_shapes(UNet(**settings), size, size)
@@ -110,32 +111,37 @@ def test_forward_pass_matches_numpy(tiny, width, scale):
 
 
 def test_labels_and_conditions_match_numpy(tiny):
-    """A label is a bias of the last layer of t's embedding; a condition, further channels."""
-    model = dataclasses.replace(TINY, num_classes=3, condition_channels=2)
+    """A label is a bias of the last layer of t's embedding; a condition, further channels.
+
+    What was done to an image is such a bias, too.
+    """
+    model = dataclasses.replace(TINY, num_classes=3, condition_channels=2, augment_channels=5)
     params = fill(unet_shapes(model), seed=1)
     condition = np.float32(RNG.uniform(-1, 1, (*X.shape[:3], 2)))
-    labels = np.int32([2, 0, 3, 1])
+    labels, done = np.int32([2, 0, 3, 1]), np.float32(RNG.standard_normal((4, 5)))
     run = jax.jit(functools.partial(apply, model))
-    actual = run(params, labels=labels, condition=condition)
+    actual = run(params, labels=labels, condition=condition, augmentation=done)
     exact = jax.tree.map(np.float64, params)
     embedding = exact.pop("label_embedding")["embedding"]
+    biases = embedding[labels] + done @ exact.pop("augment_embedding")["kernel"]
     assert embedding.shape == (4, 32)
     last = exact["temb_dense_1"]
     expected = [
         oracle_unet.forward(
-            exact | {"temb_dense_1": last | {"bias": last["bias"] + embedding[label]}},
+            exact | {"temb_dense_1": last | {"bias": last["bias"] + bias}},
             np.float64(np.concatenate([image, beside], axis=-1)), t,
             groups={8: 2, 16: 4, 24: 6, 32: 8}.get, channels=8, levels=2, blocks=1,
             attend_at=(4,),
         )
-        for image, beside, label, t in zip(X, condition, labels, T)
+        for image, beside, bias, t in zip(X, condition, biases, T)
     ]
     # As above.
     assert np.abs(actual - np.array(expected)).max() < 1e-4 * np.abs(expected).max()
     # No label is the last one.
     assert_array_equal(
         run(params, condition=condition),
-        run(params, labels=np.int32([3] * 4), condition=condition),
+        run(params, labels=np.int32([3] * 4), condition=condition,
+            augmentation=np.zeros_like(done)),
     )
 
 
@@ -180,6 +186,8 @@ def test_labels_and_conditions_that_the_network_does_not_take(tiny):
         apply(TINY, tiny, labels=np.zeros(4, np.int32))
     with pytest.raises(ValueError, match=r"shape \[4, 8, 8, 1\]; it must be .* \[4, 8, 8, 0\]"):
         apply(TINY, tiny, condition=np.zeros((4, 8, 8, 1), np.float32))
+    with pytest.raises(UserError, match=r"augmentation has shape \[4, 9\]; it must be \[4, 0\]"):
+        apply(TINY, tiny, augmentation=np.zeros((4, 9), np.float32))
     with pytest.raises(UserError, match="x_0 was given to a network that is not self-condition"):
         apply(TINY, tiny, x_0=X)
     model = dataclasses.replace(TINY, self_condition=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax import config as config_lib
-from ddpm_jax.data import loading
+from ddpm_jax.data import augmentation, loading
 from ddpm_jax.data import source as source_lib
 from ddpm_jax.diffusion import losses, randomness
 from ddpm_jax.network import averages
@@ -47,7 +47,7 @@ def drawn(config, step=0):
         rng=jax.random.split(jax.random.fold_in(jax.random.key(1), step))[0],
         places=jnp.arange(BATCH), num_timesteps=config.diffusion.num_timesteps,
         t_sampling="uniform", loss_history={}, random_flip=config.data.random_flip,
-        label_dropout=0.0, null_label=0,
+        augment=config.data.augment, label_dropout=0.0, null_label=0,
     )
 
 
@@ -208,7 +208,7 @@ def test_flips_are_left_to_right_one_image_in_two():
     images = np.random.default_rng(0).integers(0, 256, (400, 4, 6, 2), np.uint8)
     draw = functools.partial(
         step_lib.draw, rng=jax.random.key(0), num_timesteps=10, t_sampling="uniform",
-        loss_history={}, random_flip=True, label_dropout=0.25, null_label=10,
+        loss_history={}, random_flip=True, augment=0.0, label_dropout=0.25, null_label=10,
     )
     labels = np.arange(400, dtype=np.int32) % 10
     batch = {"images": images, "labels": labels, "condition": images[..., :1]}
@@ -250,7 +250,7 @@ def test_the_network_is_told_what_goes_with_each_image(kind):
     x_0, t, _, eps, model_kwargs = step_lib.draw(
         batch, rng=jax.random.split(jax.random.fold_in(jax.random.key(1), 0))[0],
         places=jnp.arange(BATCH), num_timesteps=20, t_sampling="uniform", loss_history={},
-        random_flip=False, label_dropout=0.5, null_label=10,
+        random_flip=False, augment=0.0, label_dropout=0.5, null_label=10,
     )
     if kind == "condition":
         np.testing.assert_allclose(model_kwargs[kind], batch[kind] / 127.5 - 1, atol=1e-6)
@@ -263,6 +263,35 @@ def test_the_network_is_told_what_goes_with_each_image(kind):
     assert np.isfinite(held_out)
     swapped = source_lib.from_array(images, **{kind: batch[kind][::-1]})
     assert abs(held_out_loss(config, model, swapped)(params) - held_out) > 1e-4
+
+
+def test_the_network_is_told_how_each_image_was_augmented():
+    """By each image's own key, with its condition; on eight devices as in the whole batch."""
+    config = small_config()
+    config.data.augment = 0.5
+    model = TinyNet(condition_channels=1, augment_channels=9)
+    images = loading.digits("train")[0][:BATCH]
+    batch = {"images": images, "condition": images}
+    _, metrics = step_of(config)(
+        parallel.replicate(state_of(config, model)), parallel.shard(batch), jax.random.key(1)
+    )
+    rng = jax.random.split(jax.random.fold_in(jax.random.key(1), 0))[0]
+    x_0, t, _, eps, model_kwargs = step_lib.draw(
+        batch, rng=rng, places=jnp.arange(BATCH), num_timesteps=20, t_sampling="uniform",
+        loss_history={}, random_flip=False, augment=0.5, label_dropout=0.0, null_label=0,
+    )
+    for place in (0, 7):
+        address = jax.random.fold_in(jax.random.fold_in(rng, place), 5)
+        told = augmentation.draw(jax.random.split(address, 6), 0.5)
+        np.testing.assert_allclose(model_kwargs["augmentation"][place], told, rtol=1e-6)
+        seen = augmentation.transform(images[place] / np.float32(127.5) - 1, told)
+        np.testing.assert_allclose(x_0[place], seen, rtol=0, atol=1e-4)
+    assert np.abs(x_0 - (images / 127.5 - 1)).max() > 0.1
+    np.testing.assert_array_equal(x_0, model_kwargs["condition"])
+    denoise_fn = functools.partial(
+        model.apply, {"params": nonzero_params(model)}, train=False, **model_kwargs)
+    loss = losses.training_loss(config_lib.schedule(config), denoise_fn, x_0, t, eps)
+    np.testing.assert_allclose(metrics["loss"], loss.mean(), **SAME)
 
 
 def test_half_of_the_images_tell_a_self_conditioned_network_their_guess():

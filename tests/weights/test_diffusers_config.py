@@ -80,6 +80,17 @@ def test_groups_that_are_not_set_are_found(tmp_path):
     assert ddpm_jax.from_pretrained(tmp_path / "saved").model.num_groups == 32
 
 
+def test_what_a_network_was_told_of_augmentations_is_left_out(tmp_path):
+    """Of an image as it is it was told zeros, which add nothing."""
+    trained = tiny(augment_channels=9)
+    ddpm_jax.save_pretrained(trained, tmp_path / "saved")
+    saved = ddpm_jax.from_pretrained(tmp_path / "saved")
+    assert saved.model.augment_channels == 0 and "augment_embedding" not in saved.params
+    x, t = np.linspace(-1, 1, 128).reshape(2, 8, 8, 1).astype(np.float32), np.array([3, 40])
+    outputs = [jax.jit(ddpm_jax.denoise_fn(each))(x, t) for each in (trained, saved)]
+    assert_allclose(*outputs, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("message, change", [
     ("model=TinyNet cannot be expressed", {"model": TinyNet()}),
     ("model.timestep_scale=0.5 cannot be expressed", {"model": {"timestep_scale": 0.5}}),
