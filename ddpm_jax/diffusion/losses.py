@@ -42,6 +42,7 @@ class Objective:
         min_snr_gamma: gamma of "min_snr".
         p2_k: k of "p2".
         p2_gamma: gamma of "p2".
+        bins: how many values a pixel can have, for the bound.
     """
 
     loss: str = "simple"
@@ -49,6 +50,7 @@ class Objective:
     min_snr_gamma: float = 5.0
     p2_k: float = 1.0
     p2_gamma: float = 1.0
+    bins: int = 256
 
     def check(self, parameterization: Parameterization) -> None:
         """Raises UserError where a choice is unknown or cannot train what is predicted."""
@@ -117,7 +119,7 @@ def training_loss(
         prediction = predict(
             schedule, output, x_t, t, mean=mean, variance=parameterization.variance, clip=False
         )
-        return vlb_term(schedule, prediction, x_0, x_t, t)
+        return vlb_term(schedule, prediction, x_0, x_t, t, objective.bins)
 
     if objective.loss == "vlb":
         return vlb(output)
@@ -176,21 +178,23 @@ def weight(
 
 
 def vlb_term(
-    schedule: Schedule, prediction: Prediction, x_0: Images, x_t: Images, t: Timesteps
+    schedule: Schedule, prediction: Prediction, x_0: Images, x_t: Images, t: Timesteps,
+    bins: int = 256,
 ) -> Float[Array, " b"]:
     """L_{t-1} of Eq. 5 in bits/dim; at t = 0 L_0, with the decoder of Eq. 13.
 
     Args:
         schedule: the chain's.
         prediction: of p(x_{t-1} | x_t).
-        x_0: images in [-1, 1]; L_0 is a likelihood only on the grid v / 127.5 - 1.
+        x_0: images in [-1, 1]; L_0 is a likelihood only on a grid of `bins` values.
         x_t: x_0 noised to t.
         t: one step per image.
+        bins: how many values a pixel can have, from -1 to 1: v / 127.5 - 1 by default.
     """
     true_mean, _, true_log_variance = q_posterior(schedule, x_0, x_t, t)
     kl = normal_kl(true_mean, true_log_variance, prediction.mean, prediction.log_variance)
     nll = -discretized_gaussian_log_likelihood(
-        x_0, prediction.mean, 0.5 * prediction.log_variance
+        x_0, prediction.mean, 0.5 * prediction.log_variance, bins
     )
     nats = jnp.where(t == 0, jnp.mean(nll, axis=PIXEL_AXES), jnp.mean(kl, axis=PIXEL_AXES))
     return nats / math.log(2)
@@ -209,32 +213,35 @@ def normal_kl(
 
 
 def discretized_gaussian_log_likelihood(
-    x: ArrayLike, mean: ArrayLike, log_scale: ArrayLike
+    x: ArrayLike, mean: ArrayLike, log_scale: ArrayLike, bins: int = 256
 ) -> Array:
-    """log-probability in nats of the pixel's bin of width 2/255 under N(mean, exp(log_scale)^2).
+    """log-probability in nats of the pixel's bin under N(mean, exp(log_scale)^2).
 
-    This is the decoder of Sec. 3.3 (Eq. 13); the bins of black and white extend to infinity. The
-    CDF is approximated by a tanh and probabilities are at least 1e-12, as in the authors' code.
+    This is the decoder of Sec. 3.3 (Eq. 13), with bins of width 2 / (bins - 1); those of black and
+    white extend to infinity. The CDF is approximated by a tanh and probabilities are at least
+    1e-12, as in the authors' code.
 
     Args:
-        x: pixels v / 127.5 - 1, v whole in 0..255.
+        x: pixels 2 v / (bins - 1) - 1, v whole in 0..bins-1.
         mean: of the Gaussian.
         log_scale: log of its standard deviation. All three broadcast.
+        bins: how many values a pixel can have, at least 2.
     """
     check_floats(x=x)
     # CDF(z) = sigmoid(2 u(z)), and sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b)
     # (1 - exp(b - a)). So nothing cancels in float32, however far x is from the mean.
+    top, end = bins - 1, 1 - min(0.001, 1 / (bins - 1))
     inverse = jnp.exp(-log_scale)
     z_above, z_below = (
-        jnp.clip(inverse * (x - mean + edge), -100.0, 100.0) for edge in (1 / 255, -1 / 255)
+        jnp.clip(inverse * (x - mean + edge), -100.0, 100.0) for edge in (1 / top, -1 / top)
     )
     from_below = jax.nn.log_sigmoid(2 * _cdf_argument(z_above))
     from_above = jax.nn.log_sigmoid(-2 * _cdf_argument(z_below))
     squares = jnp.square(z_above) + z_above * z_below + jnp.square(z_below)
-    difference = 2 * _SQRT_2_OVER_PI * inverse * 2 / 255 * (1 + 0.044715 * squares)
+    difference = 2 * _SQRT_2_OVER_PI * inverse * 2 / top * (1 + 0.044715 * squares)
     between = from_below + from_above + jnp.log(-jnp.expm1(-difference))
     log_probability = jnp.where(
-        x < -0.999, from_below, jnp.where(x > 0.999, from_above, between)
+        x < -end, from_below, jnp.where(x > end, from_above, between)
     )
     return jnp.maximum(log_probability, math.log(1e-12))
 

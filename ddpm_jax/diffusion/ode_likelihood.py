@@ -29,6 +29,7 @@ def ode_bits_per_dim(
     self_condition: bool = False,
     num_steps: int = 200,
     num_probes: int = 1,
+    bins: int = 0,
     on_step: Callable[[Array], None] | None = None,
 ) -> Float[Array, " b"]:
     """Bits/dim of each image under the probability-flow ODE, with uniform dequantisation.
@@ -36,18 +37,20 @@ def ode_bits_per_dim(
     Pixel v becomes z = (v + u) / 128 - 1 with u uniform in [0, 1), as Song et al. do; the
     centres of these bins are up to half a grey level off v / 127.5 - 1. The bins are 1/128
     wide, so 7 - log2 p(z), with the density p of `ode_log_density`, is in expectation over u an
-    upper bound of the bits of v (Theis et al. 2016).
+    upper bound of the bits of v (Theis et al. 2016). Other `bins` than 256 are as many, each
+    2 / bins wide.
 
     Args:
-        images: uint8.
+        images: uint8; with `bins` float32 pixels 2 v / (bins - 1) - 1, v whole in 0..bins-1.
         rngs: [b] keys, one per image; `randomness` has the addresses below them.
+        bins: how many values a pixel can have; 0 for uint8.
 
     The other arguments are those of `ode_log_density`.
 
     Raises:
         UserError: the images are not uint8, or as `ode_log_density` does.
     """
-    if images.dtype != np.uint8:
+    if not bins and images.dtype != np.uint8:
         raise UserError(
             f"images are {images.dtype}, but dequantisation needs uint8; use "
             "ddpm_jax.data.to_uint8 on floats in [-1, 1]."
@@ -55,13 +58,15 @@ def ode_bits_per_dim(
     u = jax.vmap(lambda rng: jax.random.uniform(rng, images.shape[1:]))(
         randomness.fold_each(rngs, randomness.DEQUANTISATION)
     )
-    z = (jnp.asarray(images, jnp.float32) + u) / 128 - 1
+    v = jnp.round((images + 1) * ((bins - 1) / 2)) if bins else jnp.asarray(images, jnp.float32)
+    bins = bins or 256
+    z = (v + u) / (bins / 2) - 1
     nats = ode_log_density(
         schedule, denoise_fn, z, randomness.fold_each(rngs, randomness.PROBES), mean=mean,
         variance=variance, self_condition=self_condition, num_steps=num_steps,
         num_probes=num_probes, on_step=on_step,
     )
-    return 7 - nats / math.log(2)
+    return math.log2(bins / 2) - nats / math.log(2)
 
 
 def ode_log_density(

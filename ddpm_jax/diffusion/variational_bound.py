@@ -68,6 +68,7 @@ def vlb_terms(
     x_0: Images,
     rngs: Key[Array, " b"],
     *,
+    bins: int = 256,
     on_step: Callable[[Array], None] | None = None,
 ) -> Terms:
     """Every term of the bound L (Eq. 5) for each image, with one draw of noise per term.
@@ -79,9 +80,10 @@ def vlb_terms(
         schedule: T steps; the scan calls the network once per step.
         predict_fn: (x_t, t [b] int32) -> Prediction, as `process.predict_fn` makes it; the
             paper's evaluation has clip=True.
-        x_0: float32 pixels v / 127.5 - 1, v whole in 0..255. The decoder integrates over bins
-            around these values, so added noise or bfloat16 would make L_0 wrong.
+        x_0: float32 pixels 2 v / (bins - 1) - 1, v whole in 0..bins-1. The decoder integrates over
+            bins around these values, so added noise or bfloat16 would make L_0 wrong.
         rngs: [b] keys.
+        bins: how many values a pixel can have.
         on_step: called inside the scan with t, before the step; for progress reports.
 
     Raises:
@@ -100,7 +102,7 @@ def vlb_terms(
         ts = jnp.full(x_0.shape[:1], t)
         x_t = q_sample(schedule, x_0, ts, eps)
         prediction = predict_fn(x_t, ts)
-        term = vlb_term(schedule, prediction, x_0, x_t, ts)
+        term = vlb_term(schedule, prediction, x_0, x_t, ts, bins)
         mse_x_0 = jnp.mean(jnp.square(prediction.x_0 - x_0), axis=PIXEL_AXES)
         mse_eps = jnp.mean(jnp.square(prediction.eps - eps), axis=PIXEL_AXES)
         return None, (term, mse_x_0, mse_eps)

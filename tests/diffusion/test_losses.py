@@ -229,6 +229,28 @@ def test_golden_values_of_the_decoder(value, mean, log_scale, expected):
     assert_allclose(actual, expected, rtol=3e-6)  # float32, times a slope of z of 2
 
 
+@pytest.mark.parametrize("bins", [17, 4096, 65536])
+def test_the_decoder_of_other_numbers_of_bins(bins):
+    values = np.unique([0, 1, bins // 3, bins // 2, bins - 2, bins - 1])
+    for mean, deviation in ((0.1, 0.3), (-1.0, 0.02), (1.0, 0.005)):
+        log_scale = np.log(deviation)
+        actual = losses.discretized_gaussian_log_likelihood(
+            jnp.asarray(values * 2 / (bins - 1) - 1, jnp.float32), jnp.float32(mean),
+            jnp.float32(log_scale), bins,
+        )
+        expected = [oracle.decoder_log_probability(v, mean, deviation, bins) for v in values]
+        # Float32: x is off by 6e-8, which z of at most 4 deviations turns into 5e-5.
+        likely = np.array(expected) > -18
+        assert likely.any()
+        assert_allclose(actual[likely], np.array(expected)[likely], rtol=0, atol=1e-4)
+    x = jnp.asarray(np.arange(bins) * 2 / (bins - 1) - 1, jnp.float32)
+    every = losses.discretized_gaussian_log_likelihood(
+        x, jnp.float32(0.2), jnp.float32(-3.0), bins
+    )
+    # `bins` floors of 1e-12, and float32 beside edges that are 3e-5 / 0.05 apart.
+    assert_allclose(np.exp(np.float64(every)).sum(), 1, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("log_scale", [LOG_SCALE, -7.0, -3.0, -1.0, 0.0, 2.0])
 @pytest.mark.parametrize("mean", [-1.3, -1.0, -0.2, 0.5, 1.0])
 def test_the_decoder_is_a_distribution_over_256_values(mean, log_scale):

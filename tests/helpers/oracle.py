@@ -73,15 +73,16 @@ def gaussian_kl(mean_1, variance_1, mean_2, variance_2):
     return 0.5 * (ratio - 1.0 - np.log(ratio) + (mean_1 - mean_2) ** 2 / variance_2)
 
 
-def decoder_log_probability(value, mean, deviation):
-    """log-probability in nats of the pixel 0..255 in its bin; outer bins are open."""
+def decoder_log_probability(value, mean, deviation, bins=256):
+    """log-probability in nats of the pixel 0..bins-1 in its bin; outer bins are open."""
     def cdf(x):
         z = (x - mean) / deviation
         return 0.5 * (1.0 + np.tanh(np.sqrt(2.0 / np.pi) * (z + 0.044715 * z**3)))
 
-    centre = value / 127.5 - 1.0
-    below = 0.0 if value == 0 else cdf(centre - 1.0 / 255.0)
-    above = 1.0 if value == 255 else cdf(centre + 1.0 / 255.0)
+    half = 1.0 / (bins - 1)  # Of a bin's width.
+    centre = 2 * value * half - 1.0
+    below = 0.0 if value == 0 else cdf(centre - half)
+    above = 1.0 if value == bins - 1 else cdf(centre + half)
     return np.log(max(above - below, 1e-12))
 
 
