@@ -27,6 +27,9 @@ def get_config() -> ml_collections.ConfigDict:
         image_size=32,        # height, and width unless image_width is set; 0: as the data
         image_width=0,
         channels=3,           # 1, 3 or 4; 0: as the data
+        range=(),             # low and high of pixels that are not uint8, which are -1 and 1: for
+                              # example (0, 65535); of .npz and of folders of PNG and TIFF
+        range_bins=0,         # of bits/dim: how many values a pixel has; 0: as the data
         holdout=0,            # images reserved for testing if there is no test split
         random_flip=True,     # mirror half of the images left to right
         augment=0.0,          # probability of each geometric transform of training images, which
@@ -148,13 +151,14 @@ def get_config() -> ml_collections.ConfigDict:
         folder="",            # where the results go; "": samples in the workdir
     ))
     config.evaluate = Config(dict(
-        metrics=("bpd",),     # or loss ode_bpd progressive fid sfid kid is precision_recall
-                              # frechet_pixels sweep nearest_pixels nearest_features draws
+        metrics=("bpd",),     # or loss ode_bpd nats_ode progressive fid sfid kid is
+                              # precision_recall frechet_pixels sweep nearest_pixels
+                              # nearest_features draws
         weights=(),           # several in turn, as of sample.weights: "('ema', 'sigma_rel=0.1')";
                               # (): that of sample.weights
         checkpoints="newest",                # or "all", "follow" (a run in progress), or a step
         best="",              # keep the best checkpoint by a metric: for example "fid/train"
-        split="test",         # of bpd, ode_bpd and draws
+        split="test",         # of bpd, ode_bpd, nats_ode and draws
         num_images=0,         # images of the split; 0: all
         num_samples=50_000,   # samples for fid and similar metrics, drawn as `sample` says
         num_draws=16,         # of draws: samples per condition

@@ -9,12 +9,14 @@ from typing import Any
 
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 
 from ddpm_jax import errors
 from ddpm_jax import optimizer as optimizer_lib
 from ddpm_jax.data import augmentation
 from ddpm_jax.data import source as source_lib
+from ddpm_jax.data import value_range as range_lib
 from ddpm_jax.diffusion import losses, process
 from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.errors import UserError
@@ -65,8 +67,24 @@ def parameterization(config: ml_collections.ConfigDict) -> process.Parameterizat
 
 def objective(config: ml_collections.ConfigDict) -> losses.Objective:
     """What training minimizes."""
-    names = (field.name for field in dataclasses.fields(losses.Objective))
-    return losses.Objective(**{name: config.diffusion[name] for name in names})
+    names = {field.name for field in dataclasses.fields(losses.Objective)} - {"bins"}
+    return losses.Objective(
+        **{name: config.diffusion[name] for name in names}, bins=bins(config)
+    )
+
+
+def value_range(config: ml_collections.ConfigDict) -> range_lib.Range:
+    """The values of pixels that are -1 and 1; () for uint8.
+
+    Raises:
+        UserError: `config.data.range` is no range.
+    """
+    return range_lib.checked(config.data.range)
+
+
+def bins(config: ml_collections.ConfigDict) -> int:
+    """How many values a pixel can have; 0 for floats, and where the data are still to say."""
+    return config.data.range_bins if config.data.range else 256
 
 
 def model(config: ml_collections.ConfigDict, channels: int) -> unet.UNet:
@@ -135,6 +153,7 @@ def data_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
         image_width=settings.image_width, channels=settings.channels, holdout=settings.holdout,
         seed=config.seed, labels=settings.labels, num_classes=settings.num_classes,
         condition=settings.condition, factor=settings.factor,
+        value_range=value_range(config),
     )
 
 
@@ -167,7 +186,7 @@ def resolved(
     """A copy of the config with what the data decide filled in, as a run stores it.
 
     Raises:
-        ValueError: the data have more classes than the config.
+        ValueError: the data have more classes than the config, or other values.
     """
     config = config.copy_and_resolve_references()
     data = config.data
@@ -182,7 +201,22 @@ def resolved(
         )
     data.num_classes = data.num_classes or source.num_classes
     data.condition_channels = source.condition_channels
+    _resolve_values(data, source)
     return config
+
+
+def _resolve_values(data, source):
+    """Fills in the range and the bins of the images; refuses others than the config's."""
+    found = {
+        "range": source.value_range, "range_bins": source.bins if source.value_range else 0,
+    }
+    for name, value in found.items():
+        if data[name] and tuple(np.ravel(data[name])) != tuple(np.ravel(value)):
+            raise UserError(
+                f"is not that of the data, {value!r}", field=f"config.data.{name}",
+                value=data[name], instead={f"config.data.{name}": value},
+            )
+        data[name] = value
 
 
 def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -19,6 +19,7 @@ import numpy as np
 from ddpm_jax import config as config_lib
 from ddpm_jax.data import batching, image_pairs, loading, pixels
 from ddpm_jax.data import source as source_lib
+from ddpm_jax.data import value_range as range_lib
 from ddpm_jax.diffusion import randomness
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import evaluate as evaluate_lib
@@ -209,6 +210,11 @@ def stand_in(
         return random.integers(0, 256, (num_images, *shape[:2], channels), np.uint8)
 
     source = source_lib.from_array(pixels(shape[-1]))
+    if value_range := config_lib.value_range(config):
+        bins = settings.range_bins or range_lib.num_bins(int, value_range)
+        source = dataclasses.replace(
+            source.scaled((0, 255), np.uint8), value_range=value_range, bins=bins
+        )
     if settings.labels:
         num_classes = settings.num_classes or 10
         source = source.with_labels(random.integers(0, num_classes, num_images), num_classes)
@@ -267,14 +273,14 @@ def time_network(run: Run, params: Any, precision: str) -> Speed:
     """
     def chain(params, batch):
         params = torso.cast(run.model, params)
-        uint8, model_kwargs = conditions.split(batch)
-        t = jnp.zeros(len(uint8), jnp.int32)
+        images, model_kwargs = conditions.split(batch)
+        t = jnp.zeros(len(images), jnp.int32)
 
         def call(x, _):
             output = run.model.apply({"params": params}, x, t, train=False, **model_kwargs)
             return output[..., : x.shape[-1]], None  # Less the variances where it has them.
 
-        return jax.lax.scan(call, pixels.to_float(uint8), length=_CHAIN)[0]
+        return jax.lax.scan(call, pixels.as_float(images), length=_CHAIN)[0]
 
     share = run.settings.batch_size // jax.process_count()
     batch = parallel.shard(run.source.examples(np.arange(share) % len(run.source)))

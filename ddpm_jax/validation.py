@@ -20,6 +20,7 @@ _RANGES = {  # lowest, highest, a value that works
     "data.channels": (0, _HUGE, 3),
     "data.holdout": (0, _HUGE, 0),
     "data.augment": (0, 1, 0.12),
+    "data.range_bins": (0, 65536, 0),
     "data.num_classes": (0, 1_000_000, 0),
     "data.condition_channels": (0, _HUGE, 0),
     "data.factor": (2, _HUGE, 2),
@@ -147,6 +148,7 @@ def checked(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     for setting in _ITEMS:
         settings[setting] = _typed_items(setting, settings[setting])
     known.update_from_flattened_dict(settings)
+    known.data.range = config_lib.value_range(known)
     return known
 
 
@@ -232,6 +234,19 @@ def check_images(config: ml_collections.ConfigDict, shape: tuple[int, int, int])
         fields.check(model, *shape[:2])
         if not config.train.warm_start:  # Else the network is of others, and has learned so.
             fields.check_new(model)
+
+
+def check_values(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError where a term of the bound is trained on floats, which have no bins.
+
+    Args:
+        config: of `config_lib.resolved`.
+    """
+    if config.diffusion.loss != "simple" and not config_lib.bins(config):
+        raise _refused(
+            "diffusion.loss", config.diffusion.loss, "needs pixels of whole numbers, for each of "
+            "which the bound has a bin, and the data are floats", "simple",
+        )
 
 
 def warnings(config: ml_collections.ConfigDict) -> list[str]:

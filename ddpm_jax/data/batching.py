@@ -27,7 +27,8 @@ def fits_on_device(source: Source) -> bool:
     False on a CPU, whose memory they are in already.
     """
     channels = source.image_shape[-1] + source.condition_channels
-    num_bytes = len(source) * math.prod((*source.image_shape[:2], channels))
+    each = 4 if source.value_range else 1  # Bytes: float32 or uint8.
+    num_bytes = len(source) * math.prod((*source.image_shape[:2], channels)) * each
     return (
         jax.default_backend() != "cpu" and source.in_memory
         and _SHARE * num_bytes <= memory.device_total()
@@ -47,8 +48,8 @@ def device_batches(
         on_device: copy all images to every device now, if they fit (see `fits_on_device`).
 
     Returns:
-        An iterator, to be closed, of "images", uint8 [local_devices, b, h, w, c], and, if the
-        source has them, "labels" and "condition".
+        An iterator, to be closed, of "images" [local_devices, b, h, w, c] as `source.read` gives
+        them, and, if the source has them, "labels" and "condition".
 
     Raises:
         UserError: as `batches` does, with the first batch.
@@ -97,7 +98,7 @@ def batches(
         process_count: divides `batch_size`.
 
     Returns:
-        An iterator of `source.examples`: "images", uint8 [batch_size // process_count, h, w, c],
+        An iterator of `source.examples`: "images" [batch_size // process_count, h, w, c],
         and, if the source has them, "labels" and "condition".
 
     Raises:

@@ -3,7 +3,7 @@
 import contextlib
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -169,19 +169,23 @@ def _white(image):
     return 2 ** tags.get(258, (16,))[0] - 1 if image.mode.startswith("I;16") else _16_BITS
 
 
-def read(path: str, shape: tuple[int, int, int], *, setting: str) -> np.ndarray:
+def read(
+    path: str, shape: tuple[int, int, int], *, setting: str,
+    decoder: Callable[..., np.ndarray] = decode,
+) -> np.ndarray:
     """A picture that a user named, as `decode` gives it.
 
     Args:
         path: of a file of one of `FORMATS`.
         shape: (h, w, c); h of 0 keeps its size.
         setting: the name of the setting in messages, for example "config.sample.inputs".
+        decoder: reads the file as `decode` does.
 
     Raises:
         UserError: there is no such file, or it cannot be read.
     """
     try:
-        return decode(path, shape)
+        return decoder(path, shape)
     except FileNotFoundError:
         problem = "which does not exist"
     except UNREADABLE as error:
@@ -202,11 +206,11 @@ def converted_source(images: np.ndarray, want: tuple[int, int, int]) -> Source:
     shape = fill_in(want, images.shape[1:])
     if shape == images.shape[1:]:
         return from_array(images)
-    if images.shape[-1] not in MODES:
+    if not {images.shape[-1], shape[-1]} <= set(MODES):
         raise UserError(
             f"config.data.channels={want[-1]}: images {list(images.shape)} are neither grey, "
-            "RGB nor RGBA, and so only taken as they are; write --config.data.image_size=0 "
-            "--config.data.channels=0."
+            "RGB nor RGBA, or are not to be, and so only taken as they are; write "
+            "--config.data.image_size=0 --config.data.channels=0."
         )
 
     def read(indices):

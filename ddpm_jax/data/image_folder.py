@@ -9,7 +9,7 @@ import threading
 import numpy as np
 from absl import logging
 
-from ddpm_jax.data import decoding, picture_files, split_folders
+from ddpm_jax.data import decoding, picture_files, raw_pictures, split_folders
 from ddpm_jax.data import labels as labels_lib
 from ddpm_jax.data import source as source_lib
 from ddpm_jax.data.request import Request
@@ -61,9 +61,9 @@ def load(request: Request) -> Source | None:
     if not chosen:
         return None
     height, width, channels = request.shape
-    want = (height, width, channels or 3)
+    want = (height, width, channels or (0 if request.value_range else 3))
     folder = _Folder(request, chosen, want, len(names), classes, depth)
-    if source_lib.fits(len(chosen), folder.shape):
+    if source_lib.fits(len(chosen), folder.shape, folder.dtype.itemsize):
         source = folder.in_memory()
     else:
         if not height:
@@ -113,8 +113,10 @@ class _Folder:
         self.total, self.classes, self.depth = total, classes, depth
         self.unreadable, self.lock = {}, threading.Lock()
         self.several = set()  # Files with later pages or frames.
-        self.shape = None
-        self.shape = self.nearest(0).shape
+        self.value_range = request.value_range
+        self.shape = self.dtype = None
+        first = self.nearest(0)
+        self.shape, self.dtype = first.shape, first.dtype
 
     def decode(self, i):
         """Image i, or None if its file is unreadable, which is logged."""
@@ -122,13 +124,22 @@ class _Folder:
             return None
         try:
             with decoding.opened(self.folder / self.files[i]) as picture:
-                image = decoding.first_frame(picture, self.want)
+                image = self.pixels(picture)
                 self.look_for_pages(i, picture)
         except decoding.UNREADABLE as error:
             self.skip(i, error)
             return None
         if self.shape and image.shape != self.shape:
             self.refuse_size(i, *image.shape[:2])
+        return image
+
+    def pixels(self, picture):
+        """The image [h, w, c] of an opened file: uint8, or of another dtype with a range."""
+        if not self.value_range:
+            return decoding.first_frame(picture, self.want)
+        image = raw_pictures.first_frame(picture, self.want, self.value_range)
+        if self.dtype not in (None, image.dtype):
+            raise UserError(f"its pixels are {image.dtype}, and those of others {self.dtype}")
         return image
 
     def nearest(self, i):
@@ -223,7 +234,7 @@ class _Folder:
 
     def in_memory(self):
         """A source of the readable pictures, all decoded now."""
-        images = np.empty((len(self.files), *self.shape), np.uint8)
+        images = np.empty((len(self.files), *self.shape), self.dtype)
 
         def fill(i):
             image = self.decode(i)
@@ -237,7 +248,9 @@ class _Folder:
             logging.warning("Skipped %d files in all.", len(self.unreadable))
         self.check()
         self.say_pages()
-        return self.labelled(source_lib.from_array(images if kept.all() else images[kept]), kept)
+        images = images if kept.all() else images[kept]
+        source = source_lib.in_memory(images, self.where, value_range=self.value_range)
+        return self.labelled(source, kept)
 
     def streamed(self):
         """A source that decodes pictures when they are read."""
@@ -253,4 +266,5 @@ class _Folder:
         with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(look, some))
         self.say_pages(f" (of {len(some)} files looked at)")
-        return self.labelled(Source(len(self.files), self.shape, read))
+        source = Source(len(self.files), self.shape, read)
+        return self.labelled(source.scaled(self.value_range, self.dtype))

@@ -21,7 +21,7 @@ def low_resolution(source: Source, factor: int) -> Source:
     """Pairs for super-resolution: the condition is the image at 1 / `factor` of its size.
 
     It is enlarged to the image's size again, so each block of `factor` x `factor` pixels has one
-    colour: the mean of the image's block, rounded to a whole grey level.
+    colour: the mean of the image's block, rounded to a whole grey level if the image is uint8.
 
     Args:
         source: images whose height and width are multiples of `factor`.
@@ -46,10 +46,14 @@ def low_resolution(source: Source, factor: int) -> Source:
 
 
 def shrink(images: np.ndarray, factor: int) -> np.ndarray:
-    """The mean of each `factor` x `factor` pixels, uint8 [n, h / factor, w / factor, c]."""
+    """The mean of each `factor` x `factor` pixels, [n, h / factor, w / factor, c].
+
+    It is rounded if the images are uint8, and else keeps their dtype.
+    """
     n, height, width, c = images.shape
     blocks = images.reshape(n, height // factor, factor, width // factor, factor, c)
-    return np.round(blocks.mean(axis=(2, 4), dtype=np.float64)).astype(np.uint8)
+    mean = blocks.mean(axis=(2, 4), dtype=np.float64)
+    return (np.round(mean) if images.dtype == np.uint8 else mean).astype(images.dtype)
 
 
 def enlarge(images: np.ndarray, factor: int) -> np.ndarray:
@@ -68,7 +72,17 @@ def noisy(source: Source, *, seed: int, training: bool) -> Source:
         source: clean images.
         seed: of the noise.
         training: whether for training.
+
+    Raises:
+        UserError: the images are not uint8.
     """
+    if source.value_range:
+        raise UserError(
+            "cannot go with {config.data.range}: its masks and its noise are those of 8 bits",
+            field="config.data.condition", value="noisy",
+            given={"config.data.range": source.value_range},
+            instead={"config.data.condition": "low_resolution"},
+        )
     *size, channels = source.image_shape
     n, use = len(source), _TRAINING if training else _HELD_OUT
 

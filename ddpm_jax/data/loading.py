@@ -1,4 +1,4 @@
-"""Data sets by name: `load` opens one as a `Source` of uint8 images [h, w, c] of one size.
+"""Data sets by name: `load` opens one as a `Source` of images [h, w, c] of one size.
 
 A new kind of data set is a file with a function from `Request` to `Source`, and a line in `KINDS`.
 """
@@ -14,6 +14,7 @@ from ddpm_jax import errors
 from ddpm_jax.data import decoding, image_folder, image_pairs, npz
 from ddpm_jax.data import labels as labels_lib
 from ddpm_jax.data import tfds as tfds_lib
+from ddpm_jax.data import value_range as range_lib
 from ddpm_jax.data.kept import Kept, OtherImagesError
 from ddpm_jax.data.request import Request
 from ddpm_jax.data.source import Source
@@ -35,6 +36,7 @@ def load(
     num_classes: int = 0,
     condition: str = "",
     factor: int = 2,
+    value_range: Any = (),
     named: str = "",
     kept: Kept | None = None,
 ) -> Source | None:
@@ -71,6 +73,8 @@ def load(
             `image_pairs`), or "stored", the .npz file's uint8 [n, h, w, k] "train_condition"
             and "test_condition".
         factor: of "low_resolution".
+        value_range: (low, high), the pixels that are -1 and 1, of "npz" with any real dtype and of
+            an "image_folder" of PNG and TIFF with up to 32 bits; with any number of channels.
         named: what messages call `data_dir` if it is not that of config.data.
         kept: of the run that reads the data: its classes, and the images that it has set aside
             whatever `seed` is.
@@ -87,11 +91,13 @@ def load(
         )
     )
     seed = errors.whole_number("config.seed", seed, low=0, high=2**32 - 1)  # As NumPy's are.
-    _check_settings(name, split, image_size, image_width, channels, holdout, condition)
+    value_range = range_lib.checked(value_range)
+    _check_settings(name, split, image_size, image_width, holdout, condition)
+    _check_channels(name, channels, value_range)
     request = Request(
         name, os.fspath(files.path(data_dir)) if data_dir else "", split,
         (image_size, image_width or image_size, channels), holdout, seed,
-        labels, num_classes, condition == "stored", named, kept,
+        labels, num_classes, condition == "stored", value_range, named, kept,
     )
     source = KINDS.get(name, _tfds)(request)
     if split == "test" and kept is not None:
@@ -210,9 +216,10 @@ def _tfds(request: Request) -> Source | None:
 
 # By name; any other name is a data set of TFDS.
 KINDS = {"digits": _digits, "image_folder": image_folder.load, "npz": npz.load}
+RANGED = ("npz", "image_folder")  # Those whose pixels may be other than uint8.
 
 
-def _check_settings(name, split, image_size, image_width, channels, holdout, condition):
+def _check_settings(name, split, image_size, image_width, holdout, condition):
     if not isinstance(name, str):
         raise UserError(
             "must be a string; write --config.data.name=digits.", field="config.data.name",
@@ -232,13 +239,22 @@ def _check_settings(name, split, image_size, image_width, channels, holdout, con
             f"config.data.image_width={image_width}: needs a height too; add "
             f"--config.data.image_size={image_width}."
         )
-    if channels not in (0, *decoding.MODES):
-        raise UserError(
-            f"config.data.channels={channels}: must be 1 (grey), 3 (RGB), 4 (RGBA) or 0 "
-            "(as the data are); try --config.data.channels=3."
-        )
     if condition not in ("", *image_pairs.NAMED) and (name, condition) != ("npz", "stored"):
         raise UserError(
             f"config.data.condition={condition!r}: must be one of {', '.join(image_pairs.NAMED)}, "
             "'stored' with --config.data.name=npz, or '' for none."
+        )
+
+
+def _check_channels(name, channels, value_range):
+    """Refuses channels, and a range of values, that the kind of data does not have."""
+    if value_range and name not in RANGED:
+        raise UserError(
+            f"is for {' and '.join(RANGED)}, and config.data.name={errors.shown(name)} has 8 bits",
+            field="config.data.range", value=value_range, instead={"config.data.range": ()},
+        )
+    if channels < 0 or channels not in (0, *decoding.MODES) and not value_range and name != "npz":
+        raise UserError(
+            f"config.data.channels={channels}: must be 1 (grey), 3 (RGB), 4 (RGBA) or 0 "
+            "(as the data are); try --config.data.channels=3."
         )

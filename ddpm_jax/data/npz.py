@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax.data import decoding, labels
+from ddpm_jax.data import decoding, labels, raw_pictures
 from ddpm_jax.data import source as source_lib
 from ddpm_jax.data.request import Request
 from ddpm_jax.data.source import Source
@@ -34,7 +34,7 @@ def load(request: Request) -> Source | None:
     Raises:
         UserError: it is no such file, or it has no such arrays.
     """
-    with _opened(request.data_dir) as file:
+    with _opened(request) as file:
         train = file.train_key()
         has_test = "test" in file.keys and train != "test"
         key = "test" if has_test and request.split == "test" else train
@@ -53,8 +53,13 @@ def load(request: Request) -> Source | None:
         arrays = {name: array[chosen] for name, array in arrays.items()}
     if not len(arrays["images"]):
         return None
-    source = decoding.converted_source(arrays["images"], request.shape)
     name = f"config.data.dir={request.data_dir!r} {key}"
+    if request.value_range:
+        source = raw_pictures.converted_source(
+            arrays["images"], request.shape, request.value_range, name
+        )
+    else:
+        source = decoding.converted_source(arrays["images"], request.shape)
     if request.labels:
         source = source.with_labels(arrays["labels"], name=f"{name}_labels", classes=classes)
     if request.stored_condition:
@@ -93,9 +98,10 @@ class _File:
         keys: the names of its arrays.
     """
 
-    def __init__(self, arrays: Any, data_dir: str):
+    def __init__(self, arrays: Any, request: Request):
         self.keys = arrays.files
-        self._arrays, self._name = arrays, f"config.data.dir={shown(data_dir)}"
+        self._arrays, self._name = arrays, f"config.data.dir={shown(request.data_dir)}"
+        self._value_range = request.value_range
 
     def train_key(self) -> str:
         """The name of the images to train on."""
@@ -109,9 +115,9 @@ class _File:
         return (known or single)[0]
 
     def images(self, key: str) -> np.ndarray:
-        """The images uint8 [n, h, w, c] of that name."""
+        """The images [n, h, w, c] of that name, of another dtype than uint8 with a range."""
         images = self._array(key)
-        source_lib.in_memory(images, f"{self._name} {key!r}")
+        source_lib.in_memory(images, f"{self._name} {key!r}", value_range=self._value_range)
         return images
 
     def beside(self, key: str, kind: str, rows: int | None = None) -> np.ndarray:
@@ -142,7 +148,8 @@ class _File:
 
 
 @contextlib.contextmanager
-def _opened(data_dir: str) -> Iterator[_File]:
+def _opened(request: Request) -> Iterator[_File]:
+    data_dir = request.data_dir
     with contextlib.ExitStack() as stack:
         try:
             file = stack.enter_context(files.path(data_dir).open("rb"))
@@ -154,7 +161,7 @@ def _opened(data_dir: str) -> Iterator[_File]:
             raise UserError(
                 f"config.data.dir={shown(data_dir)}: {_problem(data_dir)}."
             ) from None
-        yield _File(arrays, data_dir)
+        yield _File(arrays, request)
 
 
 def _problem(data_dir: str) -> str:

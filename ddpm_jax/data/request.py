@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ddpm_jax.data.kept import Kept
+from ddpm_jax.data.value_range import Range
 from ddpm_jax.errors import UserError, shown
 
 
@@ -23,6 +24,7 @@ class Request:
         labels: whether the images come with labels.
         num_classes: of the labels, as the user set it; 0: the data decide.
         stored_condition: whether they come with the images that are stored beside them.
+        value_range: (low, high) of pixels that are not uint8; () for uint8.
         named: the data in messages; "" for config.data.dir.
         kept: of the run that reads the data; None for a new run, and outside of runs.
     """
@@ -36,6 +38,7 @@ class Request:
     labels: bool = False
     num_classes: int = 0
     stored_condition: bool = False
+    value_range: Range = ()
     named: str = ""
     kept: Kept | None = None
 

@@ -1,4 +1,4 @@
-"""`Source`: a random-access set of uint8 images of one size, with labels or conditions."""
+"""`Source`: a random-access set of images of one size, with labels or conditions."""
 
 import dataclasses
 import math
@@ -9,6 +9,7 @@ import numpy as np
 
 from ddpm_jax.data import arrays
 from ddpm_jax.data import labels as labels_lib
+from ddpm_jax.data import value_range as range_lib
 from ddpm_jax.errors import UserError
 from ddpm_jax.runtime import files
 
@@ -17,13 +18,13 @@ MEMORY_BUDGET = 2 * 2**30  # Bytes of decoded images; a larger set is streamed.
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Source:
-    """A random-access set of uint8 images of one size, perhaps with labels and conditions.
+    """A random-access set of images of one size, perhaps with labels and conditions.
 
     Attributes:
         size: number of images; also `len(source)`.
         image_shape: (height, width, channels).
-        read: maps an int array [k] of indices in 0..size-1 to uint8 [k, h, w, c]; pure,
-            and safe to call from several threads.
+        read: maps an int array [k] of indices in 0..size-1 to images [k, h, w, c], uint8, or
+            float32 in [-1, 1] with a `value_range`; pure, and safe to call from several threads.
         in_memory: whether `read` only copies, and decodes nothing.
         labels: int32 [size] in 0..num_classes-1, or None.
         classes: the label that the data have for each class; () without labels.
@@ -34,6 +35,8 @@ class Source:
             of each image by its name in the data.
         split_folders: of a folder divided into splits, their names: that of training, that of
             testing if there is one, and those that are not used.
+        value_range: (low, high), the values that are -1 and 1; () for uint8.
+        bins: how many values a pixel can have; 0 for floats.
     """
 
     size: int
@@ -46,6 +49,8 @@ class Source:
     condition_channels: int = 0
     fingerprints: Callable[[], dict[str, str]] = dict
     split_folders: tuple[str, ...] = ()
+    value_range: range_lib.Range = ()
+    bins: int = 256
 
     def __len__(self) -> int:
         return self.size
@@ -72,7 +77,7 @@ class Source:
         return kwargs
 
     def examples(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """`images` uint8 [k, h, w, c], with what `model_kwargs` gives for them."""
+        """`images` [k, h, w, c] as `read` gives them, with what `model_kwargs` gives for them."""
         return {"images": self.read(indices), **self.model_kwargs(indices)}
 
     def select(self, chosen: np.ndarray) -> "Source":
@@ -135,6 +140,20 @@ class Source:
 
         return dataclasses.replace(self, fingerprints=fingerprints)
 
+    def scaled(self, value_range: range_lib.Range, dtype: Any) -> "Source":
+        """The same images, read as float32 in [-1, 1].
+
+        Args:
+            value_range: low..high, the values that `read` gives now; () changes nothing.
+            dtype: of these.
+        """
+        if not value_range:
+            return self
+        return dataclasses.replace(
+            self, read=lambda indices: range_lib.scaled(self.read(indices), value_range),
+            value_range=value_range, bins=range_lib.num_bins(dtype, value_range),
+        )
+
     def with_condition(self, read_condition: Callable, channels: int) -> "Source":
         """The same images, each with an image of `channels` as a network's condition."""
         return dataclasses.replace(
@@ -148,6 +167,7 @@ def from_array(
     labels: Any = None,
     num_classes: int = 0,
     condition: Any = None,
+    value_range: Any = (),
 ) -> Source:
     """A source of the images of an array, which is not copied.
 
@@ -157,13 +177,14 @@ def from_array(
             are the classes, in order.
         num_classes: labels in 0..num_classes-1 are classes as they are.
         condition: uint8 [n, h, w, k], the image that goes with each.
+        value_range: (low, high) of images of any real dtype; () for uint8.
 
     Raises:
-        UserError: an array has another dtype or shape, or is empty.
+        UserError: an array has another dtype or shape, is empty, or has values out of its range.
     """
     if isinstance(images, Source):
         raise UserError("data is a Source, and no array; pass it as it is.")
-    source = in_memory(images, "data")
+    source = in_memory(images, "data", value_range=range_lib.checked(value_range))
     if labels is not None:
         source = source.with_labels(labels)
         labels_lib.check_number(source.classes, num_classes, "labels", "num_classes")
@@ -182,10 +203,17 @@ def from_array(
     return source
 
 
-def in_memory(images: Any, name: str, beside: tuple[int, ...] = ()) -> Source:
-    """As `from_array`; the arguments are those of `arrays.as_uint8`."""
-    array = arrays.as_uint8(images, name, beside)
-    return Source(len(array), array.shape[1:], lambda indices: array[indices], True)
+def in_memory(
+    images: Any, name: str, beside: tuple[int, ...] = (), value_range: range_lib.Range = ()
+) -> Source:
+    """As `from_array`; name and beside are those of `arrays.as_uint8`."""
+    if value_range:
+        array = range_lib.numbers(images, name)
+        range_lib.check(array, value_range, name)
+    else:
+        array = arrays.as_uint8(images, name, beside)
+    source = Source(len(array), array.shape[1:], lambda indices: array[indices], True)
+    return source.scaled(value_range, array.dtype)
 
 
 def spread(first: int, last: int, num: int, *, truncate: bool = False) -> np.ndarray:
@@ -200,6 +228,6 @@ def spread(first: int, last: int, num: int, *, truncate: bool = False) -> np.nda
     return (exact if truncate else exact.round()).astype(np.int64)
 
 
-def fits(size: int, shape: tuple[int, int, int]) -> bool:
-    """Whether `size` images of a shape may be held in memory."""
-    return size * math.prod(shape) <= MEMORY_BUDGET
+def fits(size: int, shape: tuple[int, int, int], itemsize: int = 1) -> bool:
+    """Whether `size` images of a shape may be held in memory, with so many bytes a number."""
+    return size * math.prod(shape) * itemsize <= MEMORY_BUDGET

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import identity, inception_features, metrics
 from ddpm_jax.evaluation.job import Job, Settings
+from ddpm_jax.network.trained import Trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Metric:
         needs_inception: whether it uses the Inception network.
         needs_references: whether it has a row for each of `config.evaluate.references`.
         needs_condition: whether it measures only image-conditional models.
+        needs_bins: True if it measures only whole pixels, False if only floats, None if both.
         has_value: whether its row has a single value, instead of pictures or a table.
         higher_is_better: whether the best checkpoint is the one with the highest value.
         in_sweeps: whether it can be the metric of a sweep.
@@ -42,6 +44,7 @@ class Metric:
     needs_inception: bool = False
     needs_references: bool = False
     needs_condition: bool = False
+    needs_bins: bool | None = None
     has_value: bool = True
     higher_is_better: bool = False
     in_sweeps: bool = False
@@ -105,9 +108,12 @@ def _feature_score(score, **traits) -> Metric:
 
 
 METRICS: dict[str, Metric] = {
-    "bpd": Metric(metrics.bpd, depends_on=(_images, _clip)),
+    "bpd": Metric(metrics.bpd, depends_on=(_images, _clip), needs_bins=True),
     "loss": Metric(metrics.held_out_loss, depends_on=(_images, _objective)),
-    "ode_bpd": Metric(metrics.ode_bpd, depends_on=(_images, _ode)),
+    "ode_bpd": Metric(metrics.ode_bpd, depends_on=(_images, _ode), needs_bins=True),
+    "nats_ode": Metric(
+        metrics.nats_ode, depends_on=(_images, _ode), needs_bins=False, higher_is_better=True
+    ),
     "progressive": Metric(metrics.progressive_pictures, depends_on=(_clip,), has_value=False),
     "draws": Metric(
         metrics.error_of_mean_draw, depends_on=(_images, _draws), needs_samples=True,
@@ -162,10 +168,22 @@ def needs_inception(settings: Settings) -> bool:
     return any(metric(name, settings).needs_inception for name in settings.metrics)
 
 
-def check_model(settings: Settings, model: Any) -> None:
+def check_model(settings: Settings, trained: Trained) -> None:
     """Raises ValueError naming the first metric that the model does not suit."""
     for name in settings.metrics:
-        if METRICS[name].needs_condition and not getattr(model, "condition_channels", 0):
+        needs, whole = METRICS[name].needs_bins, trained.bins > 0
+        if needs is not None and needs != whole:
+            does, has, other = (
+                ("counts the bins of whole numbers", "floats", "nats_ode") if needs else
+                ("is a density of floats", "whole numbers, whose density has no bound", "ode_bpd")
+            )
+            raise UserError(
+                f"config.evaluate.metrics has {name!r}, which {does}, and the data of this model "
+                f"are {has}; write --config.evaluate.metrics=\"('{other}',)\"."
+            )
+        if METRICS[name].needs_condition and not getattr(
+            trained.model, "condition_channels", 0
+        ):
             raise UserError(
                 f"config.evaluate.metrics has {name!r}, but this model takes no condition; leave "
                 "it out, or train with --config.data.condition."

@@ -116,7 +116,7 @@ def _jobs(config, settings, workdir, folder) -> Iterator[Job]:
                     raise
                 _print(f"skipped: {error}")  # Training has deleted it.
                 break
-            catalogue.check_model(settings, trained.model)
+            catalogue.check_model(settings, trained)
             yield Job(
                 dataclasses.replace(settings, weights=weights), step, trained,
                 folder / f"step_{step:08d}", sys.stderr.isatty() and parallel.is_first(), network,

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from ddpm_jax.data import decoding, loading
+from ddpm_jax.data import decoding, loading, pixels
 from ddpm_jax.data.kept import Kept
 from ddpm_jax.data.source import Source, spread
 from ddpm_jax.errors import UserError, shown
@@ -150,8 +150,8 @@ class Images:
     content: Content
 
     def open(self) -> Source:
-        """The images."""
-        return self.sets.open(**self.request)
+        """The images, uint8."""
+        return pixels.as_pictures(self.sets.open(**self.request))
 
 
 def _key(request: dict[str, Any]) -> str:

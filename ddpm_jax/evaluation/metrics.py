@@ -74,15 +74,12 @@ def held_out_loss(job: Job, folder: epath.Path) -> dict[str, Any]:
 
 def ode_bpd(job: Job, folder: epath.Path) -> dict[str, Any]:
     """Bits/dim under the probability-flow ODE, uniformly dequantised (Song et al. 2021)."""
-    settings = job.settings
-    bits = _finite(bits_lib.ode_bits_per_dim(
-        job.trained, job.rng(randomness.ODE), job.images(), num_steps=settings.ode_steps,
-        num_probes=settings.ode_probes, batch_size=settings.batch_size, progress=job.progress,
-        folder=folder / "parts",
-    ))
-    files.write_npz(folder / "bits.npz", {"bits": bits})
-    partial_results.remove(folder / "parts")
-    return _mean(bits)
+    return _by_ode(job, folder, "bits", bits_lib.ode_bits_per_dim)
+
+
+def nats_ode(job: Job, folder: epath.Path) -> dict[str, Any]:
+    """The log-density of floats under the probability-flow ODE, in nats/dim (Song et al. 2021)."""
+    return _by_ode(job, folder, "nats", bits_lib.ode_nats_per_dim)
 
 
 def progressive_pictures(job: Job, folder: epath.Path) -> dict[str, Any]:
@@ -107,7 +104,8 @@ def error_of_mean_draw(job: Job, folder: epath.Path) -> dict[str, Any]:
     """Error of the mean of several draws per condition, and the Dice coefficient of masks."""
     source, num_draws = job.images(), job.settings.num_draws
     n = len(source)
-    truth, model_kwargs = source.read(np.arange(n)), source.model_kwargs(np.arange(n))
+    truth = pixels.as_uint8(source.read(np.arange(n)))
+    model_kwargs = source.model_kwargs(np.arange(n))
     batches = sample_lib.stream(
         job.trained, randomness.image_keys(job.rng(randomness.SAMPLES), jnp.arange(n * num_draws)),
         job.settings.sampler,
@@ -120,7 +118,7 @@ def error_of_mean_draw(job: Job, folder: epath.Path) -> dict[str, Any]:
     summary = conditional_draws.summarize(draws, truth)
     shown = np.arange(min(n, _SHOWN))
     pictures.save_png(folder / "draws.png", conditional_draws.picture(
-        source.read_condition(shown), draws[shown],
+        pixels.as_uint8(source.read_condition(shown)), draws[shown],
         conditional_draws.summarize(draws[shown], truth[shown]), truth[shown],
     ))
     row = _mean(summary.error) | {
@@ -140,7 +138,7 @@ def copied_share(job: Job, folder: epath.Path, *, features: bool) -> dict[str, A
         job, folder: as for every metric.
         features: compare Inception features instead of pixels.
     """
-    source = job.source("train")
+    source = pixels.as_pictures(job.source("train"))
     samples = np.concatenate(list(job.samples()))
     queries, embed = nearest_lib.pixels(samples), nearest_lib.pixels
     if features:
@@ -306,13 +304,26 @@ def check_pixels(image_shape: tuple[int, int, int]) -> None:
         )
 
 
+def _by_ode(job, folder, kind, measure):
+    """The row of a metric of the ODE, whose value for each image `kind`.npz keeps."""
+    settings = job.settings
+    values = _finite(measure(
+        job.trained, job.rng(randomness.ODE), job.images(), num_steps=settings.ode_steps,
+        num_probes=settings.ode_probes, batch_size=settings.batch_size, progress=job.progress,
+        folder=folder / "parts",
+    ))
+    files.write_npz(folder / f"{kind}.npz", {kind: values})
+    partial_results.remove(folder / "parts")
+    return _mean(values)
+
+
 def _finite(bits):
-    """The bits/dim of images, unless the model has diverged."""
+    """The bits or nats of images, unless the model has diverged."""
     bad = np.count_nonzero(~np.isfinite(bits))
     if bad:
         raise UserError(
-            f"the bits/dim of {bad} of {len(bits)} images are NaN or infinite: look for the step "
-            "at which the model diverged, and measure an earlier config.evaluate.checkpoints."
+            f"the likelihoods of {bad} of {len(bits)} images are NaN or infinite: look for the "
+            "step at which the model diverged, and measure an earlier config.evaluate.checkpoints."
         )
     return bits
 

@@ -1,6 +1,7 @@
 """Bits/dim of many images on every device, by the bound or the ODE; resumable."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from ddpm_jax.diffusion import (
 )
 from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.diffusion.variational_bound import Terms
+from ddpm_jax.errors import UserError
 from ddpm_jax.inference import batched_map, conditions
 from ddpm_jax.network import torso
 from ddpm_jax.network import trained as trained_lib
@@ -42,7 +44,7 @@ def bits_per_dim(
     Args:
         trained: what `load` and `train` return.
         rng: a typed key, a legacy `PRNGKey` or an int.
-        images: uint8 [n, h, w, c].
+        images: uint8 [n, h, w, c], or whole numbers in the range of the model's data.
         labels: of a class-conditional model, [n] or one for all; None means no class.
         condition: of an image-conditional model, [n, h, w, k]; uint8, or float in [-1, 1].
         clip: keep the predicted x_0 in [-1, 1], as the paper's evaluation does.
@@ -53,11 +55,11 @@ def bits_per_dim(
         float64 [n].
 
     Raises:
-        ValueError: the images are not uint8 or have another shape than the model's, or the model
-            does not take these labels or this condition.
+        ValueError: the images are not uint8 or have another shape than the model's, the model
+            does not take these labels or this condition, or its data are floats.
     """
     trained_lib.check(trained)
-    source = source_lib.in_memory(images, "images")
+    source = source_lib.in_memory(images, "images", value_range=trained.value_range)
     no_class = getattr(trained.model, "num_classes", 0) or None
     model_kwargs = conditions.checked(
         trained.model, len(source), source.image_shape,
@@ -83,7 +85,8 @@ def terms(
     """Every term of the bound for every image of `source`, NumPy arrays [n, ...].
 
     Args:
-        source: uint8 images, with labels or conditions if the model takes them.
+        source: images of the values of the model's data, with labels or conditions if it takes
+            them.
         folder: keeps the finished batches, one file each, so that a second call with the same
             arguments continues; None keeps nothing.
 
@@ -97,6 +100,8 @@ def terms(
 
 def _terms(trained, rng, source, read_kwargs, *, clip, batch_size, progress, folder):
     clip, progress = errors.flag("clip", clip), errors.flag("progress", progress)
+    trained_lib.check(trained)
+    check_bins(trained)
     chain = pmap_terms(trained, clip=clip, progress=progress)
     return _each_image(
         trained, rng, source, read_kwargs, chain, Terms, num_steps=trained.schedule.num_timesteps,
@@ -126,14 +131,63 @@ def ode_bits_per_dim(
     Returns:
         float32 [n].
     """
+    trained_lib.check(trained)
+    check_bins(trained)
+    bins = trained.bins if trained.value_range else 0
+    return _ode(
+        trained, rng, source, "bits", bins, num_steps, num_probes, batch_size, progress, folder
+    )
+
+
+def ode_nats_per_dim(
+    trained: Trained,
+    rng: Any,
+    source: source_lib.Source,
+    *,
+    num_steps: int = 200,
+    num_probes: int = 1,
+    batch_size: int | None = None,
+    progress: bool = False,
+    folder: Any = None,
+) -> np.ndarray:
+    """The log-density of each image of floats under the probability-flow ODE, in nats/dim.
+
+    The density is that of the values low..high of the data, `ode_likelihood.ode_log_density` less
+    log((high - low) / 2): another range is another unit.
+
+    The arguments, and the errors, are those of `ode_bits_per_dim`.
+
+    Returns:
+        float64 [n]; a higher one is better.
+    """
+    nats = _ode(
+        trained, rng, source, "nats", 0, num_steps, num_probes, batch_size, progress, folder
+    )
+    low, high = trained.value_range or (0, 255)
+    return nats - math.log((high - low) / 2)
+
+
+def check_bins(trained: Trained) -> None:
+    """Raises UserError where bits/dim do not exist, because the data are floats."""
+    if not trained.bins:
+        raise UserError(
+            f"the data of this model are floats in {trained.value_range}, and bits/dim count the "
+            "bins of whole numbers; measure its log-density, "
+            "--config.evaluate.metrics=\"('nats_ode',)\"."
+        )
+
+
+def _ode(
+    trained, rng, source, kind, bins, num_steps, num_probes, batch_size, progress, folder
+):
     num_steps = errors.whole_number("num_steps", num_steps, low=1)
     num_probes = errors.whole_number("num_probes", num_probes, low=1)
     progress = errors.flag("progress", progress)
-    chain = _pmap_ode(*_static(trained), num_steps, num_probes, progress)
+    chain = _pmap_ode(*_static(trained), kind, bins, num_steps, num_probes, progress)
     return _each_image(
         trained, rng, source, source.model_kwargs, chain, dict, num_steps=num_steps,
         batch_size=batch_size, progress=progress, folder=folder,
-    )["bits"]
+    )[kind]
 
 
 def _static(trained):
@@ -162,17 +216,17 @@ def pmap_terms(
         devices: as of `parallel.pmap`.
 
     Returns:
-        (params, uint8 [d, b, h, w, c], keys [d, b], model_kwargs of [d, b, ...]) -> the fields of
+        (params, images [d, b, h, w, c], keys [d, b], model_kwargs of [d, b, ...]) -> the fields of
         `Terms`, [d, b, ...] each.
     """
-    return _pmap_terms(*_static(trained), clip, progress, devices)
+    return _pmap_terms(*_static(trained), trained.bins, clip, progress, devices)
 
 
 @functools.lru_cache(maxsize=16)
-def _pmap_terms(model, diffusion, packed, clip, progress, devices):
+def _pmap_terms(model, diffusion, packed, bins, clip, progress, devices):
     schedule = _schedule(packed)
 
-    def chain(params, uint8, rngs, model_kwargs):
+    def chain(params, images, rngs, model_kwargs):
         predict_fn = process.predict_fn(
             schedule, _denoise_fn(model, params, model_kwargs),
             mean=diffusion.mean, variance=diffusion.variance, clip=clip,
@@ -180,23 +234,30 @@ def _pmap_terms(model, diffusion, packed, clip, progress, devices):
         if trained_lib.is_self_conditioned(model):
             predict_fn = self_conditioning.guessing(predict_fn)
         report = batched_map.on_step(schedule.num_timesteps, progress)
-        x_0 = pixels.to_float(uint8)
-        return vars(variational_bound.vlb_terms(schedule, predict_fn, x_0, rngs, on_step=report))
+        return vars(variational_bound.vlb_terms(
+            schedule, predict_fn, pixels.as_float(images), rngs, bins=bins, on_step=report
+        ))
 
     return parallel.pmap(chain, in_axes=(None, 0, 0, 0), devices=devices)
 
 
 @functools.lru_cache(maxsize=16)
-def _pmap_ode(model, diffusion, packed, num_steps, num_probes, progress):
+def _pmap_ode(model, diffusion, packed, kind, bins, num_steps, num_probes, progress):
     schedule = _schedule(packed)
 
-    def chain(params, uint8, rngs, model_kwargs):
-        return {"bits": ode_likelihood.ode_bits_per_dim(
-            schedule, _denoise_fn(model, params, model_kwargs), uint8, rngs,
+    def chain(params, images, rngs, model_kwargs):
+        flow = schedule, _denoise_fn(model, params, model_kwargs)
+        settings = dict(
             mean=diffusion.mean, variance=diffusion.variance,
             self_condition=trained_lib.is_self_conditioned(model), num_steps=num_steps,
             num_probes=num_probes, on_step=batched_map.on_step(num_steps, progress),
-        )}
+        )
+        if kind == "bits":
+            bits = ode_likelihood.ode_bits_per_dim(*flow, images, rngs, bins=bins, **settings)
+            return {kind: bits}
+        rngs = randomness.fold_each(rngs, randomness.PROBES)
+        x = pixels.as_float(images)
+        return {kind: ode_likelihood.ode_log_density(*flow, x, rngs, **settings)}
 
     return parallel.pmap(chain, in_axes=(None, 0, 0, 0))
 
@@ -212,7 +273,7 @@ def _each_image(
     trained, rng, source, read_kwargs, chain, container, *, num_steps, batch_size, progress, folder
 ):
     """`container` of what `chain` returns for each image; continues what `folder` holds."""
-    conditions.check_shape(source.image_shape, trained.image_shape)
+    conditions.check_images(source, trained)
     n, rng = len(source), randomness.as_key(rng)
     parts = list(partial_results.finished(folder)) if folder else []
     done = sum(map(partial_results.num_rows, parts))

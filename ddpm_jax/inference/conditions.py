@@ -9,19 +9,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.data.pixels import to_float
+from ddpm_jax.data import pixels
 from ddpm_jax.data.source import Source
 from ddpm_jax.errors import UserError
+from ddpm_jax.network.trained import Trained
 
 
 def as_float(model_kwargs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """The keyword arguments of a network from those of a `Source`, uint8 mapped to [-1, 1]."""
-    return {
-        name: to_float(x) if x.dtype == jnp.uint8 else x for name, x in model_kwargs.items()
-    }
+    return {name: pixels.as_float(x) for name, x in model_kwargs.items()}
 
 
 def split(batch: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -30,12 +28,17 @@ def split(batch: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     return batch["images"], as_float(model_kwargs)
 
 
-def check_shape(image_shape: tuple[int, ...], wanted: tuple[int, ...]) -> None:
-    """Raises UserError unless images to be measured have the model's shape."""
-    if tuple(image_shape) != tuple(wanted):
+def check_images(source: Source, trained: Trained) -> None:
+    """Raises UserError unless images to be measured have the model's shape and values."""
+    if tuple(source.image_shape) != tuple(trained.image_shape):
         raise UserError(
-            f"images are {list(image_shape)}, and the model's {list(wanted)}; they are measured "
-            "at its own size only: set config.data.image_size to it."
+            f"images are {list(source.image_shape)}, and the model's {list(trained.image_shape)}; "
+            "they are measured at its own size only: set config.data.image_size to it."
+        )
+    if (source.value_range, source.bins) != (trained.value_range, trained.bins):
+        raise UserError(
+            f"images have the range {source.value_range} and {source.bins} values, and the model's "
+            f"{trained.value_range} and {trained.bins}; give images as it was trained on."
         )
 
 

@@ -18,14 +18,14 @@ from ddpm_jax.runtime import parallel
 
 
 def each(
-    denoise_fn: Callable[..., jax.Array], uint8: jax.Array, places: jax.Array, rngs: jax.Array,
+    denoise_fn: Callable[..., jax.Array], images: jax.Array, places: jax.Array, rngs: jax.Array,
     *, schedule, parameterization, objective, num_images: int, self_condition: bool,
 ) -> jax.Array:
     """The loss of each image, [b]; the image at place i has t = i * T // num_images.
 
     Args:
         denoise_fn: (x_t, t) -> the network's raw output, without dropout.
-        uint8: [b, h, w, c].
+        images: [b, h, w, c], uint8 or float32 in [-1, 1].
         places: int32 [b], of the images among `num_images`; t of later ones is that of the last.
         rngs: [b], the keys of their noise.
         schedule, parameterization, objective: what is trained.
@@ -33,9 +33,9 @@ def each(
         self_condition: the network is self-conditioned, and told its own guess for every image.
     """
     t = jnp.minimum(places, num_images - 1) * schedule.num_timesteps // num_images
-    eps = jax.vmap(lambda rng: jax.random.normal(rng, uint8.shape[1:]))(rngs)
+    eps = jax.vmap(lambda rng: jax.random.normal(rng, images.shape[1:]))(rngs)
     return losses.training_loss(
-        schedule, denoise_fn, pixels.to_float(uint8), t, eps,
+        schedule, denoise_fn, pixels.as_float(images), t, eps,
         parameterization=parameterization, objective=objective,
         tells=jnp.ones(len(places), bool) if self_condition else None,
     )
@@ -50,25 +50,26 @@ def of_source(
     Args:
         trained: what `load` returns.
         rng: a typed key, a legacy `PRNGKey` or an int.
-        source: uint8 images, with labels or conditions if the model takes them.
+        source: images of the values of the model's data, with labels or conditions if it takes
+            them.
         objective: what the model was trained to minimize.
         batch_size: images at a time on all devices together; what fits by default.
         progress: show a bar.
 
     Raises:
-        UserError: the images have another shape than the model's.
+        UserError: the images have another shape or other values than the model's.
     """
     trained_lib.check(trained)
-    conditions.check_shape(source.image_shape, trained.image_shape)
+    conditions.check_images(source, trained)
     n, rng = len(source), randomness.as_key(rng)
 
-    def chain(params, uint8, places, rngs, model_kwargs):
+    def chain(params, images, places, rngs, model_kwargs):
         denoise_fn = functools.partial(
             trained.model.apply, {"params": params}, train=False,
             **conditions.as_float(model_kwargs),
         )
         return {"loss": each(
-            denoise_fn, uint8, places, rngs, schedule=trained.schedule,
+            denoise_fn, images, places, rngs, schedule=trained.schedule,
             parameterization=trained.diffusion, objective=objective, num_images=n,
             self_condition=trained_lib.is_self_conditioned(trained.model),
         )}

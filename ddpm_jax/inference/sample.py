@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import errors
-from ddpm_jax.data.pixels import to_uint8
+from ddpm_jax.data import pixels
 from ddpm_jax.diffusion import process, randomness
 from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.errors import UserError, check_known
@@ -74,7 +74,8 @@ def sample(
         trajectory: network calls at which to keep x_t and the predicted x_0, by the number of
             calls left after them: 0 is the last. For "ancestral" and "ddim" that is the chain's t.
         batch_size: images at a time on all devices together; what fits by default.
-        output: "float", float32 in [-1, 1] (where `clip`), or "uint8".
+        output: "float", float32 in [-1, 1] (where `clip`); "uint8"; or "data", the values of the
+            data: uint8, or low..high of `config.data.range`.
         progress: show a bar.
         **fields: the fields of `samplers.Settings` one by one, instead of `settings`:
             sampler ("ancestral" by default, "ddim", or a solver, which needs 10 to 50 calls:
@@ -92,7 +93,7 @@ def sample(
     """
     devices.check()
     trained = _trained(params, model, schedule, diffusion, image_shape)
-    check_known("output", output, ("float", "uint8"))
+    check_known("output", output, ("float", "uint8", "data"))
     rngs = _image_keys(rng, n, seeds)
     trajectory = errors.whole_numbers("trajectory", trajectory)
     batches = _batches(
@@ -100,7 +101,10 @@ def sample(
         trajectory=trajectory, denoised_fn=denoised_fn,
     )
     images, kept = _collected(batches, (len(rngs), *trained.image_shape), len(trajectory))
-    images = to_uint8(images) if output == "uint8" else images
+    if output == "uint8":
+        images = pixels.to_uint8(images)
+    elif output == "data":
+        images = pixels.to_data(images, trained.value_range, trained.bins)
     return (images, kept) if trajectory else images
 
 

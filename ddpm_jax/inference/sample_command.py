@@ -1,8 +1,8 @@
 """`--mode=sample`: new images, edits of picture files, and pictures of the process.
 
 Everything goes to WORKDIR/samples or `config.sample.folder`, as a PNG for people and an `.npz` of
-the results (arr_0, uint8 [..., h, w, c]). The PNG of a task has its inputs at the left and its
-results at the right.
+the results (arr_0 [..., h, w, c], with the values of the data, as a rule uint8). The PNG of a task
+has its inputs at the left and its results at the right.
 """
 
 import dataclasses
@@ -87,6 +87,10 @@ class Job:
         )
         return results.reshape(shape[0], n, *shape[1:])
 
+    def data(self, images) -> np.ndarray:
+        """Images in [-1, 1] with the values of the model's data."""
+        return pixels.to_data(images, self.trained.value_range, self.trained.bins)
+
     def resampling(self) -> dict[str, int]:
         """RePaint's numbers."""
         return {name: self.config[name] for name in ("jump_length", "resamplings")}
@@ -148,14 +152,16 @@ def _draw(config, settings, workdir, kept):
     n = config.sample.num_images
     model_kwargs = conditions.in_turn(source, n, tuple(config.sample.labels))
     images = sample_lib.sample(
-        job.trained, config.sample.seed, n, **model_kwargs, **job.run, output="uint8")
+        job.trained, config.sample.seed, n, **model_kwargs, **job.run)
     columns = conditions.columns(job.trained.model)
-    picture = pictures.grid(images[:_SHOWN], columns=columns)
+    picture = pictures.grid(pixels.to_uint8(images[:_SHOWN]), columns=columns)
     if "condition" in model_kwargs:
-        shown = pictures.grid(model_kwargs["condition"][:_SHOWN], columns=columns)
+        shown = pixels.as_uint8(model_kwargs["condition"][:_SHOWN])
+        shown = pictures.grid(shown, columns=columns)
         picture = pictures.beside(shown, picture)
     guidance = (f"guidance_{settings.guidance:g}",) if settings.guidance != 1 else ()
-    written = _write(job.stem(sampler=guidance), {"arr_0": images, **model_kwargs}, picture)
+    arrays = {"arr_0": job.data(images), **model_kwargs}
+    written = _write(job.stem(sampler=guidance), arrays, picture)
     if written:
         print(f"{n} images in {written[1]}, a grid of them in {written[0]}")
     return written
@@ -175,7 +181,9 @@ def _do_task(config, settings, workdir):
         settings = dataclasses.replace(settings, sampler="ddim")
     job = _job(config, settings, workdir)
     job = dataclasses.replace(
-        job, inputs=task_inputs.pictures(config.inputs, job.trained.image_shape),
+        job, inputs=task_inputs.pictures(
+            config.inputs, job.trained.image_shape, job.trained.value_range
+        ),
         mask=task_inputs.mask(config.mask, job.trained.image_shape) if config.mask else None,
     )
     stem = job.stem(
@@ -210,7 +218,7 @@ def _interpolate(job):
     a, b = job.inputs[:1], job.inputs[1:]
     between = editing.interpolate(job.trained, job.config.seed, a, b, t=t, **job.run)[0]
     left, right = (np.repeat(end[None], len(t), axis=0) for end in (a, b))
-    return {"arr_0": pixels.to_uint8(between)}, _side_by_side(left, between, right), (
+    return {"arr_0": job.data(between)}, _side_by_side(left, between, right), (
         f"From the first picture to the second, mixed after {_listed(t)} noising steps (a row "
         "each):"
     )
@@ -223,7 +231,7 @@ def _slerp(job):
     else:
         x_T = editing.prior(job.trained, job.config.seed, 2 * n)
     arcs = editing.slerp(job.trained, x_T[::2], x_T[1::2], **job.run)
-    arrays = {"arr_0": pixels.to_uint8(arcs)}
+    arrays = {"arr_0": job.data(arcs)}
     if not len(job.inputs):
         return arrays, _side_by_side(arcs), f"{n} arcs between two prior draws (a row each):"
     picture = _side_by_side(job.inputs[:1, None], arcs, job.inputs[1:, None])
@@ -233,7 +241,7 @@ def _slerp(job):
 def _reconstruct(job):
     rebuilt = editing.reconstruct(job.trained, job.inputs, **job.run)
     error = np.mean(np.square(np.float64(rebuilt - job.inputs) / 2), axis=(1, 2, 3))
-    return {"arr_0": pixels.to_uint8(rebuilt), "mean_squared_error": error}, _side_by_side(
+    return {"arr_0": job.data(rebuilt), "mean_squared_error": error}, _side_by_side(
         job.inputs[:, None], rebuilt[:, None]
     ), f"Each picture and its reconstruction, mean squared error {error.mean():.2g} in [0, 1]:"
 
@@ -244,7 +252,7 @@ def _img2img(job):
         job.variants(editing.img2img, strength=value) for value in strength
     ], axis=1)
     rows = redrawn.reshape(-1, *redrawn.shape[2:])
-    return {"arr_0": pixels.to_uint8(redrawn)}, _side_by_side(
+    return {"arr_0": job.data(redrawn)}, _side_by_side(
         np.repeat(job.inputs[:, None], len(strength), axis=0), rows
     ), f"Each picture, and its redrawings at strength {_listed(strength)} (a row each):"
 
@@ -252,7 +260,7 @@ def _img2img(job):
 def _inpaint(job):
     filled = job.variants(functools.partial(editing.inpaint, mask=job.mask), **job.resampling())
     shown = np.where(job.mask[..., None], job.inputs, 0)
-    return {"arr_0": pixels.to_uint8(filled)}, _side_by_side(
+    return {"arr_0": job.data(filled)}, _side_by_side(
         np.stack([job.inputs, shown], axis=1), filled
     ), "Each picture, what is known of it, and its completions:"
 
@@ -260,7 +268,7 @@ def _inpaint(job):
 def _colourise(job):
     coloured = job.variants(editing.colourise, **job.resampling())
     grey = np.broadcast_to(job.inputs.mean(-1, keepdims=True), job.inputs.shape)
-    return {"arr_0": pixels.to_uint8(coloured)}, _side_by_side(
+    return {"arr_0": job.data(coloured)}, _side_by_side(
         np.stack([job.inputs, grey], axis=1), coloured
     ), "Each picture, its grey, and its colourings:"
 
@@ -269,7 +277,7 @@ def _diffuse(job):
     last = job.trained.schedule.num_timesteps
     t = spread(0, last, 11).tolist()
     noised = editing.diffuse(job.trained, job.config.seed, job.inputs, t)
-    return {"arr_0": pixels.to_uint8(noised)}, _side_by_side(noised), (
+    return {"arr_0": job.data(noised)}, _side_by_side(noised), (
         f"Each picture after {_listed(t)} noising steps:"
     )
 
@@ -286,7 +294,7 @@ def _strip(job):
     if not pictures.HAS_VIDEO:
         says += ' (for an MP4 as well: pip install -e ".[video]")'
     return {
-        "arr_0": pixels.to_uint8(images), "x_t": pixels.to_uint8(way.x_t),
+        "arr_0": job.data(images), "x_t": pixels.to_uint8(way.x_t),
         "x_0": pixels.to_uint8(way.x_0),
     }, None, f"{says}:"
 

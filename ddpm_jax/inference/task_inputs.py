@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax.configs import cifar10
-from ddpm_jax.data import decoding, pixels
+from ddpm_jax.data import decoding, pixels, raw_pictures
 from ddpm_jax.errors import UserError
 from ddpm_jax.samplers.settings import Settings
 
@@ -95,16 +95,28 @@ def _check_read(asked, of_run):
             )
 
 
-def pictures(paths: Sequence[str], shape: tuple[int, int, int]) -> np.ndarray:
+def pictures(
+    paths: Sequence[str], shape: tuple[int, int, int], value_range: tuple[float, ...] = ()
+) -> np.ndarray:
     """The picture files of `config.sample.inputs`, float32 [n, h, w, c] in [-1, 1].
+
+    Args:
+        paths: of the files.
+        shape: (h, w, c).
+        value_range: of the model's data.
 
     Raises:
         UserError: one cannot be read.
     """
     if not paths:
         return np.zeros((0, *shape), np.float32)
-    read = functools.partial(decoding.read, shape=shape, setting="config.sample.inputs")
-    return pixels.to_float(np.stack([read(path) for path in paths]))
+    decoder = decoding.decode
+    if value_range:
+        decoder = functools.partial(raw_pictures.decode, bounds=value_range)
+    read = functools.partial(
+        decoding.read, shape=shape, setting="config.sample.inputs", decoder=decoder
+    )
+    return pixels.as_float(np.stack([read(path) for path in paths]))
 
 
 def mask(path: str, shape: tuple[int, int, int]) -> np.ndarray:

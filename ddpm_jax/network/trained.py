@@ -23,6 +23,8 @@ class Trained:
         schedule: the noise schedule, host arrays.
         diffusion: `process.Parameterization` (static).
         image_shape: (h, w, c) of one image (static).
+        value_range: (low, high), the values of the data that are -1 and 1; () for uint8 (static).
+        bins: how many values a pixel of the data can have; 0 for floats (static).
     """
 
     params: Any
@@ -30,6 +32,8 @@ class Trained:
     schedule: Any
     diffusion: Any = flax.struct.field(pytree_node=False)
     image_shape: tuple[int, int, int] = flax.struct.field(pytree_node=False)
+    value_range: tuple[float, ...] = flax.struct.field(pytree_node=False, default=())
+    bins: int = flax.struct.field(pytree_node=False, default=256)
 
 
 def num_params(params: Any) -> int:

@@ -45,8 +45,9 @@ def train(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -> 
         config: as in `configs/cifar10.py`.
         workdir: folder for `config.json`, `metrics.jsonl`, `checkpoints/`, `samples/` and
             `tensorboard/`.
-        data: uint8 [n, h, w, c] to train on, or a `ddpm_jax.data.from_array` of images with labels
-            or conditions; None for what `config.data` names.
+        data: uint8 [n, h, w, c] to train on, with `config.data.range` of any real dtype; or a
+            `ddpm_jax.data.from_array` of images with labels or conditions. None for what
+            `config.data` names.
 
     Returns:
         The EMA of the parameters, on the host, with what they need.
@@ -89,7 +90,8 @@ def complete(run: Run) -> tuple[Trained, list[str]]:
     failures = parallel.from_first(lambda: records.failures)  # It alone writes traces.
     return Trained(
         jax.device_get(sharding.whole(held, "ema_params").ema_params), run.model, run.schedule,
-        run.step_settings.parameterization, run.source.image_shape,
+        run.step_settings.parameterization, run.source.image_shape, run.source.value_range,
+        run.source.bins,
     ), failures
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.data import labels
+from ddpm_jax.data import labels, pixels
 from ddpm_jax.data.source import Source, spread
 from ddpm_jax.diffusion import losses, randomness
 from ddpm_jax.diffusion.process import Parameterization
@@ -40,12 +40,12 @@ def pmap_held_out_loss(model, *, schedule, parameterization, objective, num_imag
     """
 
     def summed_loss(params, batch, places, rng):
-        uint8, model_kwargs = conditions.split(batch)
+        images, model_kwargs = conditions.split(batch)
         denoise_fn = functools.partial(
             model.apply, {"params": params}, train=False, **model_kwargs
         )
         loss = held_out_loss_lib.each(
-            denoise_fn, uint8, places, randomness.image_keys(rng, places), schedule=schedule,
+            denoise_fn, images, places, randomness.image_keys(rng, places), schedule=schedule,
             parameterization=parameterization, objective=objective, num_images=num_images,
             self_condition=trained_lib.is_self_conditioned(model),
         )
@@ -140,7 +140,8 @@ def grid(run: Run) -> Callable[[TrainState, int], np.ndarray]:
         columns = conditions.columns(run.model)
         blocks = []
         if "condition" in model_kwargs:
-            blocks.append(pictures.grid(model_kwargs["condition"], columns=columns))
+            shown = pixels.as_uint8(model_kwargs["condition"])
+            blocks.append(pictures.grid(shown, columns=columns))
         for params in sets:
             trained = Trained(params, run.model, schedule, diffusion, source.image_shape)
             samples = sample_lib.sample(

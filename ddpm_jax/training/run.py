@@ -111,6 +111,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: Any, data: Any) -> Run:
     source, held_out = open_data(config, data, usable)
     config = config_lib.resolved(config, source)
     validation.check_images(config, source.image_shape)
+    validation.check_values(config)
     need = memory_need(config, source.image_shape)
     memory_check.check(need)
     config_json = run_folder.dump(config)
@@ -225,7 +226,9 @@ def open_data(
         return tuple(
             loading.load(split=split, kept=known, **settings) for split in ("train", "test")
         )
-    source = data if isinstance(data, Source) else source_lib.from_array(data)
+    source = data if isinstance(data, Source) else source_lib.from_array(
+        data, value_range=settings["value_range"]
+    )
     _check_shape(config, source.image_shape)
     has = {"labels": source.num_classes, "condition": source.condition_channels}
     for name in has:

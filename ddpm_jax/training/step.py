@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ddpm_jax.data import augmentation
-from ddpm_jax.data.pixels import to_float
+from ddpm_jax.data import augmentation, pixels
 from ddpm_jax.diffusion import losses, randomness
 from ddpm_jax.diffusion.process import Parameterization
 from ddpm_jax.network import averages
@@ -69,8 +68,9 @@ def train_step(
 
     Args:
         state: whole on each device, or with shares in it (see `sharding`).
-        batch: this device's share of the global batch: `images`, uint8 [b, h, w, c], and for a
-            conditional network `labels`, int32 [b], or `condition`, uint8 [b, h, w, k].
+        batch: this device's share of the global batch, as `Source.examples` gives it: `images`
+            [b, h, w, c], and for a conditional network `labels`, int32 [b], or `condition`
+            [b, h, w, k].
         rng: the run's key; the step and each image's place are folded in.
         schedule: the noise schedule.
         learning_rate: update -> rate, for the log.
@@ -233,7 +233,7 @@ def draw(
     Each image's draws follow from the step's key and its own place.
 
     Args:
-        batch: `images` uint8 [b, h, w, c], and `labels` [b] or `condition` [b, h, w, k].
+        batch: `images` [b, h, w, c], and `labels` [b] or `condition` [b, h, w, k].
         rng: the key of the step's images.
         places: [b], the index of each image in the global batch.
         num_timesteps: T.
@@ -253,8 +253,8 @@ def draw(
             rngs_transform = randomness.transform_draws(rng)
             drawn["augmentation"] = augmentation.draw(rngs_transform, augment)
 
-        def seen(uint8):
-            x = to_float(uint8)
+        def seen(image):
+            x = pixels.as_float(image)
             x = jnp.where(flips, x[:, ::-1], x) if random_flip else x
             return augmentation.transform(x, drawn["augmentation"]) if augment else x
 

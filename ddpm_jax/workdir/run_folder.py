@@ -166,7 +166,8 @@ def parse(text: str) -> ml_collections.ConfigDict:
 # The parameters and the optimizer state depend on these; the rest may change on resume.
 _FIXED = ("model", "diffusion", "data.image_size", "data.image_width", "data.channels",
           "data.labels", "data.num_classes", "data.condition", "data.condition_channels",
-          "data.factor", "train.extra_ema_decays", "train.t_sampling")
+          "data.factor", "data.range", "data.range_bins", "train.extra_ema_decays",
+          "train.t_sampling")
 _ON_OR_OFF = ("train.ema_snapshot_every", "data.augment")  # Their values may change, but for 0.
 _FREE = tuple(f"model.{name}" for name in fields.FREE)
 
@@ -195,7 +196,8 @@ def as_stored(
         UserError: it describes another model.
     """
     config = config.copy_and_resolve_references()
-    for name in ("image_size", "image_width", "channels", "num_classes", "condition_channels"):
+    for name in ("image_size", "image_width", "channels", "num_classes", "condition_channels",
+                 "range", "range_bins"):
         config.data[name] = config.data[name] or stored.data[name]
     config.train = stored.train
     check_same_run(config, stored, workdir)
@@ -263,4 +265,6 @@ def load_step(
         schedule=config_lib.schedule(config),
         diffusion=config_lib.parameterization(config),
         image_shape=shape,
+        value_range=config.data.range,
+        bins=config_lib.bins(config),
     )

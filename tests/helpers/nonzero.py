@@ -23,6 +23,7 @@ class TinyNet(nn.Module):
     augment_channels: int = 0
     self_condition: bool = False
     channels: int = 4
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x, t, x_0=None, *, train, places=None, labels=None, condition=None,
