@@ -22,13 +22,16 @@ def get_config() -> ml_collections.ConfigDict:
     config.seed = 0
 
     config.data = Config(dict(
-        name="cifar10",       # a TFDS name, "digits", "image_folder" or "npz"
-        dir="",               # folder of TFDS or of images, or an .npz file; "": see above
+        name="cifar10",       # a TFDS name, "digits", "image_folder", "npz" or "hf"
+        dir="",               # folder of TFDS or of images, or an .npz file; "": see above. Of "hf"
+                              # a folder of save_to_disk, or a name of the hub
+        image_column="",      # of "hf": the column of images; "": the first
+        label_column="",      # of "hf": the column of labels; "": the first of classes
         image_size=32,        # height, and width unless image_width is set; 0: as the data
         image_width=0,
-        channels=3,           # 1, 3 or 4; 0: as the data
+        channels=3,           # 1, 3 or 4; 0: as the data, which may then have any number
         range=(),             # low and high of pixels that are not uint8, which are -1 and 1: for
-                              # example (0, 65535); of .npz and of folders of PNG and TIFF
+                              # example (0, 65535); of .npz, "hf" and folders of PNG and TIFF
         range_bins=0,         # of bits/dim: how many values a pixel has; 0: as the data
         holdout=0,            # images reserved for testing if there is no test split
         random_flip=True,     # mirror half of the images left to right

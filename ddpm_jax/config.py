@@ -153,6 +153,7 @@ def data_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
         image_width=settings.image_width, channels=settings.channels, holdout=settings.holdout,
         seed=config.seed, labels=settings.labels, num_classes=settings.num_classes,
         condition=settings.condition, factor=settings.factor,
+        image_column=settings.image_column, label_column=settings.label_column,
         value_range=value_range(config),
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax import errors
-from ddpm_jax.data import decoding, image_folder, image_pairs, npz
+from ddpm_jax.data import decoding, hugging_face, image_folder, image_pairs, npz
 from ddpm_jax.data import labels as labels_lib
 from ddpm_jax.data import tfds as tfds_lib
 from ddpm_jax.data import value_range as range_lib
@@ -36,6 +36,8 @@ def load(
     num_classes: int = 0,
     condition: str = "",
     factor: int = 2,
+    image_column: str = "",
+    label_column: str = "",
     value_range: Any = (),
     named: str = "",
     kept: Kept | None = None,
@@ -53,9 +55,10 @@ def load(
     Args:
         name: "digits" (8x8x1, part of the package); "image_folder" (every picture below
             `data_dir`); "npz" (uint8 [n, h, w, c] arrays "train" and, optionally, "test"
-            in the file `data_dir`); or a TFDS name, for example "cifar10", "cifar10:3.0.2" or
-            "celeb_a_hq/256". TFDS sets that are not prepared yet are downloaded if
-            TensorFlow is installed.
+            in the file `data_dir`); "hf" (a set of Hugging Face `datasets`, `data_dir` being a
+            folder of `save_to_disk` or a name of the hub); or a TFDS name, for example "cifar10",
+            "cifar10:3.0.2" or "celeb_a_hq/256". TFDS sets that are not prepared yet are
+            downloaded if TensorFlow is installed.
         data_dir: the folder or file; for TFDS by default $TFDS_DATA_DIR or
             ~/tensorflow_datasets.
         split: "train" or "test" (TFDS: "validation" if there is no "test").
@@ -73,8 +76,10 @@ def load(
             `image_pairs`), or "stored", the .npz file's uint8 [n, h, w, k] "train_condition"
             and "test_condition".
         factor: of "low_resolution".
+        image_column, label_column: of "hf"; "" is the first column of images, and of classes.
         value_range: (low, high), the pixels that are -1 and 1, of "npz" with any real dtype and of
-            an "image_folder" of PNG and TIFF with up to 32 bits; with any number of channels.
+            an "image_folder" or "hf" of PNG and TIFF with up to 32 bits; with any number of
+            channels.
         named: what messages call `data_dir` if it is not that of config.data.
         kept: of the run that reads the data: its classes, and the images that it has set aside
             whatever `seed` is.
@@ -97,7 +102,8 @@ def load(
     request = Request(
         name, os.fspath(files.path(data_dir)) if data_dir else "", split,
         (image_size, image_width or image_size, channels), holdout, seed,
-        labels, num_classes, condition == "stored", value_range, named, kept,
+        labels, num_classes, condition == "stored", image_column, label_column, value_range, named,
+        kept,
     )
     source = KINDS.get(name, _tfds)(request)
     if split == "test" and kept is not None:
@@ -215,8 +221,11 @@ def _tfds(request: Request) -> Source | None:
 
 
 # By name; any other name is a data set of TFDS.
-KINDS = {"digits": _digits, "image_folder": image_folder.load, "npz": npz.load}
-RANGED = ("npz", "image_folder")  # Those whose pixels may be other than uint8.
+KINDS = {
+    "digits": _digits, "hf": hugging_face.load,
+    "image_folder": image_folder.load, "npz": npz.load,
+}
+RANGED = ("npz", "image_folder", "hf")  # Those whose pixels may be other than uint8.
 
 
 def _check_settings(name, split, image_size, image_width, holdout, condition):
@@ -250,10 +259,11 @@ def _check_channels(name, channels, value_range):
     """Refuses channels, and a range of values, that the kind of data does not have."""
     if value_range and name not in RANGED:
         raise UserError(
-            f"is for {' and '.join(RANGED)}, and config.data.name={errors.shown(name)} has 8 bits",
+            f"is for {', '.join(RANGED)}, and config.data.name={errors.shown(name)} has 8 bits",
             field="config.data.range", value=value_range, instead={"config.data.range": ()},
         )
-    if channels < 0 or channels not in (0, *decoding.MODES) and not value_range and name != "npz":
+    of_pictures = not value_range and name != "npz"
+    if channels < 0 or of_pictures and channels not in (0, *decoding.MODES):
         raise UserError(
             f"config.data.channels={channels}: must be 1 (grey), 3 (RGB), 4 (RGBA) or 0 "
             "(as the data are); try --config.data.channels=3."

@@ -24,6 +24,7 @@ class Request:
         labels: whether the images come with labels.
         num_classes: of the labels, as the user set it; 0: the data decide.
         stored_condition: whether they come with the images that are stored beside them.
+        image_column, label_column: of "hf"; "": the first of the kind.
         value_range: (low, high) of pixels that are not uint8; () for uint8.
         named: the data in messages; "" for config.data.dir.
         kept: of the run that reads the data; None for a new run, and outside of runs.
@@ -38,6 +39,8 @@ class Request:
     labels: bool = False
     num_classes: int = 0
     stored_condition: bool = False
+    image_column: str = ""
+    label_column: str = ""
     value_range: Range = ()
     named: str = ""
     kept: Kept | None = None

@@ -54,7 +54,9 @@ def test_pictures_of_them_have_8_bits():
 
 
 @pytest.mark.parametrize(
-    "bounds", [5, (1,), (2, 1), (1, 1), (0, np.inf), (0, "1"), (True, 2), None]
+    "bounds", [
+        5, (1,), (2, 1), (1, 1), (0, np.inf), (0, "1"), (True, 2), None, (0, 10**400), (0, 1e-40),
+    ]
 )
 def test_what_is_no_range_is_refused(bounds):
     refused(
@@ -110,7 +112,7 @@ def test_a_flat_image_stays_what_it_is_where_it_is_streamed(tmp_path, monkeypatc
 
 def test_the_other_kinds_of_data_have_8_bits():
     refused(lambda: loading.load("digits", value_range=(0, 16)),
-            "config.data.range=.* is for npz and image_folder.*write --config.data.range=")
+            "config.data.range=.* is for npz, image_folder, hf, and.*write --config.data.range=")
 
 
 def test_any_number_of_channels_of_uint8_as_a_run_stores_it(tmp_path):
