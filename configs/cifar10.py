@@ -119,6 +119,8 @@ def get_config() -> ml_collections.ConfigDict:
         eval_every=5000,      # steps between held-out losses
         eval_images=1024,     # of the held-out loss; 0: do not compute it
         checkpoint_every=5000,
+        checkpoint_minutes=30.0,             # and one more at a logged row, if the last one is so
+                                             # old; of these only the newest stays; 0: none
         keep=2,               # keep this many of the newest checkpoints
         keep_every=100_000,   # and one every this many steps; 0: no others
         sample_every=10_000,

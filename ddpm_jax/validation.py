@@ -52,6 +52,7 @@ _RANGES = {  # lowest, highest, a value that works
     "train.eval_every": (1, _HUGE, 5000),
     "train.eval_images": (0, _HUGE, 1024),
     "train.checkpoint_every": (1, _HUGE, 5000),
+    "train.checkpoint_minutes": (0, 1e9, 30.0),
     "train.ema_snapshot_every": (0, _HUGE, 1000),
     "train.keep": (1, _HUGE, 2),
     "train.keep_every": (0, _HUGE, 0),

@@ -19,6 +19,7 @@ MISTAKES = {
     "train.extra_ema_decays": ((1, "a"), "between 0 and 1", "0.999"),
     "train.schedule": ("cosin", "not known", "inverse_sqrt"),
     "train.decay_start": (9, "has no effect", "0"),
+    "train.checkpoint_minutes": (-1.0, "at least 0", "30.0"),
     "train.weight_decay": (-0.1, "at least 0", "0.01"),
     "train.adam_b1": (1.0, "[0, 1]", "0.9"),
     "train.adam_b2": (1.0, "[0, 1]", "0.999"),

@@ -226,6 +226,7 @@ def observer(
     )
     draw_grid = monitoring.grid(run)
     skipped_line = monitoring.skipped_lines(skipped)
+    clock = monitoring.CheckpointClock(settings.checkpoint_minutes)
     rate = Rate(
         start_step=records.start, num_steps=settings.num_steps, batch_size=settings.batch_size
     )
@@ -234,7 +235,8 @@ def observer(
         due = functools.partial(every, step, last=settings.num_steps)
         logs.advance(step)
         evaluates = evaluate is not None and due(settings.eval_every)
-        if evaluates or due(step_settings.log_every):
+        logs_row = evaluates or due(step_settings.log_every)
+        if logs_row:
             row = finite_row(metrics)
             if evaluates:
                 with rate.paused():
@@ -250,9 +252,11 @@ def observer(
             with rate.paused():
                 state = sharding.whole(held, "extra_ema_params")
                 snapshots.save(records.snapshots, step, state.extra_ema_params, run.metadata())
-        if due(settings.checkpoint_every):
+        by_step = due(settings.checkpoint_every)
+        if by_step or logs_row and clock.due():
             with rate.paused():
-                save(run, records, step, held)
+                save(run, records, step, held, timed=not by_step)
+            clock.saved()
         if due(settings.sample_every):
             with rate.paused():
                 state = sharding.whole(held, "params", "ema_params")
@@ -288,11 +292,11 @@ def note_failure(records: Records, what: str, error: Exception) -> None:
         logging.error(line)
 
 
-def save(run: Run, records: Records, step: int, held: Held) -> None:
+def save(run: Run, records: Records, step: int, held: Held, *, timed: bool = False) -> None:
     """Starts a checkpoint, after the rows of its steps: no reader finds it without them."""
     records.logs.flush()
     state = sharding.whole(held)
-    records.checkpoints.save(step, state_lib.to_saved(state), run.metadata())
+    records.checkpoints.save(step, state_lib.to_saved(state), run.metadata(), timed=timed)
 
 
 def every(step: int, period: int, last: int) -> bool:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -196,6 +197,27 @@ def skipped_lines(skipped: int) -> Callable[[int, int], str | None]:
         )
 
     return line
+
+
+class CheckpointClock:
+    """Says when the last checkpoint is too old, by the first process's clock.
+
+    Args:
+        minutes: age at which it is; 0 for never.
+    """
+
+    def __init__(self, minutes: float):
+        self._seconds, self._saved = 60 * minutes, time.monotonic()
+
+    def saved(self) -> None:
+        """There is a new one."""
+        self._saved = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether another is due, the same in all processes, which all have to ask."""
+        if not self._seconds:
+            return False
+        return parallel.from_first(lambda: time.monotonic() - self._saved >= self._seconds)
 
 
 def closing_line(run: Run, start: int, seconds: float, failures: list[str]) -> str:

@@ -21,6 +21,7 @@ class LoopSettings:
         eval_every: period of the held-out loss.
         eval_images: how many images it is over; 0 for no held-out loss.
         checkpoint_every: period of the checkpoints.
+        checkpoint_minutes: age of the last one at which a row brings another; 0 for none.
         keep: how many of the newest stay.
         keep_every: period of those that stay for good; 0 for none.
         ema_snapshot_every: period of the snapshots of averages; 0 for none.
@@ -42,6 +43,7 @@ class LoopSettings:
     eval_every: int
     eval_images: int
     checkpoint_every: int
+    checkpoint_minutes: float
     keep: int
     keep_every: int
     ema_snapshot_every: int

@@ -25,7 +25,29 @@ from ddpm_jax.runtime import files, parallel
 
 DAMAGE = (ValueError, KeyError, OSError)  # What Orbax raises on files that it cannot read.
 TEMPORARY = ".orbax-checkpoint-tmp"
+_TIMED = "timed"  # In the metadata of a checkpoint that was saved because of the time.
 _ABANDONED = 1.0  # Seconds in which the reads or writes that Orbax abandons on an error end.
+
+
+class _Kept:
+    """Says to Orbax which checkpoints stay.
+
+    Attributes:
+        timed: steps of those that were saved because of the time.
+    """
+
+    def __init__(self, keep, keep_every):
+        self._keep, self._keep_every, self.timed = keep, keep_every, set()
+
+    def should_preserve(self, checkpoints, *, context):
+        steps = [info.step for info in checkpoints]  # In order.
+        keep = self._keep or len(steps)
+        newest = {
+            *[step for step in steps if step not in self.timed][-keep:],
+            *[step for step in steps if step in self.timed][-1:],
+        }
+        every = self._keep_every
+        return [step in newest or bool(every) and step % every == 0 for step in steps]
 
 
 class Checkpoints:
@@ -37,7 +59,7 @@ class Checkpoints:
 
     Args:
         workdir: str or path, gs:// too; the checkpoints are in its folder `checkpoints`.
-        keep: how many of the newest stay; None for all.
+        keep: how many of the newest stay, and of those saved as `timed` one more; None for all.
         keep_every: those at multiples of this many steps stay as well; 0 for none.
     """
 
@@ -49,14 +71,16 @@ class Checkpoints:
         background = ocp.AsyncOptions(
             create_directories_asynchronously=False, post_finalization_callback=self._check_written
         )
+        self._kept = _Kept(keep, keep_every)
         self._options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, keep_period=keep_every or None, async_options=background
+            preservation_policy=self._kept, async_options=background
         )
         if parallel.is_first():
             self._folder.mkdir(parents=True, exist_ok=True)
             for leftover in [path for path in self._folder.iterdir() if TEMPORARY in path.name]:
                 leftover.rmtree()
         parallel.barrier("checkpoints.clean")
+        self._kept.timed.update(parallel.from_first(lambda: _timed(self._folder)))
         with contextlib.ExitStack() as stack:
             stack.enter_context(quiet_orbax())
             self._plain = stack.enter_context(files.plain_path(self._folder))
@@ -84,7 +108,7 @@ class Checkpoints:
         if found != shapes:
             raise OSError("what was written has other arrays than those to save")
 
-    def save(self, step: int, tree: dict, metadata: dict) -> None:
+    def save(self, step: int, tree: dict, metadata: dict, *, timed: bool = False) -> None:
         """Starts writing `tree` as the checkpoint of `step`; does nothing if that exists.
 
         Copies the arrays to the host first, so the caller may donate them at once. Waits
@@ -94,6 +118,8 @@ class Checkpoints:
             step: updates done; later than every step saved before.
             tree: pytree of arrays, the same on every process.
             metadata: JSON, for example the configuration and `library_versions()`.
+            timed: because of the time, and not of the step: of such only the newest stays, beside
+                the others.
 
         Raises:
             NotWrittenError: this save or the previous one failed, for example on a full disk; older
@@ -103,10 +129,13 @@ class Checkpoints:
             return
         arrays = jax.tree.map(np.asarray, jax.device_get(tree))
         args = ocp.args.Composite(
-            state=ocp.args.PyTreeSave(arrays), metadata=ocp.args.JsonSave(metadata)
+            state=ocp.args.PyTreeSave(arrays),
+            metadata=ocp.args.JsonSave(metadata | ({_TIMED: True} if timed else {})),
         )
         with self._write_errors():
             self._manager.wait_until_finished()  # `_check_written` still needs the one before.
+            if timed:
+                self._kept.timed.add(step)
             self._saving = step, _shapes(arrays)
             self._manager.save(step, args=args, force=True)
 
@@ -163,6 +192,7 @@ class Checkpoints:
         )
         parallel.barrier(f"checkpoints.read {step}")
         self._manager.close()
+        self._kept.timed.discard(step)
         if parallel.is_first():
             path.rename(corrupt)
         parallel.barrier(f"checkpoints.rename {step}")
@@ -301,6 +331,16 @@ def _newest_first(folder) -> list[int]:
     if not folder.exists():
         return []
     return sorted((int(p.name) for p in folder.iterdir() if p.name.isdigit()), reverse=True)
+
+
+def _timed(folder) -> set[int]:
+    """The steps of the checkpoints that were saved because of the time."""
+    timed = set()
+    for step in _newest_first(folder):
+        with contextlib.suppress(*DAMAGE):  # It is found out, and said, when it is read.
+            if _metadata(folder / str(step)).get(_TIMED):
+                timed.add(step)
+    return timed
 
 
 def _read_like(path, abstract_tree, added) -> tuple[str, dict | None]:

@@ -21,7 +21,7 @@ from ddpm_jax.inference import sample as sample_lib
 from ddpm_jax.network import averages
 from ddpm_jax.runtime import memory
 from ddpm_jax.runtime.interruption import Interrupted
-from ddpm_jax.training import loop
+from ddpm_jax.training import loop, monitoring
 from ddpm_jax.training import run as run_lib
 from ddpm_jax.training import state as state_lib
 from ddpm_jax.workdir import checkpoints, logs, pictures, run_folder, snapshots
@@ -265,6 +265,42 @@ def test_a_checkpoint_of_before_the_count_is_continued(tiny, tmp_path):
     assert list(restore_part(tmp_path, "skipped", 2)[1]) == [0, 0]
     with contextlib.closing(Checkpoints(tmp_path)) as saved:
         assert saved.restore(state_lib.to_saved(run_lib.fresh_state(run)))[0] == 2
+
+
+class Minutes:
+    """A clock that moves on by a minute with each step; stands in for the module `time`."""
+
+    now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+
+def test_a_row_brings_a_checkpoint_where_the_last_is_old(tiny, tmp_path, monkeypatch):
+    """Rows at 2, 4, ... and checkpoints at 8, 16; 3 minutes after one the next row has another."""
+    clock, advance, kept = Minutes(), logs.Logs.advance, []
+    monkeypatch.setattr(monitoring, "time", clock)
+
+    def advanced(self, step):
+        advance(self, step)
+        clock.now += 60
+
+    monkeypatch.setattr(logs.Logs, "advance", advanced)
+    save = Checkpoints.save
+
+    def noted(self, step, *args, timed):
+        kept.append((step, timed))
+        save(self, step, *args, timed=timed)
+
+    monkeypatch.setattr(Checkpoints, "save", noted)
+    settings = {"train.num_steps": 16, "train.log_every": 2, "train.eval_every": 100,
+                "train.checkpoint_every": 8, "train.checkpoint_minutes": 3.0}
+    loop.train(tiny_config(**settings), tmp_path / "timed")
+    assert kept == [(4, True), (8, False), (12, True), (16, False)]
+    assert checkpoints.steps(tmp_path / "timed") == [8, 12, 16]
+    kept.clear()
+    loop.train(tiny_config(**settings | {"train.checkpoint_minutes": 0.0}), tmp_path / "not")
+    assert kept == [(8, False), (16, False)]
 
 
 DECAYS = {"train.schedule": "cosine", "train.learning_rate": 1e-3, "train.warmup_steps": 0,

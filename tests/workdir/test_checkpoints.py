@@ -82,6 +82,35 @@ def test_newest_and_every_so_many_stay(tmp_path):
     assert names(tmp_path) == {"10", "14", "16"}
 
 
+def save_each(workdir, steps, **options):
+    """Saves the steps; those that are negative as timed."""
+    with Checkpoints(workdir, **options) as run:
+        for step in steps:
+            run.save(abs(step), tree_of(abs(step)), METADATA, timed=step < 0)
+
+
+def test_of_those_by_time_the_newest_stays_and_pushes_out_no_other(tmp_path):
+    """Also where the run was started again in between, and where it is among those to stay."""
+    kept = dict(keep=2, keep_every=10)
+    save_each(tmp_path, [4, -5, -6, 7, -8, -9], **kept)
+    assert names(tmp_path) == {"4", "7", "9"}
+    save_each(tmp_path, [-10, -11, 12], **kept)
+    assert names(tmp_path) == {"7", "10", "11", "12"}
+    save_each(tmp_path, [-13, -14, 15, 16], **kept)
+    assert names(tmp_path) == {"10", "14", "15", "16"}
+    assert checkpoints.newest_metadata(tmp_path) == METADATA
+
+
+def test_one_by_time_that_is_damaged_is_saved_again_by_step(tmp_path, warnings):
+    save_each(tmp_path, [4, -6])
+    shutil.rmtree(tmp_path / "checkpoints/6/state")
+    with Checkpoints(tmp_path) as run:
+        assert run.restore(tree_of(0))[0] == 4
+        for step in (6, 8):
+            run.save(step, tree_of(step), METADATA)
+    assert names(tmp_path) == {"6", "8", "6.corrupt"}
+
+
 def test_only_newest_stay_by_default(tmp_path):
     save_all(tmp_path, [5, 10, 15, 20])
     assert names(tmp_path) == {"15", "20"}
