@@ -85,7 +85,8 @@ def complete(run: Run) -> tuple[Trained, list[str]]:
         for written in filter(None, (records.snapshots, records.checkpoints)):
             written.close()
         records.logs.say(monitoring.closing_line(
-            run, records.start, time.perf_counter() - began, records.failures
+            run, records.start, time.perf_counter() - began, records.failures,
+            records.logs.goodput.share,
         ))
     failures = parallel.from_first(lambda: records.failures)  # It alone writes traces.
     return Trained(

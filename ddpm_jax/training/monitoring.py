@@ -220,7 +220,9 @@ class CheckpointClock:
         return parallel.from_first(lambda: time.monotonic() - self._saved >= self._seconds)
 
 
-def closing_line(run: Run, start: int, seconds: float, failures: list[str]) -> str:
+def closing_line(
+    run: Run, start: int, seconds: float, failures: list[str], goodput: float | None
+) -> str:
     """The last line of a run.
 
     Args:
@@ -228,6 +230,7 @@ def closing_line(run: Run, start: int, seconds: float, failures: list[str]) -> s
         start: updates done when this start began.
         seconds: that it took.
         failures: what failed beside the steps, for example "the grid of step 500".
+        goodput: of the run; None if it is not known.
     """
     num_steps = run.settings.num_steps
     if start >= num_steps:
@@ -235,9 +238,12 @@ def closing_line(run: Run, start: int, seconds: float, failures: list[str]) -> s
             f"nothing to do: {run.workdir} has {start:,} steps and config.train.num_steps="
             f"{num_steps}; ask for more with --config.train.num_steps={start + num_steps}"
         )
+    share = "" if goodput is None else (
+        f"; steps took {goodput:.0%} of the time since the first start (goodput)"
+    )
     failed = f"; {len(failures)} failed beside it: {', '.join(failures[:3])}" if failures else ""
     return (
         f"done: {num_steps:,} steps, {num_steps - start:,} of them now in "
-        f"{format_duration(seconds)}; samples and checkpoints in {run.workdir}{failed}"
+        f"{format_duration(seconds)}{share}; samples and checkpoints in {run.workdir}{failed}"
         f"{', ...' if len(failures) > 3 else ''}"
     )

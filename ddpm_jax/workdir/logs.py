@@ -16,7 +16,8 @@ import tqdm
 from etils import epath
 
 from ddpm_jax.runtime import files
-from ddpm_jax.workdir.metrics_file import MetricsFile
+from ddpm_jax.workdir.goodput import Goodput
+from ddpm_jax.workdir.metrics_file import MetricsFile, read_metrics
 from ddpm_jax.workdir.tensorboard_writer import EventFiles
 from ddpm_jax.workdir.wandb_writer import WandbWriter
 
@@ -101,6 +102,7 @@ class Logs:
 
     Attributes:
         folder: local, for anything else that TensorBoard should show.
+        goodput: of the run (see `Goodput`).
     """
 
     def __init__(
@@ -108,6 +110,8 @@ class Logs:
         also: WandbWriter | None = None,
     ):
         self._start_step, self._num_steps = start_step, num_steps
+        before = read_metrics(workdir) if files.path(workdir).exists() else []
+        self.goodput = Goodput(before, start_step)
         self._rows = MetricsFile(workdir, start_step)
         self._events = EventFiles(
             files.path(workdir) / "tensorboard", purge_step=start_step + 1
@@ -121,13 +125,18 @@ class Logs:
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Adds a row {"step": ..., **metrics} to metrics.jsonl, and scalars to TensorBoard.
 
+        With steps_per_second among them the row also has what `Goodput` says of the run's time.
         JSON has no NaN or infinity: the row has null there, TensorBoard the value itself.
         Without a bar a line on stdout shows the step and, if they are among the metrics, loss,
         images_per_second and eta; a bar shows the loss at its end.
         """
         metrics = {name: float(value) for name, value in metrics.items()}
+        if "steps_per_second" in metrics:
+            times = self.goodput.row(int(step), metrics["steps_per_second"])
+        else:
+            times = {}
         row = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
-        self._rows.write({"step": int(step), **row})
+        self._rows.write({"step": int(step), **row, **times})
         for name, value in metrics.items():
             self._events.scalar(name, value, step)
         if self._also is not None:
@@ -181,7 +190,7 @@ class Logs:
 class Silence:
     """Stands in for `Logs` in the processes that log nothing: each method does nothing."""
 
-    folder = epath.Path()
+    folder, goodput = epath.Path(), Goodput([], 0)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Writes nothing."""

@@ -17,7 +17,8 @@ def rows(workdir):
 
 def lasting(row):
     """A row without its times."""
-    return {k: v for k, v in row.items() if not k.endswith("_per_second") and k != "eta"}
+    times = ("eta", "time", "seconds", "goodput")
+    return {k: v for k, v in row.items() if not k.endswith("_per_second") and k not in times}
 
 
 def saved(workdir, step):

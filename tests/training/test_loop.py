@@ -136,7 +136,11 @@ def test_averages_of_any_length_are_rebuilt(tiny, tmp_path, signals):
 def test_a_signal_in_the_last_step_changes_nothing(tiny, tmp_path, capsys, signals):
     signals[6] = TERM
     loop.train(tiny_config(), tmp_path)
-    assert "done: 6 steps" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "done: 6 steps" in said
+    goodput = [row["goodput"] for row in rows(tmp_path)]
+    assert goodput[0] == 0 and 0 < goodput[-1] < 1
+    assert f"steps took {goodput[-1]:.0%} of the time since the first start (goodput)" in said
 
 
 DIVERGES = {"train.learning_rate": 1e30, "train.warmup_steps": 0, "train.num_steps": 12,
