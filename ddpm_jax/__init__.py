@@ -21,6 +21,7 @@ _HOME = {
     "read_metrics": "workdir.metrics_file",
     "sample": "inference.sample",
     "save_pretrained": "weights.pretrained",
+    "StopTraining": "errors",
     "train": "training.loop",
     "Trained": "network.trained",
     "UNet": "network.unet",

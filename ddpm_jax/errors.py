@@ -73,6 +73,10 @@ class NotFiniteError(FloatingPointError):
     """Training that stopped because too many steps in a row had no finite loss and gradient."""
 
 
+class StopTraining(Exception):  # noqa: N818
+    """Raised by the callback of `train` to end the run after the step in progress."""
+
+
 class NotWrittenError(OSError):
     """A file of a run that could not be written."""
 

@@ -20,9 +20,11 @@ from ddpm_jax.diffusion import randomness
 from ddpm_jax.errors import NotFiniteError, one_line
 from ddpm_jax.network.trained import Trained
 from ddpm_jax.runtime import compilation, interruption, memory, parallel, profiling
+from ddpm_jax.training import callback as callback_lib
 from ddpm_jax.training import memory_check, monitoring, nan_search, sharding
 from ddpm_jax.training import run as run_lib
 from ddpm_jax.training import state as state_lib
+from ddpm_jax.training.callback import Callback
 from ddpm_jax.training.run import Run
 from ddpm_jax.training.sharding import Held
 from ddpm_jax.training.step import pmap_train_step
@@ -35,7 +37,10 @@ from ddpm_jax.workdir.wandb_writer import WandbWriter
 IN_FLIGHT = 2  # Steps queued ahead; more can hang where CPU devices wait for one another.
 
 
-def train(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -> Trained:
+def train(
+    config: ml_collections.ConfigDict, workdir: Any, data: Any = None,
+    callback: Callback | None = None,
+) -> Trained:
     """Trains a network, or continues from the workdir's newest checkpoint.
 
     In a job of several processes (`parallel.initialize`) each makes the call, on a workdir that
@@ -48,6 +53,9 @@ def train(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -> 
         data: uint8 [n, h, w, c] to train on, with `config.data.range` of any real dtype; or a
             `ddpm_jax.data.from_array` of images with labels or conditions. None for what
             `config.data` names.
+        callback: called with (step, trained, metrics) after each logged row, in every process.
+            While it runs, `trained()` gives a copy of the EMA, as `train` returns it at the end.
+            If it raises `ddpm_jax.StopTraining`, the state is saved and the run ends there.
 
     Returns:
         The EMA of the parameters, on the host, with what they need.
@@ -60,13 +68,18 @@ def train(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -> 
         Interrupted: SIGINT, SIGTERM or a notice of preemption came; the step in progress was
             finished and saved.
     """
-    return complete(run_lib.prepare(config, workdir, data))[0]
+    callback_lib.check(callback)
+    return complete(run_lib.prepare(config, workdir, data), callback)[0]
 
 
-def complete(run: Run) -> tuple[Trained, list[str]]:
+def complete(run: Run, callback: Callback | None = None) -> tuple[Trained, list[str]]:
     """Makes the steps that a run still lacks.
 
     A grid, a held-out loss or a trace that fails, in any process, costs nothing else.
+
+    Args:
+        run: of `run.prepare`.
+        callback: as of `train`.
 
     Returns:
         What `train` returns, and what failed, for example ["the grid of step 500"].
@@ -81,19 +94,15 @@ def complete(run: Run) -> tuple[Trained, list[str]]:
         run, records, held = open_records(run, stack)
         say_opening(run, records, held)
         began = time.perf_counter()
-        held = make_steps(run, records, held)
+        held = make_steps(run, records, held, callback)
         for written in filter(None, (records.snapshots, records.checkpoints)):
             written.close()
         records.logs.say(monitoring.closing_line(
-            run, records.start, time.perf_counter() - began, records.failures,
-            records.logs.goodput.share,
+            run, records.start, int(held[0].step), time.perf_counter() - began,
+            records.failures, records.logs.goodput.share,
         ))
     failures = parallel.from_first(lambda: records.failures)  # It alone writes traces.
-    return Trained(
-        jax.device_get(sharding.whole(held, "ema_params").ema_params), run.model, run.schedule,
-        run.step_settings.parameterization, run.source.image_shape, run.source.value_range,
-        run.source.bins,
-    ), failures
+    return callback_lib.as_trained(run, held), failures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,13 +166,16 @@ def say_opening(run: Run, records: Records, held: Held) -> None:
     records.logs.text("config", f"```json\n{run.config_json}\n```")
 
 
-def make_steps(run: Run, records: Records, held: Held) -> Held:
+def make_steps(
+    run: Run, records: Records, held: Held, callback: Callback | None = None
+) -> Held:
     """Makes all steps that are left, each followed by what is due after it.
 
     Args:
         run: of `run.prepare`.
         records: of `open_records`.
         held: the state on the devices; donated.
+        callback: as of `train`; it may end the steps early.
 
     Raises:
         FloatingPointError, Interrupted: as `train` does.
@@ -173,7 +185,7 @@ def make_steps(run: Run, records: Records, held: Held) -> Held:
         schedule=run.schedule, learning_rate=run.learning_rate, settings=run.step_settings
     )
     program = None
-    observe = observer(run, records, skipped=int(held[0].skipped[0]))
+    observe = observer(run, records, callback, skipped=int(held[0].skipped[0]))
     rng, in_flight = run.rng(randomness.STEP), collections.deque()
     ahead = 0 if settings.debug_nans else IN_FLIGHT
     with contextlib.ExitStack() as stack:
@@ -199,10 +211,13 @@ def make_steps(run: Run, records: Records, held: Held) -> Held:
                 behind = step + 1 - len(in_flight)
                 stop_if_stuck(run, records, behind, in_flight.popleft())
             records.check_owner()
-            observe(step, held, metrics)
+            stops = observe(step, held, metrics)
             if step == records.start + 1:
                 jax.block_until_ready(held)
                 logs.say(f"memory after the first step: {memory.peak()}")
+            if stops:
+                save(run, records, step, held)
+                break
             stop_signal = asked_to_stop(step)
             if stop_signal and step < settings.num_steps:
                 interrupt(run, records, step, held, stop_signal)
@@ -210,13 +225,16 @@ def make_steps(run: Run, records: Records, held: Held) -> Held:
 
 
 def observer(
-    run: Run, records: Records, *, skipped: int = 0
-) -> Callable[[int, Held, dict[str, jax.Array]], None]:
-    """(step, held, metrics) -> None: logs, draws and saves what is due after a step.
+    run: Run, records: Records, callback: Callback | None = None, *, skipped: int = 0
+) -> Callable[[int, Held, dict[str, jax.Array]], bool]:
+    """(step, held, metrics) -> whether the callback ends the run.
+
+    It logs, draws and saves what is due after a step.
 
     Args:
         run: of `run.prepare`.
         records: of `open_records`.
+        callback: as of `train`.
         skipped: updates skipped before.
     """
     settings, step_settings, logs = run.settings, run.step_settings, records.logs
@@ -246,7 +264,8 @@ def observer(
                         parallel.replicate(state.ema_params)
                     ))
                 row |= {} if loss is None else {"heldout_loss": loss}
-            logs.write(step, row | rate.read(step))
+            row |= rate.read(step)
+            logs.write(step, row)
             if line := skipped_line(step, int(row["skipped"])):
                 logs.say(line)
         if records.snapshots and step % settings.ema_snapshot_every == 0:
@@ -264,6 +283,11 @@ def observer(
                 attempt(records, "the grid", step, lambda: keep_grid(
                     run, logs, step, draw_grid(state, step)
                 ))
+        if callback is None or not logs_row:
+            return False
+        with rate.paused():
+            trained = functools.partial(callback_lib.as_trained, run, held)
+            return callback_lib.asks_to_stop(callback, step, trained, row)
 
     return observe
 

@@ -221,13 +221,14 @@ class CheckpointClock:
 
 
 def closing_line(
-    run: Run, start: int, seconds: float, failures: list[str], goodput: float | None
+    run: Run, start: int, end: int, seconds: float, failures: list[str], goodput: float | None
 ) -> str:
     """The last line of a run.
 
     Args:
         run: of `run.prepare`.
         start: updates done when this start began.
+        end: updates done now; fewer than the run has where the callback ended it.
         seconds: that it took.
         failures: what failed beside the steps, for example "the grid of step 500".
         goodput: of the run; None if it is not known.
@@ -242,8 +243,11 @@ def closing_line(
         f"; steps took {goodput:.0%} of the time since the first start (goodput)"
     )
     failed = f"; {len(failures)} failed beside it: {', '.join(failures[:3])}" if failures else ""
+    done = f"done: {end:,} steps" if end == num_steps else (
+        f"stopped by the callback at step {end:,} of {num_steps:,}, which is saved"
+    )
     return (
-        f"done: {num_steps:,} steps, {num_steps - start:,} of them now in "
+        f"{done}, {end - start:,} of them now in "
         f"{format_duration(seconds)}{share}; samples and checkpoints in {run.workdir}{failed}"
         f"{', ...' if len(failures) > 3 else ''}"
     )
