@@ -24,7 +24,9 @@ from ddpm_jax import config as config_lib
 from ddpm_jax import errors, validation
 from ddpm_jax.data import loading
 from ddpm_jax.errors import UserError, located
-from ddpm_jax.evaluation import catalogue, identity, image_sets, inception_features
+from ddpm_jax.evaluation import (
+    best_checkpoint, catalogue, identity, image_sets, inception_features,
+)
 from ddpm_jax.evaluation import job as job_lib
 from ddpm_jax.evaluation.catalogue import METRICS
 from ddpm_jax.evaluation.job import Job, Settings
@@ -77,7 +79,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: Any) -> list[dict[str, 
                     row = _measure(job, results, metric, reference, protocol)
                 measured.append(row)
                 if _name(metric, reference) == config.evaluate.best and parallel.is_first():
-                    keep_best(workdir, row, results)
+                    _keep_best(workdir, row, results)
         parallel.barrier("evaluated")
     if len(_weights(config)) > 1:
         _print(table(measured))
@@ -299,6 +301,17 @@ def _write(results, row) -> None:
             events.scalar(tag, row["value"], row["step"])
 
 
+def _keep_best(workdir, row, results):
+    target = results / "best"
+    step = best_checkpoint.keep(
+        workdir, row, rows(results), target,
+        higher_is_better=METRICS[row["metric"]].higher_is_better,
+    )
+    if step is not None:
+        name = _name(row["metric"], row["reference"])
+        _print(f"best by {name}: step {step:,}, kept in {target}")
+
+
 def _name(metric, reference) -> str:
     """A metric's name in TensorBoard and `config.evaluate.best`."""
     return metric if reference is None else f"{metric}/{reference}"
@@ -370,57 +383,3 @@ def _steps(workdir: epath.Path, which: str) -> Iterator[int | None]:
             if seen >= last:
                 return
             time.sleep(POLL_SECONDS)
-
-
-def keep_best(workdir: epath.Path, row: dict[str, Any], results: epath.Path) -> None:
-    """Copies the best checkpoint of those measured like `row` to `best/`, a workdir of its own.
-
-    Rows of checkpoints that are no longer there do not count, for example those of an earlier run.
-    """
-    def but_for_step(row):
-        protocol = row["protocol"].items()
-        return row["metric"], {k: v for k, v in protocol if k not in ("step", "checkpoint")}
-
-    sign = -1 if METRICS[row["metric"]].higher_is_better else 1
-    alike = [other for other in rows(results) if but_for_step(other) == but_for_step(row)]
-    target = results / "best"
-    for best in sorted(alike, key=lambda other: sign * other["value"]):
-        if _holds(target, best):
-            return
-        if _holds(workdir, best):
-            break
-    else:
-        return
-    step, temporary = best["step"], results / "best.tmp"
-    if temporary.exists():
-        temporary.rmtree()
-    _copy(workdir / "checkpoints" / str(step), temporary / "checkpoints" / str(step))
-    if averages.sigma_rel(best["protocol"]["weights"]) is not None:
-        _copy(workdir / snapshots.FOLDER, temporary / snapshots.FOLDER)
-    config_json = run_folder.dump(run_folder.stored_config(workdir))
-    data_record.copy(workdir, temporary)
-    files.write(temporary / "config.json", (config_json + "\n").encode())
-    if target.exists():
-        target.rmtree()
-    temporary.rename(target)
-    _print(f"best by {_name(row['metric'], row['reference'])}: step {step:,}, kept in {target}")
-
-
-def _holds(workdir, row) -> bool:
-    """Whether the checkpoint that a row is of is still there."""
-    try:
-        _, trained = run_folder.load_step(
-            workdir, step=row["step"], weights=row["protocol"]["weights"]
-        )
-    except ValueError:
-        return False
-    return identity.of_model(trained) == row["protocol"]["checkpoint"]
-
-
-def _copy(source: epath.Path, target: epath.Path) -> None:
-    target.mkdir(parents=True, exist_ok=True)
-    for path in source.iterdir():
-        if path.is_dir():
-            _copy(path, target / path.name)
-        else:
-            path.copy(target / path.name)

@@ -2,9 +2,7 @@
 
 import collections
 import contextlib
-import dataclasses
 import functools
-import json
 import signal
 import time
 from collections.abc import Callable
@@ -13,26 +11,25 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
-from absl import logging
 
 from ddpm_jax.data import batching
 from ddpm_jax.diffusion import randomness
-from ddpm_jax.errors import NotFiniteError, one_line
+from ddpm_jax.errors import NotFiniteError
 from ddpm_jax.network.trained import Trained
 from ddpm_jax.runtime import compilation, interruption, memory, parallel, profiling
 from ddpm_jax.training import callback as callback_lib
 from ddpm_jax.training import memory_check, monitoring, nan_search, sharding
 from ddpm_jax.training import run as run_lib
-from ddpm_jax.training import state as state_lib
 from ddpm_jax.training.callback import Callback
+from ddpm_jax.training.records import (
+    Records, attempt, keep_grid, note_failure, open_records, save, say_opening,
+)
 from ddpm_jax.training.run import Run
 from ddpm_jax.training.sharding import Held
 from ddpm_jax.training.step import pmap_train_step
-from ddpm_jax.workdir import lock, snapshots
-from ddpm_jax.workdir.checkpoints import Checkpoints, steps
+from ddpm_jax.workdir import snapshots
+from ddpm_jax.workdir.checkpoints import steps
 from ddpm_jax.workdir.logs import Logs, Rate, Silence
-from ddpm_jax.workdir.pictures import save_png
-from ddpm_jax.workdir.wandb_writer import WandbWriter
 
 IN_FLIGHT = 2  # Steps queued ahead; more can hang where CPU devices wait for one another.
 
@@ -103,67 +100,6 @@ def complete(run: Run, callback: Callback | None = None) -> tuple[Trained, list[
         ))
     failures = parallel.from_first(lambda: records.failures)  # It alone writes traces.
     return callback_lib.as_trained(run, held), failures
-
-
-@dataclasses.dataclass(frozen=True)
-class Records:
-    """What a run writes to while it is open.
-
-    Attributes:
-        checkpoints: of the workdir.
-        snapshots: of averages, where they are kept.
-        logs: `Silence` in all processes but the first.
-        check_owner: raises a ValueError once another trainer has the workdir.
-        start: updates done when this start began.
-        failures: what failed beside the steps.
-    """
-
-    checkpoints: Checkpoints
-    snapshots: Checkpoints | None
-    logs: Logs | Silence
-    check_owner: Callable[[], None]
-    start: int
-    failures: list[str] = dataclasses.field(default_factory=list)
-
-
-def open_records(run: Run, stack: contextlib.ExitStack) -> tuple[Run, Records, Held]:
-    """Takes hold of the workdir; returns the run, its records and the state to go on from.
-
-    Args:
-        run: of `run.prepare`.
-        stack: closes the records in reverse order.
-
-    Raises:
-        ValueError: as `train` does.
-    """
-    settings = run.settings
-    check_owner = stack.enter_context(lock.hold(run.workdir))
-    run_lib.store_config(run)
-    checkpoints = stack.enter_context(Checkpoints(
-        run.workdir, keep=settings.keep, keep_every=settings.keep_every
-    ))
-    run, state = run_lib.first_state(run, checkpoints)
-    held = sharding.hold(state, run.step_settings.shard_update)
-    start = int(held[0].step)
-    logs = stack.enter_context(open_logs(run, start)) if parallel.is_first() else Silence()
-    kept = None
-    if settings.ema_snapshot_every:
-        kept = stack.enter_context(snapshots.open_snapshots(run.workdir, start))
-    return run, Records(checkpoints, kept, logs, check_owner, start), held
-
-
-def open_logs(run: Run, start: int) -> Logs:
-    """The logs of a run that continues after `start` updates."""
-    project = run.settings.wandb
-    also = WandbWriter(project, run.workdir, json.loads(run.config_json)) if project else None
-    return Logs(run.workdir, start_step=start, num_steps=run.settings.num_steps, also=also)
-
-
-def say_opening(run: Run, records: Records, held: Held) -> None:
-    """Logs what the run is."""
-    for line in monitoring.opening_lines(run, sharding.merged(*held)):
-        records.logs.say(line)
-    records.logs.text("config", f"```json\n{run.config_json}\n```")
 
 
 def make_steps(
@@ -290,38 +226,6 @@ def observer(
             return callback_lib.asks_to_stop(callback, step, trained, row)
 
     return observe
-
-
-def keep_grid(run: Run, logs: Logs | Silence, step: int, picture: np.ndarray) -> None:
-    """Writes a grid to `samples/` and the logs; only the first process does."""
-    if parallel.is_first():
-        save_png(run.workdir / "samples" / f"step_{step:08d}.png", picture)
-    logs.images("samples", picture, step)
-
-
-def attempt(records: Records, what: str, step: int, work: Callable[[], Any]) -> Any:
-    """What `work` returns, or None where it fails in any process; then all note the failure."""
-    result, error = parallel.attempt(work)
-    if error is not None:
-        note_failure(records, f"{what} of step {step:,}", error)
-    return result
-
-
-def note_failure(records: Records, what: str, error: Exception) -> None:
-    """Says that something beside the steps has failed, and remembers it for the end of the run."""
-    records.failures.append(what)
-    line = f"{what} failed ({one_line(error)[:300]}); training goes on"
-    if parallel.is_first():
-        records.logs.say(line)
-    elif not isinstance(error, parallel.FailedElsewhereError):
-        logging.error(line)
-
-
-def save(run: Run, records: Records, step: int, held: Held, *, timed: bool = False) -> None:
-    """Starts a checkpoint, after the rows of its steps: no reader finds it without them."""
-    records.logs.flush()
-    state = sharding.whole(held)
-    records.checkpoints.save(step, state_lib.to_saved(state), run.metadata(), timed=timed)
 
 
 def every(step: int, period: int, last: int) -> bool:

@@ -231,7 +231,7 @@ def closing_line(
         end: updates done now; fewer than the run has where the callback ended it.
         seconds: that it took.
         failures: what failed beside the steps, for example "the grid of step 500".
-        goodput: of the run; None if it is not known.
+        goodput: of the run; None or 0 if it is not known yet.
     """
     num_steps = run.settings.num_steps
     if start >= num_steps:
@@ -239,7 +239,7 @@ def closing_line(
             f"nothing to do: {run.workdir} has {start:,} steps and config.train.num_steps="
             f"{num_steps}; ask for more with --config.train.num_steps={start + num_steps}"
         )
-    share = "" if goodput is None else (
+    share = "" if not goodput else (
         f"; steps took {goodput:.0%} of the time since the first start (goodput)"
     )
     failed = f"; {len(failures)} failed beside it: {', '.join(failures[:3])}" if failures else ""

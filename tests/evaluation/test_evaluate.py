@@ -1,4 +1,4 @@
-"""`evaluate`: rows with their protocol (job.py, catalogue.py), each computed once."""
+"""`evaluate`: rows with their protocol (job.py, catalogue.py), each once; best_checkpoint.py."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import threading
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 import ddpm_jax
@@ -15,7 +16,9 @@ from ddpm_jax.data import kept as kept_lib
 from ddpm_jax.data import loading
 from ddpm_jax.diffusion import randomness
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation import catalogue, identity, inception_features, references
+from ddpm_jax.evaluation import (
+    best_checkpoint, catalogue, identity, inception_features, references,
+)
 from ddpm_jax.evaluation import evaluate as evaluate_lib
 from ddpm_jax.evaluation import job as job_lib
 from ddpm_jax.network.inception import Features
@@ -248,11 +251,9 @@ def test_all_checkpoints_and_the_best_of_them(workdir, capsys):
         scored(2, 1.5), scored(4, 2.5), scored(6, 2.0), scored(6, 9.0, seed=1),
         scored(2, 8.0, of=4),  # Of another run, before the workdir was cleared.
     ]
-    (workdir / "evaluations.jsonl").write_text(
-        "".join(json.dumps(row) + "\n" for row in known)
-    )
-    path = evaluate_lib.epath.Path(workdir)
-    evaluate_lib.keep_best(path, known[2], path)
+    path = epath.Path(workdir)
+    kept = best_checkpoint.keep(path, known[2], known, path / "best", higher_is_better=True)
+    assert kept == 4
     assert [p.name for p in (workdir / "best" / "checkpoints").iterdir()] == ["4"]
 
 

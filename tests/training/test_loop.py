@@ -1,4 +1,4 @@
-"""Whole runs of a few steps: traced, interrupted and resumed, or stopped by bad numbers."""
+"""Whole runs of a few steps (loop.py, records.py): traced, resumed, or stopped by bad numbers."""
 
 import contextlib
 import dataclasses
@@ -22,6 +22,7 @@ from ddpm_jax.network import averages
 from ddpm_jax.runtime import memory
 from ddpm_jax.runtime.interruption import Interrupted
 from ddpm_jax.training import loop, monitoring
+from ddpm_jax.training import records as records_lib
 from ddpm_jax.training import run as run_lib
 from ddpm_jax.training import state as state_lib
 from ddpm_jax.workdir import checkpoints, logs, pictures, run_folder, snapshots
@@ -198,7 +199,7 @@ def grids(workdir):
 @pytest.mark.parametrize("where, name, what", [
     (sample_lib, "sample", "the grid"),
     (pictures, "grid", "the grid"),
-    (loop, "save_png", "the grid"),
+    (records_lib, "save_png", "the grid"),
     (jax.profiler, "start_trace", "the trace"),
     (jax.profiler, "stop_trace", "the trace"),
 ])
