@@ -11,8 +11,9 @@ from ddpm_jax.diffusion.randomness import IMPL, as_key, image_keys
 from ddpm_jax.errors import UserError
 
 ADDRESSES = (  # By the key below which they lie.
-    "INIT STEP HELD_OUT GRID", "BITS ODE SAMPLES PICTURES HELD_OUT_LOSS", "T EPS MIRROR LABEL",
-    "X_T Z FORWARD", "REVERSE KNOWN UP", "PRIOR SHARED OWN", "DEQUANTISATION PROBES",
+    "INIT STEP HELD_OUT GRID", "BITS ODE SAMPLES PICTURES HELD_OUT_LOSS",
+    "T EPS MIRROR LABEL GUESS AUGMENT", "X_T Z FORWARD", "REVERSE KNOWN UP", "PRIOR SHARED OWN",
+    "DEQUANTISATION PROBES",
 )
 
 

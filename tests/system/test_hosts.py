@@ -333,7 +333,7 @@ import host
 from ddpm_jax.data.source import Source
 from ddpm_jax.inference import batched_map, conditions
 from ddpm_jax.inference import sample as sample_lib
-from ddpm_jax.training import loop, run
+from ddpm_jax.training import loop, records, run
 
 def fails_once(owner, name, counts=lambda *arguments: True):
     works, failed = getattr(owner, name), []
@@ -349,8 +349,8 @@ host.validation.check_images = lambda *_: None
 if sys.argv[2] == sys.argv[3]:
     fails_once(conditions, "in_turn")  # Before the chains of the first grid,
     fails_once(batched_map, "num_parts")  # in those of the second, and after those of the third.
-    fails_once(sample_lib, "to_uint8")
-    fails_once(loop, "save_png")  # In the first process alone.
+    fails_once(sample_lib.pixels, "to_uint8")
+    fails_once(records, "save_png")  # In the first process alone.
     fails_once(Source, "examples", lambda source, _: len(source) < 1000)  # The held-out images.
 config = host.config(**{"train.num_steps": 5, "train.sample_every": 1, "train.eval_every": 2})
 _, failures = loop.complete(run.prepare(config, sys.argv[4], None))
