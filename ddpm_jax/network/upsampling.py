@@ -5,9 +5,10 @@ import jax.numpy as jnp
 
 from ddpm_jax.network.convolution import conv_general_dilated
 
-# Fewest images, alone and where the derivative is taken too, from which on the compiler for TPUs
-# leaves the zeros between pixels out: on v3 and v4. Those for v5e and v6e do from 16 on.
-ALONE, IN_TRAINING = 64, 32
+# Fewest images on a device from which on a product is faster without the repeated pixels: alone,
+# in a step of training, and for its gradients. By the cycles of XLA's compilers for v3 and v4,
+# which multiply by the zeros between pixels of fewer; for v5e and v6e the first two could be 16.
+ALONE, IN_TRAINING, GRADIENTS = 64, 32, 16
 
 
 def conv_of_doubled(
@@ -15,8 +16,8 @@ def conv_of_doubled(
 ) -> jax.Array:
     """A 3x3 convolution of x with each pixel twice along both axes, for `flax.linen.Conv`.
 
-    On a TPU each output takes the 4 products that differ, not 9: taps that fall on the same pixel
-    are added in float32. It equals the other up to the rounding of their sums.
+    On a TPU with many images each output takes the 4 products that differ, not 9: taps that fall
+    on the same pixel are added in float32. The sums are the same up to their rounding.
 
     Args:
         x: [b, h, w, c].
@@ -51,7 +52,8 @@ def conv_of_doubled(
         y = (summed if len(x) >= IN_TRAINING else repeated)(x, kernel)
         return y, summed(dx, kernel) + summed(x, dkernel)
 
-    return jax.lax.platform_dependent(x, kernel, tpu=on_a_tpu, default=repeated)
+    tpu = on_a_tpu if len(x) >= GRADIENTS else repeated
+    return jax.lax.platform_dependent(x, kernel, tpu=tpu, default=repeated)
 
 
 def _pad(kernel, zeros):
