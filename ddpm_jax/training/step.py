@@ -111,21 +111,7 @@ def train_step(
     def skipped(state, grads):
         return state.replace(step=step, tally=tally, skipped=state.skipped + 1)
 
-    def chosen(state, grads):
-        parts = {part: flat(getattr(state, part)) for part in packing.PARTS}
-        flat_state = state.replace(**parts)
-        # Otherwise the new state has the order of axes of cuDNN's gradients, and is turned back.
-        flat_state, flat_grads = jax.lax.optimization_barrier((flat_state, flat(grads)))
-        new, old = updated(flat_state, flat_grads), skipped(flat_state, grads)
-        new = jax.tree.map(functools.partial(jnp.where, finite), new, old)
-        return jax.tree.map(lambda x, y: x.reshape(y.shape), new, state)
-
-    # In a branch a GPU would start a kernel for each array. Elsewhere `jnp.where` is slower, and
-    # moves the last bits of the update that it is fused into.
-    state = jax.lax.platform_dependent(
-        state, grads, cuda=chosen, rocm=chosen,
-        default=functools.partial(jax.lax.cond, finite, updated, skipped),
-    )
+    state = either(finite, updated, skipped, state, grads)
     metrics = {
         "loss": weighted_mean(state.tally[0].sum(), state.tally[1].sum()),
         **{f"loss_quartile_{i + 1}": weighted_mean(*state.tally[:, i]) for i in range(4)},
@@ -135,6 +121,27 @@ def train_step(
         "skipped_in_a_row": state.skipped[1],
     }
     return state, metrics
+
+
+def either(finite, updated, skipped, state, grads):
+    """`updated(state, grads)` where `finite`, else `skipped(state, grads)`.
+
+    In a branch a GPU would start a kernel for each array, so it computes both and takes one.
+    Elsewhere `jnp.where` is slower, and moves the last bits of the update that it is fused into.
+    """
+    def chosen(state, grads):
+        parts = {part: flat(getattr(state, part)) for part in packing.PARTS}
+        flat_state = state.replace(**parts)
+        # Otherwise the new state has the order of axes of cuDNN's gradients, and is turned back.
+        flat_state, flat_grads = jax.lax.optimization_barrier((flat_state, flat(grads)))
+        new, old = updated(flat_state, flat_grads), skipped(flat_state, grads)
+        new = jax.tree.map(functools.partial(jnp.where, finite), new, old)
+        return jax.tree.map(lambda x, y: x.reshape(y.shape), new, state)
+
+    return jax.lax.platform_dependent(
+        state, grads, cuda=chosen, rocm=chosen,
+        default=functools.partial(jax.lax.cond, finite, updated, skipped),
+    )
 
 
 def norm(grads):
