@@ -22,32 +22,12 @@ from etils import epath
 from ddpm_jax.errors import NotWrittenError, UserError, one_line
 from ddpm_jax.network.trained import leaves
 from ddpm_jax.runtime import files, parallel
+from ddpm_jax.workdir.retention import Retention
 
 DAMAGE = (ValueError, KeyError, OSError)  # What Orbax raises on files that it cannot read.
 TEMPORARY = ".orbax-checkpoint-tmp"
 _TIMED = "timed"  # In the metadata of a checkpoint that was saved because of the time.
 _ABANDONED = 1.0  # Seconds in which the reads or writes that Orbax abandons on an error end.
-
-
-class _Kept:
-    """Says to Orbax which checkpoints stay.
-
-    Attributes:
-        timed: steps of those that were saved because of the time.
-    """
-
-    def __init__(self, keep, keep_every):
-        self._keep, self._keep_every, self.timed = keep, keep_every, set()
-
-    def should_preserve(self, checkpoints, *, context):
-        steps = [info.step for info in checkpoints]  # In order.
-        keep = self._keep or len(steps)
-        newest = {
-            *[step for step in steps if step not in self.timed][-keep:],
-            *[step for step in steps if step in self.timed][-1:],
-        }
-        every = self._keep_every
-        return [step in newest or bool(every) and step % every == 0 for step in steps]
 
 
 class Checkpoints:
@@ -71,7 +51,7 @@ class Checkpoints:
         background = ocp.AsyncOptions(
             create_directories_asynchronously=False, post_finalization_callback=self._check_written
         )
-        self._kept = _Kept(keep, keep_every)
+        self._kept = Retention(keep, keep_every)
         self._options = ocp.CheckpointManagerOptions(
             preservation_policy=self._kept, async_options=background
         )
