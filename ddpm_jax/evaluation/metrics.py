@@ -74,12 +74,12 @@ def held_out_loss(job: Job, folder: epath.Path) -> dict[str, Any]:
 
 def ode_bpd(job: Job, folder: epath.Path) -> dict[str, Any]:
     """Bits/dim under the probability-flow ODE, uniformly dequantised (Song et al. 2021)."""
-    return _by_ode(job, folder, "bits", bits_lib.ode_bits_per_dim)
+    return _by_ode(job, folder, "bits")
 
 
 def nats_ode(job: Job, folder: epath.Path) -> dict[str, Any]:
     """The log-density of floats under the probability-flow ODE, in nats/dim (Song et al. 2021)."""
-    return _by_ode(job, folder, "nats", bits_lib.ode_nats_per_dim)
+    return _by_ode(job, folder, "nats")
 
 
 def progressive_pictures(job: Job, folder: epath.Path) -> dict[str, Any]:
@@ -304,15 +304,15 @@ def check_pixels(image_shape: tuple[int, int, int]) -> None:
         )
 
 
-def _by_ode(job, folder, kind, measure):
-    """The row of a metric of the ODE, whose value for each image `kind`.npz keeps."""
+def _by_ode(job, folder, unit):
+    """The row of a metric of the ODE, whose value for each image `unit`.npz keeps."""
     settings = job.settings
-    values = _finite(measure(
-        job.trained, job.rng(randomness.ODE), job.images(), num_steps=settings.ode_steps,
+    values = _finite(bits_lib.by_ode(
+        job.trained, job.rng(randomness.ODE), job.images(), unit, num_steps=settings.ode_steps,
         num_probes=settings.ode_probes, batch_size=settings.batch_size, progress=job.progress,
         folder=folder / "parts",
     ))
-    files.write_npz(folder / f"{kind}.npz", {kind: values})
+    files.write_npz(folder / f"{unit}.npz", {unit: values})
     partial_results.remove(folder / "parts")
     return _mean(values)
 

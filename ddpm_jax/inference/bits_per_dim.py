@@ -109,10 +109,11 @@ def _terms(trained, rng, source, read_kwargs, *, clip, batch_size, progress, fol
     )
 
 
-def ode_bits_per_dim(
+def by_ode(
     trained: Trained,
     rng: Any,
     source: source_lib.Source,
+    unit: str = "bits",
     *,
     num_steps: int = 200,
     num_probes: int = 1,
@@ -120,51 +121,38 @@ def ode_bits_per_dim(
     progress: bool = False,
     folder: Any = None,
 ) -> np.ndarray:
-    """Bits/dim of each image under the probability-flow ODE (`ode_likelihood.ode_bits_per_dim`).
+    """The likelihood of each image under the probability-flow ODE, per dimension.
 
     Args:
+        unit: "bits", those of whole numbers with uniform noise on them, lower ones better
+            (`ode_likelihood.ode_bits_per_dim`); or "nats", the log-density of floats, higher ones
+            better. That is of the values low..high of the data, `ode_likelihood.ode_log_density`
+            less log((high - low) / 2): another range is another unit.
         num_steps: Heun steps, two network calls each.
         num_probes: probes of the divergence per image.
 
     The other arguments, and the errors, are those of `terms`.
 
     Returns:
-        float32 [n].
+        float32 [n] of bits, float64 [n] of nats.
     """
     trained_lib.check(trained)
-    check_bins(trained)
-    bins = trained.bins if trained.value_range else 0
-    return _ode(
-        trained, rng, source, "bits", bins, num_steps, num_probes, batch_size, progress, folder
-    )
-
-
-def ode_nats_per_dim(
-    trained: Trained,
-    rng: Any,
-    source: source_lib.Source,
-    *,
-    num_steps: int = 200,
-    num_probes: int = 1,
-    batch_size: int | None = None,
-    progress: bool = False,
-    folder: Any = None,
-) -> np.ndarray:
-    """The log-density of each image of floats under the probability-flow ODE, in nats/dim.
-
-    The density is that of the values low..high of the data, `ode_likelihood.ode_log_density` less
-    log((high - low) / 2): another range is another unit.
-
-    The arguments, and the errors, are those of `ode_bits_per_dim`.
-
-    Returns:
-        float64 [n]; a higher one is better.
-    """
-    nats = _ode(
-        trained, rng, source, "nats", 0, num_steps, num_probes, batch_size, progress, folder
-    )
+    errors.check_known("unit", unit, ("bits", "nats"))
+    if unit == "bits":
+        check_bins(trained)
+    bins = trained.bins if unit == "bits" and trained.value_range else 0
+    num_steps = errors.whole_number("num_steps", num_steps, low=1)
+    num_probes = errors.whole_number("num_probes", num_probes, low=1)
+    progress = errors.flag("progress", progress)
+    chain = _pmap_ode(*_static(trained), unit, bins, num_steps, num_probes, progress)
+    values = _each_image(
+        trained, rng, source, source.model_kwargs, chain, dict, num_steps=num_steps,
+        batch_size=batch_size, progress=progress, folder=folder,
+    )[unit]
+    if unit == "bits":
+        return values
     low, high = trained.value_range or (0, 255)
-    return nats - math.log((high - low) / 2)
+    return values - math.log((high - low) / 2)
 
 
 def check_bins(trained: Trained) -> None:
@@ -175,19 +163,6 @@ def check_bins(trained: Trained) -> None:
             "bins of whole numbers; measure its log-density, "
             "--config.evaluate.metrics=\"('nats_ode',)\"."
         )
-
-
-def _ode(
-    trained, rng, source, kind, bins, num_steps, num_probes, batch_size, progress, folder
-):
-    num_steps = errors.whole_number("num_steps", num_steps, low=1)
-    num_probes = errors.whole_number("num_probes", num_probes, low=1)
-    progress = errors.flag("progress", progress)
-    chain = _pmap_ode(*_static(trained), kind, bins, num_steps, num_probes, progress)
-    return _each_image(
-        trained, rng, source, source.model_kwargs, chain, dict, num_steps=num_steps,
-        batch_size=batch_size, progress=progress, folder=folder,
-    )[kind]
 
 
 def _static(trained):

@@ -145,7 +145,7 @@ def test_the_schedule_is_the_one_given(trained, pixels, expected, other):
 def test_the_next_checkpoint_compiles_nothing(trained, pixels):
     def run(trained):
         source = source_lib.from_array(pixels[:5])
-        ode = bits_lib.ode_bits_per_dim(trained, KEY, source, num_steps=2)
+        ode = bits_lib.by_ode(trained, KEY, source, num_steps=2)
         return bits_lib.terms(trained, KEY, source).vlb, ode
 
     compiled, before = [], run(trained)
@@ -281,7 +281,7 @@ def test_ode_bits_are_those_of_each_image_alone(pixels, mean, variance, num_prob
     expected = [alone(pixels[i : i + 1], key(i)[None])[0] for i in range(11)]
     assert np.std(expected) > 0.01
     for n, batch_size in ((11, 8), (5, None)):
-        actual = bits_lib.ode_bits_per_dim(
+        actual = bits_lib.by_ode(
             trained, KEY, source_lib.from_array(pixels[:n]), batch_size=batch_size, **settings)
         assert actual.shape == (n,) and actual.dtype == np.float32
         np.testing.assert_allclose(actual, expected[:n], **SAME)
@@ -289,7 +289,7 @@ def test_ode_bits_are_those_of_each_image_alone(pixels, mean, variance, num_prob
 
 def test_ode_bits_resume_and_move_a_bar(tmp_path, trained, pixels, capsys):
     def run(source):
-        return bits_lib.ode_bits_per_dim(
+        return bits_lib.by_ode(
             trained, KEY, source, num_steps=5, batch_size=8, folder=tmp_path, progress=True)
 
     actual = run(source_lib.from_array(pixels[:11]))
@@ -305,7 +305,7 @@ def test_ode_bits_resume_and_move_a_bar(tmp_path, trained, pixels, capsys):
 # Mistakes.
 
 
-@pytest.mark.parametrize("compute", [bits_lib.terms, bits_lib.ode_bits_per_dim])
+@pytest.mark.parametrize("compute", [bits_lib.terms, bits_lib.by_ode])
 @pytest.mark.parametrize("shape", [(4, 4, 1), (8, 8, 3)])
 def test_images_of_another_shape_are_refused(trained, compute, shape):
     source = source_lib.from_array(np.zeros((2, *shape), np.uint8))

@@ -156,8 +156,8 @@ def test_the_density_of_the_ode_is_that_of_the_datas_own_values():
     )
     x = np.random.default_rng(1).normal(gaussian.M, gaussian.S, (8, 8, 8, 1)).clip(-0.99, 0.99)
     values = 500 * (x + 1)
-    nats = bits_lib.ode_nats_per_dim(
-        model, 0, data.from_array(values, value_range=(0, 1000)), num_steps=200
+    nats = bits_lib.by_ode(
+        model, 0, data.from_array(values, value_range=(0, 1000)), "nats", num_steps=200
     )
     mean, deviation = 500 * (gaussian.M + 1), 500 * np.hypot(gaussian.S, 0.01)
     squares = np.square((values - mean) / deviation)
