@@ -66,7 +66,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: Any) -> list[dict[str, 
         data_record.read(workdir), config_lib.same_data(config, stored), **settings.data
     )
     settings = dataclasses.replace(settings, data=settings.data | {"kept": kept})
-    _check_weights(config, stored, workdir)
+    parallel.from_first(lambda: _check_weights(config, stored, workdir))
     measured = []
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.default_matmul_precision(settings.matmul_precision))
