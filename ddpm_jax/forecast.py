@@ -298,9 +298,10 @@ def _costs(block, target, when):
     kinds = block.by(lambda operation: operation.kind)
     yield ", ".join(f"{kind} {share:.0%}" for kind, share in kinds.items() if share >= 0.005)
     if block.collectives:
-        given = ", ".join(
-            f"{each.opcode} of {_size(each.num_bytes)}" for each in block.collectives
-        )
+        sizes = {}
+        for each in block.collectives:
+            sizes.setdefault(each.opcode, []).append(_size(each.num_bytes))
+        given = "; ".join(f"{opcode} of {', '.join(of)}" for opcode, of in sizes.items())
         yield f"exchange: {given}; each device sends {_size(block.sent)}"
 
 
