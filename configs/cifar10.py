@@ -40,6 +40,10 @@ def get_config() -> ml_collections.ConfigDict:
         labels=False,         # train a class-conditional model
         num_classes=0,        # labels in 0..num_classes-1 are its classes as they are; 0: the
                               # labels that occur are the classes, in order
+        vectors=(),           # train a model that is told numbers: ("age",), say, an array of the
+                              # .npz, a column of the folder's metadata.csv, or a feature of TFDS
+        vector_mean=(),       # the network gets the numbers less this mean, over vector_std; ():
+        vector_std=(),        # those of the training images
         condition="",         # train an image-conditional model: "low_resolution", "noisy" (see
                               # data/image_pairs.py), or "stored" in the .npz
         condition_channels=0,                # channels of the condition; 0: as the data
@@ -102,7 +106,7 @@ def get_config() -> ml_collections.ConfigDict:
         adam_b2=0.999,
         adam_eps=1e-8,
         t_sampling="uniform",                # or "antithetic", "importance"
-        label_dropout=0.1,    # share of images whose label is hidden, for guidance
+        label_dropout=0.1,    # share of images whose label and numbers are hidden, for guidance
         grad_clip=1.0,        # global norm; 0: none
         ema_decay=0.9999,
         ema_warmup=False,     # min(ema_decay, (1 + step) / (10 + step)), for short runs
@@ -140,6 +144,8 @@ def get_config() -> ml_collections.ConfigDict:
         dynamic_threshold=0.0,               # a percentile, for example 0.995; 0: off
         seed=0,
         labels=(),            # classes to draw in turn; (): all classes
+        vectors=(),           # numbers to draw for in turn: for example ((20, 0.5), (30, 0.5)); ():
+                              # those of the data
         guidance=1.0,         # classifier-free guidance scale; 1: none
         guidance_interval=(),                # guide at these t: for example (100, 700); (): all
         weights="ema",        # or "raw", one of extra_ema_decays: "0.999", or an average

@@ -17,6 +17,7 @@ from ddpm_jax import optimizer as optimizer_lib
 from ddpm_jax.data import augmentation
 from ddpm_jax.data import source as source_lib
 from ddpm_jax.data import value_range as range_lib
+from ddpm_jax.data import vectors as vectors_lib
 from ddpm_jax.diffusion import losses, process
 from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.errors import UserError
@@ -94,6 +95,7 @@ def model(config: ml_collections.ConfigDict, channels: int) -> unet.UNet:
     data = config.data
     fields = settings | {
         "num_classes": data.num_classes if data.labels else 0,
+        "vector_size": len(data.vector_mean) if data.vectors else 0,
         "condition_channels": data.condition_channels if data.condition else 0,
         "augment_channels": len(augmentation.PARAMETERS) if data.augment else 0,
         "channel_multipliers": tuple(settings["channel_multipliers"]),
@@ -152,10 +154,16 @@ def data_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
         name=settings.name, data_dir=settings.dir, image_size=settings.image_size,
         image_width=settings.image_width, channels=settings.channels, holdout=settings.holdout,
         seed=config.seed, labels=settings.labels, num_classes=settings.num_classes,
-        condition=settings.condition, factor=settings.factor,
+        vectors=settings.vectors, condition=settings.condition, factor=settings.factor,
         image_column=settings.image_column, label_column=settings.label_column,
         value_range=value_range(config),
     )
+
+
+def vector_scale(config: ml_collections.ConfigDict) -> vectors_lib.Scale:
+    """The mean and the standard deviation of the numbers of the data; () where these are to say."""
+    data = config.data
+    return (tuple(data.vector_mean), tuple(data.vector_std)) if data.vector_mean else ()
 
 
 def read_sampling(config: ml_collections.ConfigDict) -> settings_lib.Settings:
@@ -201,6 +209,8 @@ def resolved(
             instead={"config.data.num_classes": source.num_classes},
         )
     data.num_classes = data.num_classes or source.num_classes
+    data.vectors = (data.vectors or ("vectors",)) if source.vector_size else ()
+    data.vector_mean, data.vector_std = source.vector_scale or ((), ())
     data.condition_channels = source.condition_channels
     _resolve_values(data, source)
     return config

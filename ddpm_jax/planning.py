@@ -218,6 +218,9 @@ def stand_in(
     if settings.labels:
         num_classes = settings.num_classes or 10
         source = source.with_labels(random.integers(0, num_classes, num_images), num_classes)
+    if settings.vectors:
+        size = len(settings.vector_mean) or len(settings.vectors)
+        source = source.with_vectors({"vectors": random.normal(size=(num_images, size))})
     if settings.condition == "low_resolution":
         return image_pairs.low_resolution(source, settings.factor)
     if settings.condition == "noisy":

@@ -79,6 +79,9 @@ _ITEMS = {  # type, lower and upper bound (outside), both in words, a value that
     "model.channel_multipliers": (int, 0, math.inf, "whole numbers, at least one", (1, 2, 2, 2)),
     "model.attention_resolutions": (int, 0, math.inf, "whole numbers", (16,)),
     "diffusion.betas": ((int, float), 0, math.inf, "numbers in (0, 1]", (0.1, 0.2, 0.5)),
+    "data.vectors": (str, "", chr(0x10FFFF), "names of numbers in the data", ("age",)),
+    "data.vector_mean": ((int, float), -math.inf, math.inf, "finite numbers", (0.5, 20.0)),
+    "data.vector_std": ((int, float), 0, math.inf, "numbers above 0", (0.1, 5.0)),
     "evaluate.sweep_steps": (int, 0, math.inf, "whole numbers, at least one", (10, 20, 50, 100)),
     "train.extra_ema_decays": (float, 0, 1, "numbers between 0 and 1", (0.999,)),
     "train.piecewise_steps": (int, 0, _HUGE, "whole numbers of steps", (400_000, 600_000)),
@@ -150,6 +153,12 @@ def checked(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         settings[setting] = _typed_items(setting, settings[setting])
     known.update_from_flattened_dict(settings)
     known.data.range = config_lib.value_range(known)
+    mean, std = known.data.vector_mean, known.data.vector_std
+    if len(mean) != len(std):
+        raise _refused(
+            "data.vector_std", std, f"must have as many numbers as config.data.vector_mean={mean}",
+            (1.0,) * len(mean),
+        )
     return known
 
 

@@ -270,11 +270,12 @@ def test_random_pixels_stand_in_for_the_data_of_every_config(name, monkeypatch):
 def test_stored_conditions_and_classes_are_made_up_as_many_as_asked():
     config = small_config(**{
         "data.condition": "stored", "data.condition_channels": 2, "data.labels": True,
-        "data.num_classes": 7,
+        "data.num_classes": 7, "data.vectors": ("a", "b"),
     })
     source = planning.stand_in(config)
     model_kwargs = source.model_kwargs(np.arange(500))
     assert model_kwargs["condition"].shape == (500, 8, 8, 2)
+    assert model_kwargs["vectors"].shape == (500, 3)
     assert source.num_classes == 7 and set(model_kwargs["labels"]) == set(range(7))
 
 

@@ -1,13 +1,18 @@
-"""Do labels and conditions have their effect? Guidance, super-resolution and segmentation.
+"""Do labels, vectors and conditions have their effect?
 
     python main.py --config=configs/digits_conditional.py --workdir=runs/digits_conditional
     python -m benchmarks.quality.conditional --task=guidance --workdir=runs/digits_conditional
+    python main.py --config=configs/digits_vectors.py --workdir=runs/digits_vectors
+    python -m benchmarks.quality.conditional --task=vectors --workdir=runs/digits_vectors
     python main.py --config=configs/digits_superres.py --workdir=runs/digits_superres
     python -m benchmarks.quality.conditional --task=superres --workdir=runs/digits_superres
     python main.py --config=configs/digits_segment.py --workdir=runs/digits_segment
     python -m benchmarks.quality.conditional --task=segment --workdir=runs/digits_segment
 
 Guidance: the share of samples whose label the classifier of `digits.py` predicts, by scale.
+Vectors: the regression of the ink of samples, their mean, on the ink that was asked for, and the
+share whose class is the one asked for. Pictures of some, a row for each digit, go into the current
+folder.
 Super-resolution: the error of the mean of 16 draws on the 300 held-out digits, compared with
 bicubic interpolation and ridge regression, and the difference between a reduced draw and its
 condition.
@@ -20,12 +25,14 @@ import argparse
 import jax
 import numpy as np
 from PIL import Image
+from scipy import stats
 from sklearn.linear_model import RidgeCV
 
 import ddpm_jax
 from benchmarks.quality.digits import fitted_classifier, scaled
 from ddpm_jax.data import image_pairs, loading
 from ddpm_jax.evaluation import conditional_draws, scores
+from ddpm_jax.workdir import pictures
 
 _DRAWS = 16
 _CHAIN = dict(sampler="ddim", eta=1.0, num_steps=50, output="uint8", progress=True)
@@ -53,6 +60,35 @@ def guidance(trained, seed):
 def _spread(images, labels):
     """The standard deviation of a pixel within a class, in grey levels, averaged."""
     return np.mean([images[labels == k].std(axis=0, dtype=np.float64) for k in range(10)])
+
+
+def vectors(trained, seed):
+    """Prints the regression of ink on 1,000 samples, 20 for each digit and of five amounts of ink.
+
+    The amounts are percentiles of the ink of the held-out digits.
+    """
+    classifier, source = fitted_classifier(), loading.load("digits", split="test", vectors=("ink",))
+    amounts = np.percentile(source.vectors, (5, 25, 50, 75, 95))
+    labels, inks = (grid.ravel() for grid in np.meshgrid(np.arange(10), amounts, indexing="ij"))
+    asked = np.concatenate([np.eye(10)[labels], inks[:, None]], axis=1)
+    for scale in (1.0, 2.0):
+        samples = ddpm_jax.sample(
+            trained, seed, 20 * len(asked), vectors=np.tile(asked, (20, 1)), guidance=scale,
+            **_CHAIN,
+        )
+        ink, wanted = samples.mean(axis=(1, 2, 3)) / 255, np.tile(inks, 20)
+        fit = stats.linregress(wanted, ink)
+        right = classifier.predict(scaled(samples)) == np.tile(labels, 20)
+        print(f"guidance {scale:g}: ink = {fit.intercept:.3f} + ({fit.slope:.3f} +- "
+              f"{fit.stderr:.3f}) asked, R^2 {fit.rvalue**2:.3f}, off by {_rms(ink - wanted):.4f}; "
+              f"ink of held-out digits spreads by {source.vectors.std():.4f}; class as asked "
+              f"{with_error(right)}")
+        pictures.save_png(f"vectors_guidance_{scale:g}.png",
+                          pictures.grid(samples[:len(asked)], columns=len(amounts)))
+
+
+def _rms(values):
+    return np.sqrt(np.mean(np.square(values)))
 
 
 def drawn(trained, seed, source):
@@ -113,7 +149,7 @@ def segment(trained, seed):
 
 def main():
     """Prints the numbers of one task for the newest checkpoint of a workdir."""
-    tasks = {"guidance": guidance, "superres": superres, "segment": segment}
+    tasks = {"guidance": guidance, "vectors": vectors, "superres": superres, "segment": segment}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--task", choices=tasks, required=True)
     parser.add_argument("--workdir", required=True)

@@ -28,7 +28,8 @@ def fits_on_device(source: Source) -> bool:
     """
     channels = source.image_shape[-1] + source.condition_channels
     each = 4 if source.value_range else 1  # Bytes: float32 or uint8.
-    num_bytes = len(source) * math.prod((*source.image_shape[:2], channels)) * each
+    pixels = math.prod((*source.image_shape[:2], channels)) * each
+    num_bytes = len(source) * (pixels + 4 * source.vector_size)
     return (
         jax.default_backend() != "cpu" and source.in_memory
         and _SHARE * num_bytes <= memory.device_total()
@@ -49,7 +50,7 @@ def device_batches(
 
     Returns:
         An iterator, to be closed, of "images" [local_devices, b, h, w, c] as `source.read` gives
-        them, and, if the source has them, "labels" and "condition".
+        them, and, if the source has them, "labels", "vectors" and "condition".
 
     Raises:
         UserError: as `batches` does, with the first batch.
@@ -99,7 +100,7 @@ def batches(
 
     Returns:
         An iterator of `source.examples`: "images" [batch_size // process_count, h, w, c],
-        and, if the source has them, "labels" and "condition".
+        and, if the source has them, "labels", "vectors" and "condition".
 
     Raises:
         UserError: `seed` is negative, or `process_count` does not divide `batch_size`.

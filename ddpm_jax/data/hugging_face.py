@@ -13,6 +13,7 @@ import numpy as np
 from ddpm_jax.data import decoding, image_folder, raw_pictures
 from ddpm_jax.data import labels as labels_lib
 from ddpm_jax.data import source as source_lib
+from ddpm_jax.data import vectors as vectors_lib
 from ddpm_jax.data.request import Request
 from ddpm_jax.data.source import Source
 from ddpm_jax.errors import UserError, one_line, shown
@@ -44,6 +45,7 @@ def load(request: Request) -> Source | None:
     source = images.source(rows)
     if request.labels:
         source = _labelled(request, source, splits[train], splits[key], rows)
+    source = source.with_vectors(_vectors(request, splits[key], rows))
     if request.split == "test" and not test:
         source = source.with_fingerprints(rows, lambda i: images.pixels(rows[i]).tobytes())
     return source
@@ -126,6 +128,27 @@ def _labelled(request, source, train, chosen, rows):
     classes = labels_lib.read(trained, len(trained), f"{where} {column}")[1]
     labels_lib.check_number(classes, request.num_classes, f"{where} {column}")
     return source.with_labels(labels, name=f"{where} {column}", classes=classes)
+
+
+def _vectors(request, chosen, rows):
+    """The columns of numbers of some rows, by their names in messages; classes are one-hot."""
+    columns = {}
+    for name in request.vectors:
+        if name not in chosen.features:
+            raise UserError(
+                f"has {name!r}, which is no column of {request.where}, whose columns are "
+                f"{shown(list(chosen.features))}; name others.",
+                field="config.data.vectors", value=request.vectors,
+            )
+        numbers, num_classes = chosen[name][:], len(_names(chosen.features[name]))
+        if num_classes:
+            numbers = vectors_lib.one_hot(numbers, num_classes)
+        try:
+            numbers = np.asarray(numbers)[rows]
+        except ValueError:  # Rows of different lengths.
+            numbers = np.empty(len(rows), object)
+        columns[f"{request.where} {name}"] = numbers
+    return columns
 
 
 def _names(feature):

@@ -12,6 +12,7 @@ from absl import logging
 from ddpm_jax.data import decoding, picture_files, raw_pictures, split_folders
 from ddpm_jax.data import labels as labels_lib
 from ddpm_jax.data import source as source_lib
+from ddpm_jax.data import vectors as vectors_lib
 from ddpm_jax.data.request import Request
 from ddpm_jax.data.source import Source
 from ddpm_jax.errors import UserError, located, one_line, shown
@@ -27,7 +28,8 @@ def load(request: Request) -> Source | None:
     """The pictures below a folder; None if none of them are set aside for the test split.
 
     With labels, the first folder on the way to a picture is its class, in alphabetical order; below
-    a folder of a split (see `split_folders.find`) the second one.
+    a folder of a split (see `split_folders.find`) the second one. Vectors are read from the table
+    beside the pictures (see `vectors.read_tables`).
 
     Raises:
         UserError: there is no such folder, it has no pictures, too many are unreadable or they
@@ -40,7 +42,7 @@ def load(request: Request) -> Source | None:
             "the folder that holds the pictures."
         )
     with located(request.where):
-        found = picture_files.find(data_dir)
+        found = picture_files.find(data_dir, vectors_lib.TABLE if request.vectors else "")
     names = found.names
     if not names:
         only = f", only {found.left_out}" if found.left_out else ""
@@ -62,7 +64,12 @@ def load(request: Request) -> Source | None:
         return None
     height, width, channels = request.shape
     want = (height, width, channels or (0 if request.value_range else 3))
-    folder = _Folder(request, chosen, want, len(names), classes, depth)
+    vectors = None
+    if request.vectors:
+        vectors = vectors_lib.read_tables(
+            files.path(data_dir), splits, chosen, request.vectors, request.where
+        )
+    folder = _Folder(request, chosen, want, len(names), classes, depth, vectors)
     if source_lib.fits(len(chosen), folder.shape, folder.dtype.itemsize):
         source = folder.in_memory()
     else:
@@ -104,13 +111,14 @@ class _Folder:
         total: files in all splits, of which a share may be skipped.
         classes: the names of the classes, sorted; empty without labels.
         depth: folders above those of the classes, 0 or 1.
+        vectors: numbers of each file, [n, k]; or None.
     """
 
-    def __init__(self, request, names, want, total, classes, depth):
+    def __init__(self, request, names, want, total, classes, depth, vectors):
         self.path, self.files, self.want = request.data_dir, names, want
         self.where, self.named = request.where, request.named
         self.folder = files.path(self.path)
-        self.total, self.classes, self.depth = total, classes, depth
+        self.total, self.classes, self.depth, self.vectors = total, classes, depth, vectors
         self.unreadable, self.lock = {}, threading.Lock()
         self.several = set()  # Files with later pages or frames.
         self.value_range = request.value_range
@@ -155,12 +163,23 @@ class _Folder:
             "unreadable; mend them or remove that folder."
         )
 
-    def labelled(self, source, kept=slice(None)):
-        """The source with the labels of the files `kept`, if there are classes."""
-        if not self.classes:
-            return source
-        labels = np.array([self.class_of(i) for i in range(len(self.files))], object)[kept]
-        return source.with_labels(labels, name=self.where, classes=self.classes)
+    def exactly(self, i):
+        """Image i, where no other can stand for it."""
+        if (image := self.decode(i)) is None:
+            raise UserError(
+                f"{self.where}: {_escaped(self.files[i])} cannot be read, and no other picture has "
+                "its vector; mend it, or remove it."
+            )
+        return image
+
+    def told(self, source, kept=slice(None)):
+        """The source with what is known of the files `kept`: their labels and vectors."""
+        if self.classes:
+            labels = np.array([self.class_of(i) for i in range(len(self.files))], object)[kept]
+            source = source.with_labels(labels, name=self.where, classes=self.classes)
+        if self.vectors is not None:
+            source = source.with_vectors({self.where: self.vectors[kept]})
+        return source
 
     def class_of(self, i):
         """The name of the class of file i."""
@@ -250,12 +269,14 @@ class _Folder:
         self.say_pages()
         images = images if kept.all() else images[kept]
         source = source_lib.in_memory(images, self.where, value_range=self.value_range)
-        return self.labelled(source, kept)
+        return self.told(source, kept)
 
     def streamed(self):
         """A source that decodes pictures when they are read."""
+        pixels = self.nearest if self.vectors is None else self.exactly
+
         def read(indices):
-            return np.stack([self.nearest(int(i)) for i in indices])
+            return np.stack([pixels(int(i)) for i in indices])
 
         def look(i):
             with contextlib.suppress(*decoding.UNREADABLE):
@@ -267,4 +288,4 @@ class _Folder:
             list(pool.map(look, some))
         self.say_pages(f" (of {len(some)} files looked at)")
         source = Source(len(self.files), self.shape, read)
-        return self.labelled(source.scaled(self.value_range, self.dtype))
+        return self.told(source.scaled(self.value_range, self.dtype))

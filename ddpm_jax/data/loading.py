@@ -6,6 +6,7 @@ A new kind of data set is a file with a function from `Request` to `Source`, and
 import dataclasses
 import importlib.resources
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from ddpm_jax.data import decoding, hugging_face, image_folder, image_pairs, npz
 from ddpm_jax.data import labels as labels_lib
 from ddpm_jax.data import tfds as tfds_lib
 from ddpm_jax.data import value_range as range_lib
+from ddpm_jax.data import vectors as vectors_lib
 from ddpm_jax.data.kept import Kept, OtherImagesError
 from ddpm_jax.data.request import Request
 from ddpm_jax.data.source import Source
@@ -34,6 +36,7 @@ def load(
     seed: int = 0,
     labels: bool = False,
     num_classes: int = 0,
+    vectors: Sequence[str] = (),
     condition: str = "",
     factor: int = 2,
     image_column: str = "",
@@ -72,6 +75,10 @@ def load(
             `data_dir` on the way to each picture, or the .npz file's "train_labels" and
             "test_labels". The labels that occur become the classes 0..n-1, in order.
         num_classes: labels in 0..num_classes-1 are classes as they are; 0: the data decide.
+        vectors: with numbers for each, of these names: arrays [n] or [n, k] of the .npz file
+            ("train_age" and "test_age", or "age"), columns of the `vectors.TABLE` in the folder
+            or of the "hf" set, features of a TFDS set; classes there become one-hot. Those of
+            digits are "label", one-hot, and "ink", the mean of the pixels in 0..1.
         condition: with a second image for each: "low_resolution" or "noisy" (see
             `image_pairs`), or "stored", the .npz file's uint8 [n, h, w, k] "train_condition"
             and "test_condition".
@@ -102,8 +109,8 @@ def load(
     request = Request(
         name, os.fspath(files.path(data_dir)) if data_dir else "", split,
         (image_size, image_width or image_size, channels), holdout, seed,
-        labels, num_classes, condition == "stored", image_column, label_column, value_range, named,
-        kept,
+        labels, num_classes, vectors_lib.names(vectors), condition == "stored", image_column,
+        label_column, value_range, named, kept,
     )
     source = KINDS.get(name, _tfds)(request)
     if split == "test" and kept is not None:
@@ -212,7 +219,13 @@ def _with_classes_of_run(source, request):
 def _digits(request: Request) -> Source:
     images, labels = digits(request.split)
     source = decoding.converted_source(images, request.shape)
-    return source.with_labels(labels, 10) if request.labels else source
+    source = source.with_labels(labels, 10) if request.labels else source
+    columns = {
+        "label": vectors_lib.one_hot(labels, 10), "ink": images.mean(axis=(1, 2, 3)) / 255
+    }
+    for name in request.vectors:
+        errors.check_known("config.data.vectors", name, tuple(columns))
+    return source.with_vectors({name: columns[name] for name in request.vectors})
 
 
 def _tfds(request: Request) -> Source | None:

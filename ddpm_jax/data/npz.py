@@ -1,4 +1,4 @@
-"""Images from an .npz file, with labels or conditions beside them."""
+"""Images from an .npz file, with labels, vectors or conditions beside them."""
 
 import contextlib
 import zipfile
@@ -29,7 +29,7 @@ def load(request: Request) -> Source | None:
 
     "train", "images", "arr_0" or the only array are the images to train on, "test" those of the
     test split. KEY_labels, or labels, are the labels of the images KEY (see `labels.read`);
-    likewise with condition.
+    likewise with condition, and with each name of vectors.
 
     Raises:
         UserError: it is no such file, or it has no such arrays.
@@ -48,9 +48,11 @@ def load(request: Request) -> Source | None:
             labels.check_number(classes, request.num_classes, f"{request.where} {train}_labels")
         if request.stored_condition:
             arrays["condition"] = file.beside(key, "condition", n)
+        vectors = {kind: file.beside(key, kind, n) for kind in request.vectors}
     if not has_test:
         chosen = request.part(n)
         arrays = {name: array[chosen] for name, array in arrays.items()}
+        vectors = {name: array[chosen] for name, array in vectors.items()}
     if not len(arrays["images"]):
         return None
     name = f"config.data.dir={request.data_dir!r} {key}"
@@ -62,6 +64,7 @@ def load(request: Request) -> Source | None:
         source = decoding.converted_source(arrays["images"], request.shape)
     if request.labels:
         source = source.with_labels(arrays["labels"], name=f"{name}_labels", classes=classes)
+    source = source.with_vectors({f"{name}_{kind}": v for kind, v in vectors.items()})
     if request.stored_condition:
         size = arrays["images"].shape[:3]
         source = _with_condition(source, arrays["condition"], f"{name}_condition", size)
@@ -102,10 +105,11 @@ class _File:
         self.keys = arrays.files
         self._arrays, self._name = arrays, f"config.data.dir={shown(request.data_dir)}"
         self._value_range = request.value_range
+        self._beside = ("labels", "condition", *request.vectors)
 
     def train_key(self) -> str:
         """The name of the images to train on."""
-        single = [key for key in self.keys if not key.endswith(("labels", "condition"))]
+        single = [key for key in self.keys if not key.endswith(self._beside)]
         known = [key for key in ("train", "images", "arr_0") if key in self.keys]
         if not known and len(single) != 1:
             raise UserError(
@@ -121,11 +125,13 @@ class _File:
         return images
 
     def beside(self, key: str, kind: str, rows: int | None = None) -> np.ndarray:
-        """The "labels" or the "condition" of the images `key`, with this many rows if given."""
+        """The array "labels", say, of the images `key`, with this many rows if given."""
         stored = next((name for name in (f"{key}_{kind}", kind) if name in self.keys), None)
         array = np.empty(0) if stored is None else np.atleast_1d(self._array(stored))
         if not len(array):
-            shape = "uint8 [n, h, w, k]" if kind == "condition" else "a number or a string each"
+            shape = {
+                "condition": "uint8 [n, h, w, k]", "labels": "a number or a string each"
+            }.get(kind, "numbers [n] or [n, k]")
             raise UserError(
                 f"{self._name}: has no {key}_{kind}, {shape}, a row for each image; write "
                 f"np.savez('images.npz', {key}=images, {key}_{kind}={kind})."

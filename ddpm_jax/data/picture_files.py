@@ -28,11 +28,15 @@ class Found:
     left_out: str
 
 
-def find(folder: str) -> Found:
+def find(folder: str, table: str = "") -> Found:
     """The pictures below a folder, and what else is there.
 
     Links are followed, unless they lead back to a folder on the way to them; hidden files and
     folders are left out, and not counted.
+
+    Args:
+        folder: with pictures, or folders of them.
+        table: name of files that are read too, and so not left out.
 
     Raises:
         UserError: a folder cannot be listed.
@@ -42,7 +46,10 @@ def find(folder: str) -> Found:
     Image.init()
     known = {e for e, form in Image.registered_extensions().items() if form in decoding.FORMATS}
     pictures = [name for name in names if _extension(name) in known]
-    left_out = counts(name for name in names if _extension(name) not in known)
+    left_out = counts(
+        name for name in names
+        if _extension(name) not in known and name.rpartition("/")[2] != table
+    )
     if no_heif:
         left_out += f" (for HEIC, {decoding.GET_HEIF})"
     return Found(pictures, left_out)

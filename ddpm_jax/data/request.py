@@ -23,6 +23,7 @@ class Request:
         seed: chooses those images.
         labels: whether the images come with labels.
         num_classes: of the labels, as the user set it; 0: the data decide.
+        vectors: which numbers they come with: arrays, columns or features of the data.
         stored_condition: whether they come with the images that are stored beside them.
         image_column, label_column: of "hf"; "": the first of the kind.
         value_range: (low, high) of pixels that are not uint8; () for uint8.
@@ -38,6 +39,7 @@ class Request:
     seed: int = 0
     labels: bool = False
     num_classes: int = 0
+    vectors: tuple[str, ...] = ()
     stored_condition: bool = False
     image_column: str = ""
     label_column: str = ""

@@ -1,8 +1,8 @@
-"""`Source`: a random-access set of images of one size, with labels or conditions."""
+"""`Source`: a random-access set of images of one size, with labels, vectors or conditions."""
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from ddpm_jax.data import arrays
 from ddpm_jax.data import labels as labels_lib
 from ddpm_jax.data import value_range as range_lib
+from ddpm_jax.data import vectors as vectors_lib
 from ddpm_jax.errors import UserError
 from ddpm_jax.runtime import files
 
@@ -18,7 +19,7 @@ MEMORY_BUDGET = 2 * 2**30  # Bytes of decoded images; a larger set is streamed.
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Source:
-    """A random-access set of images of one size, perhaps with labels and conditions.
+    """A random-access set of images of one size, perhaps with labels, vectors and conditions.
 
     Attributes:
         size: number of images; also `len(source)`.
@@ -28,6 +29,8 @@ class Source:
         in_memory: whether `read` only copies, and decodes nothing.
         labels: int32 [size] in 0..num_classes-1, or None.
         classes: the label that the data have for each class; () without labels.
+        vectors: numbers of each image, [size, k], as the data have them; or None.
+        vector_scale: by which a network gets these (see `vectors.standardized`); () without.
         read_condition: maps indices [k] to uint8 [k, h, w, condition_channels], the image that
             goes with each; or None.
         condition_channels: 0 without `read_condition`.
@@ -45,6 +48,8 @@ class Source:
     in_memory: bool = False
     labels: np.ndarray | None = None
     classes: tuple[labels_lib.Value, ...] = ()
+    vectors: np.ndarray | None = None
+    vector_scale: vectors_lib.Scale = ()
     read_condition: Callable[[np.ndarray], np.ndarray] | None = None
     condition_channels: int = 0
     fingerprints: Callable[[], dict[str, str]] = dict
@@ -61,19 +66,33 @@ class Source:
         return len(self.classes)
 
     @property
+    def vector_size(self) -> int:
+        """Numbers in each vector; 0 without vectors."""
+        return 0 if self.vectors is None else self.vectors.shape[1]
+
+    @property
     def class_counts(self) -> tuple[int, ...]:
         """Images of each class."""
         if self.labels is None:
             return ()
         return tuple(np.bincount(self.labels, minlength=self.num_classes).tolist())
 
-    def model_kwargs(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """What a conditional network gets with these images: `labels`, `condition` (uint8)."""
+    def sample_kwargs(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """What `sample` takes for images like these: `labels`, `vectors`, `condition` (uint8)."""
         kwargs = {}
         if self.labels is not None:
             kwargs["labels"] = self.labels[indices]
+        if self.vectors is not None:
+            kwargs["vectors"] = self.vectors[indices]
         if self.read_condition is not None:
             kwargs["condition"] = self.read_condition(indices)
+        return kwargs
+
+    def model_kwargs(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """As `sample_kwargs`, but vectors as a network gets them, float32 [k, 1 + vector_size]."""
+        kwargs = self.sample_kwargs(indices)
+        if "vectors" in kwargs:
+            kwargs["vectors"] = vectors_lib.standardized(kwargs["vectors"], self.vector_scale)
         return kwargs
 
     def examples(self, indices: np.ndarray) -> dict[str, np.ndarray]:
@@ -88,7 +107,8 @@ class Source:
         return dataclasses.replace(
             self, size=len(chosen), read=among_chosen(self.read),
             read_condition=among_chosen(self.read_condition),
-            labels=None if self.labels is None else self.labels[chosen], fingerprints=dict,
+            labels=None if self.labels is None else self.labels[chosen],
+            vectors=None if self.vectors is None else self.vectors[chosen], fingerprints=dict,
         )
 
     def with_labels(
@@ -123,6 +143,48 @@ class Source:
         """
         labels = labels_lib.encode(self.labels, self.classes, classes, name)
         return dataclasses.replace(self, labels=labels, classes=classes)
+
+    def own_scale(self) -> vectors_lib.Scale:
+        """The scale of the vectors of these very images; () without vectors."""
+        return () if self.vectors is None else vectors_lib.scale_of(self.vectors)
+
+    def num_equal_numbers(self) -> int:
+        """How many numbers of the vectors are the same for all images."""
+        if self.vectors is None:
+            return 0
+        return int((self.vectors.min(axis=0) == self.vectors.max(axis=0)).sum())
+
+    def with_vectors(self, columns: Mapping[str, Any]) -> "Source":
+        """The same images with numbers for each, on the scale of these images.
+
+        Args:
+            columns: as of `vectors.joined`; none change nothing.
+
+        Raises:
+            UserError: as `vectors.joined` does.
+        """
+        if not columns:
+            return self
+        vectors = vectors_lib.joined(columns, self.size)
+        return dataclasses.replace(
+            self, vectors=vectors, vector_scale=vectors_lib.scale_of(vectors)
+        )
+
+    def with_vector_scale(self, scale: vectors_lib.Scale, name: str = "vectors") -> "Source":
+        """The same images and vectors, on another scale; () changes nothing.
+
+        Raises:
+            UserError: it is of more or fewer numbers than the vectors.
+        """
+        size = self.vector_size
+        if not scale or not size:
+            return self
+        if len(scale[0]) != size:
+            raise UserError(
+                f"{name}: {size} numbers for each image, and the model takes {len(scale[0])}; give "
+                "those that it was trained with, in the same order."
+            )
+        return dataclasses.replace(self, vector_scale=scale)
 
     def with_fingerprints(
         self, names: Sequence[Any], content: Callable[[int], bytes]
@@ -166,6 +228,7 @@ def from_array(
     *,
     labels: Any = None,
     num_classes: int = 0,
+    vectors: Any = None,
     condition: Any = None,
     value_range: Any = (),
 ) -> Source:
@@ -176,6 +239,7 @@ def from_array(
         labels: [n], [n, 1] or one-hot [n, k]; whole numbers, bools or strings. Those that occur
             are the classes, in order.
         num_classes: labels in 0..num_classes-1 are classes as they are.
+        vectors: [n] or [n, k], the numbers that go with each.
         condition: uint8 [n, h, w, k], the image that goes with each.
         value_range: (low, high) of images of any real dtype; () for uint8.
 
@@ -190,6 +254,8 @@ def from_array(
         labels_lib.check_number(source.classes, num_classes, "labels", "num_classes")
         classes = labels_lib.classes_of(source.classes, num_classes)
         source = source.with_classes(classes)
+    if vectors is not None:
+        source = source.with_vectors({"vectors": vectors})
     if condition is not None:
         size = (len(source), *source.image_shape[:2])
         beside = in_memory(condition, "condition", size)

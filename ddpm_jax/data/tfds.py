@@ -9,7 +9,7 @@ import re
 import numpy as np
 from etils import epath
 
-from ddpm_jax.data import decoding
+from ddpm_jax.data import decoding, tfds_features
 from ddpm_jax.data import source as source_lib
 from ddpm_jax.data.request import Request
 from ddpm_jax.data.source import Source
@@ -40,18 +40,22 @@ def load(request: Request) -> Source | None:
     if not len(indices):
         return None
     features = builder.info.features
-    key, shape = _image_feature(name, features, request.shape)
-    label = _label_feature(name, features) if request.labels else None
+    key, shape = tfds_features.image(name, features, request.shape)
+    label = (tfds_features.label(name, features),) if request.labels else ()
+    vectors = tfds_features.vectors(name, features, request.vectors)
     read = _read_array_record if _is_array_record(builder) else _read_tfrecord
-    source, labels = read(name, builder, split, key, indices, shape, label)
+    source, columns = read(name, builder, split, key, indices, shape, {*label, *vectors})
     if request.split == "test" and split == "train":  # A version of a set does not change.
         version = f"{builder.info.full_name} {builder.info.splits[split].num_examples}"
         source = source.with_fingerprints(indices, lambda place: version.encode())
-    if label is None:
-        return source
-    return source.with_labels(
-        labels, features[label].num_classes, f"config.data.name={name!r} {label}"
-    )
+    for path in label:
+        source = source.with_labels(
+            columns[path], features[path].num_classes, f"config.data.name={name!r} {path}"
+        )
+    return source.with_vectors({
+        f"config.data.name={name!r} {path}": as_numbers(columns[path])
+        for path, as_numbers in vectors.items()
+    })
 
 
 def is_prepared(name: str, data_dir: str) -> bool:
@@ -177,39 +181,6 @@ def _feature_classes(tree):
             yield from _feature_classes(json.loads(tree))
 
 
-def _image_feature(name, features, want):
-    """The key of the first image among the features, and the shape that it should have."""
-    import tensorflow_datasets as tfds
-
-    keys = [key for key in features if isinstance(features[key], tfds.features.Image)]
-    if not keys or features[keys[0]].np_dtype != np.uint8:
-        raise UserError(
-            f"config.data.name={name!r}: has no uint8 image among {sorted(features)}; "
-            "write --config.data.name= with a data set of images."
-        )
-    height, width, channels = features[keys[0]].shape
-    shape = decoding.fill_in(want, (height, width, channels or 3))
-    if None in shape:
-        raise UserError(
-            f"config.data.image_size=0: the images of {name} vary in size; choose one, "
-            "for example --config.data.image_size=64."
-        )
-    return keys[0], shape
-
-
-def _label_feature(name, features):
-    """The key of the first label among the features."""
-    import tensorflow_datasets as tfds
-
-    keys = [key for key in features if isinstance(features[key], tfds.features.ClassLabel)]
-    if not keys:
-        raise UserError(
-            f"config.data.labels=True: {name} has no label among {sorted(features)}; write "
-            "--config.data.labels=False."
-        )
-    return keys[0]
-
-
 def _is_array_record(builder):
     import tensorflow_datasets as tfds
 
@@ -257,27 +228,31 @@ class _Records:
         ) from None
 
 
-def _read_array_record(name, builder, split, key, indices, shape, label):
-    """(the source, its labels or None) of an ArrayRecord directory."""
+def _read_array_record(name, builder, split, key, indices, shape, beside):
+    """(the source, its features `beside`) of an ArrayRecord directory."""
     records = _Records(name, builder, split, key)
 
     def read(places):
         return records.images(indices[places].tolist(), shape)
 
     chunks = np.split(np.arange(len(indices)), range(_CHUNK, len(indices), _CHUNK))
-    labels = None if label is None else np.array([
-        example[label] for chunk in chunks for example in records.examples(indices[chunk].tolist())
-    ], np.int32)
+    columns = {}
+    if beside:
+        parts = [
+            tfds_features.read(records.examples(indices[chunk].tolist()), beside)
+            for chunk in chunks
+        ]
+        columns = {path: np.concatenate([part[path] for part in parts]) for path in beside}
     if not source_lib.fits(len(indices), shape):
-        return Source(len(indices), shape, read), labels
+        return Source(len(indices), shape, read), columns
     images = np.empty((len(indices), *shape), np.uint8)
     for chunk in chunks:
         images[chunk] = read(chunk)
-    return source_lib.from_array(images), labels
+    return source_lib.from_array(images), columns
 
 
-def _read_tfrecord(name, builder, split, key, indices, shape, label):
-    """(a source in memory, its labels or None) of a TFRecord directory, by TensorFlow."""
+def _read_tfrecord(name, builder, split, key, indices, shape, beside):
+    """(a source in memory, its features `beside`) of a TFRecord directory, by TensorFlow."""
     if _tensorflow() is None:
         raise UserError(
             f"config.data.name={name!r}: {builder.data_path} is in TFRecord format, which "
@@ -292,13 +267,12 @@ def _read_tfrecord(name, builder, split, key, indices, shape, label):
         )
     import tensorflow_datasets as tfds
 
-    wanted = [key] if label is None else [key, label]
     examples = builder.as_dataset(
         split=split,
         read_config=tfds.ReadConfig(interleave_cycle_length=1),  # The order of the files.
-        decoders=tfds.decode.PartialDecoding(dict.fromkeys(wanted, True)),
+        decoders=tfds.decode.PartialDecoding(tfds_features.tree({key, *beside})),
     )
     chosen = set(indices.tolist())
     kept = [e for i, e in enumerate(tfds.as_numpy(examples)) if i in chosen]
     images = source_lib.from_array(np.stack([decoding.convert(e[key], shape) for e in kept]))
-    return images, None if label is None else np.array([e[label] for e in kept], np.int32)
+    return images, tfds_features.read(kept, beside)

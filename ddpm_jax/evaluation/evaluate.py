@@ -133,6 +133,7 @@ def settings_of(config: ml_collections.ConfigDict) -> Settings:
     return Settings(**(named | dict(
         references=tuple(map(str, config.evaluate.references)), weights=config.sample.weights,
         sampler=config_lib.read_sampling(config), sample_labels=config.sample.labels,
+        sample_vectors=config.sample.vectors,
         sample_batch_size=config.sample.batch_size, objective=config_lib.objective(config),
         data=config_lib.data_settings(config),
     )))

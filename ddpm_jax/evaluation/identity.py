@@ -41,7 +41,7 @@ def of_model(trained: Trained) -> str:
         "fields": {name: value for name, (value, default) in values.items() if value != default},
         "diffusion": dataclasses.asdict(trained.diffusion),
         "image_shape": trained.image_shape,
-    }
+    } | ({"vector_scale": trained.vector_scale} if trained.vector_scale else {})
     schedule = {  # Rounded, because cosines differ in the last digit from machine to machine.
         "beta": np.asarray(trained.schedule.beta, np.float32),
         "timesteps": np.asarray(trained.schedule.timesteps, np.int64),
@@ -59,9 +59,11 @@ def of_images(source: Source, *, inputs: bool = False) -> str:
 
     Args:
         source: of the images, all of which are read.
-        inputs: hash their labels and conditions too.
+        inputs: hash their labels, vectors and conditions too.
     """
-    read = source.examples if inputs else lambda places: {"images": source.read(places)}
+    def read(places):
+        return {"images": source.read(places)} | (source.sample_kwargs(places) if inputs else {})
+
     hashes, heads = {}, {}
     with concurrent.futures.ThreadPoolExecutor(image_folder.THREADS) as pool:
         for start in range(0, len(source), BLOCK):

@@ -47,6 +47,7 @@ class Settings:
         weights: which weights are measured, as of `run_folder.load`.
         sampler: how to sample.
         sample_labels: labels of the samples, repeated in turn; () is every class in turn.
+        sample_vectors: vectors of the samples, likewise; () is those of the split.
         sample_batch_size: samples at a time on all devices; 0 is what fits.
         objective: what training minimizes.
         data: arguments of `loading.load` for the run's data, but for the split.
@@ -70,6 +71,7 @@ class Settings:
     weights: str
     sampler: sampler_settings.Settings
     sample_labels: tuple[int, ...]
+    sample_vectors: tuple[Any, ...]
     sample_batch_size: int
     objective: losses.Objective
     data: dict[str, Any]
@@ -162,11 +164,12 @@ class Job:
         """The real images to measure: `settings.num_images` of `settings.split`."""
         return self.source(self.settings.split, self.settings.num_images)
 
-    def model_kwargs(self, n: int) -> dict[str, Any]:
-        """Labels and conditions of n samples; conditions are those of `settings.split`."""
-        conditional = getattr(self.trained.model, "condition_channels", 0)
-        source = self.source(self.settings.split) if conditional else None
-        return conditions.in_turn(source, n, tuple(self.settings.sample_labels))
+    def sample_kwargs(self, n: int) -> dict[str, Any]:
+        """What `sample` takes for n images; conditions and vectors are those of the split."""
+        settings = self.settings
+        by_images = conditions.go_by_images(self.trained.model, settings.sample_vectors)
+        source = self.source(settings.split) if by_images else None
+        return conditions.in_turn(source, n, tuple(settings.sample_labels), settings.sample_vectors)
 
     def samples(self) -> Iterator[np.ndarray]:
         """`settings.num_samples` images in batches: uint8, or float32 in 0..255 unrounded.
@@ -184,7 +187,7 @@ class Job:
         rngs = randomness.image_keys(self.rng(randomness.SAMPLES), jnp.arange(settings.num_samples))
         with errors.named_as(batch_size="sample.batch_size"):
             for batch in sample_lib.stream(
-                self.trained, rngs, settings.sampler, **self.model_kwargs(settings.num_samples),
+                self.trained, rngs, settings.sampler, **self.sample_kwargs(settings.num_samples),
                 batch_size=settings.sample_batch_size, progress=self.progress, done=done,
             ):
                 uint8 = pixels.to_uint8(batch)  # It refuses NaN.
@@ -208,7 +211,9 @@ class Job:
         }
         if getattr(model, "num_classes", 0):
             protocol["labels"] = list(settings.sample_labels) or "in turn"
-        if getattr(model, "condition_channels", 0):
+        if conditions.takes_vectors(model) and settings.sample_vectors:
+            protocol["vectors"] = settings.sample_vectors
+        if conditions.go_by_images(model, settings.sample_vectors):
             protocol["conditions"] = settings.split
             protocol["condition_images"] = self.digest(settings.split)
         return protocol | {

@@ -105,11 +105,11 @@ def error_of_mean_draw(job: Job, folder: epath.Path) -> dict[str, Any]:
     source, num_draws = job.images(), job.settings.num_draws
     n = len(source)
     truth = pixels.as_uint8(source.read(np.arange(n)))
-    model_kwargs = source.model_kwargs(np.arange(n))
+    sample_kwargs = source.sample_kwargs(np.arange(n))
     batches = sample_lib.stream(
         job.trained, randomness.image_keys(job.rng(randomness.SAMPLES), jnp.arange(n * num_draws)),
         job.settings.sampler,
-        **{name: np.repeat(x, num_draws, axis=0) for name, x in model_kwargs.items()},
+        **{name: np.repeat(x, num_draws, axis=0) for name, x in sample_kwargs.items()},
         batch_size=job.settings.sample_batch_size, progress=job.progress,
     )
     with errors.named_as(batch_size="sample.batch_size"):

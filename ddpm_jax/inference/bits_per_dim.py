@@ -31,6 +31,7 @@ def bits_per_dim(
     images: np.ndarray,
     *,
     labels: Any = None,
+    vectors: Any = None,
     condition: Any = None,
     clip: bool = True,
     batch_size: int | None = None,
@@ -46,6 +47,7 @@ def bits_per_dim(
         rng: a typed key, a legacy `PRNGKey` or an int.
         images: uint8 [n, h, w, c], or whole numbers in the range of the model's data.
         labels: of a class-conditional model, [n] or one for all; None means no class.
+        vectors: of a model that is told numbers, as of `sample`; None means none.
         condition: of an image-conditional model, [n, h, w, k]; uint8, or float in [-1, 1].
         clip: keep the predicted x_0 in [-1, 1], as the paper's evaluation does.
         batch_size: images at a time on all devices together; what fits by default.
@@ -56,14 +58,15 @@ def bits_per_dim(
 
     Raises:
         ValueError: the images are not uint8 or have another shape than the model's, the model
-            does not take these labels or this condition, or its data are floats.
+            does not take these labels, vectors or this condition, or its data are floats.
     """
     trained_lib.check(trained)
-    source = source_lib.in_memory(images, "images", value_range=trained.value_range)
+    source = conditions.as_trained(
+        source_lib.in_memory(images, "images", value_range=trained.value_range), trained
+    )
     no_class = getattr(trained.model, "num_classes", 0) or None
     model_kwargs = conditions.checked(
-        trained.model, len(source), source.image_shape,
-        labels=no_class if labels is None else labels, condition=condition,
+        trained, len(source), no_class if labels is None else labels, vectors, condition
     )
     return variational_bound.total_bits(_terms(
         trained, rng, source,
@@ -85,13 +88,15 @@ def terms(
     """Every term of the bound for every image of `source`, NumPy arrays [n, ...].
 
     Args:
-        source: images of the values of the model's data, with labels or conditions if it takes
-            them.
+        source: images of the values of the model's data, with labels, vectors or conditions if it
+            takes them.
         folder: keeps the finished batches, one file each, so that a second call with the same
             arguments continues; None keeps nothing.
 
     The other arguments, and the errors, are those of `bits_per_dim`.
     """
+    trained_lib.check(trained)
+    source = conditions.as_trained(source, trained)
     return _terms(
         trained, rng, source, source.model_kwargs, clip=clip, batch_size=batch_size,
         progress=progress, folder=folder,
@@ -137,6 +142,7 @@ def by_ode(
         float32 [n] of bits, float64 [n] of nats.
     """
     trained_lib.check(trained)
+    source = conditions.as_trained(source, trained)
     errors.check_known("unit", unit, ("bits", "nats"))
     if unit == "bits":
         check_bins(trained)
@@ -248,7 +254,6 @@ def _each_image(
     trained, rng, source, read_kwargs, chain, container, *, num_steps, batch_size, progress, folder
 ):
     """`container` of what `chain` returns for each image; continues what `folder` holds."""
-    conditions.check_images(source, trained)
     n, rng = len(source), randomness.as_key(rng)
     parts = list(partial_results.finished(folder)) if folder else []
     done = sum(map(partial_results.num_rows, parts))

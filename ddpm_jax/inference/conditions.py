@@ -1,8 +1,8 @@
-"""Labels and conditions: the inputs of a conditional network besides x_t and t.
+"""Labels, vectors and conditions: the inputs of a conditional network besides x_t and t.
 
-The network takes `labels` (int32 [b]) and `condition` (float32 [b, h, w, k]) as keyword
-arguments. Losses, samplers and likelihoods do not see them: they call a `denoise_fn(x_t, t)` that
-is closed over them.
+The network takes `labels` (int32 [b]), `vectors` (float32 [b, 1 + k], see `data.vectors`) and
+`condition` (float32 [b, h, w, k]) as keyword arguments. Losses, samplers and likelihoods do not see
+them: they call a `denoise_fn(x_t, t)` that is closed over them.
 """
 
 from collections.abc import Mapping
@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from ddpm_jax.data import pixels
+from ddpm_jax.data import vectors as vectors_lib
 from ddpm_jax.data.source import Source
 from ddpm_jax.errors import UserError
 from ddpm_jax.network.trained import Trained
@@ -28,8 +29,13 @@ def split(batch: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     return batch["images"], as_float(model_kwargs)
 
 
-def check_images(source: Source, trained: Trained) -> None:
-    """Raises UserError unless images to be measured have the model's shape and values."""
+def as_trained(source: Source, trained: Trained) -> Source:
+    """Images to be measured, with their vectors on the model's scale.
+
+    Raises:
+        UserError: they have another shape or other values than the model's, or vectors of more or
+            fewer numbers.
+    """
     if tuple(source.image_shape) != tuple(trained.image_shape):
         raise UserError(
             f"images are {list(source.image_shape)}, and the model's {list(trained.image_shape)}; "
@@ -40,29 +46,28 @@ def check_images(source: Source, trained: Trained) -> None:
             f"images have the range {source.value_range} and {source.bins} values, and the model's "
             f"{trained.value_range} and {trained.bins}; give images as it was trained on."
         )
+    return source.with_vector_scale(trained.vector_scale)
 
 
 def checked(
-    model: Any,
-    n: int,
-    image_shape: tuple[int, int, int],
-    labels: Any = None,
-    condition: Any = None,
+    trained: Trained, n: int, labels: Any = None, vectors: Any = None, condition: Any = None,
 ) -> dict[str, np.ndarray]:
     """The keyword arguments of a network for n images, arrays [n, ...].
 
     Args:
-        model: the network; its `num_classes` and `condition_channels` decide what it takes.
+        trained: its network's `num_classes`, `vector_size` and `condition_channels` decide what it
+            takes.
         n: number of images.
-        image_shape: (h, w, c).
         labels: one whole number for all images or one per image, in 0..num_classes, where
             num_classes is no class. None is every class in turn.
+        vectors: [n, k], or [k] for all, numbers as in the data; of one number also [n]. None is no
+            vector.
         condition: [n, h, w, k], or [h, w, k] for all; uint8, or float in [-1, 1].
 
     Raises:
         ValueError: the network does not take them, or they are out of range or of another shape.
     """
-    model_kwargs = {}
+    model_kwargs, model = {}, trained.model
     num_classes = getattr(model, "num_classes", 0)
     channels = getattr(model, "condition_channels", 0)
     if num_classes:
@@ -73,8 +78,16 @@ def checked(
             f"labels={_shown(labels)}, but this model is unconditional; leave labels out, or "
             "train with --config.data.labels=True."
         )
+    if takes_vectors(model):
+        model_kwargs["vectors"] = _vectors(vectors, n, trained)
+    elif vectors is not None:
+        raise UserError(
+            f"vectors={_shown(vectors)}, but this model is told no numbers; leave them out, or "
+            "train with --config.data.vectors."
+        )
     if channels:
-        model_kwargs["condition"] = _condition(condition, n, (*image_shape[:2], channels))
+        shape = (*trained.image_shape[:2], channels)
+        model_kwargs["condition"] = _condition(condition, n, shape)
     elif condition is not None:
         raise UserError(
             f"condition={list(np.shape(condition))}, but this model takes no condition; leave it "
@@ -97,6 +110,33 @@ def _labels(labels, n, num_classes):
             f"0..{num_classes - 1}, or {num_classes} for no class; write labels={num_classes - 1}."
         )
     return np.broadcast_to(labels.astype(np.int32), (n,))
+
+
+def _vectors(vectors, n, trained):
+    """What the network gets for vectors as a user gives them, [n, 1 + k]."""
+    size = trained.model.vector_size
+    if len((trained.vector_scale or ((),))[0]) != size:
+        raise UserError(
+            f"model.vector_size={size}, but vector_scale is of "
+            f"{len((trained.vector_scale or ((),))[0])} numbers; write Trained(..., vector_scale="
+            "(mean, standard deviation)), of the training images."
+        )
+    if vectors is None:
+        return np.zeros((n, 1 + size), np.float32)
+    try:
+        array = np.asarray(vectors)
+        array = array if array.dtype.kind in "buif" else np.full((), np.nan)
+    except ValueError:  # Lists of different lengths.
+        array = np.full((), np.nan)
+    if size == 1 and array.shape in ((), (n,)):
+        array = array[..., None]
+    if array.shape not in ((size,), (n, size)) or not np.isfinite(array).all():
+        raise UserError(
+            f"must be {size} finite numbers as in the data, for all or for each of {n} images; "
+            f"write them as [{size}] or [{n}, {size}].", field="vectors",
+            value=vectors.tolist() if isinstance(vectors, np.ndarray) else vectors,
+        )
+    return np.broadcast_to(vectors_lib.standardized(array, trained.vector_scale), (n, 1 + size))
 
 
 def _condition(condition, n, shape):
@@ -122,21 +162,58 @@ def _shown(labels):
     return text if len(text) < 40 else text[:36] + "...]"
 
 
-def in_turn(source: Source | None, n: int, labels: tuple[int, ...] = ()) -> dict[str, Any]:
-    """`labels` and `condition` for n samples, as `sample.sample` takes them.
+def takes_vectors(model: Any) -> bool:
+    """Whether a network is told numbers."""
+    return getattr(model, "vector_size", 0) > 0
+
+
+def go_by_images(model: Any, vectors: tuple = ()) -> bool:
+    """Whether samples need images of the data, for their conditions or vectors.
 
     Args:
-        source: the images whose conditions and labels are used in order, from the first again
-            after the last. None, or a source without conditions: no condition.
+        model: the network.
+        vectors: of `in_turn`.
+    """
+    return getattr(model, "condition_channels", 0) > 0 or takes_vectors(model) and not vectors
+
+
+def in_turn(
+    source: Source | None, n: int, labels: tuple[int, ...] = (), vectors: tuple = ()
+) -> dict[str, Any]:
+    """`labels`, `vectors` and `condition` for n samples, as `sample.sample` takes them.
+
+    Args:
+        source: the images whose conditions, vectors and labels are used in order, from the first
+            again after the last. None, or a source with labels alone: none of them.
         n: number of samples.
         labels: used in turn; () leaves those of the source, or all classes in turn.
+        vectors: used in turn, k numbers each; () leaves those of the source.
+
+    Raises:
+        UserError: the vectors are no list of lists of k numbers.
     """
-    model_kwargs = {}
-    if source is not None and source.read_condition is not None:
-        model_kwargs = source.model_kwargs(np.arange(n) % len(source))
+    sample_kwargs = {}
+    if source is not None and (source.read_condition or source.vectors is not None):
+        sample_kwargs = source.sample_kwargs(np.arange(n) % len(source))
     if labels:
-        model_kwargs["labels"] = np.resize(np.asarray(labels), n)
-    return model_kwargs
+        sample_kwargs["labels"] = np.resize(np.asarray(labels), n)
+    if vectors:
+        sample_kwargs["vectors"] = _rows(vectors)[np.arange(n) % len(vectors)]
+    return sample_kwargs
+
+
+def _rows(vectors):
+    """The vectors as float64 [m, k]; a number alone is a vector of one."""
+    try:
+        rows = np.asarray(vectors, np.float64)
+    except (TypeError, ValueError):
+        rows = np.zeros(())
+    if rows.ndim not in (1, 2):
+        raise UserError(
+            "must be vectors of equally many numbers", field="vectors", value=vectors,
+            instead={"vectors": ((0.5, 20.0), (0.5, 30.0))},
+        )
+    return rows.reshape(len(rows), -1)
 
 
 def columns(model: Any) -> int | None:

@@ -125,10 +125,12 @@ def run(
     trained_lib.check(trained)
     progress = errors.flag("progress", progress)
     model = trained.model
-    if getattr(model, "num_classes", 0) or getattr(model, "condition_channels", 0):
+    given = ("num_classes", "vector_size", "condition_channels")
+    if any(getattr(model, name, 0) for name in given):
         raise UserError(
-            "this model takes labels or a condition, and editing needs an unconditional one; "
-            "train with --config.data.labels=False and no --config.data.condition."
+            "this model takes labels, vectors or a condition, and editing needs an unconditional "
+            "one; train with --config.data.labels=False, and neither --config.data.vectors nor "
+            "--config.data.condition."
         )
     trained.diffusion.check(trained.schedule)
     trained_lib.check_params(trained)

@@ -50,8 +50,8 @@ def of_source(
     Args:
         trained: what `load` returns.
         rng: a typed key, a legacy `PRNGKey` or an int.
-        source: images of the values of the model's data, with labels or conditions if it takes
-            them.
+        source: images of the values of the model's data, with labels, vectors or conditions if it
+            takes them.
         objective: what the model was trained to minimize.
         batch_size: images at a time on all devices together; what fits by default.
         progress: show a bar.
@@ -60,7 +60,7 @@ def of_source(
         UserError: the images have another shape or other values than the model's.
     """
     trained_lib.check(trained)
-    conditions.check_images(source, trained)
+    source = conditions.as_trained(source, trained)
     n, rng = len(source), randomness.as_key(rng)
 
     def chain(params, images, places, rngs, model_kwargs):

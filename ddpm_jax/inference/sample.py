@@ -39,6 +39,7 @@ def sample(
     image_shape: tuple[int, int, int] | None = None,
     settings: Settings | None = None,
     labels: Any = None,
+    vectors: Any = None,
     condition: Any = None,
     denoised_fn: Callable[[jax.Array], jax.Array] | None = None,
     trajectory: Sequence[int] = (),
@@ -67,6 +68,9 @@ def sample(
         settings: the sampler and what goes with it, a `samplers.Settings`.
         labels: of a class-conditional model, one for all or one per image, in 0..num_classes,
             where num_classes is no class. By default every class in turn.
+        vectors: of a model that is told numbers, [n, k], or [k] for all, as they are in the data;
+            those of one number also as [n] or a number. By default none, as where training hides
+            them.
         condition: of an image-conditional model, [n, h, w, k], or [h, w, k] for all; uint8, or
             float in [-1, 1].
         denoised_fn: a function of your own on x_0 before clipping, [b, h, w, c] -> the same.
@@ -97,8 +101,8 @@ def sample(
     rngs = _image_keys(rng, n, seeds)
     trajectory = errors.whole_numbers("trajectory", trajectory)
     batches = _batches(
-        trained, rngs, _settings(settings, fields), labels, condition, batch_size, progress,
-        trajectory=trajectory, denoised_fn=denoised_fn,
+        trained, rngs, _settings(settings, fields), (labels, vectors, condition), batch_size,
+        progress, trajectory=trajectory, denoised_fn=denoised_fn,
     )
     images, kept = _collected(batches, (len(rngs), *trained.image_shape), len(trajectory))
     if output == "uint8":
@@ -127,6 +131,7 @@ def stream(
     settings: Settings = Settings(),
     *,
     labels: Any = None,
+    vectors: Any = None,
     condition: Any = None,
     batch_size: int | None = None,
     progress: bool = False,
@@ -138,30 +143,33 @@ def stream(
         trained: parameters and what they need.
         rngs: [n], one key per image.
         settings: the sampler and what goes with it.
-        labels, condition, batch_size, progress: as of `sample`.
+        labels, vectors, condition, batch_size, progress: as of `sample`.
         done: images at the start to leave out.
 
     Raises:
         ValueError: as `sample` does.
     """
     for images, _ in _batches(
-        trained, rngs, settings, labels, condition, batch_size, progress, done=done
+        trained, rngs, settings, (labels, vectors, condition), batch_size, progress, done=done
     ):
         yield images
 
 
 def _batches(
-    trained, rngs, settings, labels, condition, batch_size, progress, *, done=0, trajectory=(),
+    trained, rngs, settings, given, batch_size, progress, *, done=0, trajectory=(),
     denoised_fn=None,
 ):
-    """(images [b, h, w, c], Trajectory of [b, k, h, w, c] or None) of each batch."""
+    """(images [b, h, w, c], Trajectory of [b, k, h, w, c] or None) of each batch.
+
+    `given` are the labels, vectors and condition of `sample`.
+    """
     n, image_shape, progress = len(rngs), trained.image_shape, errors.flag("progress", progress)
     settings.check(denoised_fn)
     batch_size = batched_map.batch_size(trained, n - done, batch_size)
     _check_memory(len(trajectory), image_shape, n, batch_size)
     trained.diffusion.check(trained.schedule)
     trained_lib.check_params(trained)
-    model_kwargs = conditions.checked(trained.model, n, image_shape, labels, condition)
+    model_kwargs = conditions.checked(trained, n, *given)
     reverse = settings.chain(trained.schedule)
     if settings.guidance != 1:
         _check_guided(settings, trained.model, model_kwargs, reverse.timesteps)
@@ -178,15 +186,18 @@ def _batches(
 def _check_guided(settings, model, model_kwargs, timesteps):
     """Raises UserError where guidance has no effect at any of the steps t that are visited."""
     guided = dict(field="guidance", value=settings.guidance)
-    if "labels" not in model_kwargs:
+    hidden = guidance_lib.hidden(model_kwargs, getattr(model, "num_classes", 0))
+    if not hidden:
         raise UserError(
-            "follows labels, and this model is not class-conditional; write guidance=1, or train "
+            "follows labels or vectors, and this model takes none; write guidance=1, or train "
             "with --config.data.labels=True.", **guided,
         )
-    if np.all(model_kwargs["labels"] == model.num_classes):
+    if all(np.array_equal(model_kwargs[name], hidden[name]) for name in hidden):
+        labels = f"labels={getattr(model, 'num_classes', 0)}, which is no class"
+        given = {"labels": labels, "vectors": "no vectors"}
         raise UserError(
-            f"has no effect with labels={model.num_classes}, which is no class; write "
-            "guidance=1, or other labels.", **guided,
+            f"has no effect with {' and '.join(map(given.get, hidden))}; write guidance=1, or "
+            f"other {' or '.join(hidden)}.", **guided,
         )
     interval = settings.guidance_interval
     if interval and not np.any((interval[0] <= timesteps) & (timesteps <= interval[1])):

@@ -148,19 +148,21 @@ def _job(config, settings, workdir):
 def _draw(config, settings, workdir, kept):
     """New images."""
     job = _job(config.sample, settings, workdir)
-    source = _conditions(config, workdir, kept) if job.trained.model.condition_channels else None
+    labels, vectors = tuple(config.sample.labels), tuple(config.sample.vectors)
+    by_images = conditions.go_by_images(job.trained.model, vectors)
+    source = _conditions(config, workdir, kept) if by_images else None
     n = config.sample.num_images
-    model_kwargs = conditions.in_turn(source, n, tuple(config.sample.labels))
+    sample_kwargs = conditions.in_turn(source, n, labels, vectors)
     images = sample_lib.sample(
-        job.trained, config.sample.seed, n, **model_kwargs, **job.run)
+        job.trained, config.sample.seed, n, **sample_kwargs, **job.run)
     columns = conditions.columns(job.trained.model)
     picture = pictures.grid(pixels.to_uint8(images[:_SHOWN]), columns=columns)
-    if "condition" in model_kwargs:
-        shown = pixels.as_uint8(model_kwargs["condition"][:_SHOWN])
+    if "condition" in sample_kwargs:
+        shown = pixels.as_uint8(sample_kwargs["condition"][:_SHOWN])
         shown = pictures.grid(shown, columns=columns)
         picture = pictures.beside(shown, picture)
     guidance = (f"guidance_{settings.guidance:g}",) if settings.guidance != 1 else ()
-    arrays = {"arr_0": job.data(images), **model_kwargs}
+    arrays = {"arr_0": job.data(images), **sample_kwargs}
     written = _write(job.stem(sampler=guidance), arrays, picture)
     if written:
         print(f"{n} images in {written[1]}, a grid of them in {written[0]}")
@@ -168,7 +170,7 @@ def _draw(config, settings, workdir, kept):
 
 
 def _conditions(config, workdir, kept) -> Source:
-    """The images that a conditional model goes by: of the test split if there is one."""
+    """The images whose conditions and vectors are drawn for: of the test split if there is one."""
     settings = config_lib.data_settings(config)
     stored = run_folder.find_config(files.path(workdir)) or config
     kept = loading.kept_for(kept, config_lib.same_data(config, stored), **settings)
@@ -287,8 +289,9 @@ def _strip(job):
     at = spread(calls - 1, 0, _FRAMES).tolist()
     n = job.config.variants
     images, way = sample_lib.sample(
-        job.trained, job.config.seed, n, **conditions.in_turn(None, n, tuple(job.config.labels)),
-        **job.run, trajectory=at,
+        job.trained, job.config.seed, n, **conditions.in_turn(
+            None, n, tuple(job.config.labels), tuple(job.config.vectors)
+        ), **job.run, trajectory=at,
     )
     says = f"{n} images on their way: x_t above, the x_0 predicted of it below"
     if not pictures.HAS_VIDEO:

@@ -16,7 +16,7 @@ _CHAIN = tuple(field.name for field in dataclasses.fields(Settings))
 # The settings of `config.sample` that each task reads, besides those that all do; "" draws new
 # images. Where a task has no use for a setting, a value that was chosen for it is refused.
 READS = {
-    "": (*_CHAIN, "num_images", "labels"),
+    "": (*_CHAIN, "num_images", "labels", "vectors"),
     "interpolate": (*_CHAIN, "strength"),
     "slerp": (*_CHAIN, "variants"),
     "reconstruct": tuple(  # It neither clips nor thresholds x_0.
@@ -26,7 +26,7 @@ READS = {
     "img2img": (*_CHAIN, "strength", "variants"),
     "colourise": (*_CHAIN, "variants", "resamplings", "jump_length"),
     "diffuse": (),
-    "strip": (*_CHAIN, "variants", "labels"),
+    "strip": (*_CHAIN, "variants", "labels", "vectors"),
 }
 TASKS = tuple(filter(None, READS))
 _BY_ALL = ("task", "inputs", "weights", "folder", "seed", "batch_size")

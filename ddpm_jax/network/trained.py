@@ -25,6 +25,8 @@ class Trained:
         image_shape: (h, w, c) of one image (static).
         value_range: (low, high), the values of the data that are -1 and 1; () for uint8 (static).
         bins: how many values a pixel of the data can have; 0 for floats (static).
+        vector_scale: (mean, standard deviation) of the numbers that go with each image of the data,
+            which the network gets less the one and over the other; () without them (static).
     """
 
     params: Any
@@ -34,6 +36,7 @@ class Trained:
     image_shape: tuple[int, int, int] = flax.struct.field(pytree_node=False)
     value_range: tuple[float, ...] = flax.struct.field(pytree_node=False, default=())
     bins: int = flax.struct.field(pytree_node=False, default=256)
+    vector_scale: tuple[tuple[float, ...], ...] = flax.struct.field(pytree_node=False, default=())
 
 
 def num_params(params: Any) -> int:

@@ -59,6 +59,8 @@ class UNet(nn.Module):
         num_groups: groups of every GroupNorm; None for `default_num_groups`.
         num_classes: classes of a conditional network, whose embedding is added to that of t as
             in improved-diffusion; label `num_classes` is the null label. 0: unconditional.
+        vector_size: numbers that the network is told of each image, whose linear map is added to
+            the embedding of t; 0: none.
         condition_channels: channels of a second image, of the size of x, that is concatenated
             to x at the input. 0: none.
         augment_channels: numbers that the network is told of how an image was augmented; zeros,
@@ -86,6 +88,7 @@ class UNet(nn.Module):
     norm_eps: float = 1e-6
     num_groups: int | None = None
     num_classes: int = 0
+    vector_size: int = 0
     condition_channels: int = 0
     augment_channels: int = 0
     block_size: int = 1
@@ -106,8 +109,8 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x, t, x_0=None, *, train: bool, places=None, labels=None, condition=None,
-        augmentation=None, remat=False,
+        self, x, t, x_0=None, *, train: bool, places=None, labels=None, vectors=None,
+        condition=None, augmentation=None, remat=False,
     ):
         """The network's output for x at t, [b, h, w, out_channels] float32.
 
@@ -120,6 +123,8 @@ class UNet(nn.Module):
             places: int32 [b], each image's place in the global batch, the address of its
                 masks; 0..b-1 by default.
             labels: int32 [b] in 0..num_classes; None is the null label, `num_classes`.
+            vectors: [b, 1 + vector_size] float32, a one and the numbers; None is zeros, which
+                stand for no numbers.
             condition: [b, h, w, condition_channels] float32.
             augmentation: [b, augment_channels] float32; None is zeros.
             remat: for the backward pass keep only the inputs of each block and compute its
@@ -127,7 +132,7 @@ class UNet(nn.Module):
 
         Raises:
             UserError: a setting does not suit the image size (see `fields.check`), or the network
-                does not take this x_0, these labels, this condition or augmentation.
+                does not take this x_0, these labels or vectors, this condition or augmentation.
         """
         check_floats(x=x)
         fields.check(self, x.shape[1], x.shape[2])
@@ -135,6 +140,8 @@ class UNet(nn.Module):
         temb = self.embed(t)
         if self.num_classes or labels is not None:
             temb = temb + self.embed_labels(labels, x.shape[0])
+        if self.vector_size or vectors is not None:
+            temb = temb + self.embed_vectors(vectors, x.shape[0])
         if self.augment_channels or augmentation is not None:
             temb = temb + self.embed_augmentation(augmentation, x.shape[0])
         inputs = [x]
@@ -232,6 +239,20 @@ class UNet(nn.Module):
             self.num_classes + 1, 4 * self.channels, name="label_embedding",
             embedding_init=nn.initializers.normal(1.0),
         )(labels)
+
+    def embed_vectors(self, vectors, b):  # [b, 1 + vector_size] -> [b, d]
+        wanted = (b, 1 + self.vector_size)
+        vectors = jnp.zeros(wanted) if vectors is None else vectors
+        if not self.vector_size or vectors.shape != wanted:
+            raise UserError(
+                f"vectors have shape {list(vectors.shape)}, and this network takes "
+                f"{list(wanted) if self.vector_size else 'none'}; give a one and the numbers for "
+                "each image, zeros for none, or leave them out."
+            )
+        return nn.Dense(  # Its bias is the weight of the one, so that zeros change nothing.
+            4 * self.channels, use_bias=False, name="vector_embedding",
+            kernel_init=nn.initializers.lecun_normal(),  # Of unit variance, as those of labels.
+        )(vectors)
 
     def embed_augmentation(self, augmentation, b):  # [b, augment_channels] -> [b, d]
         wanted = (b, self.augment_channels)

@@ -30,7 +30,7 @@ def as_trained(run: Run, held: Held) -> Trained:
     return Trained(
         jax.device_get(sharding.whole(held, "ema_params").ema_params), run.model, run.schedule,
         run.step_settings.parameterization, run.source.image_shape,
-        run.source.value_range, run.source.bins,
+        run.source.value_range, run.source.bins, run.source.vector_scale,
     )
 
 

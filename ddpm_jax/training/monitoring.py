@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.data import labels, pixels
+from ddpm_jax.data import labels, pixels, vectors
 from ddpm_jax.data.source import Source, spread
 from ddpm_jax.diffusion import losses, randomness
 from ddpm_jax.diffusion.process import Parameterization
@@ -124,8 +124,8 @@ def grid(run: Run) -> Callable[[TrainState, int], np.ndarray]:
     While the EMA is still mostly the initial parameters, samples from the raw parameters stand
     on its right. The prior draws are the same every time. A shortened chain takes the smaller
     of the fixed variances, which suits few steps. A class-conditional network draws all classes
-    in turn; an image-conditional one draws for held-out images (training images where none are
-    held out), whose conditions stand on the left.
+    in turn; one of images or vectors draws for those of held-out images (of training images where
+    none are held out); the images stand on the left.
     """
     source, schedule = run.held_out or run.source, run.schedule
     step_settings, rng = run.step_settings, run.rng(randomness.GRID)
@@ -137,17 +137,20 @@ def grid(run: Run) -> Callable[[TrainState, int], np.ndarray]:
         diffusion = step_settings.parameterization
         if num_steps < schedule.num_timesteps and diffusion.variance == "fixed_large":
             diffusion = dataclasses.replace(diffusion, variance="fixed_small")
-        model_kwargs = conditions.in_turn(source, num_images)
+        sample_kwargs = conditions.in_turn(source, num_images)
         columns = conditions.columns(run.model)
         blocks = []
-        if "condition" in model_kwargs:
-            shown = pixels.as_uint8(model_kwargs["condition"])
+        if "condition" in sample_kwargs:
+            shown = pixels.as_uint8(sample_kwargs["condition"])
             blocks.append(pictures.grid(shown, columns=columns))
         for params in sets:
-            trained = Trained(params, run.model, schedule, diffusion, source.image_shape)
+            trained = Trained(
+                params, run.model, schedule, diffusion, source.image_shape,
+                vector_scale=source.vector_scale,
+            )
             samples = sample_lib.sample(
                 trained, rng, num_images, num_steps=num_steps, clip=run.settings.sample_clip,
-                output="uint8", **model_kwargs,
+                output="uint8", **sample_kwargs,
             )
             blocks.append(pictures.grid(samples, columns=columns))
         return functools.reduce(pictures.beside, blocks)
@@ -169,6 +172,7 @@ def opening_lines(run: Run, state: TrainState) -> list[str]:
         f"data: {len(run.source):,} images of {height}x{width}x{channels}{in_train}, "
         f"{'none' if held_out is None else format(len(held_out), ',')} held out{in_test}",
         *([labels.line(classes, run.source.class_counts)] if classes else []),
+        *([vectors.line(run.source.vector_scale)] if run.source.vector_scale else []),
         f"parameters: {num_params:,}; state on each device "
         f"{size / 2**20:,.1f} MiB",
         f"devices: {jax.device_count()} {device.device_kind} ({device.platform}), batch "

@@ -106,6 +106,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: Any, data: Any) -> Run:
     if shape := config_lib.image_shape(config):  # Known before there are data.
         memory_check.check(memory_need(config, shape))
     workdir = workdir if workdir is None else run_folder.create(workdir)
+    config = config if workdir is None else run_folder.on_scale_of_run(config, workdir)
     known = None if workdir is None else data_record.to_resume(workdir)
     usable = known if data is not None else kept_for(config, workdir, known)
     source, held_out = open_data(config, data, usable)
@@ -223,14 +224,14 @@ def open_data(
     """
     settings = config_lib.data_settings(config)
     if data is None:
-        return tuple(
-            loading.load(split=split, kept=known, **settings) for split in ("train", "test")
-        )
+        splits = (loading.load(split=split, kept=known, **settings) for split in ("train", "test"))
+        return _on_one_scale(config, *splits)
     source = data if isinstance(data, Source) else source_lib.from_array(
         data, value_range=settings["value_range"]
     )
     _check_shape(config, source.image_shape)
-    has = {"labels": source.num_classes, "condition": source.condition_channels}
+    has = {"labels": source.num_classes, "vectors": source.vector_size,
+           "condition": source.condition_channels}
     for name in has:
         if config.data[name] and not has[name]:
             raise UserError(
@@ -238,12 +239,21 @@ def open_data(
                 f"pass data=ddpm_jax.data.from_array(images, {name}=...).",
                 field=f"config.data.{name}", value=config.data[name],
             )
-    return tuple(
+    return _on_one_scale(config, *(
         loading.part_of(
             source, split, holdout=settings["holdout"], seed=settings["seed"],
             num_classes=settings["num_classes"], kept=known,
         ) for split in ("train", "test")
-    )
+    ))
+
+
+def _on_one_scale(config, source, held_out):
+    """Both with their vectors on the scale of the config, or of the images to train on."""
+    name = f"config.data.vectors={config.data.vectors!r}"
+    source = source.with_vector_scale(config_lib.vector_scale(config) or source.own_scale(), name)
+    if held_out is not None:
+        held_out = held_out.with_vector_scale(source.vector_scale, name)
+    return source, held_out
 
 
 def data_warnings(
@@ -264,6 +274,11 @@ def data_warnings(
         )
     if others[1:]:
         lines.append(f"the images in {' and '.join(others[1:])} are not used.")
+    if equal := source.num_equal_numbers():
+        lines.append(
+            f"{equal} of the {source.vector_size} numbers of config.data.vectors="
+            f"{config.data.vectors!r} are the same for all images: nothing is learned of them."
+        )
     num_classes = config.data.num_classes if config.data.labels else 0
     absent = [c for c in range(num_classes) if not sum(source.class_counts[c:c + 1])]
     if absent:

@@ -13,6 +13,7 @@ from ddpm_jax.diffusion import losses, randomness
 from ddpm_jax.diffusion.process import Parameterization
 from ddpm_jax.network import averages
 from ddpm_jax.runtime import parallel
+from ddpm_jax.samplers import guidance
 from ddpm_jax.training import packing, sharding, timesteps
 from ddpm_jax.training.state import TrainState
 
@@ -29,7 +30,7 @@ class StepSettings:
         t_sampling: see `timesteps.draw_t`.
         random_flip: mirror half of the images left and right.
         augment: probability of each transform of `data.augmentation`.
-        label_dropout: share of the labels that become `null_label`.
+        label_dropout: share of the labels that become `null_label`, and vectors that become zeros.
         null_label: the label that stands for no class.
         self_condition: tell the network its first guess, for half of the images.
         accumulate: micro-batches per step.
@@ -69,8 +70,8 @@ def train_step(
     Args:
         state: whole on each device, or with shares in it (see `sharding`).
         batch: this device's share of the global batch, as `Source.examples` gives it: `images`
-            [b, h, w, c], and for a conditional network `labels`, int32 [b], or `condition`
-            [b, h, w, k].
+            [b, h, w, c], and for a conditional network `labels`, int32 [b], `vectors` [b, 1 + k] or
+            `condition` [b, h, w, k].
         rng: the run's key; the step and each image's place are folded in.
         schedule: the noise schedule.
         learning_rate: update -> rate, for the log.
@@ -240,7 +241,8 @@ def draw(
     Each image's draws follow from the step's key and its own place.
 
     Args:
-        batch: `images` [b, h, w, c], and `labels` [b] or `condition` [b, h, w, k].
+        batch: `images` [b, h, w, c], and `labels` [b], `vectors` [b, 1 + k] or `condition`
+            [b, h, w, k].
         rng: the key of the step's images.
         places: [b], the index of each image in the global batch.
         num_timesteps: T.
@@ -248,7 +250,8 @@ def draw(
         loss_history: see `draw_t`.
         random_flip: mirror half of the images left and right, with their conditions.
         augment: probability of each transform of `data.augmentation`, also done to conditions.
-        label_dropout: share of the labels that become `null_label` (Ho and Salimans 2022).
+        label_dropout: share of the labels that become `null_label` (Ho and Salimans 2022), and of
+            the vectors that become zeros: both, of an image that has both.
         null_label: the network's.
     """
     def draw_one(rng, image, model_kwargs):
@@ -267,10 +270,12 @@ def draw(
 
         if "condition" in model_kwargs:
             drawn["condition"] = seen(model_kwargs["condition"])
-        if "labels" in model_kwargs:
+        hidden = guidance.hidden(model_kwargs, null_label)
+        if hidden:
             rng_label = randomness.below(rng, randomness.LABEL)
             hides = jax.random.bernoulli(rng_label, label_dropout)
-            drawn["labels"] = jnp.where(hides, null_label, model_kwargs["labels"])
+            for name, none in hidden.items():
+                drawn[name] = jnp.where(hides, none, model_kwargs[name])
         return seen(image), jax.random.normal(rngs[randomness.EPS], image.shape), drawn
 
     model_kwargs = {name: x for name, x in batch.items() if name != "images"}

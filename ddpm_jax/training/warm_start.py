@@ -18,7 +18,7 @@ from ddpm_jax.workdir import run_folder
 # (`num_groups`) they are compared by their effect. All others must agree, new ones too.
 _SHOWN_BY_SHAPES = (
     "channels", "channel_multipliers", "num_res_blocks", "attention_resolutions", "out_channels",
-    "num_classes", "condition_channels", "augment_channels",
+    "num_classes", "vector_size", "condition_channels", "augment_channels",
 )
 _NOT_COMPARED = {*_SHOWN_BY_SHAPES, *fields.FREE, "num_groups", "parent", "name"}
 

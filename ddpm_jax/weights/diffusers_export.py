@@ -26,7 +26,8 @@ def network_settings(trained: Trained) -> dict[str, Any]:
         raise UserError(
             f"model={type(model).__name__} cannot be expressed in diffusers; only a UNet can."
         )
-    for field, plain in {"timestep_scale": 1, "block_size": 1, "self_condition": False}.items():
+    for field, plain in {"timestep_scale": 1, "block_size": 1, "self_condition": False,
+                         "vector_size": 0}.items():
         if getattr(model, field) != plain:
             raise UserError(
                 f"model.{field}={getattr(model, field)} cannot be expressed in diffusers; only "

@@ -150,7 +150,7 @@ def parse(text: str) -> ml_collections.ConfigDict:
     def frozen(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: frozen(item) for key, item in value.items()}
-        return tuple(value) if isinstance(value, list) else value
+        return tuple(map(frozen, value)) if isinstance(value, list) else value
 
     config = cifar10.get_config()
     try:
@@ -165,10 +165,11 @@ def parse(text: str) -> ml_collections.ConfigDict:
 
 # The parameters and the optimizer state depend on these; the rest may change on resume.
 _FIXED = ("model", "diffusion", "data.image_size", "data.image_width", "data.channels",
-          "data.labels", "data.num_classes", "data.condition", "data.condition_channels",
-          "data.factor", "data.range", "data.range_bins", "train.extra_ema_decays",
-          "train.t_sampling")
+          "data.labels", "data.num_classes", "data.vectors", "data.vector_mean",
+          "data.vector_std", "data.condition", "data.condition_channels", "data.factor",
+          "data.range", "data.range_bins", "train.extra_ema_decays", "train.t_sampling")
 _ON_OR_OFF = ("train.ema_snapshot_every", "data.augment")  # Their values may change, but for 0.
+_FOLLOWS = ("data.vector_mean", "data.vector_std")  # From data.vectors, which is named first.
 _FREE = tuple(f"model.{name}" for name in fields.FREE)
 
 
@@ -177,7 +178,7 @@ def check_same_run(
 ) -> None:
     """Raises UserError naming the first setting that makes the model in `workdir` another one."""
     now, before = (dict(config_lib.leaves(c)) for c in (config, stored))
-    for name, value in now.items():
+    for name, value in sorted(now.items(), key=lambda item: item[0] in _FOLLOWS):
         fixed = name.startswith(tuple(f"{group}." for group in _FIXED)) or name in _FIXED
         differs = name not in _FREE and value != before.get(name)
         if fixed and differs or name in _ON_OR_OFF and bool(value) != bool(before.get(name)):
@@ -196,11 +197,27 @@ def as_stored(
         UserError: it describes another model.
     """
     config = config.copy_and_resolve_references()
-    for name in ("image_size", "image_width", "channels", "num_classes", "condition_channels",
-                 "range", "range_bins"):
+    for name in ("image_size", "image_width", "channels", "num_classes", "vectors", "vector_mean",
+                 "vector_std", "condition_channels", "range", "range_bins"):
         config.data[name] = config.data[name] or stored.data[name]
     config.train = stored.train
     check_same_run(config, stored, workdir)
+    return config
+
+
+def on_scale_of_run(
+    config: ml_collections.ConfigDict, workdir: epath.Path
+) -> ml_collections.ConfigDict:
+    """The config with the scale of the numbers of the run in `workdir`, unless it has its own.
+
+    More images may have come to the data since, and the network goes on as it began.
+    """
+    stored = find_config(workdir)
+    if stored is None or config.data.vector_mean:
+        return config
+    config = config.copy_and_resolve_references()
+    config.data.vector_mean = stored.data.vector_mean
+    config.data.vector_std = stored.data.vector_std
     return config
 
 
@@ -267,4 +284,5 @@ def load_step(
         image_shape=shape,
         value_range=config.data.range,
         bins=config_lib.bins(config),
+        vector_scale=config_lib.vector_scale(config),
     )

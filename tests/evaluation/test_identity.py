@@ -31,6 +31,7 @@ CHANGES = {
     "the steps": lambda t: t.replace(schedule=t.schedule.replace(timesteps=np.arange(20) * 50)),
     "the mean": lambda t: t.replace(diffusion=process.Parameterization("v")),
     "the variance": lambda t: t.replace(diffusion=process.Parameterization("eps", "fixed_small")),
+    "the scale of vectors": lambda t: t.replace(vector_scale=((1.0,), (2.0,))),
     "the shape": lambda t: t.replace(image_shape=(8, 8, 3)),
 }
 

@@ -51,10 +51,11 @@ def folder(path, **settings):
     return loading.load("image_folder", data_dir=str(path), **settings)
 
 
-def write_tfds(root, images, file_format="array_record", version="1.0.0", labels=None):
+def write_tfds(root, images, file_format="array_record", version="1.0.0", labels=None,
+               beside=None):
     """Writes the TFDS data set "tiny", one train split, without TensorFlow; returns `root`.
 
-    With labels it has five classes.
+    With labels it has five classes. `beside` is, by its name, a further feature and its values.
     """
     import tensorflow_datasets as tfds
     from array_record.python import array_record_module
@@ -66,6 +67,8 @@ def write_tfds(root, images, file_format="array_record", version="1.0.0", labels
     kinds = {"photo": tfds.features.Image(shape=shape)}
     if labels is not None:
         kinds["kind"] = tfds.features.ClassLabel(num_classes=5)
+    beside = beside or {}
+    kinds |= {name: feature for name, (feature, _) in beside.items()}
     features = tfds.features.FeaturesDict(kinds)
     features.save_config(path)
     record = str(path / f"tiny-train.{file_format}-00000-of-00001")
@@ -75,7 +78,8 @@ def write_tfds(root, images, file_format="array_record", version="1.0.0", labels
         Image.fromarray(image).save(png, "png")
         png.seek(0)
         label = {} if labels is None else {"kind": int(labels[i])}
-        writer.write(features.serialize_example({"photo": png, **label}))
+        told = label | {name: values[i] for name, (_, values) in beside.items()}
+        writer.write(features.serialize_example({"photo": png, **told}))
     writer.close()
     split = {
         "name": "train", "numBytes": "1", "shardLengths": [str(len(images))],

@@ -19,6 +19,7 @@ class TinyNet(nn.Module):
     dropout: float = 0.0
     out_channels: int | None = None
     num_classes: int = 0
+    vector_size: int = 0
     condition_channels: int = 0
     augment_channels: int = 0
     self_condition: bool = False
@@ -26,8 +27,8 @@ class TinyNet(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x, t, x_0=None, *, train, places=None, labels=None, condition=None,
-                 augmentation=None, remat=False):
+    def __call__(self, x, t, x_0=None, *, train, places=None, labels=None, vectors=None,
+                 condition=None, augmentation=None, remat=False):
         places = jnp.arange(len(x)) if places is None else places
         channels, inputs = x.shape[-1], [x]
         if self.self_condition:
@@ -40,6 +41,11 @@ class TinyNet(nn.Module):
             labels = jnp.full(len(x), self.num_classes) if labels is None else labels
             embed = nn.Embed(self.num_classes + 1, self.channels, name="labels")
             h = h + 10 * embed(labels)[:, None, None, :]
+        if self.vector_size:
+            wanted = jnp.zeros((len(x), 1 + self.vector_size)) if vectors is None else vectors
+            assert wanted.shape == (len(x), 1 + self.vector_size)
+            embed = nn.Dense(self.channels, use_bias=False, name="vectors")
+            h = h + embed(wanted)[:, None, None, :]
         if self.augment_channels:
             told = jnp.zeros((len(x), self.augment_channels))
             told = told if augmentation is None else augmentation

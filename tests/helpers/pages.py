@@ -16,10 +16,10 @@ MODELS = """
 from ddpm_jax.training import state
 from ddpm_jax.training import run as run_lib
 from ddpm_jax.workdir import checkpoints
-from ddpm_jax.configs import digits, digits_conditional
+from ddpm_jax.configs import digits, digits_conditional, digits_vectors
 
-for name, module in (("digits", digits), ("digits_conditional", digits_conditional)):
-    config = module.get_config()
+for module in (digits, digits_conditional, digits_vectors):
+    config, name = module.get_config(), module.__name__.rpartition(".")[2]
     config.model.channels, config.model.channel_multipliers = 4, (1,)
     config.model.attention_resolutions = ()
     run = run_lib.prepare(config, f"runs/{name}", None)

@@ -1,4 +1,4 @@
-"""Labels, conditions and guidance: by their formulas, and from `sample` to the network."""
+"""Labels, vectors, conditions and guidance: by their formulas, and from `sample` to the network."""
 
 import functools
 
@@ -9,9 +9,9 @@ import pytest
 
 import ddpm_jax
 from ddpm_jax.data import source as source_lib
-from ddpm_jax.diffusion import process, variational_bound
+from ddpm_jax.diffusion import losses, process, variational_bound
 from ddpm_jax.diffusion import schedule as schedule_lib
-from ddpm_jax.inference import conditions
+from ddpm_jax.inference import conditions, held_out_loss
 from ddpm_jax.inference import bits_per_dim as bits_lib
 from ddpm_jax.samplers import reverse_chain
 from nonzero import SHAPE, TinyNet, nonzero_params
@@ -31,12 +31,32 @@ def by_image():
     return trained_as(condition_channels=2)
 
 
-def trained_as(**settings):
+def trained_as(scale=(), **settings):
     model = TinyNet(**settings)
     params = nonzero_params(model)
     return ddpm_jax.Trained(
-        params, model, schedule_lib.linear(6, 1e-2, 0.6), process.Parameterization(), SHAPE
+        params, model, schedule_lib.linear(6, 1e-2, 0.6), process.Parameterization(), SHAPE,
+        vector_scale=scale,
     )
+
+
+SCALE = ((10.0, -3.0), (4.0, 0.5))
+
+
+@pytest.fixture(scope="module")
+def by_vector():
+    return trained_as(scale=SCALE, vector_size=2)
+
+
+@pytest.fixture(scope="module")
+def by_both():
+    return trained_as(scale=SCALE, vector_size=2, num_classes=CLASSES)
+
+
+def told(vectors):
+    """What the network gets, by hand."""
+    vectors = np.atleast_2d(vectors)
+    return np.float32(np.c_[np.ones(len(vectors)), (vectors - np.array(SCALE[0])) / SCALE[1]])
 
 
 def closed_over(trained, **model_kwargs):
@@ -94,6 +114,114 @@ def test_guidance_of_nothing_and_of_one(by_class, seven):
     np.testing.assert_allclose(draw(guidance=3.0, guidance_interval=(0, 5)), stronger, **SAME)
     once = draw(guidance=3.0, guidance_interval=(5, 5))
     assert np.abs(once - stronger).max() > 1e-3 and np.abs(once - seven).max() > 1e-3
+
+
+# Vectors.
+
+
+VECTORS = np.array([[12.0, -3.0], [6, -2.5], [10, -4], [10, -3]])
+
+
+def test_a_vector_reaches_the_network_by_its_scale(by_vector):
+    """The last one is the mean, and still not the same as none."""
+    samples = ddpm_jax.sample(by_vector, 3, 4, vectors=VECTORS)
+    for i in range(4):
+        rng = jax.random.fold_in(jax.random.key(3), i)
+        x_T = jax.random.normal(jax.random.fold_in(rng, 0), SHAPE)[None]
+        denoise = closed_over(by_vector, vectors=told(VECTORS[i]))
+        alone = jax.jit(lambda x, rngs: reverse_chain.ancestral(
+            by_vector.schedule, process.predict_fn(by_vector.schedule, denoise), x, rngs
+        ))(x_T, jax.random.fold_in(rng, 1)[None])
+        np.testing.assert_allclose(samples[i], alone[0], **SAME)
+    np.testing.assert_allclose(
+        ddpm_jax.sample(by_vector, 3, 4, vectors=VECTORS[1].tolist())[1], samples[1], **SAME
+    )
+    nothing = ddpm_jax.sample(by_vector, 3, 4)
+    assert np.abs(nothing - samples).max(axis=(1, 2, 3)).min() > 1e-3
+    none_given = closed_over(by_vector, vectors=np.zeros((1, 3), np.float32))
+    x, t = jnp.ones((2, *SHAPE)), jnp.int32([0, 5])
+    np.testing.assert_array_equal(none_given(x, t), closed_over(by_vector)(x, t))
+
+
+def test_one_number_needs_no_list():
+    trained = trained_as(scale=((1.0,), (2.0,)), vector_size=1)
+    rows = ddpm_jax.sample(trained, 0, 3, vectors=[[1.0], [2.0], [5.0]])
+    np.testing.assert_array_equal(ddpm_jax.sample(trained, 0, 3, vectors=[1, 2, 5]), rows)
+    np.testing.assert_allclose(ddpm_jax.sample(trained, 0, 3, vectors=2)[1], rows[1], **SAME)
+
+
+@pytest.mark.parametrize("arguments, says", [
+    (dict(vectors=5), r"vectors=5 must be 2 finite numbers .* for each of 3 images.*\[3, 2\]"),
+    (dict(vectors=[1, 2, 3]), r"vectors=\[1, 2, 3\] must be 2 finite"),
+    (dict(vectors=np.zeros((4, 2))), "must be 2 finite numbers as in the data"),
+    (dict(vectors=[[1, 2], [3], [4, 5]]), "must be 2 finite numbers"),
+    (dict(vectors=[1, np.inf]), "must be 2 finite numbers"),
+    (dict(vectors="ab"), "vectors='ab' must be 2 finite numbers"),
+    (dict(guidance=2.0), "guidance=2.0 has no effect with no vectors; .* or other vectors"),
+])
+def test_mistakes_with_vectors(by_vector, arguments, says):
+    with pytest.raises(ValueError, match=says) as error:
+        ddpm_jax.sample(by_vector, 0, 3, **arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_vectors_where_they_are_not_taken(by_class):
+    with pytest.raises(ValueError, match=r"vectors=\[1, 2\], but this model is told no numbers"):
+        ddpm_jax.sample(by_class, 0, 3, vectors=[1, 2])
+    model = by_class.model.clone(vector_size=2)
+    with pytest.raises(ValueError, match="model.vector_size=2, but vector_scale is of 0"):
+        conditions.checked(by_class.replace(model=model), 3)
+
+
+def test_guidance_hides_labels_and_vectors_together(by_both):
+    draw = functools.partial(ddpm_jax.sample, by_both, 3, 4)
+    given = dict(labels=[0, 1, 2, 0], vectors=VECTORS)
+    plain, nothing = draw(**given), draw(labels=CLASSES)
+    np.testing.assert_allclose(draw(**given, guidance=0.0), nothing, rtol=0, atol=1e-4)
+    assert np.abs(draw(**given, guidance=2.0) - plain).max() > 1e-3
+    assert np.abs(draw(labels=CLASSES, vectors=VECTORS, guidance=2.0) - nothing).max() > 1e-3
+    with pytest.raises(ValueError, match="labels=3, which is no class and no vectors; write"):
+        draw(labels=CLASSES, guidance=2.0)
+
+
+def test_bits_and_losses_go_by_the_model_s_scale(by_vector):
+    """A `Source` has the scale of its own images, which is another."""
+    images = np.random.default_rng(0).integers(0, 256, (4, *SHAPE), np.uint8)
+    bits = ddpm_jax.bits_per_dim(by_vector, 1, images, vectors=VECTORS)
+    source = source_lib.from_array(images, vectors=VECTORS)
+    assert source.vector_scale != SCALE
+    terms = bits_lib.terms(by_vector, 1, source)
+    np.testing.assert_allclose(variational_bound.total_bits(terms), bits, rtol=1e-6)
+    moved = bits_lib.terms(by_vector, 1, source_lib.from_array(images, vectors=VECTORS[::-1]))
+    assert np.abs(variational_bound.total_bits(moved)[:3] - bits[:3]).min() > 1e-4
+    assert np.abs(ddpm_jax.bits_per_dim(by_vector, 1, images) - bits).min() > 1e-4
+    by_ode = bits_lib.by_ode(by_vector, 1, source, num_steps=2)
+    held = held_out_loss.of_source(by_vector, 1, source, losses.Objective())
+    right = source.with_vector_scale(SCALE)
+    np.testing.assert_array_equal(by_ode, bits_lib.by_ode(by_vector, 1, right, num_steps=2))
+    np.testing.assert_array_equal(
+        held, held_out_loss.of_source(by_vector, 1, right, losses.Objective())
+    )
+    with pytest.raises(ValueError, match="vectors: 1 numbers for each image, and the model takes"):
+        bits_lib.terms(by_vector, 1, source_lib.from_array(images, vectors=np.arange(4)))
+
+
+def test_vectors_in_turn():
+    images, vectors = np.zeros((3, 2, 2, 1), np.uint8), np.arange(6.0).reshape(3, 2)
+    source = source_lib.from_array(images, labels=np.array([2, 0, 1]), vectors=vectors)
+    actual = conditions.in_turn(source, 4)
+    np.testing.assert_array_equal(actual["vectors"], vectors[[0, 1, 2, 0]])
+    np.testing.assert_array_equal(actual["labels"], [2, 0, 1, 2])
+    own = conditions.in_turn(None, 3, vectors=((7, 8), (9, 10)))
+    np.testing.assert_array_equal(own["vectors"], [[7, 8], [9, 10], [7, 8]])
+    np.testing.assert_array_equal(
+        conditions.in_turn(None, 3, vectors=(0.5, 2))["vectors"], [[0.5], [2], [0.5]]
+    )
+    with pytest.raises(ValueError, match="vectors=.*must be vectors of equally many numbers"):
+        conditions.in_turn(None, 3, vectors=((7, 8), (9,)))
+    assert conditions.go_by_images(TinyNet(vector_size=2))
+    assert not conditions.go_by_images(TinyNet(vector_size=2), ((7, 8),))
+    assert not conditions.go_by_images(TinyNet(num_classes=2))
 
 
 @pytest.mark.parametrize("settings", [dict(sampler="ddim"), dict(sampler="dpm_solver_pp")])

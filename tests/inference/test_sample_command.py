@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import ddpm_jax
-from ddpm_jax.configs import digits, digits_superres
+from ddpm_jax.configs import digits, digits_superres, digits_vectors
 from ddpm_jax.data import loading, pixels
 from ddpm_jax.data.kept import Kept
 from ddpm_jax.diffusion import process
@@ -146,6 +146,27 @@ def test_new_images_beside_what_they_go_by(task, monkeypatch):
         MODELS[1], 5, 3, condition=condition, num_steps=6, output="uint8")
     np.testing.assert_array_equal(arrays["arr_0"], expected)
     assert read(png).shape[1] > 2 * 66
+
+
+def test_new_images_of_vectors(task, monkeypatch):
+    """Those of the test split in turn, or those that are given."""
+    scale = ((0.1,) * 10 + (0.3,), (0.3,) * 10 + (0.03,))
+    monkeypatch.setitem(MODELS, 1, tiny(1, vector_size=11).replace(vector_scale=scale))
+    _, arrays, _ = task(1, digits_vectors, num_images=3)
+    split = loading.load("digits", split="test", vectors=("label", "ink"))
+    np.testing.assert_array_equal(arrays["vectors"], split.vectors[:3])
+    draw = functools.partial(ddpm_jax.sample, MODELS[1], 5, 3, num_steps=6, output="uint8")
+    np.testing.assert_array_equal(arrays["arr_0"], draw(vectors=split.vectors[:3]))
+    own = (tuple(np.eye(11)[2]), tuple(np.eye(11)[3]))
+    _, arrays, _ = task(1, digits_vectors, num_images=3, vectors=own, guidance=2.0)
+    np.testing.assert_array_equal(arrays["vectors"], np.eye(11)[[2, 3, 2]])
+    np.testing.assert_array_equal(
+        arrays["arr_0"], draw(vectors=np.eye(11)[[2, 3, 2]], guidance=2.0)
+    )
+    with pytest.raises(ValueError, match="config.sample.vectors=.* must be vectors of equally"):
+        task(1, digits_vectors, num_images=3, vectors=((1, 2), (3,)))
+    with pytest.raises(ValueError, match="config.sample.vectors=.*must be 11 finite numbers"):
+        task(1, digits_vectors, num_images=3, vectors=((1, 2),))
 
 
 def test_interpolate(task, inputs):

@@ -66,13 +66,15 @@ def tiny():
         (dict(channels=192, channel_multipliers=(1, 1, 2, 2, 4, 4)), 256, 255_677_955),
         (dict(channel_multipliers=(1, 2, 2, 2, 4)), 64, 78_700_803),
         (dict(num_classes=10), 32, 35_746_307 + 11 * 512),
+        (dict(vector_size=4), 32, 35_746_307 + 5 * 512),
         (dict(condition_channels=3), 32, 35_746_307 + 9 * 3 * 128),
         # 3 channels more for each of the other 3 pixels of a block, at both ends.
         (dict(block_size=2), 64, 35_746_307 + 9 * 9 * 128 + (9 * 128 + 1) * 9),
         (dict(self_condition=True), 32, 35_746_307 + 9 * 3 * 128),
         (dict(augment_channels=9), 32, 35_746_307 + 9 * 512),
     ],
-    ids=["cifar10", "learned variance", "256", "256 large", "celeba64", "classes", "condition",
+    ids=["cifar10", "learned variance", "256", "256 large", "celeba64", "classes", "vectors",
+         "condition",
          "blocks", "self-conditioned", "augmented"],
 )
 def test_parameter_counts(settings, size, count):
@@ -113,17 +115,21 @@ def test_forward_pass_matches_numpy(tiny, width, scale):
 def test_labels_and_conditions_match_numpy(tiny):
     """A label is a bias of the last layer of t's embedding; a condition, further channels.
 
-    What was done to an image is such a bias, too.
+    What was done to an image is such a bias, too, and so are its numbers.
     """
-    model = dataclasses.replace(TINY, num_classes=3, condition_channels=2, augment_channels=5)
+    model = dataclasses.replace(
+        TINY, num_classes=3, condition_channels=2, augment_channels=5, vector_size=2
+    )
     params = fill(unet_shapes(model), seed=1)
     condition = np.float32(RNG.uniform(-1, 1, (*X.shape[:3], 2)))
     labels, done = np.int32([2, 0, 3, 1]), np.float32(RNG.standard_normal((4, 5)))
     run = jax.jit(functools.partial(apply, model))
-    actual = run(params, labels=labels, condition=condition, augmentation=done)
+    vectors = np.float32(RNG.standard_normal((4, 3)))
+    actual = run(params, labels=labels, condition=condition, augmentation=done, vectors=vectors)
     exact = jax.tree.map(np.float64, params)
     embedding = exact.pop("label_embedding")["embedding"]
     biases = embedding[labels] + done @ exact.pop("augment_embedding")["kernel"]
+    biases += vectors @ exact.pop("vector_embedding")["kernel"]
     assert embedding.shape == (4, 32)
     last = exact["temb_dense_1"]
     expected = [
@@ -141,7 +147,7 @@ def test_labels_and_conditions_match_numpy(tiny):
     assert_array_equal(
         run(params, condition=condition),
         run(params, labels=np.int32([3] * 4), condition=condition,
-            augmentation=np.zeros_like(done)),
+            augmentation=np.zeros_like(done), vectors=np.zeros_like(vectors)),
     )
 
 
@@ -188,6 +194,11 @@ def test_labels_and_conditions_that_the_network_does_not_take(tiny):
         apply(TINY, tiny, condition=np.zeros((4, 8, 8, 1), np.float32))
     with pytest.raises(UserError, match=r"augmentation has shape \[4, 9\]; it must be \[4, 0\]"):
         apply(TINY, tiny, augmentation=np.zeros((4, 9), np.float32))
+    with pytest.raises(UserError, match=r"vectors have shape \[4, 3\], .* network takes none"):
+        apply(TINY, tiny, vectors=np.zeros((4, 3), np.float32))
+    of_two = dataclasses.replace(TINY, vector_size=2)
+    with pytest.raises(UserError, match=r"vectors have shape \[4, 2\], .* takes \[4, 3\]"):
+        apply(of_two, fill(unet_shapes(of_two)), vectors=np.zeros((4, 2), np.float32))
     with pytest.raises(UserError, match="x_0 was given to a network that is not self-condition"):
         apply(TINY, tiny, x_0=X)
     model = dataclasses.replace(TINY, self_condition=True)

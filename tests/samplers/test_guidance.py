@@ -34,6 +34,19 @@ def test_guidance_is_the_formula(scale):
     np.testing.assert_allclose(inside(x, t)[::2], labelled[::2], rtol=1e-6, atol=1e-5)
 
 
+def test_guidance_by_vectors():
+    def linear(x, t, *, vectors):
+        return x * vectors.sum(axis=1).reshape(-1, 1, 1, 1)
+
+    x = np.float32(np.random.default_rng(0).standard_normal((2, 2, 2, 1)))
+    guided = guidance_lib.guided(
+        linear, {"vectors": np.float32([[1, 2], [1, -3]])}, null_label=0, scale=2.0
+    )
+    np.testing.assert_allclose(  # Without, it is 0: 2 (3 x) and 2 (-2 x).
+        guided(x, jnp.zeros(2)), 2 * x * np.float32([3, -2]).reshape(2, 1, 1, 1), rtol=1e-6
+    )
+
+
 def test_guidance_leaves_a_learned_variance_alone():
     x, t, labels = jnp.ones((2, 2, 2, 1)), jnp.zeros(2), jnp.int32([1, 2])
     apply_fn = functools.partial(answers, channels=2)

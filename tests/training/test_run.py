@@ -11,6 +11,7 @@ from ddpm_jax.data.source import from_array
 from ddpm_jax.runtime import memory
 from ddpm_jax.training import memory_check, monitoring
 from ddpm_jax.training import run as run_lib
+from ddpm_jax.workdir import run_folder
 from data_sets import everything, numbered, refused, write_pictures
 from nonzero import TinyNet
 
@@ -231,3 +232,40 @@ def test_a_folder_of_an_older_run_keeps_its_classes(begin, tmp_path):
     run = begin(**{"data.name": "image_folder", "data.dir": str(tmp_path / "set"),
                    "data.labels": True})
     assert run.source.classes == ("train", "val") and len(run.source) == 6
+
+
+# Vectors.
+
+
+def test_a_run_keeps_the_scale_of_its_numbers(single, monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        config_lib, "model",
+        lambda config, channels: TinyNet(vector_size=len(config.data.vector_mean)))
+    monkeypatch.setattr(validation, "check_images", lambda config, shape: None)
+
+    def begin(vectors, **settings):
+        config = digits.get_config()
+        config.data.image_size = config.data.channels = 0
+        config.update_from_flattened_dict(settings)
+        data = from_array(numbered(4 if vectors is None else len(vectors)), vectors=vectors)
+        run = run_lib.prepare(config, tmp_path / "run", data)
+        run_lib.store_config(run)
+        return run
+
+    run = begin(np.array([[1.0, 5], [3, 5], [5, 5], [7, 5]]))
+    assert run.source.vector_scale == ((4.0, 5.0), (5**0.5, 1.0))
+    assert lines(run, "vectors") == ["vectors: 2 numbers for each image, 4 +- 2.236, 5 +- 1"]
+    assert "1 of the 2 numbers of config.data.vectors=('vectors',) are the same" in run.warnings[-1]
+    # More images have come; the network goes on as it began.
+    again = begin(np.array([[1.0, 5], [3, 5], [5, 5], [7, 5], [100, 6]]))
+    assert again.source.vector_scale == run.source.vector_scale
+    stored = run_folder.stored_config(tmp_path / "run")
+    assert config_lib.vector_scale(stored) == run.source.vector_scale
+    assert config_lib.model(stored, 1).vector_size == 2
+    with pytest.raises(ValueError, match=r"config.data.vector_mean=\(0.0, 0.0\), but .*made with"):
+        begin(np.ones((4, 2)), **{
+            "data.vector_mean": (0.0, 0.0), "data.vector_std": (1.0, 1.0)})
+    with pytest.raises(ValueError, match="vectors=.*: 3 numbers for each image, and the model tak"):
+        begin(np.ones((4, 3)))
+    with pytest.raises(ValueError, match="config.data.vectors=.*was made with .*'vectors'"):
+        begin(None)

@@ -211,7 +211,9 @@ def test_flips_are_left_to_right_one_image_in_two():
         loss_history={}, random_flip=True, augment=0.0, label_dropout=0.25, null_label=10,
     )
     labels = np.arange(400, dtype=np.int32) % 10
-    batch = {"images": images, "labels": labels, "condition": images[..., :1]}
+    vectors = np.float32(np.c_[np.ones(400), np.arange(400)])
+    batch = {"images": images, "labels": labels, "condition": images[..., :1],
+             "vectors": vectors}
     x_0, t, weight, eps, model_kwargs = draw(batch, places=jnp.arange(400))
     plain = images / 127.5 - 1
     straight = np.abs(x_0 - plain).max(axis=(1, 2, 3)) < 1e-6
@@ -226,6 +228,9 @@ def test_flips_are_left_to_right_one_image_in_two():
     hidden = model_kwargs["labels"] == 10
     assert abs(hidden.mean() - 0.25) < 5 * (0.25 * 0.75 / 400) ** 0.5
     np.testing.assert_array_equal(model_kwargs["labels"][~hidden], labels[~hidden])
+    np.testing.assert_array_equal(  # Together with the labels.
+        model_kwargs["vectors"], np.where(hidden[:, None], 0, vectors)
+    )
     assert abs(np.corrcoef(hidden, mirrored)[0, 1]) < 5 / 20  # another draw than the mirror's
     again = draw(jax.tree.map(lambda x: x[7:8], batch), places=jnp.arange(7, 8))
     for whole, single in zip(jax.tree.leaves((x_0, t, weight, eps, model_kwargs)),
@@ -233,17 +238,21 @@ def test_flips_are_left_to_right_one_image_in_two():
         np.testing.assert_array_equal(whole[7], single[0])
 
 
-@pytest.mark.parametrize("kind", ["labels", "condition"])
+@pytest.mark.parametrize("kind", ["labels", "vectors", "condition"])
 def test_the_network_is_told_what_goes_with_each_image(kind):
     """On eight devices the loss is that of the whole batch on one."""
     config = small_config(label_dropout=0.5)
     config.data.labels, config.data.num_classes = kind == "labels", 10 * (kind == "labels")
     model = TinyNet(num_classes=config.data.num_classes,
-                    condition_channels=2 * (kind == "condition"))
+                    condition_channels=2 * (kind == "condition"),
+                    vector_size=3 * (kind == "vectors"))
     images, labels = (x[:BATCH] for x in loading.digits("train"))
     batch = {"images": images, kind: {
         "labels": labels, "condition": np.concatenate([images[::-1], 255 - images], axis=-1),
+        "vectors": np.random.default_rng(0).normal(size=(BATCH, 3)),
     }[kind]}
+    source = source_lib.from_array(**batch)
+    batch = source.examples(np.arange(BATCH))
     _, metrics = step_of(config)(
         parallel.replicate(state_of(config, model)), parallel.shard(batch), jax.random.key(1)
     )
@@ -259,9 +268,11 @@ def test_the_network_is_told_what_goes_with_each_image(kind):
     loss = losses.training_loss(config_lib.schedule(config), denoise_fn, x_0, t, eps)
     np.testing.assert_allclose(metrics["loss"], loss.mean(), **SAME)
     params = state_of(config, model).params
-    held_out = held_out_loss(config, model, source_lib.from_array(**batch))(params)
+    held_out = held_out_loss(config, model, source)(params)
     assert np.isfinite(held_out)
-    swapped = source_lib.from_array(images, **{kind: batch[kind][::-1]})
+    swapped = source_lib.from_array(
+        images, **{kind: source.sample_kwargs(np.arange(BATCH))[kind][::-1]}
+    )
     assert abs(held_out_loss(config, model, swapped)(params) - held_out) > 1e-4
 
 

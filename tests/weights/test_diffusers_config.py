@@ -97,6 +97,7 @@ def test_what_a_network_was_told_of_augmentations_is_left_out(tmp_path):
     ("model.block_size=2 cannot be expressed",
      {"model": {"block_size": 2, "attention_resolutions": (2,)}}),
     ("model.self_condition=True cannot be expressed", {"model": {"self_condition": True}}),
+    ("model.vector_size=2 cannot be expressed", {"model": {"vector_size": 2}}),
     (r"model.num_heads=2 at \[8, 16\] channels cannot be expressed",
      {"model": {"num_heads": 2, "attention_resolutions": (8, 4)}}),
     ("diffusion.mean='x_prev' cannot be expressed", {"diffusion": Parameterization("x_prev")}),
