@@ -14,6 +14,10 @@ from ddpm_jax.network.trained import Trained
 from ddpm_jax.network.unet import UNet
 from ddpm_jax.weights import diffusers_config
 
+_PLAIN = {  # The only value, of fields that diffusers lacks.
+    "timestep_scale": 1, "vector_size": 0, "block_size": 1, "self_condition": False,
+}
+
 
 def network_settings(trained: Trained) -> dict[str, Any]:
     """The `config.json` of a `UNet2DModel` like the network.
@@ -26,8 +30,7 @@ def network_settings(trained: Trained) -> dict[str, Any]:
         raise UserError(
             f"model={type(model).__name__} cannot be expressed in diffusers; only a UNet can."
         )
-    for field, plain in {"timestep_scale": 1, "block_size": 1, "self_condition": False,
-                         "vector_size": 0}.items():
+    for field, plain in _PLAIN.items():
         if getattr(model, field) != plain:
             raise UserError(
                 f"model.{field}={getattr(model, field)} cannot be expressed in diffusers; only "

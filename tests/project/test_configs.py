@@ -31,6 +31,7 @@ def test_full_size_by_shape(name):
     assert validation.warnings(config) == []
     shape = config_lib.image_shape(config)
     config.data.num_classes, config.data.condition_channels = 10, 1  # as with data
+    config.data.vector_mean = (0.0,) * 11
     model = config_lib.model(config, shape[-1])
     x, t = jnp.zeros((2, *shape)), jnp.zeros((2,), jnp.int32)
     params = jax.eval_shape(lambda: model.init(jax.random.key(0), x, t, train=False))
