@@ -68,7 +68,6 @@ def main():
     path = pathlib.Path(args.workdir, f"{args.data}.npz")
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez(path, train=train, test=held_out)
-    print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}, {len(train):,} images")
     table = ["| augment | seed | lowest | at step | at the end |", "|---|---|---|---|---|"]
     for augment in map(float, args.augment.split(",")):
         for seed in map(int, args.seeds.split(",")):
@@ -83,6 +82,8 @@ def main():
             table.append(f"| {augment:g} | {seed} | {rows[best]:.4f} | {best:,} "
                          f"| {rows[max(rows)]:.4f} |")
             print(table[-1], flush=True)
+    # Not before: the first run chooses how many devices a CPU has.
+    print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}, {len(train):,} images")
     print("\n".join(table))
 
 

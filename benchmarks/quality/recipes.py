@@ -28,7 +28,7 @@ RECIPES = {
 WIDTHS = (0.03, 0.04, 0.05, 0.07, 0.1, 0.13, 0.16, 0.2)
 WEIGHTS = ("ema", *(f"sigma_rel={width}" for width in WIDTHS))
 SEEDS = (0, 1, 2)
-BITS_IMAGES = 200
+BITS_IMAGES = 100
 
 
 def config_of(data: str, recipe: str, seed: int, num_steps: int):
@@ -80,7 +80,6 @@ def main():
     parser.add_argument("--workdir", type=pathlib.Path, required=True)
     parser.add_argument("--num_steps", type=int, default=2000)
     args = parser.parse_args()
-    print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}, {args.num_steps} steps")
     table = ["| schedule | weights | loss | bits/dim |", "|---|---|---|---|"]
     for recipe in RECIPES:
         weights, values = measured(args.data, recipe, args)
@@ -89,6 +88,8 @@ def main():
             f"| {recipe} | {weights} | {mean[0]:.5f} +- {error[0]:.5f} | "
             f"{mean[1]:.3f} +- {error[1]:.3f} |"
         )
+    # Not before: the first run chooses how many devices a CPU has.
+    print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}, {args.num_steps} steps")
     print("\n".join(table))
 
 
