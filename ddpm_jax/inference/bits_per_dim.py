@@ -64,10 +64,7 @@ def bits_per_dim(
     source = conditions.as_trained(
         source_lib.in_memory(images, "images", value_range=trained.value_range), trained
     )
-    no_class = getattr(trained.model, "num_classes", 0) or None
-    model_kwargs = conditions.checked(
-        trained, len(source), no_class if labels is None else labels, vectors, condition
-    )
+    model_kwargs = conditions.for_edits(trained, len(source), labels, vectors, condition)
     return variational_bound.total_bits(_terms(
         trained, rng, source,
         lambda places: {name: x[places] for name, x in model_kwargs.items()},

@@ -5,7 +5,8 @@ The network takes `labels` (int32 [b]), `vectors` (float32 [b, 1 + k], see `data
 them: they call a `denoise_fn(x_t, t)` that is closed over them.
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -16,6 +17,8 @@ from ddpm_jax.data import vectors as vectors_lib
 from ddpm_jax.data.source import Source
 from ddpm_jax.errors import UserError
 from ddpm_jax.network.trained import Trained
+from ddpm_jax.samplers import guidance
+from ddpm_jax.samplers.settings import Settings
 
 
 def as_float(model_kwargs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
@@ -47,6 +50,64 @@ def as_trained(source: Source, trained: Trained) -> Source:
             f"{trained.value_range} and {trained.bins}; give images as it was trained on."
         )
     return source.with_vector_scale(trained.vector_scale)
+
+
+def denoise_fn(
+    model: Any, params: Any, model_kwargs: Mapping[str, jax.Array], settings: Settings,
+    variance: str,
+) -> Callable[..., jax.Array]:
+    """(x_t, t) -> the output of a network for its inputs, with the guidance of the settings.
+
+    Args:
+        model, params: the network and its parameters.
+        model_kwargs: of `checked`, of the images of one device.
+        settings: the sampler and what goes with it.
+        variance: of the model's `Parameterization`.
+    """
+    model_kwargs = as_float(model_kwargs)
+    apply_fn = functools.partial(model.apply, {"params": params}, train=False)
+    if settings.guidance == 1:
+        return functools.partial(apply_fn, **model_kwargs)
+    return guidance.guided(
+        apply_fn, model_kwargs, null_label=getattr(model, "num_classes", 0),
+        scale=settings.guidance, interval=settings.guidance_interval, variance=variance,
+    )
+
+
+def check_guided(
+    settings: Settings, model: Any, model_kwargs: Mapping[str, Any], timesteps: np.ndarray
+) -> None:
+    """Raises UserError where guidance is asked for and has no effect.
+
+    Args:
+        settings: the sampler and what goes with it.
+        model: the network.
+        model_kwargs: of `checked`.
+        timesteps: the steps t that a chain visits.
+    """
+    if settings.guidance == 1:
+        return
+    guided = dict(field="guidance", value=settings.guidance)
+    hidden = guidance.hidden(model_kwargs, getattr(model, "num_classes", 0))
+    if not hidden:
+        raise UserError(
+            "follows labels or vectors, and this model takes none; write guidance=1, or train "
+            "with --config.data.labels=True.", **guided,
+        )
+    if all(np.array_equal(model_kwargs[name], hidden[name]) for name in hidden):
+        labels = f"labels={getattr(model, 'num_classes', 0)}, which is no class"
+        given = {"labels": labels, "vectors": "no vectors"}
+        raise UserError(
+            f"has no effect with {' and '.join(map(given.get, hidden))}; write guidance=1, or "
+            f"other {' or '.join(hidden)}.", **guided,
+        )
+    interval = settings.guidance_interval
+    if interval and not np.any((interval[0] <= timesteps) & (timesteps <= interval[1])):
+        raise UserError(
+            f"has no effect: this chain visits no step t in it, and the nearest is "
+            f"{min(timesteps, key=lambda t: abs(t - np.mean(interval))):g}; write a longer "
+            "interval, or () to guide at every step.", field="guidance_interval", value=interval,
+        )
 
 
 def checked(
@@ -175,6 +236,15 @@ def go_by_images(model: Any, vectors: tuple = ()) -> bool:
         vectors: of `in_turn`.
     """
     return getattr(model, "condition_channels", 0) > 0 or takes_vectors(model) and not vectors
+
+
+def for_edits(
+    trained: Trained, n: int, labels: Any = None, vectors: Any = None, condition: Any = None,
+) -> dict[str, np.ndarray]:
+    """As `checked`, but without labels there is no class."""
+    num_classes = getattr(trained.model, "num_classes", 0)
+    labels = num_classes if labels is None and num_classes else labels
+    return checked(trained, n, labels, vectors, condition)
 
 
 def in_turn(

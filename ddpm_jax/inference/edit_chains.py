@@ -17,7 +17,7 @@ from ddpm_jax import errors
 from ddpm_jax.diffusion import process, randomness
 from ddpm_jax.diffusion.schedule import Schedule
 from ddpm_jax.errors import UserError
-from ddpm_jax.inference import batched_map
+from ddpm_jax.inference import batched_map, conditions
 from ddpm_jax.network import torso
 from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.network.trained import Trained
@@ -104,6 +104,10 @@ def run(
     *,
     rows: inpainting.Rows | None = None,
     num_calls: int | None = None,
+    row_of: np.ndarray | None = None,
+    labels: Any = None,
+    vectors: Any = None,
+    condition: Any = None,
     batch_size: int | None = None,
     progress: bool = False,
 ) -> np.ndarray:
@@ -117,21 +121,22 @@ def run(
         steps: of `step_chain`.
         rows: for `hold`.
         num_calls: the last steps of the chain to run; None is all of them, or all rows.
+        row_of: [n], of several edits of one picture, which picture's labels, vectors and condition
+            each takes; None is its own.
+        labels, vectors, condition: as of `sample.sample`, for all or one for each picture; without
+            labels there is no class.
         batch_size, progress: as of `sample.sample`.
 
     Raises:
-        ValueError: the model is conditional, or its parameters do not fit.
+        ValueError: the model does not take these labels, vectors or this condition, guidance has no
+            effect, or its parameters do not fit.
     """
     trained_lib.check(trained)
     progress = errors.flag("progress", progress)
-    model = trained.model
-    given = ("num_classes", "vector_size", "condition_channels")
-    if any(getattr(model, name, 0) for name in given):
-        raise UserError(
-            "this model takes labels, vectors or a condition, and editing needs an unconditional "
-            "one; train with --config.data.labels=False, and neither --config.data.vectors nor "
-            "--config.data.condition."
-        )
+    model, settings = trained.model, steps.settings
+    row_of = np.arange(len(rngs)) if row_of is None else row_of
+    model_kwargs = conditions.for_edits(trained, row_of.max() + 1, labels, vectors, condition)
+    conditions.check_guided(settings, model, model_kwargs, steps.timesteps)
     trained.diffusion.check(trained.schedule)
     trained_lib.check_params(trained)
     if num_calls is None:
@@ -139,7 +144,10 @@ def run(
     chain = _pmap_chain(edit, model, trained.diffusion, num_calls, progress)
     return np.concatenate(list(batched_map.run(
         chain, (parallel.replicate(trained.params), steps, rows),
-        lambda places: (rngs[places], tuple(array[places] for array in arrays)), len(rngs),
+        lambda places: (
+            rngs[places], tuple(array[places] for array in arrays),
+            {name: x[row_of[places]] for name, x in model_kwargs.items()},
+        ), len(rngs),
         batched_map.batch_size(trained, len(rngs), batch_size), num_steps=num_calls,
         progress=progress,
     )))
@@ -147,18 +155,22 @@ def run(
 
 @functools.lru_cache(maxsize=64)
 def _pmap_chain(edit, model, diffusion, num_calls, progress):
-    """(params, StepChain, rows or None, keys [d, b], arrays [d, b, ...]) -> images."""
+    """(params, StepChain, rows or None, keys, arrays, model_kwargs) -> images.
 
-    def chain(params, steps, rows, rngs, arrays):
-        params = torso.cast(model, params)
-        denoise_fn = functools.partial(model.apply, {"params": params}, train=False)
+    The last three are [d, b, ...].
+    """
+
+    def chain(params, steps, rows, rngs, arrays, model_kwargs):
+        denoise_fn = conditions.denoise_fn(
+            model, torso.cast(model, params), model_kwargs, steps.settings, diffusion.variance
+        )
         predict_fn = steps.predict_fn(denoise_fn, diffusion)
         report = batched_map.on_step(num_calls, progress)
         told = trained_lib.is_self_conditioned(model)
         reverse = Reverse(steps.schedule, predict_fn, told, rows, num_calls, report)
         return edit(reverse, rngs, *arrays)
 
-    return parallel.pmap(chain, in_axes=(None, None, None, 0, 0))
+    return parallel.pmap(chain, in_axes=(None, None, None, 0, 0, 0))
 
 
 def step_chain(
@@ -172,7 +184,7 @@ def step_chain(
         t: from images noised t times, 1..T; None is from x_T.
 
     Raises:
-        ValueError: the settings are wrong, those of a solver, or guided.
+        ValueError: the settings are wrong, or those of a solver.
     """
     settings_lib.check_is_settings(settings)
     settings.check()
@@ -180,11 +192,6 @@ def step_chain(
         raise UserError(
             "cannot edit pictures, because its levels are not steps of the schedule; write "
             "sampler='ancestral' or 'ddim'.", field="sampler", value=settings.sampler,
-        )
-    if settings.guidance != 1:
-        raise UserError(
-            "follows labels, and editing needs an unconditional model", field="guidance",
-            value=settings.guidance, instead={"guidance": 1.0},
         )
     if t is None:
         return settings.chain(schedule)

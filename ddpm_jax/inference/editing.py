@@ -1,4 +1,4 @@
-"""Editing pictures with an unconditional model: mix, invert, fill in, restyle, colour them.
+"""Editing pictures with a model: mix, invert, fill in, restyle, colour them.
 
 Images are float32 [n, h, w, c] in [-1, 1] everywhere, in and out, as `sample` returns them;
 `ddpm_jax.data.to_float` converts uint8. Image i depends on the model, the picture, the key and i
@@ -81,8 +81,9 @@ def interpolate(
             steps; a grid of given steps runs t - 1 and those below.
         lam: 0 is a, 1 is b, a column each.
         settings: "ancestral" or "ddim".
-        **options: batch_size (images at a time on all devices together; what fits by default) and
-            progress (show a bar).
+        **options: labels, vectors and condition as of `sample.sample`, for all pictures or one for
+            each; without labels there is no class. batch_size (images at a time on all devices
+            together; what fits by default) and progress (show a bar).
 
     Returns:
         [n, len(t), len(lam), h, w, c].
@@ -117,7 +118,7 @@ def _mixtures(trained, rngs, a, b, t, lam, settings, options):
     )
     return edit_chains.run(
         edit_chains.mixture, trained, rngs[pair], (a[pair], b[pair], start, weight), chain,
-        num_calls=int(max(1, *starts)), **options,
+        num_calls=int(max(1, *starts)), row_of=pair, **options,
     ).reshape(*shape, *a.shape[1:])
 
 
@@ -222,10 +223,15 @@ def decode(
     Raises:
         ValueError: x_T has another shape or type, or the settings are others.
     """
+    return _decode(trained, edit_checks.arrays(trained, x_T, "x_T"), settings, options)
+
+
+def _decode(trained, x_T, settings, options, row_of=None):
+    """`decode` of checked x_T."""
     edit_checks.check_deterministic(settings)
-    x_T, chain = edit_checks.arrays(trained, x_T, "x_T"), _chain(trained, settings)
     return edit_chains.run(
-        edit_chains.decode, trained, _keys(0, len(x_T)), (x_T,), chain, **options
+        edit_chains.decode, trained, _keys(0, len(x_T)), (x_T,), _chain(trained, settings),
+        row_of=row_of, **options,
     )
 
 
@@ -278,8 +284,9 @@ def slerp(
     lam = edit_checks.weights(lam)
     shape = (len(x_T), len(lam), *trained.image_shape)
     ends = (np.repeat(x, len(lam), axis=0) for x in (x_T, y_T))
-    between = ddim_lib.slerp(*ends, jnp.tile(lam, len(x_T)))
-    return decode(trained, np.asarray(between), settings=settings, **options).reshape(shape)
+    between = np.asarray(ddim_lib.slerp(*ends, jnp.tile(lam, len(x_T))))
+    row_of = np.repeat(np.arange(len(x_T)), len(lam))
+    return _decode(trained, between, settings, options, row_of).reshape(shape)
 
 
 def inpaint(

@@ -21,7 +21,6 @@ from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.network.trained import Trained
 from ddpm_jax.network.unet import UNet
 from ddpm_jax.runtime import devices, memory, parallel
-from ddpm_jax.samplers import guidance as guidance_lib
 from ddpm_jax.samplers import settings as settings_lib
 from ddpm_jax.samplers.reverse_chain import Trajectory
 from ddpm_jax.samplers.settings import Settings
@@ -84,8 +83,9 @@ def sample(
         **fields: the fields of `samplers.Settings` one by one, instead of `settings`:
             sampler ("ancestral" by default, "ddim", or a solver, which needs 10 to 50 calls:
             "dpm_solver", "dpm_solver_2", "dpm_solver_pp", "dpm_solver_pp_3", "dpm_solver_pp_sde",
-            "heun"), num_steps (all by default), eta, grid, clip, guidance, guidance_interval,
-            rederive_eps, dynamic_threshold.
+            "unipc", "unipc_bh1", "unipc_3", "unipc_3_bh1", "heun"), num_steps (all by default),
+            eta, grid, clip, guidance, guidance_interval, rederive_eps, s_churn, s_min, s_max,
+            s_noise, dynamic_threshold.
 
     Returns:
         NumPy array [n, h, w, c]; with `trajectory` also a `Trajectory` of float32 arrays
@@ -171,8 +171,7 @@ def _batches(
     trained_lib.check_params(trained)
     model_kwargs = conditions.checked(trained, n, *given)
     reverse = settings.chain(trained.schedule)
-    if settings.guidance != 1:
-        _check_guided(settings, trained.model, model_kwargs, reverse.timesteps)
+    conditions.check_guided(settings, trained.model, model_kwargs, reverse.timesteps)
     chain = pmap_chain(
         trained.model, trained.diffusion, image_shape, settings, trajectory, denoised_fn, progress
     )
@@ -181,31 +180,6 @@ def _batches(
         lambda places: (rngs[places], {name: x[places] for name, x in model_kwargs.items()}),
         n, batch_size, num_steps=reverse.num_calls, progress=progress, done=done,
     )
-
-
-def _check_guided(settings, model, model_kwargs, timesteps):
-    """Raises UserError where guidance has no effect at any of the steps t that are visited."""
-    guided = dict(field="guidance", value=settings.guidance)
-    hidden = guidance_lib.hidden(model_kwargs, getattr(model, "num_classes", 0))
-    if not hidden:
-        raise UserError(
-            "follows labels or vectors, and this model takes none; write guidance=1, or train "
-            "with --config.data.labels=True.", **guided,
-        )
-    if all(np.array_equal(model_kwargs[name], hidden[name]) for name in hidden):
-        labels = f"labels={getattr(model, 'num_classes', 0)}, which is no class"
-        given = {"labels": labels, "vectors": "no vectors"}
-        raise UserError(
-            f"has no effect with {' and '.join(map(given.get, hidden))}; write guidance=1, or "
-            f"other {' or '.join(hidden)}.", **guided,
-        )
-    interval = settings.guidance_interval
-    if interval and not np.any((interval[0] <= timesteps) & (timesteps <= interval[1])):
-        raise UserError(
-            f"has no effect: this chain visits no step t in it, and the nearest is "
-            f"{min(timesteps, key=lambda t: abs(t - np.mean(interval))):g}; write a longer "
-            "interval, or () to guide at every step.", field="guidance_interval", value=interval,
-        )
 
 
 def _collected(batches, shape, num_kept):
@@ -329,15 +303,9 @@ def pmap_chain(
     def chain(params, reverse, rngs, model_kwargs):
         rngs_z = randomness.fold_each(rngs, randomness.Z)
         x_T = randomness.standard_normal(randomness.fold_each(rngs, randomness.X_T), image_shape)
-        model_kwargs = conditions.as_float(model_kwargs)
-        params = torso.cast(model, params)
-        apply_fn = functools.partial(model.apply, {"params": params}, train=False)
-        denoise_fn = functools.partial(apply_fn, **model_kwargs)
-        if settings.guidance != 1:
-            denoise_fn = guidance_lib.guided(
-                apply_fn, model_kwargs, null_label=model.num_classes, scale=settings.guidance,
-                interval=settings.guidance_interval, variance=diffusion.variance,
-            )
+        denoise_fn = conditions.denoise_fn(
+            model, torso.cast(model, params), model_kwargs, settings, diffusion.variance
+        )
         images = reverse.run(
             denoise_fn, diffusion, x_T, rngs_z,
             self_condition=trained_lib.is_self_conditioned(model), denoised_fn=denoised_fn,

@@ -83,9 +83,16 @@ class Job:
         n, shape = self.config.variants, self.inputs.shape
         results = edit(
             self.trained, self.config.seed, np.repeat(self.inputs, n, axis=0), **arguments,
-            **self.run,
+            **self.told(len(self.inputs), n), **self.run,
         )
         return results.reshape(shape[0], n, *shape[1:])
+
+    def told(self, n: int, repeat: int = 1) -> dict[str, np.ndarray]:
+        """Labels and vectors of n pictures in turn, each so many times."""
+        in_turn = conditions.in_turn(
+            None, n, tuple(self.config.labels), tuple(self.config.vectors)
+        )
+        return {name: np.repeat(x, repeat, axis=0) for name, x in in_turn.items()}
 
     def data(self, images) -> np.ndarray:
         """Images in [-1, 1] with the values of the model's data."""
@@ -218,7 +225,9 @@ def _write(stem, arrays, picture):
 def _interpolate(job):
     t = [editing.noising_steps(job.trained, strength) for strength in job.config.strength]
     a, b = job.inputs[:1], job.inputs[1:]
-    between = editing.interpolate(job.trained, job.config.seed, a, b, t=t, **job.run)[0]
+    between = editing.interpolate(
+        job.trained, job.config.seed, a, b, t=t, **job.told(1), **job.run
+    )[0]
     left, right = (np.repeat(end[None], len(t), axis=0) for end in (a, b))
     return {"arr_0": job.data(between)}, _side_by_side(left, between, right), (
         f"From the first picture to the second, mixed after {_listed(t)} noising steps (a row "
@@ -229,10 +238,12 @@ def _interpolate(job):
 def _slerp(job):
     n = job.config.variants
     if len(job.inputs):
-        x_T = editing.encode(job.trained, job.inputs, **job.run)
+        x_T = editing.encode(job.trained, job.inputs, **job.told(len(job.inputs)), **job.run)
     else:
         x_T = editing.prior(job.trained, job.config.seed, 2 * n)
-    arcs = editing.slerp(job.trained, x_T[::2], x_T[1::2], **job.run)
+    arcs = editing.slerp(
+        job.trained, x_T[::2], x_T[1::2], **job.told(len(x_T) // 2), **job.run
+    )
     arrays = {"arr_0": job.data(arcs)}
     if not len(job.inputs):
         return arrays, _side_by_side(arcs), f"{n} arcs between two prior draws (a row each):"
@@ -241,7 +252,9 @@ def _slerp(job):
 
 
 def _reconstruct(job):
-    rebuilt = editing.reconstruct(job.trained, job.inputs, **job.run)
+    rebuilt = editing.reconstruct(
+        job.trained, job.inputs, **job.told(len(job.inputs)), **job.run
+    )
     error = np.mean(np.square(np.float64(rebuilt - job.inputs) / 2), axis=(1, 2, 3))
     return {"arr_0": job.data(rebuilt), "mean_squared_error": error}, _side_by_side(
         job.inputs[:, None], rebuilt[:, None]
@@ -289,9 +302,7 @@ def _strip(job):
     at = spread(calls - 1, 0, _FRAMES).tolist()
     n = job.config.variants
     images, way = sample_lib.sample(
-        job.trained, job.config.seed, n, **conditions.in_turn(
-            None, n, tuple(job.config.labels), tuple(job.config.vectors)
-        ), **job.run, trajectory=at,
+        job.trained, job.config.seed, n, **job.told(n), **job.run, trajectory=at,
     )
     says = f"{n} images on their way: x_t above, the x_0 predicted of it below"
     if not pictures.HAS_VIDEO:

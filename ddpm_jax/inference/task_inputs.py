@@ -12,11 +12,12 @@ from ddpm_jax.data import decoding, pixels, raw_pictures
 from ddpm_jax.errors import UserError
 from ddpm_jax.samplers.settings import Settings
 
-_CHAIN = tuple(field.name for field in dataclasses.fields(Settings))
+_SAMPLER = tuple(field.name for field in dataclasses.fields(Settings))
+_CHAIN = (*_SAMPLER, "labels", "vectors")
 # The settings of `config.sample` that each task reads, besides those that all do; "" draws new
 # images. Where a task has no use for a setting, a value that was chosen for it is refused.
 READS = {
-    "": (*_CHAIN, "num_images", "labels", "vectors"),
+    "": (*_CHAIN, "num_images"),
     "interpolate": (*_CHAIN, "strength"),
     "slerp": (*_CHAIN, "variants"),
     "reconstruct": tuple(  # It neither clips nor thresholds x_0.
@@ -26,7 +27,7 @@ READS = {
     "img2img": (*_CHAIN, "strength", "variants"),
     "colourise": (*_CHAIN, "variants", "resamplings", "jump_length"),
     "diffuse": (),
-    "strip": (*_CHAIN, "variants", "labels", "vectors"),
+    "strip": (*_CHAIN, "variants"),
 }
 TASKS = tuple(filter(None, READS))
 _BY_ALL = ("task", "inputs", "weights", "folder", "seed", "batch_size")

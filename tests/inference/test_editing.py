@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,6 +98,64 @@ def test_edits_carry_what_a_self_conditioned_network_said_last(trained):
     last = [editing.interpolate(t, KEY, images, images[::-1], **first)
             for t in (told, told.replace(params=mute))]
     assert_allclose(*last, **SAME)
+
+
+class Told(nn.Module):
+    """A network of no inputs but x and t: one of classes and numbers, told the same of all."""
+
+    label: int
+    number: float
+    scale: float
+
+    @nn.compact
+    def __call__(self, x, t, *, train):
+        network = TinyNet(num_classes=3, vector_size=1, name="network")
+
+        def output(label, vector):
+            return network(
+                x, t, train=train, labels=jnp.full(len(x), label),
+                vectors=jnp.tile(jnp.float32(vector), (len(x), 1)),
+            )
+
+        given = output(self.label, (1, (self.number - 10) / 4))
+        return given if self.scale == 1 else given + (self.scale - 1) * (
+            given - output(3, (0, 0)))
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_each_picture_goes_by_its_own_label_and_vector(trained, guidance):
+    """All rows and columns of one go by the same; guidance as in sampling."""
+    model = TinyNet(num_classes=3, vector_size=1)
+    params = nonzero_params(model, SHAPE)
+    conditional = trained.replace(model=model, params=params, vector_scale=((10.0,), (4.0,)))
+    labels, numbers, images = (2, 0), (11.0, 5.0), pictures(2)
+    both = dict(labels=labels, vectors=numbers)
+    ancestral, ddim = Settings(guidance=guidance), Settings("ddim", guidance=guidance)
+    x_T = pictures(2, seed=3)
+    edits = (
+        lambda t, **told: editing.interpolate(
+            t, KEY, images, images[::-1], t=(4, T), lam=(0.0, 0.3), settings=ancestral, **told),
+        lambda t, **told: editing.img2img(t, KEY, images, settings=ancestral, **told),
+        lambda t, **told: editing.encode(t, images, settings=ddim, **told),
+        lambda t, **told: editing.decode(t, x_T, settings=ddim, **told),
+        lambda t, **told: editing.slerp(
+            t, x_T, x_T[::-1], lam=(0.0, 0.5), settings=ddim, **told),
+        lambda t, **told: editing.inpaint(t, KEY, images, LEFT, settings=ancestral, **told),
+        lambda t, **told: editing.colourise(t, KEY, images, settings=ancestral, **told),
+    )
+    plain = (dataclasses.replace(s, guidance=1.0) for s in (ancestral, ddim))
+    guided, (ancestral, ddim) = [edit(conditional, **both) for edit in edits], plain
+    for i in range(2):
+        told = trained.replace(
+            model=Told(labels[i], numbers[i], guidance), params={"network": params})
+        for edit, actual in zip(edits, guided):
+            # Guidance multiplies roundings.
+            assert_allclose(actual[i], edit(told)[i], rtol=0, atol=2e-4)
+    nothing = editing.img2img(conditional, KEY, images)
+    assert_array_equal(editing.img2img(conditional, KEY, images, labels=3), nothing)
+    assert np.abs(guided[1] - nothing).max() > 1e-3
+    with pytest.raises(ValueError, match="guidance=2.0 has no effect with labels=3, .* no vectors"):
+        editing.img2img(conditional, KEY, images, settings=Settings(guidance=2.0))
 
 
 # Interpolation.
@@ -341,10 +400,9 @@ def test_a_second_call_compiles_nothing(trained):
      "sampler='heun' cannot edit"),
     (lambda t, x: editing.img2img(t, 0, x, settings=Settings(guidance=2.0)),
      "guidance=2.0 follows labels"),
-    (lambda t, x: editing.img2img(t.replace(model=UNet(num_classes=10)), 0, x),
-     "editing needs an unconditional one"),
+    (lambda t, x: editing.img2img(t, 0, x, labels=1), "labels=1, but this model is unconditional"),
     (lambda t, x: editing.encode(t.replace(model=UNet(condition_channels=1)), x),
-     "editing needs an unconditional one"),
+     "condition=None: this model needs an image to go by"),
     (lambda t, x: editing.interpolate(t, 0, x, x, t=(13,)),
      r"t\[0\]=13 must be a whole number in 0..12; write t\[0\]=12"),
     (lambda t, x: editing.interpolate(t, 0, x, x, t=(3, -1)), r"t\[1\]=-1 must be .* in 0..12"),

@@ -282,7 +282,8 @@ def test_settings_that_contradict_are_refused(trained, arguments, error, says):
 
 
 SOLVERS = [("ddim", 6), ("dpm_solver", 6), ("dpm_solver_2", 6), ("dpm_solver_pp", 6),
-           ("dpm_solver_pp_3", 6), ("dpm_solver_pp_sde", 6), ("heun", 7)]
+           ("dpm_solver_pp_3", 6), ("dpm_solver_pp_sde", 6), ("unipc", 6), ("unipc_bh1", 6),
+           ("unipc_3", 6), ("unipc_3_bh1", 6), ("heun", 7)]
 
 
 @pytest.mark.parametrize("sampler, num_steps", SOLVERS)

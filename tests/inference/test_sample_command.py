@@ -1,5 +1,6 @@
 """`--mode=sample`: the files it writes, the layout of their pictures, and what it refuses."""
 
+import dataclasses
 import functools
 import pathlib
 import sys
@@ -229,6 +230,27 @@ def test_img2img(task, inputs):
     left = assert_block(picture, inputs[1][[0, 0, 2, 2], None])
     assert_block(picture, arrays["arr_0"].reshape(4, 3, 8, 8, 3), left)
     assert "at strength 0.25, 0.75 (a row each)" in printed
+
+
+def test_each_input_goes_by_its_own_label(task, inputs, monkeypatch):
+    """And all variants of it; with guidance."""
+    monkeypatch.setitem(MODELS, 3, tiny(3, num_classes=4))
+    settings = dataclasses.replace(SETTINGS, guidance=2.0)
+    _, arrays, _ = task(
+        task="img2img", inputs=files(inputs, "acb"), strength=(0.5,), labels=(3, 1), guidance=2.0)
+    near(arrays["arr_0"].reshape(9, 8, 8, 3), editing.img2img(
+        MODELS[3], 5, floats(inputs, *[0] * 3, *[2] * 3, *[1] * 3), settings=settings,
+        labels=[3] * 3 + [1] * 3 + [3] * 3))
+    _, arrays, _ = task(task="reconstruct", inputs=files(inputs, "ab"), labels=(3, 1))
+    near(arrays["arr_0"], editing.reconstruct(
+        MODELS[3], floats(inputs, 0, 1), labels=(3, 1), settings=Settings("ddim", 6)))
+    _, arrays, _ = task(task="interpolate", inputs=files(inputs, "ab"), labels=(2,))
+    near(arrays["arr_0"][0], editing.interpolate(
+        MODELS[3], 5, floats(inputs, 0), floats(inputs, 1), labels=2, settings=SETTINGS)[0, 0])
+    _, arrays, _ = task(task="slerp", inputs=(), labels=(2,), variants=2)
+    x_T = editing.prior(MODELS[3], 5, 4)
+    near(arrays["arr_0"], editing.slerp(
+        MODELS[3], x_T[::2], x_T[1::2], labels=2, settings=Settings("ddim", 6)))
 
 
 def test_inpaint(task, inputs):
