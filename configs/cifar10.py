@@ -133,7 +133,8 @@ def get_config() -> ml_collections.ConfigDict:
     ))
     config.sample = Config(dict(
         sampler="ancestral",  # or ddim dpm_solver dpm_solver_2 dpm_solver_pp dpm_solver_pp_3
-                              # dpm_solver_pp_sde heun (see samplers.Settings)
+                              # dpm_solver_pp_sde unipc unipc_bh1 unipc_3 unipc_3_bh1 heun (see
+                              # samplers.Settings)
         num_steps=0,          # network calls per image; 0: all steps of the schedule
         eta=0.0,              # noise of ddim, 0 to 1
         grid="uniform",       # steps of ancestral and ddim; or quadratic, trailing, "10,10,20"
@@ -141,6 +142,10 @@ def get_config() -> ml_collections.ConfigDict:
         batch_size=0,         # images at a time; 0: what fits
         clip=True,            # keep x_0 in [-1, 1] at every step
         rederive_eps=True,    # ddim recomputes eps from the clipped x_0; False: the network's eps
+        s_churn=0.0,          # noise that heun adds before its steps (Karras et al. 2022); 0: none
+        s_min=0.0,            # where noise / signal is at least this
+        s_max=0.0,            # and at most this; 0: no limit
+        s_noise=1.0,          # factor of that noise
         dynamic_threshold=0.0,               # a percentile, for example 0.995; 0: off
         seed=0,
         labels=(),            # classes to draw in turn; (): all classes

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import identity, inception_features, metrics
-from ddpm_jax.evaluation.job import Job, Settings
+from ddpm_jax.evaluation.job import Job, Settings, of_sampler
 from ddpm_jax.network.trained import Trained
 
 
@@ -90,7 +90,7 @@ def _sweep(job):
     samplers = {}
     for name in settings.sweep_samplers:
         sampler = settings.sampler.with_sampler(name, settings.sweep_steps[0])
-        samplers[name] = dataclasses.asdict(sampler)
+        samplers[name] = of_sampler(sampler)
         del samplers[name]["sampler"], samplers[name]["num_steps"]
     return job.draw_protocol() | {
         "sweep_metric": settings.sweep_metric, "samplers": samplers,

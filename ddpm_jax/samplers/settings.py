@@ -11,7 +11,7 @@ from ddpm_jax import errors
 from ddpm_jax.diffusion import process
 from ddpm_jax.diffusion.schedule import Schedule
 from ddpm_jax.errors import UserError, check_known
-from ddpm_jax.samplers import ddim, dpm_solver, heun, reverse_chain
+from ddpm_jax.samplers import ddim, dpm_solver, heun, reverse_chain, unipc
 from ddpm_jax.samplers.reverse_chain import StepChain
 from ddpm_jax.samplers.tableau import PlanChain, Solver
 
@@ -24,6 +24,10 @@ SAMPLERS = {
     "dpm_solver_pp": dpm_solver.DPM_SOLVER_PP,
     "dpm_solver_pp_3": dpm_solver.DPM_SOLVER_PP_3,
     "dpm_solver_pp_sde": dpm_solver.DPM_SOLVER_PP_SDE,
+    "unipc": unipc.UNIPC,
+    "unipc_bh1": unipc.UNIPC_BH1,
+    "unipc_3": unipc.UNIPC_3,
+    "unipc_3_bh1": unipc.UNIPC_3_BH1,
     "heun": heun.HEUN,
 }
 SOLVERS = tuple(name for name, sampler in SAMPLERS.items() if isinstance(sampler, Solver))
@@ -51,6 +55,10 @@ class Settings:
             does. For "ddim", and only where x_0 is clipped or thresholded.
         dynamic_threshold: percentile of `process.dynamic_threshold` as a fraction, for example
             0.995, by which x_0 is divided before clipping; 0 is off.
+        s_churn: noise that "heun" adds before its steps, `heun.heun`; 0 is none.
+        s_min: the lowest sigma, noise over signal, at which it does.
+        s_max: the highest; 0 is no limit.
+        s_noise: factor of that noise.
     """
 
     sampler: str = "ancestral"
@@ -62,6 +70,10 @@ class Settings:
     guidance_interval: tuple[float, ...] = ()
     rederive_eps: bool = True
     dynamic_threshold: float = 0.0
+    s_churn: float = 0.0
+    s_min: float = 0.0
+    s_max: float = 0.0
+    s_noise: float = 1.0
 
     def __post_init__(self):
         """Gives each field its type; 0 steps become None.
@@ -69,7 +81,7 @@ class Settings:
         Raises:
             UserError: a field cannot have the type.
         """
-        for field in ("eta", "guidance", "dynamic_threshold"):
+        for field in ("eta", "guidance", "dynamic_threshold", *heun.CHURN):
             object.__setattr__(self, field, errors.number(field, getattr(self, field)))
         for field in ("clip", "rederive_eps"):
             object.__setattr__(self, field, errors.flag(field, getattr(self, field)))
@@ -126,6 +138,14 @@ class Settings:
                     "{sampler}", field=field, value=getattr(self, field),
                     given={"sampler": self.sampler}, instead={field: getattr(Settings, field)},
                 )
+        if not self.s_churn and any(
+            getattr(self, field) != getattr(Settings, field) for field in heun.CHURN
+        ):
+            raise UserError(
+                "is 0, so {s_min}, {s_max} and {s_noise} have no effect", field="s_churn",
+                value=self.s_churn, given={name: getattr(self, name) for name in heun.CHURN},
+                instead={"s_churn": 10.0},
+            )
         if not self.by_grid and not self.num_steps:
             raise UserError(
                 "needs num_steps, the network calls per image",

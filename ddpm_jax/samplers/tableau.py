@@ -85,7 +85,8 @@ def solve(
         denoise_fn: (x_t, t [b] float32) -> the network's output; t is fractional.
         x_T: [b, h, w, c] standard normal.
         rngs: [b] keys; image j draws the noise of call i from `fold_in(rngs[j], i)`. Plans without
-            noise do not use them: all but that of `dpm_solver.dpm_solver_pp(..., sde=True)`.
+            noise do not use them: all but `dpm_solver.dpm_solver_pp(..., sde=True)` and
+            `heun.heun(..., s_churn=...)`.
         mean: what the output is: "eps", "x_0" or "v".
         variance: as of `process.predict`; if learned, the second half of the output's
             channels is dropped.
@@ -201,11 +202,11 @@ class Solver:
     """A sampler that chooses its own noise levels and runs a `Plan`.
 
     Attributes:
-        plan: (schedule, num_steps) -> its plan with this many network calls.
+        plan: (schedule, num_steps, **those that it reads) -> its plan with this many calls.
         uses: which of `settings.SPECIAL` it reads.
     """
 
-    plan: Callable[[Schedule, int], Plan]
+    plan: Callable[..., Plan]
     uses: frozenset[str] = frozenset()
 
     def chain(self, schedule: Schedule, settings: Any) -> PlanChain:
@@ -214,7 +215,8 @@ class Solver:
         Raises:
             ValueError: the solver cannot make this many calls, or the schedule has no levels.
         """
-        return PlanChain(self.plan(schedule, settings.num_steps), settings)
+        read = {name: getattr(settings, name) for name in self.uses}
+        return PlanChain(self.plan(schedule, settings.num_steps, **read), settings)
 
 
 def half_log_snr_ends(schedule: Schedule, num_levels: int) -> tuple[float, float]:

@@ -168,3 +168,11 @@ def test_the_docs_list_every_metric():
     config = (ROOT / "configs" / "cifar10.py").read_text()
     for name in catalogue.METRICS:
         assert f"`{name}`" in page and f" {name}" in config, name
+
+
+def test_later_settings_of_samplers_are_in_the_protocol_where_they_are_chosen():
+    job = job_for()
+    sampler = job.settings.sampler.with_sampler("heun", 7)
+    churned = dataclasses.replace(sampler, s_churn=5.0)
+    assert "s_churn" not in job_lib.of_sampler(sampler)
+    assert job_lib.of_sampler(churned) == job_lib.of_sampler(sampler) | {"s_churn": 5.0}

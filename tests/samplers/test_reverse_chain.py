@@ -67,6 +67,25 @@ def test_gaussian_world_of_the_papers_schedule(num_steps):
     assert_moments(samples, mean, spread)
 
 
+def test_the_chain_in_the_terms_of_karras(draw_given):
+    """With beta-tilde it is Euler's step to a lower sigma, and fresh noise up to the next one."""
+    noises = np.float32(np.random.default_rng(0).standard_normal((20, 2, *SHAPE)))
+    x_T = np.float32(np.random.default_rng(1).standard_normal((2, *SHAPE)))
+    predict = predict_fn(FULL, optimal(FULL), variance="fixed_small", clip=False)
+    rngs = draw_given(noises)
+    actual = jax.jit(lambda x: ancestral(FULL, predict, x, rngs))(x_T)
+    signal = np.sqrt(np.cumprod(1 - FULL.beta))
+    sigmas = [0.0, *np.sqrt(1 - signal**2) / signal]
+    y = np.float64(x_T) / signal[-1]
+    for t in range(19, -1, -1):
+        high, low = sigmas[t + 1], sigmas[t]
+        D = M + S**2 / (S**2 + high**2) * (y - M)  # The best denoiser of N(M, S^2).
+        up = np.sqrt(low**2 * (high**2 - low**2) / high**2)
+        down = np.sqrt(low**2 - up**2)
+        y = y + (down - high) * (y - D) / high + up * noises[t]
+    assert_allclose(actual, y, rtol=0, atol=2e-5)  # float32, 20 steps.
+
+
 def tiny_network(kernel):
     def denoise(x_t, t):
         return jax.lax.conv_general_dilated(

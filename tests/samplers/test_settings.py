@@ -20,10 +20,10 @@ SCHEDULE = schedule_lib.linear(20, 1e-3, 0.4)
 def test_the_table_names_every_sampler():
     assert list(SAMPLERS) == [
         "ancestral", "ddim", "dpm_solver", "dpm_solver_2", "dpm_solver_pp", "dpm_solver_pp_3",
-        "dpm_solver_pp_sde", "heun",
+        "dpm_solver_pp_sde", "unipc", "unipc_bh1", "unipc_3", "unipc_3_bh1", "heun",
     ]
     assert SOLVERS == tuple(SAMPLERS)[2:]
-    assert SPECIAL == {"eta", "grid", "rederive_eps"}
+    assert SPECIAL == {"eta", "grid", "rederive_eps", "s_churn", "s_min", "s_max", "s_noise"}
     assert samplers.Settings is Settings
 
 
