@@ -76,11 +76,17 @@ def get_config() -> ml_collections.ConfigDict:
         beta_start=1e-4,
         beta_end=0.02,
         betas=(),             # the betas of schedule="betas"
+        shift_size=0,         # move logSNR by 2 log(64 / shift_size), for images of so many pixels
+                              # a side, larger than 64; 0: none
+        zero_terminal_snr=False,             # leave nothing of x_0 at the last step; with mean "v"
+                              # or "x_0", and sample.grid="trailing"
         mean="eps",           # what the network predicts; or "x_0", "x_prev", "v"
         variance="fixed_large",              # or "fixed_small", "learned", "learned_range"
         loss="simple",        # or vlb rescaled_vlb hybrid rescaled_hybrid (see losses.Objective)
-        weighting="constant",                # of the squared error by t; or "min_snr", "p2"
+        weighting="constant",                # of the squared error by t; or "min_snr", "p2",
+                              # "sigmoid"
         min_snr_gamma=5.0,
+        sigmoid_bias=2.0,
         p2_k=1.0,
         p2_gamma=1.0,
     ))

@@ -35,6 +35,17 @@ def schedule(config: ml_collections.ConfigDict) -> schedule_lib.Schedule:
     Raises:
         ValueError: a setting is unknown or out of its range.
     """
+    settings, base = config.diffusion, _base_schedule(config)
+    if settings.shift_size:
+        base = schedule_lib.shifted(base, settings.shift_size)
+    if settings.zero_terminal_snr:
+        with errors.as_settings("diffusion"):
+            base = schedule_lib.zero_terminal_snr(base)
+    return base
+
+
+def _base_schedule(config):
+    """The schedule of its name, before it is shifted or rescaled."""
     settings = config.diffusion
     if not 1 <= settings.num_timesteps <= MAX_TIMESTEPS:
         raise UserError(

@@ -30,6 +30,8 @@ _RANGES = {  # lowest, highest, a value that works
     "model.dropout": (0, 0.999, 0.1),
     "model.norm_eps": (1e-12, 1, 1e-6),
     "model.timestep_scale": (1e-9, _HUGE, 1.0),
+    "diffusion.shift_size": (0, _HUGE, 256),
+    "diffusion.sigmoid_bias": (-1000, 1000, 2.0),
     "diffusion.min_snr_gamma": (1e-9, _HUGE, 5.0),
     "diffusion.p2_k": (1e-9, _HUGE, 1.0),
     "diffusion.p2_gamma": (0, _HUGE, 1.0),
@@ -108,7 +110,9 @@ def validate(
     config = checked(config)
     with errors.as_settings("diffusion"):
         config_lib.parameterization(config).check(config_lib.schedule(config))
-        config_lib.objective(config).check(config_lib.parameterization(config))
+        config_lib.objective(config).check(
+            config_lib.parameterization(config), config_lib.schedule(config)
+        )
     config_lib.learning_rate(config)
     errors.check_known("config.train.t_sampling", config.train.t_sampling, T_SAMPLINGS)
     check_batch(config.train.batch_size, config.train.accumulate, num_devices)

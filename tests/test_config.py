@@ -4,8 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ddpm_jax import validation
 from ddpm_jax import config as config_lib
 from ddpm_jax.configs import cifar10
+from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.samplers.settings import Settings
 
 
@@ -69,3 +71,27 @@ def test_a_mistake_in_a_schedule_is_told_as_a_flag():
     with pytest.raises(ValueError, match="^config.train.decay_start=5 is for .*"
                        "config.train.schedule='constant'; write --config.train.decay_start=0.$"):
         config_lib.learning_rate(config)
+
+
+def test_a_schedule_is_shifted_and_then_rescaled():
+    config = cifar10.get_config()
+    plain = config_lib.schedule(config)
+    config.diffusion.shift_size = 256
+    shifted = config_lib.schedule(config)
+    np.testing.assert_array_equal(shifted.beta, schedule_lib.shifted(plain, 256).beta)
+    config.diffusion.zero_terminal_snr = True
+    np.testing.assert_array_equal(
+        config_lib.schedule(config).beta, schedule_lib.zero_terminal_snr(shifted).beta
+    )
+
+
+def test_zero_terminal_snr_needs_another_mean():
+    config = cifar10.get_config()
+    config.diffusion.zero_terminal_snr = True
+    with pytest.raises(ValueError, match="config.diffusion.mean='eps' cannot go with a schedule"):
+        validation.validate(config, num_devices=1)
+    config.diffusion.mean = "v"
+    validation.validate(config, num_devices=1)
+    config.diffusion.num_timesteps = 1
+    with pytest.raises(ValueError, match="config.diffusion.num_timesteps=1 needs two steps"):
+        validation.validate(config, num_devices=1)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
@@ -18,11 +19,11 @@ from ddpm_jax.diffusion.process import (
     LEARNED, PIXEL_AXES, Images, Parameterization, Prediction, Timesteps, predict, predict_fn,
     q_posterior, q_sample, split_output, v_from_eps,
 )
-from ddpm_jax.diffusion.schedule import Schedule, at
+from ddpm_jax.diffusion.schedule import Schedule, at, half_log_snr_table
 from ddpm_jax.errors import UserError, check_floats, check_known
 
 LOSSES = ("simple", "vlb", "rescaled_vlb", "hybrid", "rescaled_hybrid")
-WEIGHTINGS = ("constant", "min_snr", "p2")
+WEIGHTINGS = ("constant", "min_snr", "p2", "sigmoid")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +38,11 @@ class Objective:
             "rescaled_hybrid", the same with T / 1000 times the term: L_simple + 0.001 L_vlb
             (Nichol and Dhariwal 2021, Eq. 16).
         weighting: of the squared error, by t: "constant"; "min_snr", min(SNR, gamma) on the
-            error of x_0 (Hang et al. 2023); or "p2", 1 / (k + SNR)^gamma on the error of eps
-            (Choi et al. 2022).
+            error of x_0 (Hang et al. 2023); "p2", 1 / (k + SNR)^gamma on the error of eps
+            (Choi et al. 2022); or "sigmoid", sigmoid(bias - log SNR) on the error of eps, over
+            log SNR in place of t, of which each step has its share (Kingma and Gao 2023).
         min_snr_gamma: gamma of "min_snr".
+        sigmoid_bias: bias of "sigmoid"; Kingma and Gao have 2.
         p2_k: k of "p2".
         p2_gamma: gamma of "p2".
         bins: how many values a pixel can have, for the bound.
@@ -51,9 +54,15 @@ class Objective:
     p2_k: float = 1.0
     p2_gamma: float = 1.0
     bins: int = 256
+    sigmoid_bias: float = 2.0
 
-    def check(self, parameterization: Parameterization) -> None:
-        """Raises UserError where a choice is unknown or cannot train what is predicted."""
+    def check(self, parameterization: Parameterization, schedule: Schedule | None = None) -> None:
+        """Raises UserError where a choice is unknown or cannot train what is predicted.
+
+        Args:
+            parameterization: what the network predicts.
+            schedule: that it is trained on, if it is known.
+        """
         check_known("loss", self.loss, LOSSES)
         check_known("weighting", self.weighting, WEIGHTINGS)
         mean, variance = parameterization.mean, parameterization.variance
@@ -81,6 +90,11 @@ class Objective:
                 "cannot go with {mean}: it is defined for the errors of eps, x_0 and v",
                 field="weighting", value=self.weighting, given={"mean": mean},
                 instead={"weighting": "constant"},
+            )
+        if self.weighting == "sigmoid" and schedule is not None and schedule.beta[-1] == 1:
+            raise UserError(
+                "cannot go with a schedule whose last beta is 1, where log SNR has no end",
+                field="weighting", value=self.weighting, instead={"weighting": "min_snr"},
             )
 
 
@@ -173,8 +187,21 @@ def weight(
     if objective.weighting == "min_snr":
         clipped = jnp.minimum(snr, objective.min_snr_gamma)
         return {"eps": clipped / snr, "x_0": clipped, "v": clipped / (snr + 1)}[mean]
-    on_eps = (objective.p2_k + snr) ** -objective.p2_gamma
+    if objective.weighting == "sigmoid":
+        on_eps = at(sigmoid_weights(schedule, objective.sigmoid_bias), t, one)
+    else:
+        on_eps = (objective.p2_k + snr) ** -objective.p2_gamma
     return {"eps": on_eps, "x_0": on_eps * snr, "v": on_eps * snr / (snr + 1)}[mean]
+
+
+def sigmoid_weights(schedule: Schedule, bias: float) -> Float[np.ndarray, " T"]:
+    """The weights of "sigmoid" for the error of eps, in float64 on the host.
+
+    sigmoid(bias - log SNR), times the log SNR that a step spans over that of a mean step.
+    """
+    log_snr = 2 * half_log_snr_table(schedule)
+    spans = -np.gradient(log_snr) if len(log_snr) > 1 else np.ones(1)
+    return spans / spans.mean() / (1 + np.exp(log_snr - bias))
 
 
 def vlb_term(

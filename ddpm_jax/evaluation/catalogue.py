@@ -68,7 +68,10 @@ def _clip(job):
 
 
 def _objective(job):
-    return dataclasses.asdict(job.settings.objective)
+    values = dataclasses.asdict(job.settings.objective)
+    if values["weighting"] != "sigmoid":  # Which came later: rows of before stay as they are.
+        del values["sigmoid_bias"]
+    return values
 
 
 def _ode(job):

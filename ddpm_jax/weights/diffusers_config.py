@@ -57,7 +57,8 @@ PROCESS_DEFAULTS = {
     "prediction_type": "epsilon", "variance_type": "fixed_small",
     "rescale_betas_zero_snr": False,
 }
-CHAINS = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler")
+CHAINS = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler",
+          "UniPCMultistepScheduler")
 
 
 def network(
@@ -186,7 +187,7 @@ def process(
     theirs = PROCESS_DEFAULTS | settings
     _check_known(theirs, {
         "_class_name": CHAINS, "beta_schedule": SCHEDULES, "prediction_type": MEANS,
-        "variance_type": VARIANCES, "rescale_betas_zero_snr": (False,),
+        "variance_type": VARIANCES, "rescale_betas_zero_snr": (False, True),
     })
     steps, betas = theirs["num_train_timesteps"], theirs["trained_betas"]
     _refuse_if(not _is_count(steps), theirs, "num_train_timesteps", "it must be at least 1")
@@ -200,6 +201,8 @@ def process(
     else:
         schedule = SCHEDULES[theirs["beta_schedule"]](
             steps, theirs["beta_start"], theirs["beta_end"])
+    if theirs["rescale_betas_zero_snr"]:
+        schedule = schedule_lib.zero_terminal_snr(schedule)
     return schedule, Parameterization(
         MEANS[theirs["prediction_type"]], VARIANCES[theirs["variance_type"]]
     )
@@ -217,7 +220,14 @@ def check_names(settings: Mapping[str, Any]) -> None:
 
 
 def sampling_hints(settings: Mapping[str, Any]) -> list[str]:
-    """How its chains bound x_0 otherwise than `sample` does, and what to write for the same."""
+    """What its chains do otherwise than `sample` does, and what to write for the same."""
+    spacing = []
+    if settings.get("timestep_spacing") == "trailing":
+        spacing = ["timestep_spacing=\"trailing\": write sample(..., grid='trailing')"]
+    return spacing + _hints_on_x_0(settings)
+
+
+def _hints_on_x_0(settings):
     if settings.get("thresholding"):
         ratio = settings.get("dynamic_thresholding_ratio", 0.995)
         return [f"thresholding=true: write sample(..., dynamic_threshold={ratio})"]

@@ -110,6 +110,8 @@ def process_settings(trained: Trained, clip: bool) -> dict[str, Any]:
         "variance_type": _their_name(
             diffusers_config.VARIANCES, "variance", trained.diffusion.variance),
         **_betas(beta), "num_train_timesteps": steps, "clip_sample": clip,
+        # Whose last step has to be visited, where it keeps nothing of x_0.
+        **({"timestep_spacing": "trailing"} if beta[-1] == 1 else {}),
     }
 
 

@@ -292,6 +292,7 @@ def test_the_decoder_has_a_gradient_wherever_the_network_may_stray():
     ({"loss": "hybrid"}, "eps", "fixed_small", "loss='hybrid' cannot .*variance='learned_range'"),
     ({"loss": "rescaled_hybrid"}, "eps", "fixed_small", "loss='rescaled_hybrid' cannot"),
     ({"loss": "vlb", "weighting": "p2"}, "eps", "fixed_large", "weighting='p2' cannot go"),
+    ({"weighting": "sigmoid", "loss": "vlb"}, "v", "fixed_large", "weighting='sigmoid' cannot go"),
     ({"weighting": "min_snr"}, "x_prev", "fixed_large", "cannot go with mean='x_prev'"),
 ])
 def test_pairs_that_train_nothing_are_refused(objective, mean, variance, message):
@@ -347,3 +348,28 @@ def test_decoder_is_a_distribution_over_the_256_values(log_scale):
     # Neighbours' edges, rounded apart by 1e-7 and divided by 0.007, leave 1e-5 between
     # them; the floor adds 256e-12.
     assert_allclose(total, np.ones((7, 1, 1)), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("mean", ["eps", "x_0", "v"])
+def test_the_sigmoid_weighs_the_error_of_eps_over_log_snr(mean):
+    """A change of variable: the mean over steps is the mean over log SNR."""
+    schedule = schedule_lib.linear(1000)
+    alpha_bar = np.cumprod(1 - schedule.beta)
+    log_snr = np.log(alpha_bar / (1 - alpha_bar))
+    objective = Objective(weighting="sigmoid", sigmoid_bias=1.5)
+    t = jnp.arange(1000)
+    weight = np.float64(losses.weight(schedule, t, mean, objective))
+    snr = np.exp(log_snr)
+    to_eps = {"eps": 1, "x_0": snr, "v": snr / (snr + 1)}[mean]  # Error of eps over that error.
+    on_eps = weight / to_eps
+    # Mean over t of weight times f(log SNR), for some f, against quadrature on log SNR itself.
+    for f in (lambda x: np.ones_like(x), lambda x: np.exp(-np.square(x - 2) / 8)):
+        x = np.linspace(log_snr[-1], log_snr[0], 100_001)
+        expected = np.mean(f(x) / (1 + np.exp(x - 1.5)))
+        # The steps at the ends span half of what they count for: the first, 2 percent of all.
+        assert_allclose(np.mean(on_eps * f(log_snr)), expected, rtol=0.03)
+
+
+def test_the_sigmoid_needs_an_end_of_log_snr():
+    with pytest.raises(ValueError, match="weighting='sigmoid' cannot go with a schedule whose"):
+        Objective(weighting="sigmoid").check(Parameterization("v"), schedule_lib.jsd(10))

@@ -124,3 +124,14 @@ def test_mistakes_are_told_in_one_line(settings, says):
     with pytest.raises(ValueError, match=says) as error:
         settings.check()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("settings, says", [
+    (dict(sampler="ddim", s_churn=1.0), "s_churn=1.0 is for 'heun' alone"),
+    (dict(sampler="heun", num_steps=9, s_min=0.5), "s_churn=0.0 is 0, so s_min=0.5, .* no effect"),
+    (dict(sampler="heun", num_steps=9, s_noise=1.1), "s_churn=0.0 is 0, so .*s_noise=1.1"),
+    (dict(sampler="heun", num_steps=9, s_churn="a"), "s_churn='a' must be a finite number"),
+])
+def test_churn_that_has_no_effect_is_refused(settings, says):
+    with pytest.raises(ValueError, match=says):
+        Settings(**settings).check()

@@ -158,7 +158,8 @@ def test_a_network_that_ours_cannot_be_is_refused(copied, setting, value, messag
     ("prediction_type", "flow", "prediction_type=\"flow\""),
     ("variance_type", "learned", "variance_type=\"learned\""),
     ("variance_type", "learned_range", "out_channels=1"),
-    ("rescale_betas_zero_snr", True, "rescale_betas_zero_snr=true"),
+    ("rescale_betas_zero_snr", True, "mean='eps' cannot go with a schedule whose last beta is 1"),
+    ("rescale_betas_zero_snr", "yes", "rescale_betas_zero_snr=\"yes\""),
     ("num_train_timesteps", 0, "num_train_timesteps=0"),
     ("trained_betas", [0.1, 2.0], r"beta\[1\]=2"),
     ("trained_betas", [0.1, "0.2"], "trained_betas=.* another kind of value"),
@@ -183,6 +184,21 @@ def test_other_schedules_are_read(copied, settings, end):
     assert end[1] is None or np.isclose(first, end[1], rtol=1e-12)
     if "variance_type" in settings:
         assert trained.diffusion == Parameterization("x_0", "fixed_small")
+
+
+def test_a_schedule_without_signal_at_its_end_goes_there_and_back(copied, tmp_path):
+    settings = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction",
+                "timestep_spacing": "trailing"}
+    with pytest.warns(UserWarning, match="timestep_spacing=\"trailing\": .*grid='trailing'"):
+        trained = ddpm_jax.from_pretrained(copied("scheduler/scheduler_config.json", **settings))
+    expected = schedule_lib.zero_terminal_snr(schedule_lib.linear())
+    assert_array_equal(trained.schedule.beta, expected.beta)
+    ddpm_jax.save_pretrained(trained, tmp_path / "saved")
+    stored = json.loads((tmp_path / "saved/scheduler/scheduler_config.json").read_text())
+    assert stored["timestep_spacing"] == "trailing" and stored["trained_betas"][-1] == 1
+    with pytest.warns(UserWarning, match="trailing"):
+        again = ddpm_jax.from_pretrained(tmp_path / "saved")
+    assert_array_equal(again.schedule.beta, expected.beta)
 
 
 def test_what_is_left_out_has_the_defaults_of_diffusers(copied, tmp_path):
