@@ -159,6 +159,9 @@ def get_config() -> ml_collections.ConfigDict:
                               # those of the data
         guidance=1.0,         # classifier-free guidance scale; 1: none
         guidance_interval=(),                # guide at these t: for example (100, 700); (): all
+        guidance_rescale=0.0,                # 0 to 1: give a guided output its contrast back
+        guide_weights="",     # guide away from a worse model: a step of the same run, or another
+                              # workdir; "": by labels (docs/conditioning.md)
         weights="ema",        # or "raw", one of extra_ema_decays: "0.999", or an average
                               # rebuilt from ema_snapshot_every: "sigma_rel=0.08"
         task="",              # edit instead: interpolate slerp reconstruct inpaint img2img

@@ -94,13 +94,13 @@ class Programs:
         """The chain of `sample`."""
         trained = self.trained
         chain = sample_lib.pmap_chain(
-            trained.model, trained.diffusion, trained.image_shape, self.sampler,
+            (trained.model,), (trained.diffusion,), trained.image_shape, self.sampler,
             devices=self.target.devices,
         )
         reverse = jax.eval_shape(lambda x: x, self.sampler.chain(trained.schedule))
         model_kwargs = self._batch(batch_size)
         keys = _key(*model_kwargs.pop("images").shape[:2])
-        return compilation.lowered(chain, trained.params, reverse, keys, model_kwargs)
+        return compilation.lowered(chain, (trained.params,), reverse, keys, model_kwargs)
 
     def bits_per_dim(self, batch_size: int) -> stages.Lowered:
         """The terms of the bound, with the precision of evaluation."""

@@ -109,6 +109,9 @@ def _jobs(config, settings, workdir, folder) -> Iterator[Job]:
         network = inception_features.Network(config.evaluate.inception or None)
     for step in _steps(workdir, config.evaluate.checkpoints):
         for weights in _weights(config):
+            worse = parallel.from_first(lambda: run_folder.load_guide(
+                config.sample.guide_weights, workdir, weights
+            ))
             try:
                 step, trained = parallel.from_first(lambda: run_folder.load_step(
                     workdir, step=step, weights=weights
@@ -122,7 +125,7 @@ def _jobs(config, settings, workdir, folder) -> Iterator[Job]:
             yield Job(
                 dataclasses.replace(settings, weights=weights), step, trained,
                 folder / f"step_{step:08d}", sys.stderr.isatty() and parallel.is_first(), network,
-                sets,
+                sets, worse,
             )
 
 

@@ -25,7 +25,7 @@ from ddpm_jax.samplers import settings as sampler_settings
 
 
 # Settings of samplers that came later: at their defaults they leave rows of before as they are.
-_LATER = ("s_churn", "s_min", "s_max", "s_noise")
+_LATER = ("guidance_rescale", "s_churn", "s_min", "s_max", "s_noise")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +94,7 @@ class Job:
         progress: show bars.
         network: the Inception network; None if no metric needs it.
         sets: the image sets that were opened.
+        worse: of `config.sample.guide_weights`; None without.
     """
 
     settings: Settings
@@ -103,6 +104,7 @@ class Job:
     progress: bool
     network: inception_features.Network | None
     sets: image_sets.Sets = dataclasses.field(default_factory=image_sets.Sets)
+    worse: Trained | None = None
 
     def rng(self, use: int) -> jax.Array:
         """The key of one use of randomness, an address below the seed of an evaluation."""
@@ -192,7 +194,8 @@ class Job:
         with errors.named_as(batch_size="sample.batch_size"):
             for batch in sample_lib.stream(
                 self.trained, rngs, settings.sampler, **self.sample_kwargs(settings.num_samples),
-                batch_size=settings.sample_batch_size, progress=self.progress, done=done,
+                guide_model=self.worse, batch_size=settings.sample_batch_size,
+                progress=self.progress, done=done,
             ):
                 uint8 = pixels.to_uint8(batch)  # It refuses NaN.
                 unrounded = np.clip((batch + 1) * 127.5, 0, 255)
@@ -213,6 +216,8 @@ class Job:
             "checkpoint": self.checkpoint, "samples_version": identity.SAMPLES,
             "num_samples": settings.num_samples, "weights": settings.weights,
         }
+        if self.worse is not None:
+            protocol["guide_model"] = identity.of_model(self.worse)
         if getattr(model, "num_classes", 0):
             protocol["labels"] = list(settings.sample_labels) or "in turn"
         if conditions.takes_vectors(model) and settings.sample_vectors:

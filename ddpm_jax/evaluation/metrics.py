@@ -110,7 +110,7 @@ def error_of_mean_draw(job: Job, folder: epath.Path) -> dict[str, Any]:
         job.trained, randomness.image_keys(job.rng(randomness.SAMPLES), jnp.arange(n * num_draws)),
         job.settings.sampler,
         **{name: np.repeat(x, num_draws, axis=0) for name, x in sample_kwargs.items()},
-        batch_size=job.settings.sample_batch_size, progress=job.progress,
+        guide_model=job.worse, batch_size=job.settings.sample_batch_size, progress=job.progress,
     )
     with errors.named_as(batch_size="sample.batch_size"):
         draws = np.concatenate([pixels.to_uint8(batch) for batch in batches])

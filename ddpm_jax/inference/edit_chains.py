@@ -133,10 +133,10 @@ def run(
     """
     trained_lib.check(trained)
     progress = errors.flag("progress", progress)
-    model, settings = trained.model, steps.settings
+    model = trained.model
     row_of = np.arange(len(rngs)) if row_of is None else row_of
     model_kwargs = conditions.for_edits(trained, row_of.max() + 1, labels, vectors, condition)
-    conditions.check_guided(settings, model, model_kwargs, steps.timesteps)
+    conditions.check_guided(steps.settings, trained, model_kwargs, steps.timesteps)
     trained.diffusion.check(trained.schedule)
     trained_lib.check_params(trained)
     if num_calls is None:
@@ -162,7 +162,8 @@ def _pmap_chain(edit, model, diffusion, num_calls, progress):
 
     def chain(params, steps, rows, rngs, arrays, model_kwargs):
         denoise_fn = conditions.denoise_fn(
-            model, torso.cast(model, params), model_kwargs, steps.settings, diffusion.variance
+            [model], [torso.cast(model, params)], model_kwargs, steps.settings,
+            [diffusion.variance],
         )
         predict_fn = steps.predict_fn(denoise_fn, diffusion)
         report = batched_map.on_step(num_calls, progress)

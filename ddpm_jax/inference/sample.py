@@ -40,6 +40,7 @@ def sample(
     labels: Any = None,
     vectors: Any = None,
     condition: Any = None,
+    guide_model: Trained | None = None,
     denoised_fn: Callable[[jax.Array], jax.Array] | None = None,
     trajectory: Sequence[int] = (),
     batch_size: int | None = None,
@@ -72,6 +73,8 @@ def sample(
             them.
         condition: of an image-conditional model, [n, h, w, k], or [h, w, k] for all; uint8, or
             float in [-1, 1].
+        guide_model: a worse model of the same data, for example of an earlier step, away from which
+            `guidance` leads (Karras et al. 2024, autoguidance).
         denoised_fn: a function of your own on x_0 before clipping, [b, h, w, c] -> the same.
             Define it once: each new function recompiles the chain.
         trajectory: network calls at which to keep x_t and the predicted x_0, by the number of
@@ -84,8 +87,8 @@ def sample(
             sampler ("ancestral" by default, "ddim", or a solver, which needs 10 to 50 calls:
             "dpm_solver", "dpm_solver_2", "dpm_solver_pp", "dpm_solver_pp_3", "dpm_solver_pp_sde",
             "unipc", "unipc_bh1", "unipc_3", "unipc_3_bh1", "heun"), num_steps (all by default),
-            eta, grid, clip, guidance, guidance_interval, rederive_eps, s_churn, s_min, s_max,
-            s_noise, dynamic_threshold.
+            eta, grid, clip, guidance, guidance_interval, guidance_rescale, rederive_eps,
+            s_churn, s_min, s_max, s_noise, dynamic_threshold.
 
     Returns:
         NumPy array [n, h, w, c]; with `trajectory` also a `Trajectory` of float32 arrays
@@ -102,7 +105,7 @@ def sample(
     trajectory = errors.whole_numbers("trajectory", trajectory)
     batches = _batches(
         trained, rngs, _settings(settings, fields), (labels, vectors, condition), batch_size,
-        progress, trajectory=trajectory, denoised_fn=denoised_fn,
+        progress, trajectory=trajectory, denoised_fn=denoised_fn, worse=guide_model,
     )
     images, kept = _collected(batches, (len(rngs), *trained.image_shape), len(trajectory))
     if output == "uint8":
@@ -133,6 +136,7 @@ def stream(
     labels: Any = None,
     vectors: Any = None,
     condition: Any = None,
+    guide_model: Trained | None = None,
     batch_size: int | None = None,
     progress: bool = False,
     done: int = 0,
@@ -143,25 +147,26 @@ def stream(
         trained: parameters and what they need.
         rngs: [n], one key per image.
         settings: the sampler and what goes with it.
-        labels, vectors, condition, batch_size, progress: as of `sample`.
+        labels, vectors, condition, guide_model, batch_size, progress: as of `sample`.
         done: images at the start to leave out.
 
     Raises:
         ValueError: as `sample` does.
     """
     for images, _ in _batches(
-        trained, rngs, settings, (labels, vectors, condition), batch_size, progress, done=done
+        trained, rngs, settings, (labels, vectors, condition), batch_size, progress, done=done,
+        worse=guide_model,
     ):
         yield images
 
 
 def _batches(
     trained, rngs, settings, given, batch_size, progress, *, done=0, trajectory=(),
-    denoised_fn=None,
+    denoised_fn=None, worse=None,
 ):
     """(images [b, h, w, c], Trajectory of [b, k, h, w, c] or None) of each batch.
 
-    `given` are the labels, vectors and condition of `sample`.
+    `given` are the labels, vectors and condition of `sample`, `worse` its guide_model.
     """
     n, image_shape, progress = len(rngs), trained.image_shape, errors.flag("progress", progress)
     settings.check(denoised_fn)
@@ -171,12 +176,14 @@ def _batches(
     trained_lib.check_params(trained)
     model_kwargs = conditions.checked(trained, n, *given)
     reverse = settings.chain(trained.schedule)
-    conditions.check_guided(settings, trained.model, model_kwargs, reverse.timesteps)
+    conditions.check_guided(settings, trained, model_kwargs, reverse.timesteps, worse)
+    models = [trained] if worse is None else [trained, worse]
     chain = pmap_chain(
-        trained.model, trained.diffusion, image_shape, settings, trajectory, denoised_fn, progress
+        tuple(each.model for each in models), tuple(each.diffusion for each in models),
+        image_shape, settings, trajectory, denoised_fn, progress,
     )
     return batched_map.run(
-        chain, (parallel.replicate(trained.params), reverse),
+        chain, (parallel.replicate(tuple(each.params for each in models)), reverse),
         lambda places: (rngs[places], {name: x[places] for name, x in model_kwargs.items()}),
         n, batch_size, num_steps=reverse.num_calls, progress=progress, done=done,
     )
@@ -284,31 +291,32 @@ def _image_keys(rng, n, seeds) -> jax.Array:
 
 @functools.lru_cache(maxsize=64)
 def pmap_chain(
-    model, diffusion, image_shape, settings, trajectory=(), denoised_fn=None, progress=False,
+    models, diffusions, image_shape, settings, trajectory=(), denoised_fn=None, progress=False,
     devices=None,
 ):
     """The chain of `sample` on all devices, compiled at its first call.
 
     Args:
-        model, diffusion, image_shape: of a `Trained`.
+        models, diffusions: of a `Trained`, and of a worse one that guides it, if one does.
+        image_shape: of either.
         settings: the sampler and what goes with it.
         trajectory, denoised_fn, progress: as of `sample`.
         devices: a tuple, as of `parallel.pmap`.
 
     Returns:
-        (params, the chain of the settings, keys [d, b], model_kwargs of [d, b, ...]) -> images
-        [d, b, h, w, c] and the Trajectory of [d, b, k, h, w, c], or None.
+        (params of each model, the chain of the settings, keys [d, b], model_kwargs of [d, b, ...])
+        -> images [d, b, h, w, c] and the Trajectory of [d, b, k, h, w, c], or None.
     """
+    variances = [diffusion.variance for diffusion in diffusions]
 
     def chain(params, reverse, rngs, model_kwargs):
         rngs_z = randomness.fold_each(rngs, randomness.Z)
         x_T = randomness.standard_normal(randomness.fold_each(rngs, randomness.X_T), image_shape)
-        denoise_fn = conditions.denoise_fn(
-            model, torso.cast(model, params), model_kwargs, settings, diffusion.variance
-        )
+        cast = [torso.cast(model, each) for model, each in zip(models, params, strict=True)]
+        denoise_fn = conditions.denoise_fn(models, cast, model_kwargs, settings, variances)
         images = reverse.run(
-            denoise_fn, diffusion, x_T, rngs_z,
-            self_condition=trained_lib.is_self_conditioned(model), denoised_fn=denoised_fn,
+            denoise_fn, diffusions[0], x_T, rngs_z,
+            self_condition=trained_lib.is_self_conditioned(models[0]), denoised_fn=denoised_fn,
             trajectory=trajectory, on_step=batched_map.on_step(reverse.num_calls, progress),
         )
         if not trajectory:

@@ -37,6 +37,7 @@ class Job:
 
     Attributes:
         trained: parameters and what they need.
+        worse: of `config.guide_weights`; None without.
         step: updates that the parameters have seen.
         config: the group `config.sample`.
         settings: the sampler and what goes with it.
@@ -46,6 +47,7 @@ class Job:
     """
 
     trained: Trained
+    worse: Trained | None
     step: int
     config: ml_collections.ConfigDict
     settings: Settings
@@ -145,11 +147,14 @@ def _job(config, settings, workdir):
         step, trained = parallel.from_first(
             lambda: run_folder.load_step(workdir, weights=config.weights)
         )
+        worse = parallel.from_first(
+            lambda: run_folder.load_guide(config.guide_weights, workdir, config.weights)
+        )
     folder = files.path(config.folder or files.path(workdir) / "samples")
     parallel.from_first(lambda: run_folder.check_writable(
         folder, instead="--config.sample.folder=pictures"
     ))
-    return Job(trained, step, config, settings, folder)
+    return Job(trained, worse, step, config, settings, folder)
 
 
 def _draw(config, settings, workdir, kept):
@@ -161,7 +166,7 @@ def _draw(config, settings, workdir, kept):
     n = config.sample.num_images
     sample_kwargs = conditions.in_turn(source, n, labels, vectors)
     images = sample_lib.sample(
-        job.trained, config.sample.seed, n, **sample_kwargs, **job.run)
+        job.trained, config.sample.seed, n, guide_model=job.worse, **sample_kwargs, **job.run)
     columns = conditions.columns(job.trained.model)
     picture = pictures.grid(pixels.to_uint8(images[:_SHOWN]), columns=columns)
     if "condition" in sample_kwargs:
@@ -302,7 +307,8 @@ def _strip(job):
     at = spread(calls - 1, 0, _FRAMES).tolist()
     n = job.config.variants
     images, way = sample_lib.sample(
-        job.trained, job.config.seed, n, **job.told(n), **job.run, trajectory=at,
+        job.trained, job.config.seed, n, guide_model=job.worse, **job.told(n), **job.run,
+        trajectory=at,
     )
     says = f"{n} images on their way: x_t above, the x_0 predicted of it below"
     if not pictures.HAS_VIDEO:

@@ -17,7 +17,7 @@ _CHAIN = (*_SAMPLER, "labels", "vectors")
 # The settings of `config.sample` that each task reads, besides those that all do; "" draws new
 # images. Where a task has no use for a setting, a value that was chosen for it is refused.
 READS = {
-    "": (*_CHAIN, "num_images"),
+    "": (*_CHAIN, "num_images", "guide_weights"),
     "interpolate": (*_CHAIN, "strength"),
     "slerp": (*_CHAIN, "variants"),
     "reconstruct": tuple(  # It neither clips nor thresholds x_0.
@@ -27,7 +27,7 @@ READS = {
     "img2img": (*_CHAIN, "strength", "variants"),
     "colourise": (*_CHAIN, "variants", "resamplings", "jump_length"),
     "diffuse": (),
-    "strip": (*_CHAIN, "variants"),
+    "strip": (*_CHAIN, "variants", "guide_weights"),
 }
 TASKS = tuple(filter(None, READS))
 _BY_ALL = ("task", "inputs", "weights", "folder", "seed", "batch_size")

@@ -1,4 +1,4 @@
-"""Classifier-free guidance."""
+"""Guidance away from the output without a label, or from that of a worse network."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.diffusion.process import split_output
+from ddpm_jax.diffusion.process import PIXEL_AXES, split_output
 
 
 def hidden(model_kwargs: Mapping[str, Any], null_label: int) -> dict[str, Any]:
@@ -30,6 +30,7 @@ def guided(
     null_label: int,
     scale: float,
     interval: tuple[float, ...] = (),
+    rescale: float = 0.0,
     variance: str = "fixed_large",
 ) -> Callable[..., jax.Array]:
     """(x_t, t) -> output with classifier-free guidance (Ho and Salimans 2022, Eq. 6).
@@ -47,6 +48,7 @@ def guided(
         scale: 1 is no guidance; 0 leaves the label or vector out.
         interval: the first and the last step t to guide at, in steps of the full schedule, as
             Kynkaanniemi et al. 2024 propose; () is every step.
+        rescale: as of `moved`.
         variance: as of `process.predict`.
     """
     def twice(x):
@@ -58,15 +60,66 @@ def guided(
     def denoise_fn(x_t, t, *last):
         outputs = apply_fn(twice(x_t), twice(t), *map(twice, last), **both)
         labelled, unlabelled = jnp.split(outputs, 2)
-        mean, variance_output = split_output(labelled, variance)
         without, _ = split_output(unlabelled, variance)
-        here = scale
-        if interval:
-            inside = (interval[0] <= t) & (t <= interval[1])
-            here = jnp.where(inside, scale, 1.0).reshape(-1, 1, 1, 1)
-        mean = without + here * (mean - without)
-        if variance_output is None:
-            return mean
-        return jnp.concatenate([mean, variance_output], axis=-1)
+        return moved(labelled, without, t, scale, interval, rescale, variance)
 
     return denoise_fn
+
+
+def autoguided(
+    denoise_fn: Callable[..., jax.Array],
+    worse_fn: Callable[..., jax.Array],
+    *,
+    scale: float,
+    interval: tuple[float, ...] = (),
+    rescale: float = 0.0,
+    variance: str = "fixed_large",
+    worse_variance: str = "fixed_large",
+) -> Callable[..., jax.Array]:
+    """(x_t, t) -> output guided by a worse network (Karras et al. 2024, autoguidance, Eq. 4).
+
+    worse + scale (better - worse): away from the errors that both make, and the worse one more so.
+    A learned variance is that of the better.
+
+    Args:
+        denoise_fn: (x_t, t) -> the output of the network.
+        worse_fn: the same of the worse one, which predicts the same quantity and takes the same
+            further arguments.
+        scale, interval, rescale, variance: as of `guided`.
+        worse_variance: as of `process.predict`, of the worse one.
+    """
+    def guided_fn(x_t, t, *last):
+        worse, _ = split_output(worse_fn(x_t, t, *last), worse_variance)
+        return moved(denoise_fn(x_t, t, *last), worse, t, scale, interval, rescale, variance)
+
+    return guided_fn
+
+
+def moved(
+    output: jax.Array, start: jax.Array, t: jax.Array, scale: float,
+    interval: tuple[float, ...], rescale: float, variance: str,
+) -> jax.Array:
+    """A network's output, moved away from `start`: start + scale (output - start).
+
+    Args:
+        output: of the network, with its variance where it has one, which stays.
+        start: [b, h, w, c], of the same quantity.
+        t: [b].
+        scale: 1 changes nothing.
+        interval: the first and the last step t where it is moved; () is every step.
+        rescale: 0..1, how far each image gets back the standard deviation that its output had (Lin
+            et al. 2024, Eqs. 15 and 16); strong guidance makes it larger, and pictures too
+            saturated.
+        variance: as of `process.predict`.
+    """
+    mean, variance_output = split_output(output, variance)
+    result = start + scale * (mean - start)
+    if rescale:
+        before, after = (jnp.std(x, axis=PIXEL_AXES, keepdims=True) for x in (mean, result))
+        result = result * (rescale * before / jnp.maximum(after, 1e-12) + 1 - rescale)
+    if interval:
+        inside = (interval[0] <= t) & (t <= interval[1])
+        result = jnp.where(inside.reshape(-1, 1, 1, 1), result, mean)
+    if variance_output is None:
+        return result
+    return jnp.concatenate([result, variance_output], axis=-1)

@@ -49,12 +49,14 @@ class Settings:
             "quadratic", "trailing", section counts, for example "10,10,20" or "ddim50", or the
             indices themselves; see `steps.named`.
         clip: keep the predicted x_0 in [-1, 1] at every step.
-        guidance: scale of classifier-free guidance towards the label; 1 is none.
+        guidance: scale of guidance, towards the label or away from a worse model; 1 is none.
         guidance_interval: first and last step t at which to guide; () is every step.
         rederive_eps: recompute eps from the clipped x_0; False keeps the network's, as diffusers
             does. For "ddim", and only where x_0 is clipped or thresholded.
         dynamic_threshold: percentile of `process.dynamic_threshold` as a fraction, for example
             0.995, by which x_0 is divided before clipping; 0 is off.
+        guidance_rescale: 0..1, how far a guided output gets back its standard deviation, as of
+            `guidance.moved`.
         s_churn: noise that "heun" adds before its steps, `heun.heun`; 0 is none.
         s_min: the lowest sigma, noise over signal, at which it does.
         s_max: the highest; 0 is no limit.
@@ -70,6 +72,7 @@ class Settings:
     guidance_interval: tuple[float, ...] = ()
     rederive_eps: bool = True
     dynamic_threshold: float = 0.0
+    guidance_rescale: float = 0.0
     s_churn: float = 0.0
     s_min: float = 0.0
     s_max: float = 0.0
@@ -81,7 +84,7 @@ class Settings:
         Raises:
             UserError: a field cannot have the type.
         """
-        for field in ("eta", "guidance", "dynamic_threshold", *heun.CHURN):
+        for field in ("eta", "guidance", "guidance_rescale", "dynamic_threshold", *heun.CHURN):
             object.__setattr__(self, field, errors.number(field, getattr(self, field)))
         for field in ("clip", "rederive_eps"):
             object.__setattr__(self, field, errors.flag(field, getattr(self, field)))
@@ -164,6 +167,12 @@ class Settings:
                 "must be the first and the last step to guide at, with guidance other than 1",
                 field="guidance_interval", value=interval,
                 instead={"guidance_interval": (100, 700)},
+            )
+        rescale = self.guidance_rescale
+        if not 0 <= rescale <= 1 or rescale and self.guidance == 1:
+            raise UserError(
+                "must lie in 0..1, and be 0 without guidance", field="guidance_rescale",
+                value=rescale, instead={"guidance_rescale": 0.0, "guidance": 3.0},
             )
 
     def _check_x_0(self, denoised_fn):

@@ -8,6 +8,7 @@ import ml_collections
 from etils import epath
 
 from ddpm_jax import config as config_lib
+from ddpm_jax import errors
 from ddpm_jax.configs import cifar10
 from ddpm_jax.errors import UserError, one_line, whole_number
 from ddpm_jax.network import averages, fields
@@ -235,6 +236,24 @@ def load(workdir: Any, *, step: int | None = None, weights: str = "ema") -> Trai
         UserError: there is no run, no checkpoint or no such weights.
     """
     return load_step(workdir, step=step, weights=weights)[1]
+
+
+def load_guide(name: str, workdir: Any, weights: str = "ema") -> Trained | None:
+    """The worse model that `config.sample.guide_weights` names; None for "".
+
+    Args:
+        name: the step of a checkpoint of the run, or another workdir.
+        workdir: of the run.
+        weights: of either, as of `load`.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    if not name:
+        return None
+    step = int(name) if name.isdecimal() else None
+    with errors.located(f"config.sample.guide_weights={name!r}"):
+        return load(name if step is None else workdir, step=step, weights=weights)
 
 
 def check_weights(weights: Any, stored: ml_collections.ConfigDict, workdir: Any) -> None:

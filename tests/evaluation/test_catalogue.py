@@ -170,6 +170,13 @@ def test_the_docs_list_every_metric():
         assert f"`{name}`" in page and f" {name}" in config, name
 
 
+def test_the_model_that_guides_is_part_of_the_protocol():
+    job = job_for()
+    guided = dataclasses.replace(job, worse=job.trained.replace(image_shape=(8, 8, 2)))
+    assert guided.samples_protocol() == job.samples_protocol() | {
+        "guide_model": identity.of_model(guided.worse)}
+
+
 def test_later_settings_of_samplers_are_in_the_protocol_where_they_are_chosen():
     job = job_for()
     sampler = job.settings.sampler.with_sampler("heun", 7)

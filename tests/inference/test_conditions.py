@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -114,6 +115,62 @@ def test_guidance_of_nothing_and_of_one(by_class, seven):
     np.testing.assert_allclose(draw(guidance=3.0, guidance_interval=(0, 5)), stronger, **SAME)
     once = draw(guidance=3.0, guidance_interval=(5, 5))
     assert np.abs(once - stronger).max() > 1e-3 and np.abs(once - seven).max() > 1e-3
+
+
+# Guidance by a worse model.
+
+
+@pytest.fixture(scope="module")
+def worse(by_class):
+    params = jax.tree.map(lambda x: 0.7 * x, by_class.params)
+    return by_class.replace(params=params)
+
+
+@pytest.mark.parametrize("settings", [
+    {}, dict(guidance_interval=(2, 4)), dict(guidance_rescale=0.6),
+    dict(sampler="dpm_solver_pp", num_steps=4),
+])
+def test_a_worse_model_guides(by_class, worse, settings):
+    """As a network that makes both calls and moves its output by hand."""
+    class Both(nn.Module):
+        num_classes: int = CLASSES
+
+        @nn.compact
+        def __call__(self, x, t, *, train, labels=None):
+            good, bad = (
+                TinyNet(num_classes=CLASSES, name=name)(x, t, train=train, labels=labels)
+                for name in ("good", "bad")
+            )
+            moved = bad + 2.5 * (good - bad)
+            if rescale := settings.get("guidance_rescale"):
+                ratio = [x.std(axis=(1, 2, 3), keepdims=True) for x in (good, moved)]
+                moved = moved * (1 - rescale) + rescale * moved * ratio[0] / ratio[1]
+            low, high = settings.get("guidance_interval", (0, 9))
+            inside = ((low <= t) & (t <= high)).reshape(-1, 1, 1, 1)
+            return jnp.where(inside, moved, good)
+
+    draw = functools.partial(ddpm_jax.sample, rng=3, n=3, labels=[1, 2, 3])
+    actual = draw(by_class, guide_model=worse, guidance=2.5, **settings)
+    both = by_class.replace(model=Both(), params={"good": by_class.params, "bad": worse.params})
+    plain = {name: x for name, x in settings.items() if "guidance" not in name}
+    expected = draw(both, **plain)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4)  # Guidance of roundings.
+    assert np.abs(actual - draw(by_class, **plain)).max() > 1e-3
+
+
+@pytest.mark.parametrize("change, says", [
+    (lambda t: t.replace(schedule=schedule_lib.linear(6, 1e-2, 0.5)), "has another schedule"),
+    (lambda t: t.replace(diffusion=process.Parameterization("v")), "another what it predicts"),
+    (lambda t: "runs/worse", "guide_model='runs/worse' is a path"),
+    (lambda t: trained_as(num_classes=4), "has another num_classes than the model: 4 and 3"),
+    (lambda t: t.replace(params={}), "params do not fit the model"),
+])
+def test_a_model_of_another_kind_does_not_guide(by_class, worse, change, says):
+    with pytest.raises(ValueError, match=says) as error:
+        ddpm_jax.sample(by_class, 0, 2, guide_model=change(worse), guidance=2.0)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="guidance=1.0 is 1, so guide_model has no effect"):
+        ddpm_jax.sample(by_class, 0, 2, guide_model=worse)
 
 
 # Vectors.
@@ -264,6 +321,8 @@ def test_float_and_uint8_conditions_are_the_same_to_the_network(by_image):
     (dict(guidance_interval=(0, 5)), "guidance other than 1"),
     (dict(guidance=2.0, guidance_interval=(5, 0)), r"guidance_interval=\(5, 0\) must"),
     (dict(guidance=2.0, guidance_interval=(5,)), "guidance_interval=.*the first and the last"),
+    (dict(guidance=2.0, guidance_rescale=1.5), r"guidance_rescale=1.5 must lie in 0..1"),
+    (dict(guidance_rescale=0.5), "guidance_rescale=0.5 must .* be 0 without guidance"),
     (dict(guidance="2"), "guidance='2' must be a finite"),
     (dict(guidance=float("nan")), "guidance=nan must be a finite"),
     (dict(guidance=2.0, guidance_interval=("a", 5)), r"guidance_interval\[0\]='a' must be a fin"),

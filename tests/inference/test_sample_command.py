@@ -5,6 +5,7 @@ import functools
 import pathlib
 import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -134,6 +135,16 @@ def test_what_the_numbers_of_the_classes_are(task, monkeypatch, tmp_path, classe
     data_record.write(Kept(classes, (5,) * len(classes), held_out={}), tmp_path / "run")
     (png, npz), _, printed = task(1, num_images=6)
     assert printed == f"{says}6 images in {npz}, a grid of them in {png}\n"
+
+
+def test_new_images_guided_by_a_worse_model(task, monkeypatch):
+    worse = MODELS[1].replace(params=jax.tree.map(lambda x: 0.6 * x, MODELS[1].params))
+    asked = []
+    monkeypatch.setattr(run_folder, "load_guide", lambda *given: asked.append(given) or worse)
+    _, arrays, _ = task(1, num_images=3, guide_weights="500", guidance=2.0)
+    assert [given[0] for given in asked] == ["500"]
+    np.testing.assert_array_equal(arrays["arr_0"], ddpm_jax.sample(
+        MODELS[1], 5, 3, guide_model=worse, guidance=2.0, num_steps=6, output="uint8"))
 
 
 def test_new_images_beside_what_they_go_by(task, monkeypatch):

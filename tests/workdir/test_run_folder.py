@@ -110,6 +110,20 @@ def test_a_run_is_also_loaded_by_the_folder_of_a_checkpoint(tmp_path, monkeypatc
         run_folder.load(folder / "6")
 
 
+def test_a_guide_is_a_step_or_another_run(tmp_path):
+    begun(tmp_path / "run", (4, 8))
+    begun(tmp_path / "worse", (2,))
+    run = str(tmp_path / "run")
+    assert run_folder.load_guide("", run) is None
+    assert kernel(run_folder.load_guide("4", run)) == wanted(4)
+    assert kernel(run_folder.load_guide(str(tmp_path / "worse"), run)) == wanted(2)
+    for name, says in (("5", "guide_weights='5': .*no checkpoint"),
+                       (str(tmp_path / "gone"), "guide_weights=.*gone.*nothing was trained there")):
+        with pytest.raises(ValueError, match=says) as error:
+            run_folder.load_guide(name, run)
+        assert "\n" not in str(error.value)
+
+
 def test_other_modes_ask_for_the_folder_of_the_run(tmp_path):
     begun(tmp_path / "run")
     for inside in ("checkpoints", "checkpoints/8"):
