@@ -15,6 +15,7 @@ _HOME = {
     "bits_per_dim": "inference.bits_per_dim",
     "denoise_fn": "network.trained",
     "evaluate": "evaluation.evaluate",
+    "export": "inference.export",
     "from_pretrained": "weights.pretrained",
     "from_state_dict": "weights.pretrained",
     "load": "workdir.run_folder",

@@ -104,7 +104,7 @@ def sample(
     rngs = _image_keys(rng, n, seeds)
     trajectory = errors.whole_numbers("trajectory", trajectory)
     batches = _batches(
-        trained, rngs, _settings(settings, fields), (labels, vectors, condition), batch_size,
+        trained, rngs, settings_of(settings, fields), (labels, vectors, condition), batch_size,
         progress, trajectory=trajectory, denoised_fn=denoised_fn, worse=guide_model,
     )
     images, kept = _collected(batches, (len(rngs), *trained.image_shape), len(trajectory))
@@ -255,11 +255,23 @@ def _check_kinds(model, schedule, diffusion):
             )
 
 
-def _settings(settings, fields) -> Settings:
-    """The settings, given whole or by their fields."""
+def settings_of(
+    settings: Settings | None, fields: Mapping[str, Any], caller: str = "sample"
+) -> Settings:
+    """The settings, given whole or by their fields.
+
+    Args:
+        settings: whole, or None.
+        fields: by their names.
+        caller: the function that got them.
+
+    Raises:
+        UserError: both are given, or they are no settings.
+        TypeError: there is no such field.
+    """
     for name, value in fields.items():
         if name not in Settings.__dataclass_fields__:
-            raise TypeError(f"sample() got an unexpected keyword argument {name!r}")
+            raise TypeError(f"{caller}() got an unexpected keyword argument {name!r}")
         if settings is not None:
             raise UserError(
                 "is a field of settings, and settings= is given too; write settings="
@@ -307,6 +319,16 @@ def pmap_chain(
         (params of each model, the chain of the settings, keys [d, b], model_kwargs of [d, b, ...])
         -> images [d, b, h, w, c] and the Trajectory of [d, b, k, h, w, c], or None.
     """
+    chain = chain_of(
+        models, diffusions, image_shape, settings, trajectory, denoised_fn, progress
+    )
+    return parallel.pmap(chain, in_axes=(None, None, 0, 0), devices=devices)
+
+
+def chain_of(
+    models, diffusions, image_shape, settings, trajectory=(), denoised_fn=None, progress=False
+):
+    """What `pmap_chain` does on one device, for arrays without d; arguments as of that."""
     variances = [diffusion.variance for diffusion in diffusions]
 
     def chain(params, reverse, rngs, model_kwargs):
@@ -323,4 +345,4 @@ def pmap_chain(
             return images, None
         return images[0], jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), images[1])
 
-    return parallel.pmap(chain, in_axes=(None, None, 0, 0), devices=devices)
+    return chain

@@ -7,9 +7,9 @@ import pytest
 
 import ddpm_jax
 
-NAMES = ["bits_per_dim", "denoise_fn", "evaluate", "from_pretrained", "from_state_dict", "load",
-         "read_metrics", "sample", "save_pretrained", "StopTraining", "train", "Trained",
-         "UNet"]
+NAMES = ["bits_per_dim", "denoise_fn", "evaluate", "export", "from_pretrained",
+         "from_state_dict", "load", "read_metrics", "sample", "save_pretrained", "StopTraining",
+         "train", "Trained", "UNet"]
 PATHS = [
     "data.from_array", "data.load", "data.to_float", "data.to_uint8",
     "diffusion.eps_from_x_0", "diffusion.predict", "diffusion.q_mean_variance",
