@@ -109,6 +109,8 @@ def test_every_step_is_that_of_diffusers(name, draw_given):
     if case["settings"].get("solver_type") == "bh1":
         assert np.isnan(x[-1]).all()
         passed, x = passed[:-1], x[:-1]
+    if scheduler == "UniPCMultistep":  # float32 on their side too.
+        assert np.abs(passed - x).max() < 1e-5 * np.abs(x).max()
     assert_allclose(passed, x, rtol=1e-4, atol=1e-4)
     if scheduler != "HeunDiscrete":  # It does not report x_0.
         # There alpha_bar is a product in float32, and x_0 is at first a division by 0.006.
