@@ -50,8 +50,8 @@ def test_guidance_by_vectors():
 @pytest.mark.parametrize("scale", [0.0, 1.0, 3.5])
 def test_a_worse_network_is_led_away_from(scale):
     """Whatever the variances of the two; that of the better stays."""
-    x = np.float32(np.random.default_rng(0).standard_normal((3, 2, 2, 1)))
-    t = np.float32([1, 5, 9])
+    x = jnp.float32(np.random.default_rng(0).standard_normal((3, 2, 2, 1)))
+    t = jnp.float32([1, 5, 9])
     better = functools.partial(answers, labels=np.int32([1, 1, 1]), channels=2)
     worse = functools.partial(answers, labels=np.int32([0, 2, 4]))
     guided = guidance_lib.autoguided(
@@ -68,11 +68,11 @@ def test_a_worse_network_is_led_away_from(scale):
 def test_a_guided_output_gets_its_deviation_back(rescale):
     """Equations 15 and 16 of Lin et al. 2024, for each image."""
     random = np.random.default_rng(0)
-    output, start = (np.float32(random.standard_normal((3, 4, 4, 2))) for _ in range(2))
+    output, start = (jnp.float32(random.standard_normal((3, 4, 4, 2))) for _ in range(2))
     plain = start + 5 * (output - start)
     before, after = (x.std(axis=(1, 2, 3), keepdims=True) for x in (output, plain))
     expected = rescale * plain * before / after + (1 - rescale) * plain
-    actual = guidance_lib.moved(output, start, np.zeros(3), 5.0, (), rescale, "fixed_large")
+    actual = guidance_lib.moved(output, start, jnp.zeros(3), 5.0, (), rescale, "fixed_large")
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
     if rescale == 1:
         np.testing.assert_allclose(np.std(actual, axis=(1, 2, 3)), before.ravel(), rtol=1e-5)
