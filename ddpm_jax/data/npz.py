@@ -105,11 +105,14 @@ class _File:
         self.keys = arrays.files
         self._arrays, self._name = arrays, f"config.data.dir={shown(request.data_dir)}"
         self._value_range = request.value_range
-        self._beside = ("labels", "condition", *request.vectors)
+        self._vectors = request.vectors
 
     def train_key(self) -> str:
         """The name of the images to train on."""
-        single = [key for key in self.keys if not key.endswith(self._beside)]
+        single = [
+            key for key in self.keys if not key.endswith(("labels", "condition"))
+            and not any(key == name or key.endswith(f"_{name}") for name in self._vectors)
+        ]
         known = [key for key in ("train", "images", "arr_0") if key in self.keys]
         if not known and len(single) != 1:
             raise UserError(

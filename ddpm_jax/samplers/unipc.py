@@ -50,16 +50,16 @@ def unipc(
     for i in range(num_steps - 1):
         allowed = min(order, i + 1, num_steps - i)
         before = levels[i + 1 - allowed:i + 2]
-        keep, weights = _step(before, variant)
-        calls.append(call_row(levels[i], *_through(behind, keep, weights), uses_x_0=True))
-        behind = (keep, weights, *_step(before, variant, corrects=True))
+        keep, weights = sigma_at(before[-1]) / sigma_at(before[-2]), _weights(before, variant)
+        calls.append(call_row(levels[i], keep, _mended(behind, keep, weights), uses_x_0=True))
+        behind = weights, _weights(before, variant, corrects=True)
     return plan_of_rows(schedule, calls + [x_0_row(levels[-1])])
 
 
-def _step(
+def _weights(
     levels: Sequence[float], variant: str, *, corrects: bool = False
-) -> tuple[float, np.ndarray]:
-    """From levels[-2] to levels[-1]: (weight of x, weights of x_0 at the calls, latest first).
+) -> np.ndarray:
+    """From levels[-2] to levels[-1]: the weights of x_0 at the calls, latest first.
 
     Args:
         levels: lambda of the last p calls and of the step's end, increasing.
@@ -80,7 +80,7 @@ def _step(
     ordered = [now, *others[:len(before)]]
     if corrects:
         ordered = [others[-1], *ordered]
-    return sigma_at(t) / sigma_at(s), np.array(ordered)
+    return np.array(ordered)
 
 
 def _slopes(places: np.ndarray, h: float, growth: float, closed: bool) -> np.ndarray:
@@ -98,25 +98,24 @@ def _slopes(places: np.ndarray, h: float, growth: float, closed: bool) -> np.nda
     return np.linalg.solve(np.vander(places, n, increasing=True).T, moments)
 
 
-def _through(behind, keep, weights):
-    """(weight of the predicted x, weights of x_0) by the corrected x to the next predicted x.
+def _mended(behind, keep, weights) -> list[float]:
+    """Weights of x_0 by which the predicted x, mended, goes to the next predicted x.
 
     Args:
-        behind: of the step behind, None before the first: keep and weights of its predictor, then
-            of its corrector.
-        keep, weights: of the next predictor.
+        behind: of the step behind, None before the first: weights of its predictor, and of its
+            corrector. Both start from the same x, so what mends x is their difference.
+        keep: weight of the mended x.
+        weights: of the next predictor.
     """
     if behind is None:
-        return keep, list(weights)
-    predictor_keep, predicted, corrector_keep, corrected = behind
-    share = corrector_keep / predictor_keep  # 1: both start from the same x.
+        return list(weights)
+    predicted, corrected = behind
     size = max(len(weights), len(corrected), len(predicted) + 1)
 
     def padded(values, first=0):
         return np.pad(values, (first, size - first - len(values)))
 
-    total = keep * (padded(corrected) - share * padded(predicted, 1)) + padded(weights)
-    return keep * share, total.tolist()
+    return (keep * (padded(corrected) - padded(predicted, 1)) + padded(weights)).tolist()
 
 
 UNIPC = Solver(unipc)

@@ -102,6 +102,9 @@ def test_arrays_of_an_npz(tmp_path):
     refused(lambda: loading.load("npz", data_dir=short, vectors=("age",)), "has 2 age for 3")
     alone = npz(tmp_path / "w.npz", pictures=numbered(3), age=[1, 2, 3])
     assert len(loading.load("npz", data_dir=alone, vectors=("age",))) == 3
+    ending = npz(tmp_path / "v.npz", packages=numbered(3), ages=[1, 2, 3])  # "packages" ends so.
+    assert_array_equal(
+        loading.load("npz", data_dir=ending, vectors=("ages",)).vectors[:, 0], [1, 2, 3])
 
 
 @pytest.mark.parametrize("given", ["age", 5, [1], ("age", "")])

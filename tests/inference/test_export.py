@@ -79,7 +79,8 @@ def test_what_a_conditional_model_goes_by(tmp_path):
     expected = ddpm_jax.sample(
         trained, 3, 2, labels=labels, vectors=vectors, condition=condition, guidance=2.0)
     np.testing.assert_allclose(
-        call(path, 3, 2, labels, vectors, condition), expected, rtol=0, atol=1e-4)
+        call(path, 3, 2, labels, vectors, condition), expected, rtol=0, atol=1e-4
+    )  # Guidance multiplies roundings.
     with zipfile.ZipFile(path) as file:
         assert list(json.loads(file.read("about.json"))["inputs"].items()) == [
             ("labels", [[2], "int32"]), ("vectors", [[2, 2], "float32"]),
