@@ -18,7 +18,7 @@ from ddpm_jax.data import augmentation
 from ddpm_jax.data import source as source_lib
 from ddpm_jax.data import value_range as range_lib
 from ddpm_jax.data import vectors as vectors_lib
-from ddpm_jax.diffusion import losses, process
+from ddpm_jax.diffusion import losses, process, rescaled
 from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.errors import UserError
 from ddpm_jax.network import averages, unet
@@ -37,10 +37,10 @@ def schedule(config: ml_collections.ConfigDict) -> schedule_lib.Schedule:
     """
     settings, base = config.diffusion, _base_schedule(config)
     if settings.shift_size:
-        base = schedule_lib.shifted(base, settings.shift_size)
+        base = rescaled.shifted(base, settings.shift_size)
     if settings.zero_terminal_snr:
         with errors.as_settings("diffusion"):
-            base = schedule_lib.zero_terminal_snr(base)
+            base = rescaled.zero_terminal_snr(base)
     return base
 
 

@@ -7,7 +7,7 @@ import pytest
 from ddpm_jax import validation
 from ddpm_jax import config as config_lib
 from ddpm_jax.configs import cifar10
-from ddpm_jax.diffusion import schedule as schedule_lib
+from ddpm_jax.diffusion import rescaled
 from ddpm_jax.samplers.settings import Settings
 
 
@@ -78,10 +78,10 @@ def test_a_schedule_is_shifted_and_then_rescaled():
     plain = config_lib.schedule(config)
     config.diffusion.shift_size = 256
     shifted = config_lib.schedule(config)
-    np.testing.assert_array_equal(shifted.beta, schedule_lib.shifted(plain, 256).beta)
+    np.testing.assert_array_equal(shifted.beta, rescaled.shifted(plain, 256).beta)
     config.diffusion.zero_terminal_snr = True
     np.testing.assert_array_equal(
-        config_lib.schedule(config).beta, schedule_lib.zero_terminal_snr(shifted).beta
+        config_lib.schedule(config).beta, rescaled.zero_terminal_snr(shifted).beta
     )
 
 

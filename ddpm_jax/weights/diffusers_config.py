@@ -13,6 +13,7 @@ import numpy as np
 
 from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.diffusion.process import Parameterization
+from ddpm_jax.diffusion.rescaled import zero_terminal_snr
 from ddpm_jax.errors import UserError
 from ddpm_jax.network.unet import UNet
 
@@ -202,7 +203,7 @@ def process(
         schedule = SCHEDULES[theirs["beta_schedule"]](
             steps, theirs["beta_start"], theirs["beta_end"])
     if theirs["rescale_betas_zero_snr"]:
-        schedule = schedule_lib.zero_terminal_snr(schedule)
+        schedule = zero_terminal_snr(schedule)
     return schedule, Parameterization(
         MEANS[theirs["prediction_type"]], VARIANCES[theirs["variance_type"]]
     )

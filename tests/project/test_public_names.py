@@ -17,7 +17,7 @@ PATHS = [
     "losses.Objective", "losses.training_loss",
     "samplers.Settings", "samplers.Trajectory", "samplers.ancestral",
     "schedule.Schedule", "schedule.cosine", "schedule.from_betas", "schedule.linear",
-    "schedule.respace", "unet.UNet",
+    "schedule.respace", "schedule.shifted", "schedule.zero_terminal_snr", "unet.UNet",
 ]
 
 

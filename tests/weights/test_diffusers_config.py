@@ -13,6 +13,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import ddpm_jax
+from ddpm_jax.diffusion import rescaled
 from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.diffusion.process import Parameterization
 from ddpm_jax.network.trained import Trained
@@ -191,7 +192,7 @@ def test_a_schedule_without_signal_at_its_end_goes_there_and_back(copied, tmp_pa
                 "timestep_spacing": "trailing"}
     with pytest.warns(UserWarning, match="timestep_spacing=\"trailing\": .*grid='trailing'"):
         trained = ddpm_jax.from_pretrained(copied("scheduler/scheduler_config.json", **settings))
-    expected = schedule_lib.zero_terminal_snr(schedule_lib.linear())
+    expected = rescaled.zero_terminal_snr(schedule_lib.linear())
     assert_array_equal(trained.schedule.beta, expected.beta)
     ddpm_jax.save_pretrained(trained, tmp_path / "saved")
     stored = json.loads((tmp_path / "saved/scheduler/scheduler_config.json").read_text())
