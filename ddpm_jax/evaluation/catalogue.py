@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import identity, inception_features, metrics
-from ddpm_jax.evaluation.job import Job, Settings, of_sampler
+from ddpm_jax.evaluation.job import Job, Settings
 from ddpm_jax.network.trained import Trained
 
 
@@ -68,10 +68,7 @@ def _clip(job):
 
 
 def _objective(job):
-    values = dataclasses.asdict(job.settings.objective)
-    if values["weighting"] != "sigmoid":  # Which came later: rows of before stay as they are.
-        del values["sigmoid_bias"]
-    return values
+    return identity.of_settings(job.settings.objective)
 
 
 def _ode(job):
@@ -93,7 +90,7 @@ def _sweep(job):
     samplers = {}
     for name in settings.sweep_samplers:
         sampler = settings.sampler.with_sampler(name, settings.sweep_steps[0])
-        samplers[name] = of_sampler(sampler)
+        samplers[name] = identity.of_settings(sampler)
         del samplers[name]["sampler"], samplers[name]["num_steps"]
     return job.draw_protocol() | {
         "sweep_metric": settings.sweep_metric, "samplers": samplers,

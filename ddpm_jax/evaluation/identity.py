@@ -24,6 +24,9 @@ from ddpm_jax.runtime import files
 SAMPLES = 1  # How samples are drawn.
 FEATURES = 1  # How statistics of references are computed.
 
+# Settings that came later: at their defaults they leave the rows of before as they are.
+_LATER = ("guidance_rescale", "s_churn", "s_min", "s_max", "s_noise", "sigmoid_bias")
+
 BLOCK = 4096  # Images read at a time.
 _MARK = "sha256:"
 
@@ -50,6 +53,14 @@ def of_model(trained: Trained) -> str:
     text = json.dumps(about, sort_keys=True, default=_named).encode()
     arrays = [*_sorted(schedule), *_sorted(params)]
     return _digest([text, *(part for name, array in arrays for part in _parts(name, array))])
+
+
+def of_settings(settings: Any) -> dict[str, Any]:
+    """The fields of a dataclass of settings, JSON; later ones only where they are chosen."""
+    return {
+        field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)
+        if field.name not in _LATER or getattr(settings, field.name) != field.default
+    }
 
 
 def of_images(source: Source, *, inputs: bool = False) -> str:

@@ -24,10 +24,6 @@ from ddpm_jax.runtime import files, partial_results
 from ddpm_jax.samplers import settings as sampler_settings
 
 
-# Settings of samplers that came later: at their defaults they leave rows of before as they are.
-_LATER = ("guidance_rescale", "s_churn", "s_min", "s_max", "s_noise")
-
-
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """What to measure and with which settings; most fields are those of `config.evaluate`.
@@ -233,17 +229,9 @@ class Job:
     def samples_protocol(self) -> dict[str, Any]:
         """Everything that the samples depend on, JSON."""
         sampler = self.settings.sampler
-        return self.draw_protocol() | of_sampler(sampler) | {
+        return self.draw_protocol() | identity.of_settings(sampler) | {
             "num_steps": sampler.num_calls(self.trained.schedule)
         }
-
-
-def of_sampler(sampler: sampler_settings.Settings) -> dict[str, Any]:
-    """What the samples depend on of a sampler's settings, JSON."""
-    return {
-        name: value for name, value in dataclasses.asdict(sampler).items()
-        if name not in _LATER or value != getattr(sampler_settings.Settings, name)
-    }
 
 
 def key(protocol: dict[str, Any]) -> str:

@@ -181,5 +181,5 @@ def test_later_settings_of_samplers_are_in_the_protocol_where_they_are_chosen():
     job = job_for()
     sampler = job.settings.sampler.with_sampler("heun", 7)
     churned = dataclasses.replace(sampler, s_churn=5.0)
-    assert "s_churn" not in job_lib.of_sampler(sampler)
-    assert job_lib.of_sampler(churned) == job_lib.of_sampler(sampler) | {"s_churn": 5.0}
+    assert "s_churn" not in identity.of_settings(sampler)
+    assert identity.of_settings(churned) == identity.of_settings(sampler) | {"s_churn": 5.0}
