@@ -64,7 +64,7 @@ def bits_per_dim(
     source = conditions.as_trained(
         source_lib.in_memory(images, "images", value_range=trained.value_range), trained
     )
-    model_kwargs = conditions.for_edits(trained, len(source), labels, vectors, condition)
+    model_kwargs = conditions.for_pictures(trained, len(source), labels, vectors, condition)
     return variational_bound.total_bits(_terms(
         trained, rng, source,
         lambda places: {name: x[places] for name, x in model_kwargs.items()},

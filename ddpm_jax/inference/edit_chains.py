@@ -17,7 +17,7 @@ from ddpm_jax import errors
 from ddpm_jax.diffusion import process, randomness
 from ddpm_jax.diffusion.schedule import Schedule
 from ddpm_jax.errors import UserError
-from ddpm_jax.inference import batched_map, conditions
+from ddpm_jax.inference import batched_map, conditions, guided
 from ddpm_jax.network import torso
 from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.network.trained import Trained
@@ -135,8 +135,8 @@ def run(
     progress = errors.flag("progress", progress)
     model = trained.model
     row_of = np.arange(len(rngs)) if row_of is None else row_of
-    model_kwargs = conditions.for_edits(trained, row_of.max() + 1, labels, vectors, condition)
-    conditions.check_guided(steps.settings, trained, model_kwargs, steps.timesteps)
+    model_kwargs = conditions.for_pictures(trained, row_of.max() + 1, labels, vectors, condition)
+    guided.check(steps.settings, trained, model_kwargs, steps.timesteps)
     trained.diffusion.check(trained.schedule)
     trained_lib.check_params(trained)
     if num_calls is None:
@@ -161,7 +161,7 @@ def _pmap_chain(edit, model, diffusion, num_calls, progress):
     """
 
     def chain(params, steps, rows, rngs, arrays, model_kwargs):
-        denoise_fn = conditions.denoise_fn(
+        denoise_fn = guided.denoise_fn(
             [model], [torso.cast(model, params)], model_kwargs, steps.settings,
             [diffusion.variance],
         )

@@ -15,10 +15,11 @@ from typing import Any
 import jax
 import jax.export
 import jax.numpy as jnp
+import numpy as np
 
 from ddpm_jax import errors
 from ddpm_jax.errors import UserError
-from ddpm_jax.inference import conditions
+from ddpm_jax.inference import conditions, guided
 from ddpm_jax.inference import sample as sample_lib
 from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.network.trained import Trained
@@ -83,27 +84,12 @@ def export(
     trained_lib.check_params(trained)
     reverse = settings.chain(trained.schedule)
     inputs = _inputs(trained, n)
-    if settings.guidance != 1 and not inputs.keys() & {"labels", "vectors"}:
-        raise UserError(
-            "follows labels or vectors, and this model takes none", field="guidance",
-            value=settings.guidance, instead={"guidance": 1.0},
-        )
-    draw = sample_lib.chain_of(
-        (trained.model,), (trained.diffusion,), tuple(trained.image_shape), settings
-    )
-    tables = jax.tree.map(jnp.asarray, reverse)
-
-    def chain(keys, *given):
-        model_kwargs = dict(zip(inputs, given, strict=True))
-        if "vectors" in model_kwargs:
-            mean, std = (jnp.asarray(x, jnp.float32) for x in trained.vector_scale)
-            numbers = (model_kwargs["vectors"] - mean[None]) / std[None]
-            model_kwargs["vectors"] = jnp.concatenate([jnp.ones((n, 1)), numbers], axis=1)
-        rngs = jax.random.wrap_key_data(keys)
-        return draw((trained.params,), tables, rngs, model_kwargs)[0]
-
+    # Class 0 and vectors of ones: as when something is given.
+    some = {name: np.full(x.shape, name != "labels", int) for name, x in inputs.items()}
+    guided.check(settings, trained, some, reverse.timesteps)
     shapes = [jax.ShapeDtypeStruct((n, 2), jnp.uint32), *inputs.values()]
-    exported = jax.export.export(jax.jit(chain), platforms=platforms)(*shapes)
+    chain = jax.jit(_chain(trained, n, settings, reverse, inputs))
+    exported = jax.export.export(chain, platforms=platforms)(*shapes)
     about = {
         "format": "ddpm_jax chain", "version": VERSION, "n": n,
         "image_shape": list(trained.image_shape), "value_range": list(trained.value_range),
@@ -124,6 +110,25 @@ def export(
             "can be written to."
         ) from None
     return str(path)
+
+
+def _chain(trained, n, settings, reverse, inputs):
+    """(keys, *what `inputs` names) -> images, closed over the parameters and tables."""
+    draw = sample_lib.chain_of(
+        (trained.model,), (trained.diffusion,), tuple(trained.image_shape), settings
+    )
+    tables = jax.tree.map(jnp.asarray, reverse)
+
+    def chain(keys, *given):
+        model_kwargs = dict(zip(inputs, given, strict=True))
+        if "vectors" in model_kwargs:
+            mean, std = (jnp.asarray(x, jnp.float32) for x in trained.vector_scale)
+            numbers = (model_kwargs["vectors"] - mean[None]) / std[None]
+            model_kwargs["vectors"] = jnp.concatenate([jnp.ones((n, 1)), numbers], axis=1)
+        rngs = jax.random.wrap_key_data(keys)
+        return draw((trained.params,), tables, rngs, model_kwargs)[0]
+
+    return chain
 
 
 def _checked(platforms):

@@ -15,7 +15,7 @@ from ddpm_jax.data import pixels
 from ddpm_jax.diffusion import process, randomness
 from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.errors import UserError, check_known
-from ddpm_jax.inference import batched_map, conditions
+from ddpm_jax.inference import batched_map, conditions, guided
 from ddpm_jax.network import torso
 from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.network.trained import Trained
@@ -176,7 +176,7 @@ def _batches(
     trained_lib.check_params(trained)
     model_kwargs = conditions.checked(trained, n, *given)
     reverse = settings.chain(trained.schedule)
-    conditions.check_guided(settings, trained, model_kwargs, reverse.timesteps, worse)
+    guided.check(settings, trained, model_kwargs, reverse.timesteps, worse)
     models = [trained] if worse is None else [trained, worse]
     chain = pmap_chain(
         tuple(each.model for each in models), tuple(each.diffusion for each in models),
@@ -335,7 +335,7 @@ def chain_of(
         rngs_z = randomness.fold_each(rngs, randomness.Z)
         x_T = randomness.standard_normal(randomness.fold_each(rngs, randomness.X_T), image_shape)
         cast = [torso.cast(model, each) for model, each in zip(models, params, strict=True)]
-        denoise_fn = conditions.denoise_fn(models, cast, model_kwargs, settings, variances)
+        denoise_fn = guided.denoise_fn(models, cast, model_kwargs, settings, variances)
         images = reverse.run(
             denoise_fn, diffusions[0], x_T, rngs_z,
             self_condition=trained_lib.is_self_conditioned(models[0]), denoised_fn=denoised_fn,

@@ -1,4 +1,4 @@
-"""Labels, vectors, conditions and guidance: by their formulas, and from `sample` to the network."""
+"""Labels, vectors, conditions and guidance (guided.py): their formulas, from `sample` on."""
 
 import functools
 
