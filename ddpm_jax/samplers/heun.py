@@ -49,9 +49,9 @@ def heun(
         )
     levels = half_log_snr_levels(schedule, karras(schedule, num_steps // 2 + 1, rho))
     noise = np.exp(-levels)
-    churned = (s_min <= noise) & (noise <= (s_max or np.inf)) & (np.arange(len(levels)) > 0)
+    churned = (s_min <= noise) & (noise <= (s_max or np.inf))
     gamma = np.where(churned, min(s_churn / len(levels), np.sqrt(2) - 1), 0.0)
-    starts = np.maximum(levels - np.log1p(gamma), levels[0])
+    starts = np.maximum(levels - np.log1p(gamma), levels[0])  # Never before the first level.
     calls = []
     for s, t, after in zip(starts[:-1], levels[1:], starts[1:]):
         keep, width = signal_at(t) / signal_at(s), np.exp(-t) - np.exp(-s)
