@@ -91,6 +91,8 @@ def _normalize_jvp(num_groups, epsilon, swish, primals, tangents):
     deviation = jnp.float32(copies[2]) - _pixels(center)
     n = x.shape[1] * x.shape[2]
     dx = jnp.float32(dx)
+    if x.dtype == jnp.float32:  # Or a CPU takes the gradient by x anew for each of its readers.
+        dx = jax.lax.optimization_barrier(dx)
     of_mean = _of_group(n * dshift + _sums(dx), n, num_groups)
     of_variance = _of_group(n * mean * dshift + _sums(deviation * dx), n, num_groups)
     of_mean = dbias + factor * (dshift - of_mean)
