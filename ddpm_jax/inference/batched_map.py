@@ -20,6 +20,7 @@ from ddpm_jax.runtime import devices, memory, parallel
 from ddpm_jax.runtime.targets import Target
 
 _REPORTS = 100  # Progress reports per chain.
+_DIFFERENTIATED = 12  # Times the memory of a call whose gradient is taken, at least.
 _FEW = 8  # From this many images per core, pad the parts: by an eighth at most.
 
 
@@ -56,7 +57,7 @@ RUNNING_BAR = RunningBar()
 
 def batch_size(
     trained: Trained, n: int, wanted: int | None = None, *, most: int = 256,
-    target: Target | None = None,
+    target: Target | None = None, differentiated: bool = False,
 ) -> int:
     """Images per batch on all devices together, so that batches are equal.
 
@@ -65,6 +66,7 @@ def batch_size(
         n: number of images.
         wanted: images per batch; None or 0 is what fits, at most `most` per device.
         target: the devices, where they are not those of this process.
+        differentiated: each call of the network is differentiated, which keeps what is inside it.
 
     Raises:
         UserError: `wanted` is no whole number, or negative.
@@ -76,6 +78,7 @@ def batch_size(
         num_devices, num_cores, budget = jax.device_count(), cores(), memory.device_budget()
     else:
         num_devices, num_cores, budget = len(target.devices), 1, target.memory // 2
+    budget //= _DIFFERENTIATED if differentiated else 1
     fits = wanted if wanted else num_devices * min(most, images_that_fit(trained, budget))
     num_batches = -(-n // max(fits, 1))
     each = -(-n // (num_batches * num_devices))

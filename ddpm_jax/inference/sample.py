@@ -1,5 +1,6 @@
 """`sample(params, rng, n)`: one compiled chain, run in batches on every device."""
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,9 @@ from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.network.trained import Trained
 from ddpm_jax.network.unet import UNet
 from ddpm_jax.runtime import devices, memory, parallel
+from ddpm_jax.samplers import guides
 from ddpm_jax.samplers import settings as settings_lib
+from ddpm_jax.samplers.guides import Guide
 from ddpm_jax.samplers.reverse_chain import Trajectory
 from ddpm_jax.samplers.settings import Settings
 
@@ -41,6 +44,7 @@ def sample(
     vectors: Any = None,
     condition: Any = None,
     guide_model: Trained | None = None,
+    guide: Guide | Callable[..., jax.Array] | None = None,
     denoised_fn: Callable[[jax.Array], jax.Array] | None = None,
     trajectory: Sequence[int] = (),
     batch_size: int | None = None,
@@ -75,6 +79,9 @@ def sample(
             float in [-1, 1].
         guide_model: a worse model of the same data, for example of an earlier step, away from which
             `guidance` leads (Karras et al. 2024, autoguidance).
+        guide: of `samplers.classifier_guide` or `samplers.measurement_guide`, or a function of your
+            own, (x_t, t, x_0) -> the gradient of log p(y | x_t) by x_t (see `samplers.guides`).
+            Define it once, as denoised_fn.
         denoised_fn: a function of your own on x_0 before clipping, [b, h, w, c] -> the same.
             Define it once: each new function recompiles the chain.
         trajectory: network calls at which to keep x_t and the predicted x_0, by the number of
@@ -95,8 +102,8 @@ def sample(
         [k, n, h, w, c].
 
     Raises:
-        ValueError: an argument is unknown or does not suit the others, or the parameters do
-            not fit the model (the first leaf that differs is named).
+        ValueError: an argument is unknown or does not suit the others, the parameters do not fit
+            the model (the first leaf that differs is named), or the guide leads to NaN.
     """
     devices.check()
     trained = _trained(params, model, schedule, diffusion, image_shape)
@@ -106,8 +113,11 @@ def sample(
     batches = _batches(
         trained, rngs, settings_of(settings, fields), (labels, vectors, condition), batch_size,
         progress, trajectory=trajectory, denoised_fn=denoised_fn, worse=guide_model,
+        guide=guide,
     )
     images, kept = _collected(batches, (len(rngs), *trained.image_shape), len(trajectory))
+    if guide is not None:
+        guides.check_finite(images)
     if output == "uint8":
         images = pixels.to_uint8(images)
     elif output == "data":
@@ -162,7 +172,7 @@ def stream(
 
 def _batches(
     trained, rngs, settings, given, batch_size, progress, *, done=0, trajectory=(),
-    denoised_fn=None, worse=None,
+    denoised_fn=None, worse=None, guide=None,
 ):
     """(images [b, h, w, c], Trajectory of [b, k, h, w, c] or None) of each batch.
 
@@ -170,7 +180,9 @@ def _batches(
     """
     n, image_shape, progress = len(rngs), trained.image_shape, errors.flag("progress", progress)
     settings.check(denoised_fn)
-    batch_size = batched_map.batch_size(trained, n - done, batch_size)
+    guide = None if guide is None else guides.prepared(guide, n, image_shape)
+    back = guide is not None and guide.by_x_0
+    batch_size = batched_map.batch_size(trained, n - done, batch_size, differentiated=back)
     _check_memory(len(trajectory), image_shape, n, batch_size)
     trained.diffusion.check(trained.schedule)
     trained_lib.check_params(trained)
@@ -181,11 +193,21 @@ def _batches(
     chain = pmap_chain(
         tuple(each.model for each in models), tuple(each.diffusion for each in models),
         image_shape, settings, trajectory, denoised_fn, progress,
+        guide=guide and dataclasses.replace(guide, y=None),
     )
+    fixed = (parallel.replicate(tuple(each.params for each in models)), reverse)
+    if guide is not None:
+        fixed += (guides.Levels.of(trained.schedule),)
+
+    def of_images(places):
+        kwargs = {name: x[places] for name, x in model_kwargs.items()}
+        if guide is None:
+            return rngs[places], kwargs
+        return rngs[places], kwargs, None if guide.y is None else guide.y[places]
+
     return batched_map.run(
-        chain, (parallel.replicate(tuple(each.params for each in models)), reverse),
-        lambda places: (rngs[places], {name: x[places] for name, x in model_kwargs.items()}),
-        n, batch_size, num_steps=reverse.num_calls, progress=progress, done=done,
+        chain, fixed, of_images, n, batch_size, num_steps=reverse.num_calls, progress=progress,
+        done=done,
     )
 
 
@@ -304,7 +326,7 @@ def _image_keys(rng, n, seeds) -> jax.Array:
 @functools.lru_cache(maxsize=64)
 def pmap_chain(
     models, diffusions, image_shape, settings, trajectory=(), denoised_fn=None, progress=False,
-    devices=None,
+    guide=None, devices=None,
 ):
     """The chain of `sample` on all devices, compiled at its first call.
 
@@ -313,31 +335,35 @@ def pmap_chain(
         image_shape: of either.
         settings: the sampler and what goes with it.
         trajectory, denoised_fn, progress: as of `sample`.
+        guide: of `guides.prepared`, without its y.
         devices: a tuple, as of `parallel.pmap`.
 
     Returns:
         (params of each model, the chain of the settings, keys [d, b], model_kwargs of [d, b, ...])
-        -> images [d, b, h, w, c] and the Trajectory of [d, b, k, h, w, c], or None.
+        -> images [d, b, h, w, c] and the Trajectory of [d, b, k, h, w, c], or None. With a guide
+        its levels come before the keys, and its y [d, b, ...] or None last.
     """
     chain = chain_of(
-        models, diffusions, image_shape, settings, trajectory, denoised_fn, progress
+        models, diffusions, image_shape, settings, trajectory, denoised_fn, progress, guide
     )
-    return parallel.pmap(chain, in_axes=(None, None, 0, 0), devices=devices)
+    in_axes = (None, None, 0, 0) if guide is None else (None, None, None, 0, 0, 0)
+    return parallel.pmap(chain, in_axes=in_axes, devices=devices)
 
 
 def chain_of(
-    models, diffusions, image_shape, settings, trajectory=(), denoised_fn=None, progress=False
+    models, diffusions, image_shape, settings, trajectory=(), denoised_fn=None, progress=False,
+    guide=None,
 ):
     """What `pmap_chain` does on one device, for arrays without d; arguments as of that."""
     variances = [diffusion.variance for diffusion in diffusions]
 
-    def chain(params, reverse, rngs, model_kwargs):
+    def draw(params, reverse, rngs, model_kwargs, led):
         rngs_z = randomness.fold_each(rngs, randomness.Z)
         x_T = randomness.standard_normal(randomness.fold_each(rngs, randomness.X_T), image_shape)
         cast = [torso.cast(model, each) for model, each in zip(models, params, strict=True)]
         denoise_fn = guided.denoise_fn(models, cast, model_kwargs, settings, variances)
         images = reverse.run(
-            denoise_fn, diffusions[0], x_T, rngs_z,
+            led(denoise_fn), diffusions[0], x_T, rngs_z,
             self_condition=trained_lib.is_self_conditioned(models[0]), denoised_fn=denoised_fn,
             trajectory=trajectory, on_step=batched_map.on_step(reverse.num_calls, progress),
         )
@@ -345,4 +371,12 @@ def chain_of(
             return images, None
         return images[0], jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), images[1])
 
-    return chain
+    def chain(params, reverse, rngs, model_kwargs):
+        return draw(params, reverse, rngs, model_kwargs, lambda denoise_fn: denoise_fn)
+
+    def guided_chain(params, reverse, levels, rngs, model_kwargs, y):
+        return draw(params, reverse, rngs, model_kwargs, lambda denoise_fn: guides.gradient_guided(
+            denoise_fn, dataclasses.replace(guide, y=y), levels, diffusions[0], clip=settings.clip
+        ))
+
+    return chain if guide is None else guided_chain
