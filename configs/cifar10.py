@@ -165,12 +165,16 @@ def get_config() -> ml_collections.ConfigDict:
         weights="ema",        # or "raw", one of extra_ema_decays: "0.999", or an average
                               # rebuilt from ema_snapshot_every: "sigma_rel=0.08"
         task="",              # edit instead: interpolate slerp reconstruct inpaint img2img
-                              # colourise diffuse strip (docs/editing.md)
+                              # colourise restore diffuse strip (docs/editing.md)
         inputs=(),            # image files of the task: for example ("a.png", "b.png")
         mask="",              # of inpaint: an image file of the same size, white where known
+        operator="",          # of restore: what made the inputs: blur:S downsample:K grey mask, or
+                              # several, as "blur:1,downsample:2" (inference/operators.py)
+        operator_noise=0.01,  # of restore: standard deviation of the noise in them, of -1 to 1
+        operator_scale=1.0,   # of restore: of the guidance towards them
         strength=(0.5,),      # of img2img and interpolate: fractions of all noising steps
-        variants=4,           # results per input of img2img, inpaint, colourise; rows of slerp
-                              # without inputs; images of strip
+        variants=4,           # results per input of img2img, inpaint, colourise, restore; rows of
+                              # slerp without inputs; images of strip
         resamplings=1,        # of inpaint, colourise; RePaint uses 10 with num_steps=250
         jump_length=10,       # steps that each resampling goes back
         folder="",            # where the results go; "": samples in the workdir

@@ -66,6 +66,8 @@ _RANGES = {  # lowest, highest, a value that works
     "sample.seed": (0, 2**63 - 1, 0),
     "sample.guidance": (0, _HUGE, 1.0),
     "sample.variants": (1, _HUGE, 4),
+    "sample.operator_noise": (1e-6, _HUGE, 0.01),
+    "sample.operator_scale": (0, _HUGE, 1.0),
     "sample.resamplings": (1, _HUGE, 1),
     "sample.jump_length": (1, _HUGE, 10),
     "evaluate.num_images": (0, _HUGE, 0),

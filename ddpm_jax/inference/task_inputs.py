@@ -26,6 +26,8 @@ READS = {
     "inpaint": (*_CHAIN, "mask", "variants", "resamplings", "jump_length"),
     "img2img": (*_CHAIN, "strength", "variants"),
     "colourise": (*_CHAIN, "variants", "resamplings", "jump_length"),
+    "restore": (*_CHAIN, "operator", "operator_noise", "operator_scale", "mask", "variants",
+                "guide_weights"),
     "diffuse": (),
     "strip": (*_CHAIN, "variants", "guide_weights"),
 }
@@ -71,6 +73,12 @@ def _check_needs(asked):
             "they are known", field="config.sample.mask", value=asked["mask"],
             instead={"config.sample.mask": "mask.png"},
         )
+    if task == "restore" and not asked["operator"]:
+        raise UserError(
+            "is missing, and task=restore undoes one: blur:S, downsample:K, grey or mask, or "
+            "several with commas between", field="config.sample.operator", value=asked["operator"],
+            instead={"config.sample.operator": "downsample:2"},
+        )
     if "strength" in READS[task] and not asked["strength"]:
         raise UserError(
             f"is empty, and task={task} needs at least one", field="config.sample.strength",
@@ -97,7 +105,8 @@ def _check_read(asked, of_run):
 
 
 def pictures(
-    paths: Sequence[str], shape: tuple[int, int, int], value_range: tuple[float, ...] = ()
+    paths: Sequence[str], shape: tuple[int, int, int], value_range: tuple[float, ...] = (),
+    operator: str = "",
 ) -> np.ndarray:
     """The picture files of `config.sample.inputs`, float32 [n, h, w, c] in [-1, 1].
 
@@ -105,9 +114,10 @@ def pictures(
         paths: of the files.
         shape: (h, w, c).
         value_range: of the model's data.
+        operator: what made them, if one did: then they must be of this size, and are not resized.
 
     Raises:
-        UserError: one cannot be read.
+        UserError: one cannot be read, or is of another size than what an operator makes.
     """
     if not paths:
         return np.zeros((0, *shape), np.float32)
@@ -115,9 +125,18 @@ def pictures(
     if value_range:
         decoder = functools.partial(raw_pictures.decode, bounds=value_range)
     read = functools.partial(
-        decoding.read, shape=shape, setting="config.sample.inputs", decoder=decoder
+        decoding.read, shape=(0, 0, shape[-1]) if operator else shape,
+        setting="config.sample.inputs", decoder=decoder,
     )
-    return pixels.as_float(np.stack([read(path) for path in paths]))
+    images = [read(path) for path in paths]
+    for path, image in zip(paths, images):
+        if image.shape != shape:
+            raise UserError(
+                f"config.sample.inputs has {str(path)!r} of {image.shape[0]}x{image.shape[1]} "
+                f"pixels, and config.sample.operator={operator!r} makes {shape[0]}x{shape[1]} of "
+                "the model's images; give a picture of that size."
+            )
+    return pixels.as_float(np.stack(images))
 
 
 def mask(path: str, shape: tuple[int, int, int]) -> np.ndarray:

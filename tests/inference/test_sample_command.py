@@ -17,8 +17,9 @@ from ddpm_jax.data.kept import Kept
 from ddpm_jax.diffusion import process
 from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.errors import UserError
-from ddpm_jax.inference import editing, sample_command, task_inputs
+from ddpm_jax.inference import editing, operators, sample_command, task_inputs
 from ddpm_jax.inference import sample as sample_lib
+from ddpm_jax.samplers import measurement_guide
 from ddpm_jax.samplers.settings import Settings
 from ddpm_jax.workdir import data_record, pictures, run_folder
 from nonzero import TinyNet, nonzero_params
@@ -264,6 +265,36 @@ def test_each_input_goes_by_its_own_label(task, inputs, monkeypatch):
         MODELS[3], x_T[::2], x_T[1::2], labels=2, settings=Settings("ddim", 6)))
 
 
+@pytest.mark.parametrize("operator, shape", [
+    ("downsample:2", (4, 4, 3)), ("blur:1,grey", (8, 8, 1)), ("mask", (8, 8, 3)),
+])
+def test_restore(task, inputs, tmp_path, operator, shape):
+    small = np.random.default_rng(1).integers(0, 256, (2, *shape), np.uint8)
+    paths = [str(tmp_path / f"{i}.png") for i in range(2)]
+    for path, picture in zip(paths, small):
+        pictures.save_png(path, picture)
+    masks = operator == "mask"
+    written, arrays, says = task(
+        task="restore", inputs=paths, operator=operator, operator_scale=2.0, num_steps=T,
+        mask=files(inputs, ["mask"])[0] if masks else "",
+    )
+    mask = np.broadcast_to(np.arange(8) < 4, (8, 8)) if masks else None
+    y = pixels.as_float(small) * (mask[..., None] if masks else 1)
+    named = operators.named(operator, (8, 8, 3), mask)
+    guide = measurement_guide(named, np.repeat(y, 3, axis=0), 2.0)
+    expected = ddpm_jax.sample(MODELS[3], 5, 6, guide=guide)
+    near(arrays["arr_0"].reshape(6, 8, 8, 3), expected)
+    misfit = np.sqrt(np.square(named(expected) - y.repeat(3, axis=0)).mean((1, 2, 3)))
+    np.testing.assert_allclose(arrays["misfit"].ravel(), misfit, rtol=1e-3)
+    plain = np.sqrt(np.square(
+        named(ddpm_jax.sample(MODELS[3], 5, 6)) - y.repeat(3, axis=0)).mean((1, 2, 3)))
+    assert misfit.mean() < 0.8 * plain.mean() and f"what {operator} may have made it of" in says
+    picture = read(written[0])
+    block = 8 // shape[0]
+    shown = pixels.to_uint8(y).repeat(block, 1).repeat(block, 2)
+    assert_block(picture, np.broadcast_to(shown, (2, 8, 8, 3))[:, None])
+
+
 def test_inpaint(task, inputs):
     (png, _), arrays, _ = task(
         task="inpaint", inputs=files(inputs, "ab"), mask=files(inputs, ["mask"])[0],
@@ -345,8 +376,16 @@ def test_pictures_become_what_the_model_takes(task, inputs):
     ("a", dict(task="inpaint"),
      "config.sample.mask='' is missing, and task=inpaint needs one: .*=mask.png"),
     ("a", dict(task="img2img", mask="x.png"),
-     "mask='x.png' is for task=inpaint, and has no effect with task=img2img; .*mask=\"\""),
+     "mask='x.png' is for task=inpaint, restore, and has no effect with task=img2img; .*mask=\"\""),
     (["gone"], dict(task="img2img"), "config.sample.inputs has '.*gone.png', which does not ex"),
+    ("a", dict(task="restore"), "operator='' is missing, and task=restore undoes one: .*sample:2"),
+    ("a", dict(task="restore", operator="sharpen"), "config.sample.operator='sharpen' cannot be"),
+    ("a", dict(task="restore", operator="mask"), "mask=, the known pixels, is missing"),
+    ("a", dict(task="restore", operator="downsample:2"),
+     "of 8x8 pixels, and config.sample.operator='downsample:2' makes 4x4 of the model's images"),
+    ("a", dict(task="restore", operator="blur:1", mask="masked"), "a mask is given, and no step"),
+    ("a", dict(task="restore", operator="blur:1", operator_noise=0.0), "must be at least 1e-06"),
+    ("a", dict(task="img2img", operator="blur:1"), "is for task=restore, and has no effect with"),
     ("a", dict(task="inpaint", mask="gone.png"), "config.sample.mask has 'gone.png', which does"),
     ("a", dict(task="inpaint", mask=__file__), "cannot be read"),
     ("a", dict(task="inpaint", mask="large"), "is 16x12, and the images 8x8; draw it in their"),
@@ -364,8 +403,9 @@ def test_pictures_become_what_the_model_takes(task, inputs):
     ("a", dict(task="reconstruct", sampler="heun", num_steps=5), "'heun' with eta=0.0 does not"),
 ])
 def test_mistakes_are_told_in_one_line(task, inputs, names, settings, says):
-    if settings.get("mask") == "large":
-        settings = settings | {"mask": files(inputs, ["large"])[0]}
+    if settings.get("mask") in ("large", "masked"):
+        name = settings["mask"].removesuffix("ed")
+        settings = settings | {"mask": files(inputs, [name])[0]}
     with pytest.raises(ValueError, match=says) as error:
         task(3, inputs=files(inputs, names), **settings)
     assert "\n" not in str(error.value)

@@ -13,7 +13,8 @@ OTHER = {  # Another value than the default of every setting that some task igno
     "rederive_eps": False, "dynamic_threshold": 0.9, "guidance": 2.0, "guidance_interval": (1, 2),
     "num_images": 3, "labels": (1,), "vectors": ((1.0,),), "mask": "mask.png", "strength": (0.2,),
     "variants": 2, "resamplings": 5, "jump_length": 5, "s_churn": 3.0, "s_min": 0.1, "s_max": 9.0,
-    "s_noise": 1.1, "guidance_rescale": 0.5, "guide_weights": "1000",
+    "s_noise": 1.1, "guidance_rescale": 0.5, "guide_weights": "1000", "operator": "grey",
+    "operator_noise": 0.1, "operator_scale": 2.0,
 }
 INPUTS = {"interpolate": ("a.png", "b.png"), "slerp": (), "strip": (), "": ()}
 
@@ -23,6 +24,8 @@ def asked(task, **settings):
     config.update({"task": task, "inputs": INPUTS.get(task, ("a.png",))} | settings)
     if task == "inpaint":
         config.mask = "mask.png"
+    if task == "restore" and not config.operator:
+        config.operator = "downsample:2"
     return config.to_dict()
 
 
