@@ -137,6 +137,12 @@ def get_config() -> ml_collections.ConfigDict:
         sample_images=64,
         sample_num_steps=0,   # 0: all, or as many as fit into a tenth of the run
     ))
+    config.distill = Config(dict(
+        teacher="",           # of --mode=distill: the workdir of a trained model
+        start_steps=256,      # steps of DDIM to begin from: the first student has half
+        end_steps=1,          # those of the last student
+        num_steps=0,          # of the student of a phase: set by --mode=distill
+    ))
     config.sample = Config(dict(
         sampler="ancestral",  # or ddim dpm_solver dpm_solver_2 dpm_solver_pp dpm_solver_pp_3
                               # dpm_solver_pp_sde unipc unipc_bh1 unipc_3 unipc_3_bh1 heun (see

@@ -14,6 +14,7 @@ from importlib import metadata
 _HOME = {
     "bits_per_dim": "inference.bits_per_dim",
     "denoise_fn": "network.trained",
+    "distill": "training.phases",
     "evaluate": "evaluation.evaluate",
     "export": "inference.export",
     "from_pretrained": "weights.pretrained",

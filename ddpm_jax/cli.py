@@ -29,13 +29,15 @@ Train a diffusion model, sample from one, or measure it.
                           workdir holds its own.
   --config.GROUP.NAME=V   another value for one setting; tuples as "(1, 2, 2)".
   --workdir=FOLDER        checkpoints, samples and logs; a second start continues.
-  --mode=train|sample|evaluate|plan
+  --mode=train|sample|evaluate|plan|distill
                           train is the default; sample writes config.sample.num_images images to
                           FOLDER/samples as a PNG grid and as .npz (arr_0, uint8 [n, h, w, c]),
                           or does config.sample.task with the files of config.sample.inputs;
                           evaluate measures config.evaluate.metrics, e.g. "('bpd', 'fid')";
                           plan prints the memory and the hours that all of this would take, from
-                          a few real steps; it writes nothing and needs no workdir.
+                          a few real steps; it writes nothing and needs no workdir;
+                          distill teaches students of config.distill.teacher, another workdir, to
+                          draw in 128, 64, ... 1 steps, each in FOLDER/steps_N.
   --target=NAME           with --mode=plan: the same for accelerators that are not here, compiled
                           and not run: TPUs as v5e:2x4, v4:2x2x1, v3:2x2 (chips; pip install
                           libtpu), or h200 (JAX's CUDA plugin). It takes minutes.
@@ -48,7 +50,7 @@ Every setting, its value and its meaning: configs/cifar10.py. Compiled programs 
 ~/.cache/ddpm_jax, unless JAX_ENABLE_COMPILATION_CACHE=false."""
 
 FLAG_ERRORS = (flags.Error, TypeError, ValueError)  # What reading a setting's value raises.
-MODES = ("train", "sample", "evaluate", "plan")
+MODES = ("train", "sample", "evaluate", "plan", "distill")
 # A file system that is full, over its quota or its files' size, read-only or failing.
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
@@ -69,7 +71,7 @@ class _WholeNumber(flags.IntegerParser):
 config_flags.register_flag_parser_for_type(int, _WholeNumber())
 _config = config_flags.DEFINE_config_file("config", lock_config=True)
 _workdir = flags.DEFINE_string("workdir", None, "Folder of the run.")
-_mode = flags.DEFINE_string("mode", "train", "One of train, sample, evaluate, plan.")
+_mode = flags.DEFINE_string("mode", "train", "One of train, sample, evaluate, plan, distill.")
 _target = flags.DEFINE_string("target", None, "Devices to plan for.")
 _multihost = flags.DEFINE_boolean("multihost", False, "Join the processes of a cluster.")
 _coordinator = flags.DEFINE_string("coordinator", None, "Address of process 0, as host:port.")
@@ -134,7 +136,7 @@ def _check_flags():
     if _multihost.value and _by_hand():
         raise UserError("--multihost finds the processes, and --coordinator, --num_processes and "
                         "--process_id name them; leave one or the other out.")
-    needs_config = _mode.value == "train" or not _workdir.value
+    needs_config = _mode.value in ("train", "distill") or not _workdir.value
     if needs_config and _config.value is None:
         raise UserError("--config is missing; write for example --config=configs/digits.py.")
 
@@ -217,7 +219,8 @@ def _run(argv):
     devices.leave_out_libtpu()
     if not _target.value:  # JAX cannot read programs for devices that are not here.
         compilation_cache.enable()
-    work = {"train": _train, "sample": _sample, "evaluate": _evaluate, "plan": _plan}
+    work = {"train": _train, "sample": _sample, "evaluate": _evaluate, "plan": _plan,
+            "distill": _distill}
     with exits(_workdir.value), _joined():
         return work[_mode.value](_config.value, _workdir.value)
 
@@ -260,7 +263,7 @@ def _joined():
         return
     from ddpm_jax.runtime import parallel
 
-    parallel.initialize(**_by_hand(), preemptible=_mode.value == "train")
+    parallel.initialize(**_by_hand(), preemptible=_mode.value in ("train", "distill"))
     if not parallel.is_first():
         logging.set_verbosity(logging.ERROR)
     yield
@@ -268,14 +271,25 @@ def _joined():
 
 
 def _train(config, workdir):
-    from ddpm_jax.runtime import interruption
     from ddpm_jax.training import loop, run
 
+    return _status(lambda: loop.complete(run.prepare(config, workdir, None))[1])
+
+
+def _distill(config, workdir):
+    from ddpm_jax.training import phases
+
+    return _status(lambda: phases.distill(config, workdir))
+
+
+def _status(train) -> int:
+    """0, or 1 where something beside the steps failed; leaves at once where it was interrupted."""
+    from ddpm_jax.runtime import interruption
+
     try:
-        _, failures = loop.complete(run.prepare(config, workdir, None))
+        return 1 if train() else 0
     except interruption.Interrupted as interrupted:
         sys.exit(interrupted.status)
-    return 1 if failures else 0
 
 
 def _sample(config, workdir):

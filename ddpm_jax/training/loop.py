@@ -118,8 +118,10 @@ def make_steps(
     """
     settings, logs = run.settings, records.logs
     step_fn = pmap_train_step(
-        schedule=run.schedule, learning_rate=run.learning_rate, settings=run.step_settings
+        schedule=run.step_schedule, learning_rate=run.learning_rate, settings=run.step_settings,
+        teacher=run.teacher,
     )
+    taught_by = () if run.teacher is None else (parallel.replicate(run.teacher.trained.params),)
     program = None
     observe = observer(run, records, callback, skipped=int(held[0].skipped[0]))
     rng, in_flight = run.rng(randomness.STEP), collections.deque()
@@ -138,8 +140,8 @@ def make_steps(
         asked_to_stop = stack.enter_context(interruption.watched())
         for step in numbers:
             batch = next(batches)
-            program = program or compilation.ahead(step_fn, *held, batch, rng)
-            *held, metrics = program(*held, batch, rng)
+            program = program or compilation.ahead(step_fn, *held, batch, rng, *taught_by)
+            *held, metrics = program(*held, batch, rng, *taught_by)
             if settings.debug_nans and metrics["skipped_in_a_row"]:
                 say_layer(run, logs, step, held, batch)
             in_flight.append(metrics)
@@ -247,7 +249,7 @@ def say_layer(
     """
     culprit = nan_search.not_finite(
         sharding.whole(held).replace(step=step - 1), batch, run.rng(randomness.STEP),
-        schedule=run.schedule, settings=run.step_settings,
+        schedule=run.step_schedule, settings=run.step_settings, teacher=run.teacher,
     )
     logs.say(f"step {step} is skipped: {culprit}")
 

@@ -22,6 +22,7 @@ from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.network.trained import Trained
 from ddpm_jax.network.unet import UNet
 from ddpm_jax.runtime import parallel
+from ddpm_jax.samplers.settings import Settings
 from ddpm_jax.training import sharding
 from ddpm_jax.training import state as state_lib
 from ddpm_jax.training.run import Run
@@ -123,9 +124,9 @@ def grid(run: Run) -> Callable[[TrainState, int], np.ndarray]:
 
     While the EMA is still mostly the initial parameters, samples from the raw parameters stand
     on its right. The prior draws are the same every time. A shortened chain takes the smaller
-    of the fixed variances, which suits few steps. A class-conditional network draws all classes
-    in turn; one of images or vectors draws for those of held-out images (of training images where
-    none are held out); the images stand on the left.
+    of the fixed variances, which suits few steps; a student has its own chain. A class-conditional
+    network draws all classes in turn; one of images or vectors draws for those of held-out images
+    (of training images where none are held out); the images stand on the left.
     """
     source, schedule = run.held_out or run.source, run.schedule
     step_settings, rng = run.step_settings, run.rng(randomness.GRID)
@@ -137,6 +138,9 @@ def grid(run: Run) -> Callable[[TrainState, int], np.ndarray]:
         diffusion = step_settings.parameterization
         if num_steps < schedule.num_timesteps and diffusion.variance == "fixed_large":
             diffusion = dataclasses.replace(diffusion, variance="fixed_small")
+        how = Settings(num_steps=num_steps, clip=run.settings.sample_clip)
+        if run.teacher is not None:
+            how = run.teacher.settings
         sample_kwargs = conditions.in_turn(source, num_images)
         columns = conditions.columns(run.model)
         blocks = []
@@ -149,8 +153,7 @@ def grid(run: Run) -> Callable[[TrainState, int], np.ndarray]:
                 vector_scale=source.vector_scale,
             )
             samples = sample_lib.sample(
-                trained, rng, num_images, num_steps=num_steps, clip=run.settings.sample_clip,
-                output="uint8", **sample_kwargs,
+                trained, rng, num_images, settings=how, output="uint8", **sample_kwargs
             )
             blocks.append(pictures.grid(samples, columns=columns))
         return functools.reduce(pictures.beside, blocks)

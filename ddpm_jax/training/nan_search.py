@@ -17,7 +17,7 @@ from ddpm_jax.training.step import StepSettings, loss_and_parts
 
 def not_finite(
     state: TrainState, batch: dict[str, np.ndarray], rng: jax.Array, *, schedule,
-    settings: StepSettings,
+    settings: StepSettings, teacher: Any = None,
 ) -> str:
     """Runs a step again without `pmap`, and says where its numbers stop being finite.
 
@@ -27,19 +27,20 @@ def not_finite(
         state: as before the step; a skipped step changes nothing else but `step`.
         batch: this process's, [local_devices, b, ...].
         rng: the run's key.
-        schedule, settings: as of `step.train_step`.
+        schedule, settings, teacher: as of `step.train_step`.
 
     Returns:
         As `first_not_finite`, for the first micro-batch that has something to name.
     """
     state = jax.device_get(state)
     settings = dataclasses.replace(settings, remat=False)  # Remat would hide what is in a block.
-    layers = []
+    layers, taught_by = [], () if teacher is None else (teacher.trained.params,)
 
     def loss_fn(params, batch, places):
         with watched(layers) as finite:
             loss, _ = loss_and_parts(
-                state, rng, params, batch, places, schedule=schedule, settings=settings
+                state, rng, params, batch, places, *taught_by, schedule=schedule,
+                settings=settings, teacher=teacher,
             )
         return loss, finite
 

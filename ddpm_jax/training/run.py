@@ -23,8 +23,9 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.network.unet import UNet
 from ddpm_jax.optimizer import LearningRate
 from ddpm_jax.runtime import devices, parallel
-from ddpm_jax.training import memory_check, timesteps, warm_start
+from ddpm_jax.training import distillation, memory_check, timesteps, warm_start
 from ddpm_jax.training import state as state_lib
+from ddpm_jax.training.distillation import Teacher
 from ddpm_jax.training.settings import LoopSettings
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.training.step import StepSettings
@@ -59,6 +60,7 @@ class Run:
         resumes: whether the workdir has kept that already; not if it goes on with other data.
         warnings: one line for each setting that is likely not meant.
         changes: one line where a resumed run goes on with another optimizer or learning rate.
+        teacher: of a student (`--mode=distill`); None of other runs.
     """
 
     seed: int
@@ -76,6 +78,12 @@ class Run:
     resumes: bool
     warnings: tuple[str, ...]
     changes: tuple[str, ...] = ()
+    teacher: Teacher | None = None
+
+    @property
+    def step_schedule(self) -> Schedule:
+        """What the training step draws t from: all steps, or those of a student."""
+        return self.schedule if self.teacher is None else self.teacher.schedule
 
     def rng(self, use: int) -> jax.Array:
         """The key of one use of randomness, of those below the seed of a run."""
@@ -138,6 +146,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: Any, data: Any) -> Run:
             *(pixels.range_warnings(source) if parallel.is_first() else ()),
             *data_warnings(config, source, held_out),
         ),
+        teacher=distillation.find_teacher(config, source.image_shape),
     )
 
 
@@ -332,7 +341,7 @@ def fresh_state(run: Run) -> TrainState:
     return state_lib.create(
         run.model, run.optimizer, run.rng(randomness.INIT), run.source.image_shape,
         extra_averages=run.step_settings.extra_averages,
-        loss_history=timesteps.fresh(run.schedule.num_timesteps) if importance_sampled else {},
+        loss_history=timesteps.fresh(run.step_schedule.num_timesteps) if importance_sampled else {},
     )
 
 

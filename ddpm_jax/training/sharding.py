@@ -105,21 +105,23 @@ def added(grads: Any, params: Any) -> Any:
 
 
 def pmap(
-    step: Callable[..., tuple[TrainState, Any]], devices: Sequence[Any] | None = None
+    step: Callable[..., tuple[TrainState, Any]], devices: Sequence[Any] | None = None,
+    others: int = 0,
 ) -> Callable[..., tuple]:
-    """(state, shards, batch, rng) -> (state, shards, metrics) on all devices.
+    """(state, shards, batch, rng, ...) -> (state, shards, metrics) on all devices.
 
     Args:
-        step: (state, batch, rng) -> (state, metrics) of one device, for a state with shards.
+        step: (state, batch, rng, ...) -> (state, metrics) of one device, for a state with shards.
         devices: as of `parallel.pmap`.
+        others: how many arguments follow, the same on all devices.
     """
-    def train_step(state, shards, batch, rng):
-        state, metrics = step(merged(state, shards), batch, rng)
+    def train_step(state, shards, *args):
+        state, metrics = step(merged(state, shards), *args)
         return *split(state), metrics
 
     return parallel.pmap(
-        train_step, in_axes=(None, 0, 0, None), out_axes=(None, 0, None), donate_argnums=(0, 1),
-        devices=devices,
+        train_step, in_axes=(None, 0, 0, *(None,) * (1 + others)), out_axes=(None, 0, None),
+        donate_argnums=(0, 1), devices=devices,
     )
 
 

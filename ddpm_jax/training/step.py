@@ -13,7 +13,7 @@ from ddpm_jax.diffusion import losses, randomness
 from ddpm_jax.diffusion.process import Parameterization
 from ddpm_jax.network import averages
 from ddpm_jax.runtime import parallel
-from ddpm_jax.samplers import guidance
+from ddpm_jax.samplers import guidance, halving
 from ddpm_jax.training import packing, sharding, timesteps
 from ddpm_jax.training.state import TrainState
 
@@ -62,8 +62,8 @@ class StepSettings:
 
 
 def train_step(
-    state: TrainState, batch: dict[str, jax.Array], rng: jax.Array, *, schedule, learning_rate,
-    settings,
+    state: TrainState, batch: dict[str, jax.Array], rng: jax.Array, *taught_by, schedule,
+    learning_rate, settings, teacher=None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update from this device's share of the batch (Algorithm 1); call under `pmap`.
 
@@ -73,9 +73,11 @@ def train_step(
             [b, h, w, c], and for a conditional network `labels`, int32 [b], `vectors` [b, 1 + k] or
             `condition` [b, h, w, k].
         rng: the run's key; the step and each image's place are folded in.
-        schedule: the noise schedule.
+        *taught_by: the parameters of the teacher, if there is one.
+        schedule: the noise schedule, or that of a student's steps.
         learning_rate: update -> rate, for the log.
         settings: see `StepSettings`.
+        teacher: a `distillation.Teacher`, which gives the objective; None for that of the settings.
 
     Returns:
         The new state and the metrics, equal on all devices: `loss` and `loss_quartile_1..4` (by
@@ -86,7 +88,9 @@ def train_step(
         change, and the tally where a row starts.
     """
     def loss_fn(*args):
-        loss, per_image = loss_and_parts(state, rng, *args, schedule=schedule, settings=settings)
+        loss, per_image = loss_and_parts(
+            state, rng, *args, *taught_by, schedule=schedule, settings=settings, teacher=teacher
+        )
         return loss / jax.lax.axis_size(parallel.AXIS), per_image  # The gradients are added.
 
     grads, per_image = accumulated_gradients(
@@ -174,7 +178,9 @@ def flat(tree):
     return jax.tree.map(lambda x: x.reshape(-1) if x.ndim > 1 else x, tree)
 
 
-def loss_and_parts(state, rng, params, batch, places, *, schedule, settings):
+def loss_and_parts(
+    state, rng, params, batch, places, *taught_by, schedule, settings, teacher=None
+):
     """The mean loss of some images at a step, and each image's share of it.
 
     Args:
@@ -183,7 +189,7 @@ def loss_and_parts(state, rng, params, batch, places, *, schedule, settings):
         params: the network's parameters.
         batch: as of `train_step`.
         places: [b], the index of each image in the global batch.
-        schedule, settings: as of `train_step`.
+        *taught_by, schedule, settings, teacher: as of `train_step`.
 
     Returns:
         The mean of loss times weight, and (loss, t, weight), each [b].
@@ -199,11 +205,17 @@ def loss_and_parts(state, rng, params, batch, places, *, schedule, settings):
         state.apply_fn, {"params": params}, train=True, remat=settings.remat, places=places,
         rngs={"dropout": rng_dropout}, **model_kwargs,
     )
-    loss = losses.training_loss(
-        schedule, denoise_fn, x_0, t, eps,
-        parameterization=settings.parameterization, objective=settings.objective,
-        tells=draw_tells(rng_images, places) if settings.self_condition else None,
-    )
+    if teacher is None:
+        loss = losses.training_loss(
+            schedule, denoise_fn, x_0, t, eps,
+            parameterization=settings.parameterization, objective=settings.objective,
+            tells=draw_tells(rng_images, places) if settings.self_condition else None,
+        )
+    else:
+        loss = halving.loss(
+            schedule, denoise_fn, teacher.predict_fn(*taught_by, model_kwargs), x_0, t, eps,
+            mean=settings.parameterization.mean,
+        )
     return jnp.mean(weight * loss), (loss, t, weight)
 
 
@@ -340,19 +352,22 @@ def accumulated_gradients(loss_fn, params, batch, places, accumulate, unroll=Fal
     return grads, jax.tree.map(lambda x: x.reshape(-1), per_image)
 
 
-def pmap_train_step(*, settings, devices=None, **others):
+def pmap_train_step(*, settings, teacher=None, devices=None, **others):
     """(*held, batch, rng) -> (*held, metrics): `train_step` on all devices.
 
-    It is compiled at its first call. `held` is as of `sharding.hold`, and donated.
+    With a teacher its parameters follow the key. It is compiled at its first call. `held` is as of
+    `sharding.hold`, and donated.
 
     Args:
-        settings: see `StepSettings`.
+        settings, teacher: as of `train_step`.
         devices: as of `parallel.pmap`.
         **others: the other settings of `train_step`.
     """
-    step = functools.partial(train_step, settings=settings, **others)
+    step = functools.partial(train_step, settings=settings, teacher=teacher, **others)
+    more = 0 if teacher is None else 1
     if settings.shard_update:
-        return sharding.pmap(step, devices)
+        return sharding.pmap(step, devices, more)
     return parallel.pmap(
-        step, in_axes=(None, 0, None), out_axes=None, donate_argnums=(0,), devices=devices
+        step, in_axes=(None, 0, *(None,) * (1 + more)), out_axes=None, donate_argnums=(0,),
+        devices=devices,
     )

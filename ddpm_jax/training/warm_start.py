@@ -46,28 +46,33 @@ def state(
     )
 
 
-def params(source: str, model: unet.UNet, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+def params(
+    source: str, model: unet.UNet, image_shape: tuple[int, int, int],
+    setting: str = "config.train.warm_start",
+) -> dict[str, Any]:
     """The parameters that `source` names, for `model`; compiles nothing.
 
     Args:
-        source: `config.train.warm_start`, whatever `find` knows.
+        source: the value of the setting, whatever `find` knows.
         model: to be trained.
         image_shape: (h, w, c).
+        setting: its name.
 
     Raises:
         ValueError: there are no such weights, or they are of another network.
     """
     weights, other = find(source, model, image_shape)
-    _check_fields(model, other, source)
+    named = f"{setting}={source!r}"
+    _check_fields(model, other, named)
     misfit = trained_lib.first_misfit(weights, model, image_shape)
     if misfit:
         name, ours, theirs = misfit
         raise UserError(
             f"does not fit at {name}: the network of config.model has {ours}, it {theirs}; "
             "describe its network, or name other weights.",
-            field="config.train.warm_start", value=source,
+            field=setting, value=source,
         )
-    _check_groups(model, other, source, trained_lib.shapes(model, image_shape))
+    _check_groups(model, other, named, trained_lib.shapes(model, image_shape))
     return weights
 
 
@@ -90,23 +95,23 @@ def find(
     return pretrained.to_start_from(source, image_shape, model.out_channels)
 
 
-def _check_fields(model, other, source):
+def _check_fields(model, other, named):
     """The same weights, of the same shapes, mean something else where one of these differs."""
     for name in (field.name for field in dataclasses.fields(model)):
         if name not in _NOT_COMPARED and getattr(model, name) != getattr(other, name):
-            raise _refused(name, getattr(model, name), source, getattr(other, name))
+            raise _refused(name, getattr(model, name), named, getattr(other, name))
 
 
-def _check_groups(model, other, source, shapes):
+def _check_groups(model, other, named, shapes):
     for width in {shape[0] for path, shape in shapes.items() if path[-1] == "scale"}:
         ours, theirs = (m.num_groups or blocks.default_num_groups(width) for m in (model, other))
         if ours != theirs:
-            raise _refused("num_groups", model.num_groups or 0, source, other.num_groups or 0)
+            raise _refused("num_groups", model.num_groups or 0, named, other.num_groups or 0)
 
 
-def _refused(name, value, source, theirs):
+def _refused(name, value, named, theirs):
     field = f"config.model.{name}"
     return UserError(
-        f"does not suit config.train.warm_start={source!r}, which has {theirs!r}",
+        f"does not suit {named}, which has {theirs!r}",
         field=field, value=value, instead={field: theirs},
     )

@@ -168,7 +168,8 @@ def parse(text: str) -> ml_collections.ConfigDict:
 _FIXED = ("model", "diffusion", "data.image_size", "data.image_width", "data.channels",
           "data.labels", "data.num_classes", "data.vectors", "data.vector_mean",
           "data.vector_std", "data.condition", "data.condition_channels", "data.factor",
-          "data.range", "data.range_bins", "train.extra_ema_decays", "train.t_sampling")
+          "data.range", "data.range_bins", "distill.num_steps", "train.extra_ema_decays",
+          "train.t_sampling")
 _ON_OR_OFF = ("train.ema_snapshot_every", "data.augment")  # Their values may change, but for 0.
 _FOLLOWS = ("data.vector_mean", "data.vector_std")  # From data.vectors, which is named first.
 _FREE = tuple(f"model.{name}" for name in fields.FREE)
