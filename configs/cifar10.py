@@ -203,6 +203,8 @@ def get_config() -> ml_collections.ConfigDict:
         sweep_metric="fid",   # of sweep: the score of each sampler and number of calls
         sweep_samplers=("ddim", "dpm_solver_pp"),
         sweep_steps=(10, 20, 50, 100),
+        sweep_students="",    # the workdir of --mode=distill, for a row of its students of these
+                              # many steps; "": none
         ode_steps=200,
         ode_probes=1,
         batch_size=0,         # images at a time; 0: what fits

@@ -92,7 +92,8 @@ def _sweep(job):
         sampler = settings.sampler.with_sampler(name, settings.sweep_steps[0])
         samplers[name] = identity.of_settings(sampler)
         del samplers[name]["sampler"], samplers[name]["num_steps"]
-    return job.draw_protocol() | {
+    students = {str(n): identity.of_model(each) for n, each in job.students.items()}
+    return job.draw_protocol() | ({"students": students} if students else {}) | {
         "sweep_metric": settings.sweep_metric, "samplers": samplers,
         "sweep_metric_version": METRICS[settings.sweep_metric].version,
         "steps": list(settings.sweep_steps),

@@ -105,6 +105,7 @@ def _check_weights(config, stored, workdir):
 def _jobs(config, settings, workdir, folder) -> Iterator[Job]:
     """One job for each of the weights of each checkpoint."""
     network, sets = None, image_sets.Sets()
+    students = parallel.from_first(lambda: _students(config.evaluate))
     if catalogue.needs_inception(settings):
         network = inception_features.Network(config.evaluate.inception or None)
     for step in _steps(workdir, config.evaluate.checkpoints):
@@ -125,8 +126,28 @@ def _jobs(config, settings, workdir, folder) -> Iterator[Job]:
             yield Job(
                 dataclasses.replace(settings, weights=weights), step, trained,
                 folder / f"step_{step:08d}", sys.stderr.isatty() and parallel.is_first(), network,
-                sets, worse,
+                sets, worse, students,
             )
+
+
+def _students(asked) -> dict[int, Any]:
+    """The models of `config.evaluate.sweep_students` by their steps, for a sweep."""
+    source = asked.sweep_students
+    if not source or "sweep" not in asked.metrics:
+        return {}
+    there = run_folder.student_steps(source)
+    missing = [steps for steps in asked.sweep_steps if steps not in there]
+    if missing:
+        raise UserError(
+            f"has no student of {missing[0]} steps, which config.evaluate.sweep_steps asks for"
+            if there else "has no students; name a workdir of --mode=distill.",
+            field="config.evaluate.sweep_students", value=source,
+            instead={"config.evaluate.sweep_steps": tuple(there)} if there else None,
+        )
+    return {
+        steps: run_folder.load(run_folder.student_folder(source, steps))
+        for steps in asked.sweep_steps
+    }
 
 
 def settings_of(config: ml_collections.ConfigDict) -> Settings:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -21,7 +21,10 @@ from ddpm_jax.inference import conditions
 from ddpm_jax.inference import sample as sample_lib
 from ddpm_jax.network.trained import Trained
 from ddpm_jax.runtime import files, partial_results
+from ddpm_jax.samplers import halving
 from ddpm_jax.samplers import settings as sampler_settings
+
+DISTILLED = "distilled"  # The row of students in a sweep.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Settings:
         sweep_metric: the score of a sweep, the name of a metric.
         sweep_samplers: its samplers.
         sweep_steps: its network calls per image.
+        sweep_students: a workdir of students for a row of it; "" is none.
         ode_steps: Heun steps of the probability-flow ODE.
         ode_probes: probes of its divergence per image.
         batch_size: images at a time on all devices, for metrics of real images; 0 is what fits.
@@ -63,6 +67,7 @@ class Settings:
     sweep_metric: str
     sweep_samplers: tuple[str, ...]
     sweep_steps: tuple[int, ...]
+    sweep_students: str
     ode_steps: int
     ode_probes: int
     batch_size: int
@@ -91,6 +96,7 @@ class Job:
         network: the Inception network; None if no metric needs it.
         sets: the image sets that were opened.
         worse: of `config.sample.guide_weights`; None without.
+        students: of `sweep_students`, by their steps.
     """
 
     settings: Settings
@@ -101,14 +107,24 @@ class Job:
     network: inception_features.Network | None
     sets: image_sets.Sets = dataclasses.field(default_factory=image_sets.Sets)
     worse: Trained | None = None
+    students: Mapping[int, Trained] = dataclasses.field(default_factory=dict)
 
     def rng(self, use: int) -> jax.Array:
         """The key of one use of randomness, an address below the seed of an evaluation."""
         return randomness.below(self.settings.seed, use)
 
     def with_sampler(self, sampler: str, num_steps: int) -> "Job":
-        """The same job with another sampler and number of network calls per image."""
+        """The same job with another sampler and number of network calls per image.
+
+        "distilled" is the student of so many steps, by its own chain.
+        """
         settings = self.settings
+        if sampler == DISTILLED:
+            chain = halving.settings(num_steps, settings.sampler.clip)
+            return dataclasses.replace(
+                self, trained=self.students[num_steps], worse=None,
+                settings=dataclasses.replace(settings, sampler=chain),
+            )
         return dataclasses.replace(self, settings=dataclasses.replace(
             settings, sampler=settings.sampler.with_sampler(sampler, num_steps)
         ))

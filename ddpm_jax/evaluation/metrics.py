@@ -20,7 +20,7 @@ from ddpm_jax.evaluation import (
 )
 from ddpm_jax.evaluation import nearest as nearest_lib
 from ddpm_jax.evaluation.inception_features import SampleFeatures
-from ddpm_jax.evaluation.job import Job
+from ddpm_jax.evaluation.job import DISTILLED, Job
 from ddpm_jax.evaluation.references import Reference
 from ddpm_jax.evaluation.scores import Moments
 from ddpm_jax.inference import progressive
@@ -205,8 +205,9 @@ def sweep(
         score: the function of the metric `settings.sweep_metric`.
     """
     settings = job.settings
+    samplers = (*settings.sweep_samplers, *((DISTILLED,) if job.students else ()))
     cells = sampler_sweep.measure(
-        folder / "parts", settings.sweep_samplers, settings.sweep_steps,
+        folder / "parts", samplers, settings.sweep_steps,
         lambda sampler, calls: score(job.with_sampler(sampler, calls), folder, *reference),
     )
     name = "/".join((settings.sweep_metric, *reference))

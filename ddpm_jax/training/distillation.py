@@ -10,15 +10,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 
-from ddpm_jax import config as config_lib
 from ddpm_jax.diffusion import process
 from ddpm_jax.diffusion.schedule import Schedule
 from ddpm_jax.errors import UserError
 from ddpm_jax.network.trained import Trained
-from ddpm_jax.runtime import files
+from ddpm_jax.network.unet import UNet
 from ddpm_jax.samplers import halving
 from ddpm_jax.samplers.settings import Settings
 from ddpm_jax.training import warm_start
@@ -55,68 +53,23 @@ class Teacher:
         return twice.chain(self.trained.schedule).predict_fn(denoise_fn, self.trained.diffusion)
 
 
-def phases(config: ml_collections.ConfigDict) -> list[int]:
-    """The numbers of steps of the students, each half of the one before.
-
-    Raises:
-        UserError: they cannot be halved from start_steps to end_steps, or exceed the schedule.
-    """
-    start, end = config.distill.start_steps, config.distill.end_steps
-    most = config.diffusion.num_timesteps
-    halvings = (start // end).bit_length() - 1
-    if start > most:
-        raise UserError(
-            f"is more than the {most} steps of the schedule", field="config.distill.start_steps",
-            value=start, instead={"config.distill.start_steps": 2 ** (most.bit_length() - 1)},
-        )
-    if halvings < 1 or end * 2**halvings != start:
-        raise UserError(
-            f"cannot be halved down to config.distill.end_steps={end}",
-            field="config.distill.start_steps", value=start,
-            instead={"config.distill.start_steps": end * 2 ** max(halvings, 1)},
-        )
-    return [start >> k for k in range(1, halvings + 1)]
-
-
-def config_of_phase(
-    config: ml_collections.ConfigDict, num_steps: int, teacher: Any
-) -> ml_collections.ConfigDict:
-    """The config of the run that makes a student of so many steps.
-
-    Args:
-        config: of `--mode=distill`.
-        num_steps: of the student.
-        teacher: its workdir.
-    """
-    config = config.copy_and_resolve_references()
-    config.distill.num_steps, config.distill.teacher = num_steps, str(teacher)
-    config.train.warm_start, config.train.eval_images = str(teacher), 0
-    if config.diffusion.mean not in halving.MEANS:
-        config.diffusion.mean = halving.MEANS[0]
-    how = halving.settings(num_steps, config.sample.clip)
-    for name in ("sampler", "num_steps", "grid"):
-        config.sample[name] = getattr(how, name)
-    return config
-
-
-def folder_of(workdir: Any, num_steps: int) -> str:
-    """The workdir of a phase."""
-    return str(files.path(workdir) / f"steps_{num_steps}")
-
-
 def find_teacher(
-    config: ml_collections.ConfigDict, image_shape: tuple[int, int, int]
+    source: str, num_steps: int, *, clip: bool, schedule: Schedule, model: UNet,
+    image_shape: tuple[int, int, int],
 ) -> Teacher | None:
     """The teacher of a phase; None in a run that has none.
 
     Args:
-        config: of `config_of_phase`, once the data are known.
+        source: `config.distill.teacher`.
+        num_steps: of the student.
+        clip: keep x_0 in [-1, 1] in the steps of both.
+        schedule: of the student, in full.
+        model: the student's.
         image_shape: (h, w, c).
 
     Raises:
         UserError: there is no such run, it cannot teach, or its network, process or data differ.
     """
-    source, num_steps = config.distill.teacher, config.distill.num_steps
     if not source:
         return None
     if not num_steps:
@@ -124,8 +77,7 @@ def find_teacher(
             "is for --mode=distill; add that, or leave the teacher out.",
             field="config.distill.teacher", value=source,
         )
-    trained, schedule = run_folder.load(source), config_lib.schedule(config)
-    model = config_lib.model(config, image_shape[-1])
+    trained = run_folder.load(source)
     warm_start.params(source, model, image_shape, setting="config.distill.teacher")
     for what, ours, theirs in (
         ("images", tuple(image_shape), tuple(trained.image_shape)),
@@ -138,7 +90,7 @@ def find_teacher(
         which = "self-conditioning" if trained.model.self_condition else "a learned variance"
         raise _refused(source, f"has {which}, which steps of DDIM do not pass on; name a model "
                                "without.")
-    how = halving.settings(num_steps, config.sample.clip)
+    how = halving.settings(num_steps, clip)
     return Teacher(trained, how, halving.schedule(schedule, num_steps))
 
 

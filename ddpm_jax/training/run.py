@@ -146,7 +146,12 @@ def prepare(config: ml_collections.ConfigDict, workdir: Any, data: Any) -> Run:
             *(pixels.range_warnings(source) if parallel.is_first() else ()),
             *data_warnings(config, source, held_out),
         ),
-        teacher=distillation.find_teacher(config, source.image_shape),
+        teacher=distillation.find_teacher(
+            config.distill.teacher, config.distill.num_steps, clip=config.sample.clip,
+            schedule=config_lib.schedule(config),
+            model=config_lib.model(config, source.image_shape[-1]),
+            image_shape=source.image_shape,
+        ),
     )
 
 

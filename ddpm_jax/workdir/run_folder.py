@@ -170,6 +170,7 @@ _FIXED = ("model", "diffusion", "data.image_size", "data.image_width", "data.cha
           "data.vector_std", "data.condition", "data.condition_channels", "data.factor",
           "data.range", "data.range_bins", "distill.num_steps", "train.extra_ema_decays",
           "train.t_sampling")
+_STUDENT = "steps_"
 _ON_OR_OFF = ("train.ema_snapshot_every", "data.augment")  # Their values may change, but for 0.
 _FOLLOWS = ("data.vector_mean", "data.vector_std")  # From data.vectors, which is named first.
 _FREE = tuple(f"model.{name}" for name in fields.FREE)
@@ -221,6 +222,21 @@ def on_scale_of_run(
     config.data.vector_mean = stored.data.vector_mean
     config.data.vector_std = stored.data.vector_std
     return config
+
+
+def student_folder(workdir: Any, num_steps: int) -> str:
+    """The workdir of the student of so many steps in one of `--mode=distill`."""
+    return str(files.path(workdir) / f"{_STUDENT}{num_steps}")
+
+
+def student_steps(workdir: Any) -> list[int]:
+    """The numbers of steps of the students in a workdir of `--mode=distill`, falling."""
+    workdir = files.path(workdir)
+    if not workdir.is_dir():
+        return []
+    steps = (path.name.removeprefix(_STUDENT) for path in workdir.iterdir()
+             if path.name.startswith(_STUDENT) and checkpoints.steps(path))
+    return sorted(map(int, filter(str.isdecimal, steps)), reverse=True)
 
 
 def load(workdir: Any, *, step: int | None = None, weights: str = "ema") -> Trained:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import threading
 
 import jax
@@ -488,6 +489,28 @@ def test_a_sweep_is_a_table_of_single_scores(workdir, capsys):
     assert "known already" in capsys.readouterr().out
     config.evaluate.sweep_steps = (2,)
     assert ddpm_jax.evaluate(config, workdir)[0]["table"]["ddim"] == row["table"]["ddim"][1:]
+
+
+def test_a_sweep_has_a_row_of_students(workdir, tmp_path):
+    """Here the student of 3 steps is the model itself, with other digits of its weights."""
+    for steps in (3, 5):
+        shutil.copytree(workdir, tmp_path / f"steps_{steps}")
+    (tmp_path / "steps_1").mkdir()  # A phase without a checkpoint.
+    config = small_config(metrics=("sweep",), references=("train",), sweep_steps=(3,),
+                          sweep_students=str(tmp_path))
+    (row,) = ddpm_jax.evaluate(config, workdir)
+    assert list(row["table"]) == ["ddim", "dpm_solver_pp", "distilled"]
+    assert row["protocol"]["students"] == {"3": identity.of_model(ddpm_jax.load(workdir))}
+    single = small_config(metrics=("frechet_pixels",), references=("train",))
+    single.sample.update(dict(sampler="ddim", num_steps=3, grid="trailing"))
+    (alone,) = ddpm_jax.evaluate(single, workdir)
+    assert row["table"]["distilled"] == [pytest.approx(alone["value"], rel=1e-6)]
+    config.evaluate.sweep_steps = (2, 3)
+    with pytest.raises(UserError, match=r"has no student of 2 steps.*sweep_steps=\"\(5, 3\)\""):
+        ddpm_jax.evaluate(config, workdir)
+    config.evaluate.sweep_students = str(tmp_path / "none")
+    with pytest.raises(UserError, match="has no students; name a workdir of --mode=distill"):
+        ddpm_jax.evaluate(config, workdir)
 
 
 def test_a_sweep_of_an_inception_score_names_its_network(workdir):

@@ -22,7 +22,7 @@ PURE_IMPORTS = {"collections", "contextlib", "ddpm_jax", "dataclasses", "flax", 
 HEAVY = {"ddpm_jax", "flax", "jax", "numpy", "optax"}
 # Who reads the config; `train` of training/loop.py hands it on to training/run.py.
 READERS = ("cli.py", "config.py", "config_file.py", "validation.py", "planning.py", "lowering.py",
-           "forecast.py", "training/run.py", "evaluation/evaluate.py",
+           "forecast.py", "training/run.py", "training/phases.py", "evaluation/evaluate.py",
            "inference/sample_command.py", "workdir/run_folder.py")
 LONGEST = 60
 

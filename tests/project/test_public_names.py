@@ -7,7 +7,7 @@ import pytest
 
 import ddpm_jax
 
-NAMES = ["bits_per_dim", "denoise_fn", "evaluate", "export", "from_pretrained",
+NAMES = ["bits_per_dim", "denoise_fn", "distill", "evaluate", "export", "from_pretrained",
          "from_state_dict", "load", "read_metrics", "sample", "save_pretrained", "StopTraining",
          "train", "Trained", "UNet"]
 PATHS = [
@@ -15,7 +15,8 @@ PATHS = [
     "diffusion.eps_from_x_0", "diffusion.predict", "diffusion.q_mean_variance",
     "diffusion.q_posterior", "diffusion.q_sample", "diffusion.q_step", "diffusion.x_0_from_eps",
     "losses.Objective", "losses.training_loss",
-    "samplers.Settings", "samplers.Trajectory", "samplers.ancestral",
+    "samplers.Guide", "samplers.Settings", "samplers.Trajectory", "samplers.ancestral",
+    "samplers.classifier_guide", "samplers.measurement_guide",
     "schedule.Schedule", "schedule.cosine", "schedule.from_betas", "schedule.linear",
     "schedule.respace", "schedule.shifted", "schedule.zero_terminal_snr", "unet.UNet",
 ]

@@ -37,7 +37,9 @@ def test_the_target_does_the_work_of_two_steps(num_steps):
     """Noisings 100 / n, the trailing grid; every t."""
     schedule = halving.schedule(FULL, num_steps)
     for t in {0, num_steps // 2, num_steps - 1}:
-        here, middle, end = (round(100 * k / (2 * num_steps)) for k in (2 * t + 2, 2 * t + 1, 2 * t))
+        here, middle, end = (
+            round(100 * k / (2 * num_steps)) for k in (2 * t + 2, 2 * t + 1, 2 * t)
+        )
         expected = ddim(ddim(np.float64(X), here, middle), middle, end)
         at = jnp.full(3, t)
         reached = halving.two_steps(teacher_fn(num_steps), X, at)
