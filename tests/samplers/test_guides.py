@@ -114,13 +114,14 @@ def dps_moments():
 
 
 def test_dps_gives_its_own_recursion():
-    """Not the posterior, from which it is away by what the page on sampling says."""
+    """Not the posterior: both are as the page on sampling says."""
     guide = measurement_guide(block_means, np.full((4, 4, 1), Y), noise=TAU, data_std=0)
     means, _ = parts(drawn(guide, Settings("ancestral")))
     mean, variance = dps_moments()
     gaussian.assert_moments(means, mean, variance)
+    assert (round(mean, 3), round(variance**0.5, 3)) == (0.538, 0.069)
     exact_mean, exact_variance, _ = posterior()
-    print("DPS", mean, variance, "posterior", exact_mean, exact_variance)
+    assert (round(exact_mean, 3), round(exact_variance**0.5, 3)) == (0.483, 0.078)
 
 
 @pytest.mark.parametrize("settings", [
