@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import ml_collections
 
 from ddpm_jax import validation
@@ -50,6 +51,7 @@ def distill(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -
         if max(checkpoints.steps(files.path(folder)), default=0) < config.train.num_steps:
             phase = config_of_phase(config, num_steps, teacher)
             failures += loop.complete(run_lib.prepare(phase, folder, data))[1]
+            jax.clear_caches()  # The next phase has programs of its own.
         teacher = folder
     return failures
 
