@@ -1,5 +1,6 @@
 """`distill(config, workdir)`: the phases of progressive distillation, one run after another."""
 
+import os
 from typing import Any
 
 import jax
@@ -7,7 +8,7 @@ import ml_collections
 
 from ddpm_jax import validation
 from ddpm_jax.errors import UserError
-from ddpm_jax.runtime import files
+from ddpm_jax.runtime import files, parallel
 from ddpm_jax.samplers import halving
 from ddpm_jax.training import loop
 from ddpm_jax.training import run as run_lib
@@ -39,7 +40,7 @@ def distill(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -
             "is missing: a workdir with a trained model", field="config.distill.teacher",
             value=teacher, instead={"config.distill.teacher": "runs/digits"},
         )
-    if files.path(teacher) == files.path(workdir):
+    if _same(teacher, workdir):
         raise UserError(
             "is the workdir too; name another --workdir for its students.",
             field="config.distill.teacher", value=teacher,
@@ -48,12 +49,33 @@ def distill(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -
     failures = []
     for num_steps in phases(config):
         folder = run_folder.student_folder(workdir, num_steps)
-        if max(checkpoints.steps(files.path(folder)), default=0) < config.train.num_steps:
+        if parallel.from_first(lambda: _done(folder, teacher)) < config.train.num_steps:
             phase = config_of_phase(config, num_steps, teacher)
             failures += loop.complete(run_lib.prepare(phase, folder, data))[1]
             jax.clear_caches()  # The next phase has programs of its own.
         teacher = folder
     return failures
+
+
+def _done(folder, teacher):
+    """The updates that a phase has made; refuses one that another teacher began."""
+    folder = files.path(folder)
+    stored = run_folder.find_config(folder)
+    if stored is not None and not _same(stored.distill.teacher, teacher):
+        raise UserError(
+            f"is not the teacher that {folder} began with; write {{instead}}, or name another "
+            "--workdir.", field="config.distill.teacher", value=teacher,
+            instead={"config.distill.teacher": stored.distill.teacher},
+        )
+    return max(checkpoints.steps(folder), default=0)
+
+
+def _same(one, other):
+    """Whether both paths name one folder."""
+    one, other = str(one), str(other)
+    if "://" in one + other:
+        return one == other
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def phases(config: ml_collections.ConfigDict) -> list[int]:

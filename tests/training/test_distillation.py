@@ -254,6 +254,16 @@ def test_the_workdir_of_the_teacher_is_not_for_students(teacher):
         phases.distill(config_for(teacher), teacher, IMAGES)
 
 
+def test_students_of_another_teacher_are_left_alone(tiny, teacher, tmp_path, monkeypatch):
+    phases.distill(config_for(teacher, **{"distill.end_steps": 4}), tmp_path / "new", IMAGES)
+    shutil.copytree(teacher, tmp_path / "other")
+    with pytest.raises(UserError, match=f"other' is not the teacher that .*steps_4 began with; "
+                                        f"write --config.distill.teacher={teacher}, or name"):
+        phases.distill(config_for(tmp_path / "other"), tmp_path / "new", IMAGES)
+    monkeypatch.chdir(teacher.parent)  # The same folder by another path.
+    phases.distill(config_for("run", **{"distill.end_steps": 4}), tmp_path / "new", IMAGES)
+
+
 def test_a_teacher_without_the_mode(tiny, teacher, tmp_path):
     with pytest.raises(UserError, match="is for --mode=distill; add that"):
         ddpm_jax.train(config_for(teacher), tmp_path / "new", IMAGES)
