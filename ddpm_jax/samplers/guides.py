@@ -213,7 +213,11 @@ def _of_each(guide, n, image_shape):
     y = np.asarray(guide.y)
     if np.issubdtype(y.dtype, np.floating):
         y = np.float32(y)
-    shape = tuple(guide.rule.shape_of_y(image_shape))
+    shape_of_y = getattr(guide.rule, "shape_of_y", None)
+    if shape_of_y is None:  # A rule of the user's own: [n, ...], or else one for all.
+        shape = y.shape[1:] if y.shape[:1] == (n,) else y.shape
+    else:
+        shape = tuple(shape_of_y(image_shape))
     if y.shape not in (shape, (n, *shape)):
         raise UserError(
             f"y is {list(y.shape)}, and must be {[n, *shape]}, one for each image, or "

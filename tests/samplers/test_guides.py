@@ -233,6 +233,24 @@ def test_a_classifier_is_asked_for_the_class_of_each_image():
     assert np.all(np.abs((twice - plain).mean(axis=(1, 2, 3))) > np.abs(moved))
 
 
+@dataclasses.dataclass(frozen=True)
+class Towards:
+    """A rule of a user's own, without more: each image towards its own grey."""
+
+    scale: float
+
+    def __call__(self, x_t, t, x_0, y, signal, sigma):
+        return self.scale * signal / sigma**2 * (y.reshape(-1, 1, 1, 1) - x_0)
+
+
+def test_a_rule_of_ones_own_gets_the_y_of_each_image():
+    y = np.float32([-0.5, 0.0, 0.5])
+    images = ddpm_jax.sample(tiny(), 0, 3, guide=guides.Guide(Towards(1.0), y), clip=False)
+    np.testing.assert_allclose(images.mean(axis=(1, 2, 3)), y, atol=1e-3)
+    for_all = ddpm_jax.sample(tiny(), 0, 3, guide=guides.Guide(Towards(1.0), 0.25), clip=False)
+    np.testing.assert_allclose(for_all, 0.25, atol=1e-3)
+
+
 def logs_a_zero(x_t, t, x_0):
     return jnp.log(x_t * 0) * 0
 
