@@ -173,7 +173,8 @@ def get_config() -> ml_collections.ConfigDict:
         task="",              # edit instead: interpolate slerp reconstruct inpaint img2img
                               # colourise restore diffuse strip (docs/editing.md)
         inputs=(),            # image files of the task: for example ("a.png", "b.png")
-        mask="",              # of inpaint: an image file of the same size, white where known
+        mask="",              # of inpaint, and restore with mask: an image file of the same size,
+                              # white where known
         operator="",          # of restore: what made the inputs: blur:S downsample:K grey mask, or
                               # several, as "blur:1,downsample:2" (inference/operators.py)
         operator_noise=0.01,  # of restore: standard deviation of the noise in them, of -1 to 1

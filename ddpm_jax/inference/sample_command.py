@@ -196,12 +196,11 @@ def _do_task(config, settings, workdir):
         settings = dataclasses.replace(settings, sampler="ddim")
     job = _job(config, settings, workdir)
     shape = job.trained.image_shape
-    if config.operator:
-        shape = operators.shape(config.operator, shape)
+    operator = config.operator if config.task == "restore" else ""  # The run's may have one.
+    if operator:
+        shape = operators.shape(operator, shape)
     job = dataclasses.replace(
-        job, inputs=task_inputs.pictures(
-            config.inputs, shape, job.trained.value_range, config.operator
-        ),
+        job, inputs=task_inputs.pictures(config.inputs, shape, job.trained.value_range, operator),
         mask=task_inputs.mask(config.mask, shape) if config.mask else None,
     )
     stem = job.stem(

@@ -295,6 +295,16 @@ def test_restore(task, inputs, tmp_path, operator, shape):
     assert_block(picture, np.broadcast_to(shown, (2, 8, 8, 3))[:, None])
 
 
+def test_an_operator_of_the_run_is_for_restore_alone(task, inputs, monkeypatch):
+    stored = digits.get_config()
+    stored.sample.operator = "downsample:2"
+    monkeypatch.setattr(run_folder, "stored_config", lambda workdir: stored)
+    picture = dict(task="img2img", inputs=files(inputs, "a"))
+    _, plain, _ = task(**picture)
+    _, arrays, _ = task(**picture, operator="downsample:2")
+    np.testing.assert_array_equal(arrays["arr_0"], plain["arr_0"])
+
+
 def test_inpaint(task, inputs):
     (png, _), arrays, _ = task(
         task="inpaint", inputs=files(inputs, "ab"), mask=files(inputs, ["mask"])[0],
