@@ -105,7 +105,11 @@ def _check_weights(config, stored, workdir):
 def _jobs(config, settings, workdir, folder) -> Iterator[Job]:
     """One job for each of the weights of each checkpoint."""
     network, sets = None, image_sets.Sets()
-    students = parallel.from_first(lambda: _students(config.evaluate))
+    swept = config.evaluate.sweep_steps if "sweep" in config.evaluate.metrics else ()
+    with errors.named_as(sweep_students="evaluate.sweep_students", steps="evaluate.sweep_steps"):
+        students = parallel.from_first(lambda: run_folder.load_students(
+            config.evaluate.sweep_students, swept
+        ))
     if catalogue.needs_inception(settings):
         network = inception_features.Network(config.evaluate.inception or None)
     for step in _steps(workdir, config.evaluate.checkpoints):
@@ -128,26 +132,6 @@ def _jobs(config, settings, workdir, folder) -> Iterator[Job]:
                 folder / f"step_{step:08d}", sys.stderr.isatty() and parallel.is_first(), network,
                 sets, worse, students,
             )
-
-
-def _students(asked) -> dict[int, Any]:
-    """The models of `config.evaluate.sweep_students` by their steps, for a sweep."""
-    source = asked.sweep_students
-    if not source or "sweep" not in asked.metrics:
-        return {}
-    there = run_folder.student_steps(source)
-    missing = [steps for steps in asked.sweep_steps if steps not in there]
-    if missing:
-        raise UserError(
-            f"has no student of {missing[0]} steps, which config.evaluate.sweep_steps asks for"
-            if there else "has no students; name a workdir of --mode=distill.",
-            field="config.evaluate.sweep_students", value=source,
-            instead={"config.evaluate.sweep_steps": tuple(there)} if there else None,
-        )
-    return {
-        steps: run_folder.load(run_folder.student_folder(source, steps))
-        for steps in asked.sweep_steps
-    }
 
 
 def settings_of(config: ml_collections.ConfigDict) -> Settings:

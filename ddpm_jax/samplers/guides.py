@@ -96,7 +96,10 @@ class _Measurement:
         def of_one(x_0, y, v):
             measured, forward = jax.linearize(lambda x: self.operator(x[None])[0], x_0)
             backward = jax.linear_transpose(forward, x_0)
-            covariance_times = lambda u: self.noise**2 * u + v * forward(*backward(u))  # noqa: E731
+
+            def covariance_times(u):
+                return self.noise**2 * u + v * forward(*backward(u))
+
             weighed, _ = jax.scipy.sparse.linalg.cg(
                 covariance_times, y - measured, tol=1e-4, maxiter=_ITERATIONS
             )

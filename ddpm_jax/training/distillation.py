@@ -78,7 +78,9 @@ def find_teacher(
             field="config.distill.teacher", value=source,
         )
     trained = run_folder.load(source)
-    warm_start.params(source, model, image_shape, setting="config.distill.teacher")
+    warm_start.check(
+        trained.params, trained.model, model, image_shape, "config.distill.teacher", source
+    )
     for what, ours, theirs in (
         ("images", tuple(image_shape), tuple(trained.image_shape)),
         ("noise schedule", *(np.asarray(s.beta).tolist() for s in (schedule, trained.schedule))),

@@ -46,22 +46,36 @@ def state(
     )
 
 
-def params(
-    source: str, model: unet.UNet, image_shape: tuple[int, int, int],
-    setting: str = "config.train.warm_start",
-) -> dict[str, Any]:
+def params(source: str, model: unet.UNet, image_shape: tuple[int, int, int]) -> dict[str, Any]:
     """The parameters that `source` names, for `model`; compiles nothing.
 
     Args:
-        source: the value of the setting, whatever `find` knows.
+        source: `config.train.warm_start`, whatever `find` knows.
         model: to be trained.
         image_shape: (h, w, c).
-        setting: its name.
 
     Raises:
         ValueError: there are no such weights, or they are of another network.
     """
     weights, other = find(source, model, image_shape)
+    check(weights, other, model, image_shape, "config.train.warm_start", source)
+    return weights
+
+
+def check(
+    weights: Any, other: unet.UNet, model: unet.UNet, image_shape: tuple[int, int, int],
+    setting: str, source: str,
+) -> None:
+    """Raises UserError where the weights of another network are not for `model`.
+
+    Args:
+        weights: the parameters.
+        other: their network.
+        model: to be trained.
+        image_shape: (h, w, c).
+        setting: that names the weights, for example "config.train.warm_start".
+        source: its value.
+    """
     named = f"{setting}={source!r}"
     _check_fields(model, other, named)
     misfit = trained_lib.first_misfit(weights, model, image_shape)
@@ -69,11 +83,9 @@ def params(
         name, ours, theirs = misfit
         raise UserError(
             f"does not fit at {name}: the network of config.model has {ours}, it {theirs}; "
-            "describe its network, or name other weights.",
-            field=setting, value=source,
+            "describe its network, or name other weights.", field=setting, value=source,
         )
     _check_groups(model, other, named, trained_lib.shapes(model, image_shape))
-    return weights
 
 
 def find(

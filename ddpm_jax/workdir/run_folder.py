@@ -2,6 +2,7 @@
 
 import json
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
@@ -229,14 +230,28 @@ def student_folder(workdir: Any, num_steps: int) -> str:
     return str(files.path(workdir) / f"{_STUDENT}{num_steps}")
 
 
-def student_steps(workdir: Any) -> list[int]:
-    """The numbers of steps of the students in a workdir of `--mode=distill`, falling."""
-    workdir = files.path(workdir)
-    if not workdir.is_dir():
-        return []
-    steps = (path.name.removeprefix(_STUDENT) for path in workdir.iterdir()
-             if path.name.startswith(_STUDENT) and checkpoints.steps(path))
-    return sorted(map(int, filter(str.isdecimal, steps)), reverse=True)
+def load_students(workdir: str, steps: Sequence[int]) -> dict[int, Trained]:
+    """The students of these numbers of steps in a workdir of `--mode=distill`; {} for "".
+
+    Raises:
+        UserError: one is not there.
+    """
+    if not (workdir and steps):
+        return {}
+    there, folder = [], files.path(workdir)
+    if folder.is_dir():
+        names = (path.name.removeprefix(_STUDENT) for path in folder.iterdir()
+                 if path.name.startswith(_STUDENT) and checkpoints.steps(path))
+        there = sorted(map(int, filter(str.isdecimal, names)), reverse=True)
+    missing = [number for number in steps if number not in there]
+    if missing:
+        raise UserError(
+            f"has no student of {missing[0]} steps, which {{steps}} asks for" if there else
+            "has no students; name a workdir of --mode=distill.",
+            field="sweep_students", value=workdir, given={"steps": tuple(steps)},
+            instead={"steps": tuple(there)} if there else None,
+        )
+    return {number: load(student_folder(workdir, number)) for number in steps}
 
 
 def load(workdir: Any, *, step: int | None = None, weights: str = "ema") -> Trained:
