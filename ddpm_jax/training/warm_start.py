@@ -93,6 +93,8 @@ def find(
 ) -> tuple[dict[str, Any], unet.UNet]:
     """(parameters, network) of a workdir (its EMA), of a folder of diffusers or of the hub.
 
+    Or of one file, which holds weights alone: these are taken to be of `model`.
+
     Args:
         source: as in `params`.
         model: to be trained.
@@ -104,6 +106,9 @@ def find(
     if (files.path(source) / "checkpoints").is_dir():
         trained = run_folder.load(source)
         return trained.params, trained.model
+    if files.path(source).is_file():
+        trained = pretrained.from_state_dict(source, model, image_shape=image_shape)
+        return trained.params, model
     return pretrained.to_start_from(source, image_shape, model.out_channels)
 
 

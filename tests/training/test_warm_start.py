@@ -62,6 +62,15 @@ def test_weights_and_averages_start_there_and_nothing_else(weights, tmp_path):
     assert warm_start.state(fresh, "", run.model, run.source.image_shape) is fresh
 
 
+def test_a_file_of_weights_alone_is_of_the_network_at_hand(weights, tmp_path):
+    (file,) = weights.glob("unet/*.safetensors")
+    params, model = warm_start.find(file, MODEL, SHAPE)
+    jax.tree.map(assert_array_equal, params, ddpm_jax.from_pretrained(weights).params)
+    assert model is MODEL
+    with pytest.raises(ValueError, match=r"safetensors: conv_in.bias is \(8,\)"):
+        warm_start.find(file, dataclasses.replace(MODEL, channels=16), SHAPE)
+
+
 @pytest.mark.slow
 def test_a_run_starts_there_once(weights, tmp_path):
     trained = ddpm_jax.train(config_for(weights), tmp_path / "run")
