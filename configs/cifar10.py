@@ -93,9 +93,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.train = Config(dict(
         num_steps=800_000,
         batch_size=128,       # on all devices together
-        warm_start="",        # weights to start from: a workdir, a folder of diffusers, a repository
-                              # of the Hugging Face hub, or a file with weights of this network
-                              # alone, as `from_state_dict` reads; ignored on resume
+        warm_start="",        # weights to start from: a workdir, a folder of diffusers, a
+                              # repository of the Hugging Face hub, or a file with weights of
+                              # this very network (see `from_state_dict`); ignored on resume
         accumulate=1,         # micro-batches per step, if a batch does not fit into memory
         remat=False,          # recompute the inside of the network's blocks in the backward pass:
                               # an eighth of the activations for a third more work
