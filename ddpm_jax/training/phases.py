@@ -34,6 +34,7 @@ def distill(config: ml_collections.ConfigDict, workdir: Any, data: Any = None) -
         ValueError, FloatingPointError, Interrupted: as `train` does.
     """
     config = validation.checked(config)
+    run_lib.start_devices(config)
     teacher = config.distill.teacher
     if not teacher:
         raise UserError(

@@ -187,6 +187,15 @@ def test_all_devices_make_one_step_of_it(train):
     assert_allclose(float(metrics["loss"]), float(total), rtol=1e-4)
 
 
+def test_the_devices_are_chosen_before_jax_starts(teacher, tmp_path, monkeypatch):
+    called = []
+    monkeypatch.setattr(run_lib, "start_devices", lambda config: called.append("devices"))
+    monkeypatch.setattr(run_folder, "stored_config", lambda folder: called.append("stored"))
+    monkeypatch.setattr(phases.parallel, "from_first", lambda produce: called.append("jax") or 6)
+    phases.distill(config_for(teacher), tmp_path, IMAGES)
+    assert called == ["devices", "stored", "jax", "jax"]
+
+
 def test_it_learns(tiny, teacher, tmp_path):
     phases.distill(config_for(teacher, **{
         "distill.end_steps": 4, "train.num_steps": 60, "train.learning_rate": 3e-3,
