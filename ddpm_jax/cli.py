@@ -5,7 +5,6 @@ JAX is imported only when the work begins, so `--help` and mistakes in flags are
 
 import contextlib
 import errno
-import importlib.util
 import os
 import sys
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from ddpm_jax import arguments
 from ddpm_jax.errors import NotFiniteError, NotWrittenError, UserError, one_line
 
 _HELP = """\
@@ -25,11 +25,12 @@ Train a diffusion model, sample from one, or measure it.
   python main.py --config=configs/digits.py --workdir=runs/digits --mode=evaluate
 
   --config=FILE           what to train: a file of your own, or the name of a config of the
-                          package, for example digits. The other modes do without it: the
-                          workdir holds its own.
-  --config.GROUP.NAME=V   another value for one setting; tuples as "(1, 2, 2)".
+                          package, for example digits. Once a run has begun its workdir holds its
+                          own, and every mode does without it.
+  --config.GROUP.NAME=V   another value for one setting, of that config or of the run's own;
+                          tuples as "(1, 2, 2)".
   --workdir=FOLDER        checkpoints, samples and logs; a second start continues.
-  --mode=train|sample|evaluate|plan|distill
+  --mode=train|sample|evaluate|plan|distill|config
                           train is the default; sample writes config.sample.num_images images to
                           FOLDER/samples as a PNG grid and as .npz (arr_0, uint8 [n, h, w, c]),
                           or does config.sample.task with the files of config.sample.inputs;
@@ -37,7 +38,9 @@ Train a diffusion model, sample from one, or measure it.
                           plan prints the memory and the hours that all of this would take, from
                           a few real steps; it writes nothing and needs no workdir;
                           distill teaches students of config.distill.teacher, another workdir, to
-                          draw in 128, 64, ... 1 steps, each in FOLDER/steps_N.
+                          draw in 128, 64, ... 1 steps, each in FOLDER/steps_N; without --config
+                          they are trained as the teacher was;
+                          config prints every setting as it would be used, one a line.
   --target=NAME           with --mode=plan: the same for accelerators that are not here, compiled
                           and not run: TPUs as v5e:2x4, v4:2x2x1, v3:2x2 (chips; pip install
                           libtpu), or h200 (JAX's CUDA plugin). It takes minutes.
@@ -46,11 +49,14 @@ Train a diffusion model, sample from one, or measure it.
                           the same by hand: the address of process 0, the number of processes,
                           and which one this is. All get the same other flags and the same workdir.
 
+  --version               of this package, and of JAX and Flax.
+
 Every setting, its value and its meaning: configs/cifar10.py. Compiled programs are cached in
 ~/.cache/ddpm_jax, unless JAX_ENABLE_COMPILATION_CACHE=false."""
 
 FLAG_ERRORS = (flags.Error, TypeError, ValueError)  # What reading a setting's value raises.
-MODES = ("train", "sample", "evaluate", "plan", "distill")
+MODES = ("train", "sample", "evaluate", "plan", "distill", "config")
+_START = "--config=configs/digits.py --workdir=runs/digits"
 # A file system that is full, over its quota or its files' size, read-only or failing.
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
@@ -71,7 +77,7 @@ class _WholeNumber(flags.IntegerParser):
 config_flags.register_flag_parser_for_type(int, _WholeNumber())
 _config = config_flags.DEFINE_config_file("config", lock_config=True)
 _workdir = flags.DEFINE_string("workdir", None, "Folder of the run.")
-_mode = flags.DEFINE_string("mode", "train", "One of train, sample, evaluate, plan, distill.")
+_mode = flags.DEFINE_string("mode", "train", "What to do.")
 _target = flags.DEFINE_string("target", None, "Devices to plan for.")
 _multihost = flags.DEFINE_boolean("multihost", False, "Join the processes of a cluster.")
 _coordinator = flags.DEFINE_string("coordinator", None, "Address of process 0, as host:port.")
@@ -84,6 +90,11 @@ def main() -> None:
     if any(argument in ("--help", "-h", "--helpfull") for argument in sys.argv[1:]):
         print(_HELP)
         return
+    if "--version" in sys.argv[1:]:
+        print(_versions())
+        return
+    if len(sys.argv) == 1:
+        _exit(f"nothing to do; start with {_START}, then add --mode=sample. --help lists the rest.")
     from ddpm_jax.runtime import huge_pages
 
     huge_pages.use()
@@ -91,10 +102,17 @@ def main() -> None:
     app.run(_run, flags_parser=_parse)
 
 
+def _versions() -> str:
+    from importlib import metadata
+
+    named = (f"{name} {metadata.version(name)}" for name in ("ddpm_jax", "jax", "flax"))
+    return f"{', '.join(named)}, Python {sys.version.split()[0]}"
+
+
 def _parse(argv):
     logging.set_verbosity(logging.ERROR)
     try:
-        return _parse_flags(with_bundled(argv))
+        return _parse_flags(arguments.with_stored(arguments.with_bundled(argv), MODES))
     except UserError as error:
         _exit(error)
 
@@ -102,10 +120,10 @@ def _parse(argv):
 def _parse_flags(argv):
     from ddpm_jax import config_file
 
-    path = _config_path(argv)
+    path = arguments.last(argv, "config")
     if path is not None:
         config_file.check_path(path)
-    overrides = [a for a in argv[1:] if a.lstrip("-").startswith("config.")]
+    overrides = arguments.overrides(argv)
     if overrides and path is None:
         raise UserError(f"{overrides[0]} changes a config, but none is given; add --config=FILE.")
     try:
@@ -127,7 +145,7 @@ def _parse_flags(argv):
 def _check_flags():
     if _mode.value not in MODES:
         raise UserError(f"--mode={_mode.value} is not known; use one of {', '.join(MODES)}.")
-    if not _workdir.value and _mode.value != "plan":
+    if not _workdir.value and _mode.value not in ("plan", "config"):
         raise UserError("--workdir is missing; write for example --workdir=runs/digits.")
     if _target.value and _mode.value != "plan":
         raise UserError(f"--target={_target.value} is for --mode=plan; leave one of them out.")
@@ -151,27 +169,6 @@ def _joins() -> bool:
     return bool(_multihost.value or _by_hand())
 
 
-def with_bundled(argv: list[str]) -> list[str]:
-    """The arguments with the path of a bundled config in place of its name.
-
-    A file of the user's with that name comes first.
-    """
-    path = _config_path(argv)
-    file, _, argument = (path or "").partition(":")
-    if not file or os.path.isfile(file):
-        return argv
-    name = os.path.basename(file).removesuffix(".py") + ".py"
-    spec = importlib.util.find_spec("ddpm_jax.configs")
-    bundled = os.path.join(spec.submodule_search_locations[0], name)
-    if not os.path.exists(bundled):
-        return argv
-    bundled += f":{argument}" if argument else ""
-    return [
-        f"--config={bundled}" if a in (f"--config={path}", f"-config={path}") else
-        bundled if a == path else a for a in argv
-    ]
-
-
 def _unknown_setting(path, overrides) -> str:
     """The message for the override that names no setting, with what it may have meant."""
     from ddpm_jax import config_file, configs
@@ -186,16 +183,6 @@ def _unknown_setting(path, overrides) -> str:
                 f"--config.{configs.nearest(name)}? {config_file.LISTED}"
             )
     return f"{path} cannot be read as a config."
-
-
-def _config_path(argv) -> str | None:
-    """The file of the last --config=FILE or --config FILE."""
-    path = None
-    for argument, following in zip(argv, [*argv[1:], None]):
-        flag, equals, value = argument.partition("=")
-        if flag in ("--config", "-config"):
-            path = value if equals else following
-    return path
 
 
 def _settings(config, prefix=""):
@@ -220,7 +207,7 @@ def _run(argv):
     if not _target.value:  # JAX cannot read programs for devices that are not here.
         compilation_cache.enable()
     work = {"train": _train, "sample": _sample, "evaluate": _evaluate, "plan": _plan,
-            "distill": _distill}
+            "distill": _distill, "config": _print_config}
     with exits(_workdir.value), _joined():
         return work[_mode.value](_config.value, _workdir.value)
 
@@ -316,6 +303,22 @@ def _plan(config, workdir):
 
     config = config or run_folder.stored_config(workdir)
     print(_forecast(config) if _target.value else planning.table(planning.plan(config)))
+
+
+def _print_config(config, workdir):
+    import shlex
+
+    from ddpm_jax import config as config_lib
+    from ddpm_jax import validation
+    from ddpm_jax.workdir import run_folder
+
+    stored = run_folder.find_config(run_folder.files.path(workdir)) if workdir else None
+    if config is None:
+        config = run_folder.stored_config(workdir)
+    elif stored is not None:
+        config = run_folder.filled(config, stored, workdir)
+    for name, value in config_lib.leaves(validation.checked(config)):
+        print(shlex.quote(f"--config.{name}={value}"))
 
 
 def _forecast(config):

@@ -201,10 +201,22 @@ def as_stored(
         UserError: it describes another model.
     """
     config = config.copy_and_resolve_references()
+    config.train = stored.train
+    return filled(config, stored, workdir)
+
+
+def filled(
+    config: ml_collections.ConfigDict, stored: ml_collections.ConfigDict, workdir: Any
+) -> ml_collections.ConfigDict:
+    """`config` with what the data of the run have decided where it leaves that open.
+
+    Raises:
+        UserError: it describes another model.
+    """
+    config = config.copy_and_resolve_references()
     for name in ("image_size", "image_width", "channels", "num_classes", "vectors", "vector_mean",
                  "vector_std", "condition_channels", "range", "range_bins"):
         config.data[name] = config.data[name] or stored.data[name]
-    config.train = stored.train
     check_same_run(config, stored, workdir)
     return config
 

@@ -6,6 +6,7 @@ _WORK = _WORLD | {"inference", "weights"}
 ROOMS = {
     "errors": set(),
     "config_file": set(),
+    "arguments": {"workdir"},
     "diffusion": set(),
     "network": set(),
     "optimizer": set(),

@@ -1,6 +1,9 @@
 """The program as its users start it: `main.py` in its own process."""
 
 import json
+import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,6 +56,32 @@ def test_kill_and_resume_equals_no_interruption_bit_for_bit(undisturbed, tmp_pat
     assert [lasting(row) for row in rows(tmp_path)] == [lasting(row) for row in rows(workdir)]
     for resumed, whole in zip(saved(tmp_path, 120), saved(workdir, 120), strict=True):
         np.testing.assert_array_equal(resumed, whole)
+
+
+def test_a_run_is_changed_by_its_workdir_alone(undisturbed, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(undisturbed[0], workdir)
+    program = [sys.executable, str(ROOT / "main.py"), f"--workdir={workdir}"]
+    few = ["--config.sample.num_images=3", "--config.sample.sampler", "ddim",
+           "--config.sample.num_steps=4"]
+    run([*program, "--mode=sample", *few])
+    [npz] = (workdir / "samples").glob("ema_step_00000120_ddim_4_seed_0.npz")
+    assert np.load(npz)["arr_0"].shape == (3, 8, 8, 1)
+    assert "done: 125 steps" in run([*program, "--config.train.num_steps=125"])
+    assert json.loads((workdir / "config.json").read_text())["model"]["channels"] == 8
+    listed = run([*program, "--mode=config", "--config.sample.num_images=7"]).splitlines()
+    assert {"--config.train.num_steps=125", "--config.sample.num_images=7",
+            "'--config.model.channel_multipliers=(1,)'"} <= set(listed)
+    again = run([*program, "--mode=config", *shlex.split(" ".join(listed))]).splitlines()
+    assert again == listed
+    for flags, says in (
+        (["--config.model.channels=16"], "channels=16, but .* was made with 8"),
+        (["--mode=sample", "--config.model.channels=16"], "channels=16, but .* was made with 8"),
+        (["--mode=evaluate", "--config.train.num_steps=9"], "num_steps=9 is not read by --mode"),
+        (["--mode=sample", "--config.sample.samplr=ddim"], "did you mean --config.sample.sampler"),
+    ):
+        output = run([*program, *flags], fails=True)
+        assert re.search(says, output) and output.count("\n") == 1
 
 
 def test_a_run_is_measured_from_the_command_line(undisturbed):
@@ -182,7 +211,9 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, flags, says):
 
 
 def test_a_missing_config_or_workdir_is_one_line():
-    for flags, says in (([], "--workdir is missing"), (["--workdir=x"], "--config is missing"),
+    for flags, says in (([], "start with --config=configs/digits.py --workdir="),
+                        (["--config=digits"], "--workdir is missing"),
+                        (["--workdir=x"], "--config is missing"),
                         (["--config.seed=1", "--workdir=x"], "add --config=FILE")):
         done = subprocess.run([sys.executable, str(ROOT / "main.py"), *flags],
                               capture_output=True, text=True, cwd=ROOT)
