@@ -185,6 +185,7 @@ def get_config() -> ml_collections.ConfigDict:
                               # slerp without inputs; images of strip
         resamplings=1,        # of inpaint, colourise; RePaint uses 10 with num_steps=250
         jump_length=10,       # steps that each resampling goes back
+        pngs=False,           # also write each new image as a PNG of its own
         folder="",            # where the results go; "": samples in the workdir
     ))
     config.evaluate = Config(dict(

@@ -1,4 +1,4 @@
-"""Which config the command line starts from."""
+"""Which config the command line starts from, a run's own too (`stored.py`)."""
 
 import pytest
 

@@ -28,8 +28,8 @@ def load(request: Request) -> Source | None:
     """The images of an .npz file; None if there is no test split and none is set aside.
 
     "train", "images", "arr_0" or the only array are the images to train on, "test" those of the
-    test split. KEY_labels, or labels, are the labels of the images KEY (see `labels.read`);
-    likewise with condition, and with each name of vectors.
+    test split. KEY_labels, or labels, are the labels of the images KEY (see `labels.read`), and
+    arr_1 may be those of arr_0; likewise with condition, and with each name of vectors.
 
     Raises:
         UserError: it is no such file, or it has no such arrays.
@@ -129,7 +129,10 @@ class _File:
 
     def beside(self, key: str, kind: str, rows: int | None = None) -> np.ndarray:
         """The array "labels", say, of the images `key`, with this many rows if given."""
-        stored = next((name for name in (f"{key}_{kind}", kind) if name in self.keys), None)
+        names = [f"{key}_{kind}", kind]
+        if (key, kind) == ("arr_0", "labels"):
+            names.append("arr_1")  # In the files of guided diffusion and of `--mode=sample`.
+        stored = next((name for name in names if name in self.keys), None)
         array = np.empty(0) if stored is None else np.atleast_1d(self._array(stored))
         if not len(array):
             shape = {

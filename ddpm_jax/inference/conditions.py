@@ -71,7 +71,7 @@ def checked(
     num_classes = getattr(model, "num_classes", 0)
     channels = getattr(model, "condition_channels", 0)
     if num_classes:
-        labels = np.arange(n) % num_classes if labels is None else labels
+        labels = every_class(model, n) if labels is None else labels
         model_kwargs["labels"] = _labels(labels, n, num_classes)
     elif labels is not None:
         raise UserError(
@@ -94,6 +94,11 @@ def checked(
             "out, or train with --config.data.condition."
         )
     return model_kwargs
+
+
+def every_class(model: Any, n: int) -> np.ndarray:
+    """The classes of a class-conditional network in turn, int32 [n]."""
+    return np.arange(n, dtype=np.int32) % model.num_classes
 
 
 def _labels(labels, n, num_classes):

@@ -1,8 +1,9 @@
 """`--mode=sample`: new images, edits of picture files, and pictures of the process.
 
 Everything goes to WORKDIR/samples or `config.sample.folder`, as a PNG for people and an `.npz` of
-the results (arr_0 [..., h, w, c], with the values of the data, as a rule uint8). The PNG of a task
-has its inputs at the left and its results at the right.
+the results (arr_0 [..., h, w, c], with the values of the data, as a rule uint8; arr_1, the labels
+of new images). The PNG of a task has its inputs at the left and its results at the right. The files
+get their names in `requests`.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from ddpm_jax.data import labels as labels_lib
 from ddpm_jax.data import loading, pixels
 from ddpm_jax.data.source import Source, spread
 from ddpm_jax.errors import UserError
-from ddpm_jax.inference import conditions, editing, operators, task_inputs
+from ddpm_jax.inference import conditions, editing, operators, requests, task_inputs
 from ddpm_jax.inference import sample as sample_lib
 from ddpm_jax.network.trained import Trained
 from ddpm_jax.runtime import files, parallel
@@ -68,7 +69,7 @@ class Job:
             settings=self.settings, batch_size=self.config.batch_size, progress=self.progress)
 
     def stem(self, *, first: tuple[str, ...] = (), sampler: tuple[str, ...] = ()) -> str:
-        """Path of the results, without its ending.
+        """Path of the results, without its ending, where no other request has taken it.
 
         Args:
             first: what their name starts with.
@@ -161,11 +162,17 @@ def _job(config, settings, workdir):
 def _draw(config, settings, workdir, kept):
     """New images."""
     job = _job(config.sample, settings, workdir)
+    if config.sample.pngs and job.trained.image_shape[-1] not in pictures.PNG_CHANNELS:
+        raise UserError(
+            "needs images of 1, 3 or 4 channels", field="pngs", value=True, instead={"pngs": False}
+        )
     labels, vectors = tuple(config.sample.labels), tuple(config.sample.vectors)
     by_images = conditions.go_by_images(job.trained.model, vectors)
     source = _conditions(config, workdir, kept) if by_images else None
     n = config.sample.num_images
     sample_kwargs = conditions.in_turn(source, n, labels, vectors)
+    if getattr(job.trained.model, "num_classes", 0):
+        sample_kwargs.setdefault("labels", conditions.every_class(job.trained.model, n))
     images = sample_lib.sample(
         job.trained, config.sample.seed, n, guide_model=job.worse, **sample_kwargs, **job.run)
     columns = conditions.columns(job.trained.model)
@@ -175,10 +182,14 @@ def _draw(config, settings, workdir, kept):
         shown = pictures.grid(shown, columns=columns)
         picture = pictures.beside(shown, picture)
     guidance = (f"guidance_{settings.guidance:g}",) if settings.guidance != 1 else ()
-    arrays = {"arr_0": job.data(images), **sample_kwargs}
-    written = _write(job.stem(sampler=guidance), arrays, picture)
+    names = {"labels": "arr_1"}  # As the authors of guided diffusion have it.
+    arrays = {"arr_0": job.data(images)} | {
+        names.get(name, name): x for name, x in sample_kwargs.items()}
+    data = {name: config.data[name] for name in ("name", "dir")} if by_images else None
+    pngs = pixels.to_uint8(images) if config.sample.pngs else None
+    written = _write(job, job.stem(sampler=guidance), arrays, picture, data, pngs)
     if written:
-        print(f"{n} images in {written[1]}, a grid of them in {written[0]}")
+        print(f"{n} images in {written[-1]}, a grid of them in {written[0]}")
     return written
 
 
@@ -206,16 +217,32 @@ def _do_task(config, settings, workdir):
     stem = job.stem(
         first=(config.task, *(epath.Path(path).stem for path in config.inputs[:2])))
     arrays, picture, says = TASKS[config.task](job)
-    written = _write(stem, arrays, picture)
+    written = _write(job, stem, arrays, picture)
     if written:
         print(says, *written, sep="\n  ")
     return written
 
 
-def _write(stem, arrays, picture):
-    """The paths written, PNG first, `.npz` last; without a picture those of the process."""
+def _write(job, stem, arrays, picture, data=None, pngs=None):
+    """The paths written, PNG first, `.npz` last; without a picture those of the process.
+
+    `data` is that of `requests.request`; `pngs` are images uint8 that get a PNG each.
+    """
     if not parallel.is_first():
         return []
+    asked = requests.request(job.config.to_dict(), job.step, data)
+    stem = requests.stem_for(stem, asked)
+    written = _write_results(stem, arrays, picture)
+    if pngs is not None:
+        pictures.save_each(stem, pngs)
+        written.insert(-1, stem)
+    latest = str(job.folder / requests.LATEST)
+    _write_results(latest, arrays, picture)
+    requests.write(latest, asked)
+    return written
+
+
+def _write_results(stem, arrays, picture):
     if picture is None:
         written = pictures.save_process(stem, arrays["x_t"], arrays["x_0"])
     else:

@@ -17,7 +17,7 @@ _CHAIN = (*_SAMPLER, "labels", "vectors")
 # The settings of `config.sample` that each task reads, besides those that all do; "" draws new
 # images. Where a task has no use for a setting, a value that was chosen for it is refused.
 READS = {
-    "": (*_CHAIN, "num_images", "guide_weights"),
+    "": (*_CHAIN, "num_images", "guide_weights", "pngs"),
     "interpolate": (*_CHAIN, "strength"),
     "slerp": (*_CHAIN, "variants"),
     "reconstruct": tuple(  # It neither clips nor thresholds x_0.

@@ -13,6 +13,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.runtime import files
 
 GREY = 128  # Of borders and gaps; it differs from black, white and most pictures.
+PNG_CHANNELS = (1, 3, 4)  # Grey, RGB and RGBA.
 HAS_VIDEO = importlib.util.find_spec("av") is not None  # PyAV, which writes MP4.
 
 
@@ -109,12 +110,23 @@ def save_png(path, image: np.ndarray) -> None:
         ValueError: not uint8 [h, w, c] with such a c.
     """
     image = np.asarray(image)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3, 4):
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in PNG_CHANNELS:
         raise ValueError(
             f"the image is {image.dtype} {list(image.shape)}; a PNG needs uint8 [h, w, c] "
             "with c of 1, 3 or 4: use pictures.grid on a batch, ddpm_jax.data.to_uint8 on floats."
         )
     files.write(path, lambda file: _pillow(image).save(file, "PNG"))
+
+
+def save_each(folder, images: np.ndarray) -> None:
+    """Writes uint8 [n, h, w, c] as one PNG each, 000000.png and so on.
+
+    Args:
+        folder: str or path; made if it does not exist.
+        images: as in `save_png`.
+    """
+    for i, image in enumerate(images):
+        save_png(f"{folder}/{i:06d}.png", image)
 
 
 def save_gif(path, frames: Sequence[np.ndarray], milliseconds: int = 100) -> None:

@@ -1,7 +1,8 @@
-"""`--mode=sample`: the files it writes, the layout of their pictures, and what it refuses."""
+"""`--mode=sample`: its files, their names (`requests.py`) and pictures, and what it refuses."""
 
 import dataclasses
 import functools
+import json
 import pathlib
 import sys
 
@@ -123,8 +124,8 @@ def test_new_images(task, monkeypatch, settings, name):
     picture = tiles(read(png), 2, 4)
     np.testing.assert_array_equal(picture.reshape(8, 8, 8, 1)[:6], draw())
     _, arrays, _ = task(1, num_images=6, labels=(2, 1), **settings)
-    np.testing.assert_array_equal(arrays["labels"], [2, 1, 2, 1, 2, 1])
-    np.testing.assert_array_equal(arrays["arr_0"], draw(labels=arrays["labels"]))
+    np.testing.assert_array_equal(arrays["arr_1"], [2, 1, 2, 1, 2, 1])
+    np.testing.assert_array_equal(arrays["arr_0"], draw(labels=arrays["arr_1"]))
 
 
 @pytest.mark.parametrize("classes, says", [
@@ -136,6 +137,27 @@ def test_what_the_numbers_of_the_classes_are(task, monkeypatch, tmp_path, classe
     data_record.write(Kept(classes, (5,) * len(classes), held_out={}), tmp_path / "run")
     (png, npz), _, printed = task(1, num_images=6)
     assert printed == f"{says}6 images in {npz}, a grid of them in {png}\n"
+
+
+def test_new_images_as_a_png_each(task, monkeypatch):
+    (_, folder, npz), arrays, _ = task(3, num_images=3, pngs=True)
+    assert folder == npz.removesuffix(".npz")
+    names = sorted(path.name for path in pathlib.Path(folder).iterdir())
+    assert names == ["000000.png", "000001.png", "000002.png"]
+    for name, image in zip(names, arrays["arr_0"]):
+        np.testing.assert_array_equal(read(f"{folder}/{name}"), image)
+    monkeypatch.setitem(MODELS, 3, tiny(2))
+    with pytest.raises(UserError, match="config.sample.pngs=True needs images of 1, 3 or 4 chan"):
+        task(3, num_images=3, pngs=True)
+
+
+def test_labels_of_new_images_are_those_of_training_data(task, monkeypatch):
+    """The `.npz` has the names of the authors of guided diffusion, and can be trained on."""
+    monkeypatch.setitem(MODELS, 1, tiny(1, num_classes=4))
+    (_, npz), arrays, _ = task(1, num_images=6)
+    assert set(arrays) == {"arr_0", "arr_1"}
+    source = loading.load("npz", data_dir=npz, labels=True)
+    np.testing.assert_array_equal(source.labels[:], arrays["arr_1"])
 
 
 def test_new_images_guided_by_a_worse_model(task, monkeypatch):
@@ -432,6 +454,39 @@ def test_names_of_any_length_are_written(task, inputs, tmp_path):
         pictures.save_png(path, picture)
     written, _, _ = task(task="interpolate", inputs=tuple(map(str, names)))
     assert all(pathlib.Path(path).exists() for path in written)
+
+
+def test_no_request_takes_the_results_of_another(task, inputs):
+    """Neither do other pictures of the same names; the newest are the latest."""
+    asked = [dict(num_images=2), dict(num_images=3), dict(num_images=2, clip=False)]
+    found = [task(**each)[0] for each in asked]
+    assert [pathlib.Path(png).stem.partition("seed_5")[2] for png, _ in found] == ["", "_2", "_3"]
+    contents = [[pathlib.Path(path).read_bytes() for path in each] for each in found]
+    assert [task(**each)[0] for each in asked] == found  # The same again is the same.
+    assert [[pathlib.Path(path).read_bytes() for path in each] for each in found] == contents
+    for (png, _), each in zip(found, asked):
+        stored = json.loads(pathlib.Path(png).with_suffix(".json").read_text())
+        assert stored["step"] == 1500 and each.items() <= stored["sample"].items()
+    folder = pathlib.Path(found[0][0]).parent
+    latest = [folder / f"latest.{kind}" for kind in ("png", "npz")]
+    assert [path.read_bytes() for path in latest] == contents[2]
+    edit = dict(task="diffuse", inputs=files(inputs, "a"))
+    (first, _), _, _ = task(**edit)
+    other = inputs[0] / "elsewhere" / "a.png"
+    pictures.save_png(other, inputs[1][1])
+    (second, _), _, _ = task(task="diffuse", inputs=(str(other),))
+    assert second == first.replace(".png", "_2.png")
+    pictures.save_png(other, inputs[1][2])  # The same name, another picture.
+    assert task(task="diffuse", inputs=(str(other),))[0][0] == first.replace(".png", "_3.png")
+
+
+def test_results_of_before_stay(task):
+    """Files without a request beside them are somebody's too."""
+    (png, npz), _, _ = task(num_images=2)
+    pathlib.Path(png).with_suffix(".json").unlink()
+    assert task(num_images=2)[0][0] == png.replace(".png", "_2.png")
+    pathlib.Path(png).with_name(pathlib.Path(png).stem + "_2.json").write_text("{")
+    assert task(num_images=2)[0][0] == png.replace(".png", "_3.png")
 
 
 def test_the_results_go_where_they_are_wanted(task, tmp_path):

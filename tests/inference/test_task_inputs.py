@@ -14,7 +14,7 @@ OTHER = {  # Another value than the default of every setting that some task igno
     "num_images": 3, "labels": (1,), "vectors": ((1.0,),), "mask": "mask.png", "strength": (0.2,),
     "variants": 2, "resamplings": 5, "jump_length": 5, "s_churn": 3.0, "s_min": 0.1, "s_max": 9.0,
     "s_noise": 1.1, "guidance_rescale": 0.5, "guide_weights": "1000", "operator": "grey",
-    "operator_noise": 0.1, "operator_scale": 2.0,
+    "operator_noise": 0.1, "operator_scale": 2.0, "pngs": True,
 }
 INPUTS = {"interpolate": ("a.png", "b.png"), "slerp": (), "strip": (), "": ()}
 

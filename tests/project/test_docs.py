@@ -21,6 +21,7 @@ import may_import
 import pages
 from ddpm_jax import cli, validation
 from ddpm_jax import config as config_lib
+from ddpm_jax.arguments import with_bundled
 from ddpm_jax.configs import cifar10
 from ddpm_jax.evaluation import evaluate as evaluate_lib
 from ddpm_jax.inference import task_inputs
@@ -185,7 +186,11 @@ def check_run(arguments, where):
     """Flags and values of the command line, read and checked as it does before it works."""
     given, values = {a.partition("=")[0].lstrip("-") for a in arguments}, flags.FlagValues()
     assert all(flag in FLAGS or flag.startswith("config.") for flag in given), where
-    arguments = [a for a in cli.with_bundled(["", *arguments]) if a[:8] in ("", "--config")]
+    if "config" not in given:  # That of the run.
+        name = re.search(r"--workdir=runs/(\w+)", where)[1]
+        shipped = f"configs/{name}.py" if (ROOT / f"configs/{name}.py").exists() else "cifar10"
+        arguments = [f"--config={shipped}", *arguments]
+    arguments = [a for a in with_bundled(["", *arguments]) if a[:8] in ("", "--config")]
     config_flags.DEFINE_config_file("config", sys_argv=arguments, flag_values=values)
     try:
         assert values(arguments)[1:] == []
@@ -194,13 +199,11 @@ def check_run(arguments, where):
         pytest.fail(f"{where}: {error}")
     mode = dict(re.findall(r"--(mode)=(\w+)", where)).get("mode", "train")
     assert mode in cli.MODES and ("workdir" in given or mode == "plan"), where
-    assert config or mode in ("sample", "evaluate"), where
-    if config:
-        validation.validate(config, num_devices=1)
-        evaluate_lib.check_evaluation(config)
-        config_lib.sampling_settings(config)
-        if mode == "sample":
-            task_inputs.check(config.sample.to_dict())
+    validation.validate(config, num_devices=1)
+    evaluate_lib.check_evaluation(config)
+    config_lib.sampling_settings(config)
+    if mode == "sample":
+        task_inputs.check(config.sample.to_dict())
 
 
 def test_the_command_stands_under_every_picture():
