@@ -40,6 +40,7 @@ def get_config() -> ml_collections.ConfigDict:
         labels=False,         # train a class-conditional model
         num_classes=0,        # labels in 0..num_classes-1 are its classes as they are; 0: the
                               # labels that occur are the classes, in order
+        class_names=(),       # in the order of the classes; (): those of the data
         vectors=(),           # train a model that is told numbers: ("age",), say, an array of the
                               # .npz, a column of the folder's metadata.csv, or a feature of TFDS
         vector_mean=(),       # the network gets the numbers less this mean, over vector_std; ():
@@ -124,12 +125,12 @@ def get_config() -> ml_collections.ConfigDict:
         max_skipped=10,       # end the run after this many steps in a row whose update was
                               # skipped because the loss or the gradient was not finite
         debug_nans=False,     # repeat such a step and name the layer; waits for every step
-        log_every=100,
+        log_every=100,        # steps between rows; 0 is never, as of all these periods
         wandb="",             # also log to this project of Weights & Biases; "": do not
         profile=(),           # first and last step to trace for TensorBoard: for example (20, 25)
         eval_every=5000,      # steps between held-out losses
         eval_images=1024,     # of the held-out loss; 0: do not compute it
-        checkpoint_every=5000,
+        checkpoint_every=5000,               # and at the last step
         checkpoint_minutes=30.0,             # and one more at a logged row, if the last one is so
                                              # old; of these only the newest stays; 0: none
         keep=2,               # keep this many of the newest checkpoints
@@ -161,7 +162,7 @@ def get_config() -> ml_collections.ConfigDict:
         s_noise=1.0,          # factor of that noise
         dynamic_threshold=0.0,               # a percentile, for example 0.995; 0: off
         seed=0,
-        labels=(),            # classes to draw in turn; (): all classes
+        labels=(),            # classes to draw in turn, numbers or names; (): all classes
         vectors=(),           # numbers to draw for in turn: for example ((20, 0.5), (30, 0.5)); ():
                               # those of the data
         guidance=1.0,         # classifier-free guidance scale; 1: none

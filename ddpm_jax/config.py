@@ -220,11 +220,24 @@ def resolved(
             instead={"config.data.num_classes": source.num_classes},
         )
     data.num_classes = data.num_classes or source.num_classes
+    data.class_names = _class_names(data, source)
     data.vectors = (data.vectors or ("vectors",)) if source.vector_size else ()
     data.vector_mean, data.vector_std = source.vector_scale or ((), ())
     data.condition_channels = source.condition_channels
     _resolve_values(data, source)
     return config
+
+
+def _class_names(data, source):
+    """The names of the classes: the config's, one for each, or those of the data."""
+    names = tuple(data.class_names)
+    if names and len(names) not in (data.num_classes, source.num_classes):
+        raise UserError(
+            f"has {len(names)} names for {data.num_classes} classes; write {{instead}}, those of "
+            "the data.", field="config.data.class_names", value=names,
+            instead={"config.data.class_names": source.class_names},
+        )
+    return names or source.class_names
 
 
 def _resolve_values(data, source):

@@ -20,6 +20,20 @@ LISTED = "configs/cifar10.py lists all of them."
 _START = "it starts with `config = cifar10.get_config()`, changes that, and returns it."
 
 
+def named(name: str) -> ml_collections.ConfigDict:
+    """The config of a file, "mine.py", or that of the package of this name, "digits".
+
+    Raises:
+        UserError: there is none, or the file has a mistake.
+    """
+    path = os.path.expanduser(name)
+    bundled = os.path.join(os.path.dirname(configs.__file__), f"{name}.py")
+    if name.isidentifier() and not os.path.isfile(path) and os.path.isfile(bundled):
+        path = bundled
+    check_path(path)
+    return read(path)
+
+
 def check_path(path: str) -> None:
     """Raises UserError unless `path`, FILE or FILE:ARGUMENT, names a file that can be read."""
     file = path.partition(":")[0]

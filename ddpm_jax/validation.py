@@ -5,7 +5,7 @@ import math
 import ml_collections
 
 from ddpm_jax import config as config_lib
-from ddpm_jax import configs, errors
+from ddpm_jax import config_file, configs, errors
 from ddpm_jax.configs import cifar10
 from ddpm_jax.errors import UserError
 from ddpm_jax.network import fields
@@ -50,15 +50,15 @@ _RANGES = {  # lowest, highest, a value that works
     "train.accumulate": (1, _HUGE, 1),
     "train.label_dropout": (0, 1, 0.1),
     "train.max_skipped": (1, _HUGE, 10),
-    "train.log_every": (1, _HUGE, 100),
-    "train.eval_every": (1, _HUGE, 5000),
+    "train.log_every": (0, _HUGE, 100),
+    "train.eval_every": (0, _HUGE, 5000),
     "train.eval_images": (0, _HUGE, 1024),
-    "train.checkpoint_every": (1, _HUGE, 5000),
+    "train.checkpoint_every": (0, _HUGE, 5000),
     "train.checkpoint_minutes": (0, 1e9, 30.0),
     "train.ema_snapshot_every": (0, _HUGE, 1000),
     "train.keep": (1, _HUGE, 2),
     "train.keep_every": (0, _HUGE, 0),
-    "train.sample_every": (1, _HUGE, 10_000),
+    "train.sample_every": (0, _HUGE, 10_000),
     "train.sample_images": (1, _HUGE, 64),
     "distill.start_steps": (2, _HUGE, 256),
     "distill.end_steps": (1, _HUGE, 1),
@@ -87,6 +87,7 @@ _ITEMS = {  # type, lower and upper bound (outside), both in words, a value that
     "model.attention_resolutions": (int, 0, math.inf, "whole numbers", (16,)),
     "diffusion.betas": ((int, float), 0, math.inf, "numbers in (0, 1]", (0.1, 0.2, 0.5)),
     "data.vectors": (str, "", chr(0x10FFFF), "names of numbers in the data", ("age",)),
+    "data.class_names": (str, "", chr(0x10FFFF), "names of the classes", ("cat", "dog")),
     "data.vector_mean": ((int, float), -math.inf, math.inf, "finite numbers", (0.5, 20.0)),
     "data.vector_std": ((int, float), 0, math.inf, "numbers above 0", (0.1, 5.0)),
     "evaluate.sweep_steps": (int, 0, math.inf, "whole numbers, at least one", (10, 20, 50, 100)),
@@ -129,15 +130,20 @@ def validate(
     return config
 
 
-def checked(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def checked(config: ml_collections.ConfigDict | str) -> ml_collections.ConfigDict:
     """A copy of the config, with the type of each setting as in `configs/cifar10.py`.
+
+    A string names one of the package, or a file (see `config_file.named`).
 
     Raises:
         UserError: for the first setting that is unknown, of another type or out of its range.
     """
+    if isinstance(config, str):
+        config = config_file.named(config)
     if not isinstance(config, ml_collections.ConfigDict):
         raise UserError(
-            "is no config; write config=ddpm_jax.configs.cifar10.get_config(), and change that.",
+            "is no config; write config=ddpm_jax.configs.cifar10.get_config(), and change that, or "
+            "the name of one, for example 'digits'.",
             field="config", value=config,
         )
     settings, known = dict(config_lib.leaves(config)), cifar10.get_config()
@@ -285,6 +291,7 @@ def warnings(config: ml_collections.ConfigDict) -> list[str]:
             f"but config.train.num_steps={rate.num_steps}; lower --config.train.warmup_steps or "
             "--config.train.decay_start."
         )
+    lines += _outlasting(config.train)
     mean, variance, loss = (config.diffusion[name] for name in ("mean", "variance", "loss"))
     if mean == "x_prev" and loss == "simple":
         lines.append(
@@ -296,6 +303,25 @@ def warnings(config: ml_collections.ConfigDict) -> list[str]:
             "diffusion.mean='eps' with diffusion.variance='learned' was unstable in the paper "
             "(its Table 2); --config.diffusion.variance=learned_range with "
             "--config.diffusion.loss=rescaled_hybrid is not."
+        )
+    return lines
+
+
+def _outlasting(train) -> list[str]:
+    """One line for each setting of `config.train` that takes longer than the run."""
+    lines, num_steps = [], train.num_steps
+    if num_steps > 1 and train.warmup_steps >= num_steps:
+        lines.append(
+            f"config.train.warmup_steps={train.warmup_steps} outlasts config.train.num_steps="
+            f"{num_steps}: the learning rate stays near 0 and the network learns little; write "
+            f"--config.train.warmup_steps={num_steps // 10}."
+        )
+    horizon = round(1 / (1 - train.ema_decay))
+    if num_steps > 1 and horizon > num_steps and not train.ema_warmup:
+        lines.append(
+            f"config.train.ema_decay={train.ema_decay} averages over {horizon:,} steps, and "
+            f"config.train.num_steps={num_steps}: {train.ema_decay**num_steps:.0%} of the average "
+            "is where it began, and so are samples; write --config.train.ema_warmup=True."
         )
     return lines
 

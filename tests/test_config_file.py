@@ -7,6 +7,7 @@ import ml_collections
 import pytest
 
 from ddpm_jax import config_file
+from ddpm_jax.configs import digits
 from ddpm_jax.errors import UserError
 
 START = """from ddpm_jax.configs import cifar10
@@ -59,6 +60,17 @@ def refused(path, content):
     line = str(caught.value)
     assert line.startswith(str(path)) and "\n" not in line and len(line) < 600
     return line
+
+
+def test_a_config_by_its_name_or_file(tmp_path):
+    mine = tmp_path / "digits.py"
+    mine.write_text(
+        "from ddpm_jax.configs import digits\n\ndef get_config(size='7'):\n"
+        "    config = digits.get_config()\n    config.seed = int(size)\n    return config\n")
+    assert config_file.named("digits") == digits.get_config() != config_file.named(str(mine))
+    assert config_file.named(str(mine)).seed == 7 and config_file.named(f"{mine}:5").seed == 5
+    with pytest.raises(UserError, match="--config=digit does not exist; name a file, .*digits."):
+        config_file.named("digit")
 
 
 @pytest.mark.parametrize("code", MISTAKES)

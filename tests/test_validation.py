@@ -108,13 +108,29 @@ def test_groups_of_one_channel_only_suit_a_network_that_has_learned_with_them():
 def test_a_decay_that_a_run_does_not_reach_is_said():
     config = with_setting("train.schedule", "cosine")
     assert validation.warnings(config) == []
-    config.train.num_steps = 5000
-    assert validation.warnings(config) == [
+    config.train.num_steps, config.train.ema_warmup = 5000, True
+    assert validation.warnings(config)[:1] == [
         "config.train.schedule='cosine' has no effect before step 5,000, but "
         "config.train.num_steps=5000; lower --config.train.warmup_steps or "
         "--config.train.decay_start."
     ]
-    config.train.schedule = "constant"
+    config.train.schedule, config.train.warmup_steps = "constant", 100
+    assert validation.warnings(config) == []
+
+
+def test_a_warm_up_or_an_average_that_outlasts_the_run_is_said():
+    """Each line's remedy silences it."""
+    config = with_setting("train.num_steps", 150)
+    warm_up, average = validation.warnings(config)
+    assert warm_up.startswith("config.train.warmup_steps=5000 outlasts config.train.num_steps=150:")
+    assert warm_up.endswith("; write --config.train.warmup_steps=15.")
+    assert average.startswith("config.train.ema_decay=0.9999 averages over 10,000 steps, and")
+    assert "num_steps=150: 99% of the average is where" in average  # 0.9999**150 = 0.985
+    config.train.warmup_steps = 15
+    assert validation.warnings(config) == [average]
+    config.train.ema_warmup = True
+    assert validation.warnings(config) == []
+    config.train.ema_warmup, config.train.ema_decay = False, 0.99
     assert validation.warnings(config) == []
 
 
@@ -225,7 +241,7 @@ def test_a_setting_that_does_not_exist_is_refused():
         validation.validate(config, num_devices=1)
 
 
-@pytest.mark.parametrize("config", [{"seed": 0}, "configs/digits.py", None])
+@pytest.mark.parametrize("config", [{"seed": 0}, 5, None])
 def test_what_is_no_config_is_refused(config):
     with pytest.raises(UserError, match="^config=.* is no config; write config="):
         validation.checked(config)

@@ -123,7 +123,7 @@ def _labelled(request, source, train, chosen, rows):
         )
     labels = np.asarray(chosen[column][:])[rows]
     if names := _names(features[column]):
-        return source.with_labels(labels, len(names), f"{where} {column}")
+        return source.with_labels(labels, len(names), f"{where} {column}", names=names)
     trained = np.asarray(train[column][:])
     classes = labels_lib.read(trained, len(trained), f"{where} {column}")[1]
     labels_lib.check_number(classes, request.num_classes, f"{where} {column}")

@@ -1,6 +1,7 @@
 """Labels as people have them, as classes 0..n-1: one label per image or one-hot, of most types."""
 
 import contextlib
+import difflib
 from collections.abc import Sequence
 from typing import Any
 
@@ -97,14 +98,64 @@ def check_number(
         )
 
 
-def line(classes: Sequence[Value], counts: Sequence[int]) -> str:
+def numbered(labels: Any, class_names: Sequence[str]) -> Any:
+    """The labels, names of classes as their numbers.
+
+    Args:
+        labels: numbers or names, one or several; "cat,dog" is two.
+        class_names: in order.
+
+    Raises:
+        UserError: a name is none of these.
+    """
+    try:
+        items = np.asarray(labels, object)
+    except ValueError:  # Lists of different lengths.
+        return labels
+    if not any(isinstance(item, str) for item in items.reshape(-1)):
+        return labels
+    table = {name: i for i, name in enumerate(class_names)}
+    if items.size == 1 and "," in items.item() and items.item() not in table:
+        items = np.array(items.item().split(","), object)
+    numbers = [_number(item, table) for item in items.reshape(-1)]
+    return np.array(numbers).reshape(items.shape).tolist()
+
+
+def _number(item, table):
+    if not isinstance(item, str):
+        return item
+    if item not in table and item.isdecimal():
+        return int(item)
+    if not table:
+        raise UserError(
+            "is a name, and the classes of this model have none; write their numbers.",
+            field="labels", value=item, instead={"labels": 0},
+        )
+    if item not in table:
+        raise UserError(
+            f"is none of the {len(table)} classes: {listed(map(shortened, table))}",
+            field="labels", value=item, instead={"labels": _nearest(item, table)},
+        )
+    return table[item]
+
+
+def _nearest(name, names):
+    alike = {each.lower(): each for each in reversed(list(names))}
+    close = difflib.get_close_matches(name.lower(), alike, 1, cutoff=0)
+    return alike[close[0]]
+
+
+def line(
+    classes: Sequence[Value], counts: Sequence[int], class_names: Sequence[str] = ()
+) -> str:
     """What the classes are, in one line of bounded length.
 
     Args:
         classes: the label of each class.
         counts: images of each class.
+        class_names: what they are called, if it is not that.
     """
-    n = len(classes)
+    n, classes = len(classes), class_names or classes
     if are_plain(classes):
         return f"classes: {n}, of {min(counts):,} to {max(counts):,} images each"
     images = [f"{shortened(v)} ({count:,} images)" for v, count in zip(classes, counts)]

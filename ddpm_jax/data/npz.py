@@ -2,7 +2,7 @@
 
 import contextlib
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,8 @@ def load(request: Request) -> Source | None:
 
     "train", "images", "arr_0" or the only array are the images to train on, "test" those of the
     test split. KEY_labels, or labels, are the labels of the images KEY (see `labels.read`), and
-    arr_1 may be those of arr_0; likewise with condition, and with each name of vectors.
+    arr_1 may be those of arr_0; likewise with condition, and with each name of vectors. class_names
+    are the names of the labels 0, 1, ... in order.
 
     Raises:
         UserError: it is no such file, or it has no such arrays.
@@ -46,6 +47,7 @@ def load(request: Request) -> Source | None:
             trained = arrays["labels"] if key == train else file.beside(train, "labels")
             classes = labels.read(trained, len(trained), f"{request.where} {train}_labels")[1]
             labels.check_number(classes, request.num_classes, f"{request.where} {train}_labels")
+            names = file.class_names(classes)
         if request.stored_condition:
             arrays["condition"] = file.beside(key, "condition", n)
         vectors = {kind: file.beside(key, kind, n) for kind in request.vectors}
@@ -63,7 +65,9 @@ def load(request: Request) -> Source | None:
     else:
         source = decoding.converted_source(arrays["images"], request.shape)
     if request.labels:
-        source = source.with_labels(arrays["labels"], name=f"{name}_labels", classes=classes)
+        source = source.with_labels(
+            arrays["labels"], name=f"{name}_labels", classes=classes, names=names
+        )
     source = source.with_vectors({f"{name}_{kind}": v for kind, v in vectors.items()})
     if request.stored_condition:
         size = arrays["images"].shape[:3]
@@ -110,7 +114,7 @@ class _File:
     def train_key(self) -> str:
         """The name of the images to train on."""
         single = [
-            key for key in self.keys if not key.endswith(("labels", "condition"))
+            key for key in self.keys if not key.endswith(("labels", "condition", "class_names"))
             and not any(key == name or key.endswith(f"_{name}") for name in self._vectors)
         ]
         known = [key for key in ("train", "images", "arr_0") if key in self.keys]
@@ -148,6 +152,23 @@ class _File:
                 "each image, in the same order."
             )
         return array
+
+    def class_names(self, classes: Sequence[labels.Value]) -> list[str]:
+        """The names of the labels 0, 1, ...; [] where there are none.
+
+        Args:
+            classes: the labels that occur.
+        """
+        if "class_names" not in self.keys:
+            return []
+        names = self._array("class_names")
+        last = max((label for label in classes if isinstance(label, int)), default=-1)
+        if names.dtype.kind not in "US" or names.ndim != 1 or len(names) <= last:
+            raise UserError(
+                f"{self._name}: class_names is {names.dtype} {list(names.shape)}; give a string "
+                f"for each of the labels 0..{last}, or leave it out."
+            )
+        return [name.decode() if isinstance(name, bytes) else name for name in names.tolist()]
 
     def _array(self, key):
         try:

@@ -29,6 +29,7 @@ class Source:
         in_memory: whether `read` only copies, and decodes nothing.
         labels: int32 [size] in 0..num_classes-1, or None.
         classes: the label that the data have for each class; () without labels.
+        label_names: what the data call these labels, where they are numbers with names.
         vectors: numbers of each image, [size, k], as the data have them; or None.
         vector_scale: by which a network gets these (see `vectors.standardized`); () without.
         read_condition: maps indices [k] to uint8 [k, h, w, condition_channels], the image that
@@ -48,6 +49,7 @@ class Source:
     in_memory: bool = False
     labels: np.ndarray | None = None
     classes: tuple[labels_lib.Value, ...] = ()
+    label_names: Mapping[labels_lib.Value, str] = dataclasses.field(default_factory=dict)
     vectors: np.ndarray | None = None
     vector_scale: vectors_lib.Scale = ()
     read_condition: Callable[[np.ndarray], np.ndarray] | None = None
@@ -64,6 +66,13 @@ class Source:
     def num_classes(self) -> int:
         """Number of classes; 0 without labels."""
         return len(self.classes)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The name of each class; () where the labels are numbers without names."""
+        if labels_lib.are_plain(self.classes) and not self.label_names:
+            return ()
+        return tuple(self.label_names.get(label, str(label)) for label in self.classes)
 
     @property
     def vector_size(self) -> int:
@@ -113,7 +122,7 @@ class Source:
 
     def with_labels(
         self, labels: Any, num_classes: int = 0, name: str = "labels",
-        classes: tuple[labels_lib.Value, ...] = (),
+        classes: tuple[labels_lib.Value, ...] = (), names: Sequence[str] = (),
     ) -> "Source":
         """The same images with labels.
 
@@ -123,6 +132,7 @@ class Source:
             num_classes: the labels are classes as they are, in 0..num_classes-1.
             name: of the labels in a message.
             classes: the label of each class, known from elsewhere.
+            names: of the labels 0, 1, ... in order; () where they have none.
 
         Raises:
             UserError: there is not one label for each image, or it is none of the classes.
@@ -130,7 +140,8 @@ class Source:
         codes, values = labels_lib.read(labels, self.size, name)
         classes = tuple(classes) or tuple(range(num_classes)) or values
         return dataclasses.replace(
-            self, labels=labels_lib.encode(codes, values, classes, name), classes=classes
+            self, labels=labels_lib.encode(codes, values, classes, name), classes=classes,
+            label_names=dict(enumerate(map(str, names))),
         )
 
     def with_classes(
@@ -228,6 +239,7 @@ def from_array(
     *,
     labels: Any = None,
     num_classes: int = 0,
+    class_names: Sequence[str] = (),
     vectors: Any = None,
     condition: Any = None,
     value_range: Any = (),
@@ -239,6 +251,7 @@ def from_array(
         labels: [n], [n, 1] or one-hot [n, k]; whole numbers, bools or strings. Those that occur
             are the classes, in order.
         num_classes: labels in 0..num_classes-1 are classes as they are.
+        class_names: of the labels 0, 1, ... in order; () where they have none.
         vectors: [n] or [n, k], the numbers that go with each.
         condition: uint8 [n, h, w, k], the image that goes with each.
         value_range: (low, high) of images of any real dtype; () for uint8.
@@ -250,7 +263,7 @@ def from_array(
         raise UserError("data is a Source, and no array; pass it as it is.")
     source = in_memory(images, "data", value_range=range_lib.checked(value_range))
     if labels is not None:
-        source = source.with_labels(labels)
+        source = source.with_labels(labels, names=class_names)
         labels_lib.check_number(source.classes, num_classes, "labels", "num_classes")
         classes = labels_lib.classes_of(source.classes, num_classes)
         source = source.with_classes(classes)

@@ -50,7 +50,8 @@ def load(request: Request) -> Source | None:
         source = source.with_fingerprints(indices, lambda place: version.encode())
     for path in label:
         source = source.with_labels(
-            columns[path], features[path].num_classes, f"config.data.name={name!r} {path}"
+            columns[path], features[path].num_classes, f"config.data.name={name!r} {path}",
+            names=tfds_features.class_names(features[path]),
         )
     return source.with_vectors({
         f"config.data.name={name!r} {path}": as_numbers(columns[path])

@@ -54,6 +54,12 @@ def label(name: str, features: Any) -> str:
     return keys[0]
 
 
+def class_names(feature: Any) -> tuple[str, ...]:
+    """The names of the classes of a label, in order; () where they are just their numbers."""
+    names = tuple(feature.names or ())
+    return () if names == tuple(map(str, range(len(names)))) else names
+
+
 def vectors(
     name: str, features: Any, paths: Sequence[str]
 ) -> dict[str, Callable[[np.ndarray], np.ndarray]]:

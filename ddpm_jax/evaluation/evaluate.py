@@ -22,6 +22,7 @@ from etils import epath
 
 from ddpm_jax import config as config_lib
 from ddpm_jax import errors, validation
+from ddpm_jax.data import labels as labels_lib
 from ddpm_jax.data import loading
 from ddpm_jax.errors import UserError, located
 from ddpm_jax.evaluation import (
@@ -140,7 +141,8 @@ def settings_of(config: ml_collections.ConfigDict) -> Settings:
     named = {name: value for name, value in config.evaluate.items() if name in names}
     return Settings(**(named | dict(
         references=tuple(map(str, config.evaluate.references)), weights=config.sample.weights,
-        sampler=config_lib.read_sampling(config), sample_labels=config.sample.labels,
+        sampler=config_lib.read_sampling(config), sample_labels=tuple(
+            labels_lib.numbered(config.sample.labels, config.data.class_names)),
         sample_vectors=config.sample.vectors,
         sample_batch_size=config.sample.batch_size, objective=config_lib.objective(config),
         data=config_lib.data_settings(config),

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ddpm_jax.data import labels as labels_lib
 from ddpm_jax.data import pixels
 from ddpm_jax.data import vectors as vectors_lib
 from ddpm_jax.data.source import Source
@@ -71,6 +72,7 @@ def checked(
     num_classes = getattr(model, "num_classes", 0)
     channels = getattr(model, "condition_channels", 0)
     if num_classes:
+        labels = labels_lib.numbered(labels, trained.class_names)
         labels = every_class(model, n) if labels is None else labels
         model_kwargs["labels"] = _labels(labels, n, num_classes)
     elif labels is not None:
@@ -192,7 +194,7 @@ def for_pictures(
 
 
 def in_turn(
-    source: Source | None, n: int, labels: tuple[int, ...] = (), vectors: tuple = ()
+    source: Source | None, n: int, labels: tuple[int | str, ...] = (), vectors: tuple = ()
 ) -> dict[str, Any]:
     """`labels`, `vectors` and `condition` for n samples, as `sample.sample` takes them.
 
@@ -210,7 +212,8 @@ def in_turn(
     if source is not None and (source.read_condition or source.vectors is not None):
         sample_kwargs = source.sample_kwargs(np.arange(n) % len(source))
     if labels:
-        sample_kwargs["labels"] = np.resize(np.asarray(labels), n)
+        named = any(isinstance(label, str) for label in labels)
+        sample_kwargs["labels"] = np.resize(np.asarray(labels, object if named else None), n)
     if vectors:
         sample_kwargs["vectors"] = _rows(vectors)[np.arange(n) % len(vectors)]
     return sample_kwargs

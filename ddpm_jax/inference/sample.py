@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from ddpm_jax import errors
 from ddpm_jax.data import pixels
@@ -27,6 +29,7 @@ from ddpm_jax.samplers import settings as settings_lib
 from ddpm_jax.samplers.guides import Guide
 from ddpm_jax.samplers.reverse_chain import Trajectory
 from ddpm_jax.samplers.settings import Settings
+from ddpm_jax.workdir import pictures, run_folder
 
 
 def sample(
@@ -51,7 +54,7 @@ def sample(
     output: str = "float",
     progress: bool = False,
     **fields: Any,
-) -> np.ndarray | tuple[np.ndarray, Trajectory]:
+) -> np.ndarray | list[Image.Image] | tuple[Any, Trajectory]:
     """Draws n images on all devices together.
 
     Image i is a function of (params, rng, i): asking for more images, in other batches or on
@@ -59,8 +62,8 @@ def sample(
     all have to make the call, and all get all of the images.
 
     Args:
-        params: a `Trained` (what `load` and `train` return), or a bare tree of parameters: of the
-            paper's CIFAR-10 network, unless `model` says otherwise.
+        params: a `Trained` (what `load` and `train` return); the workdir of a run; or a bare tree
+            of parameters: of the paper's CIFAR-10 network, unless `model` says otherwise.
         rng: a typed key, a legacy `PRNGKey` or an int.
         n: number of images, at least 1.
         seeds: one int of 64 bits per image, instead of `rng` and `n`.
@@ -71,7 +74,7 @@ def sample(
         image_shape: (h, w, c); (32, 32, 3) by default.
         settings: the sampler and what goes with it, a `samplers.Settings`.
         labels: of a class-conditional model, one for all or one per image, in 0..num_classes,
-            where num_classes is no class. By default every class in turn.
+            where num_classes is no class, or the names of classes. By default every class in turn.
         vectors: of a model that is told numbers, [n, k], or [k] for all, as they are in the data;
             those of one number also as [n] or a number. By default none, as where training hides
             them.
@@ -87,8 +90,8 @@ def sample(
         trajectory: network calls at which to keep x_t and the predicted x_0, by the number of
             calls left after them: 0 is the last. For "ancestral" and "ddim" that is the chain's t.
         batch_size: images at a time on all devices together; what fits by default.
-        output: "float", float32 in [-1, 1] (where `clip`); "uint8"; or "data", the values of the
-            data: uint8, or low..high of `config.data.range`.
+        output: "float", float32 in [-1, 1] (where `clip`); "uint8"; "pil", a list of pictures of
+            Pillow; or "data", the values of the data: uint8, or low..high of `config.data.range`.
         progress: show a bar.
         **fields: the fields of `samplers.Settings` one by one, instead of `settings`:
             sampler ("ancestral" by default, "ddim", or a solver, which needs 10 to 50 calls:
@@ -98,7 +101,7 @@ def sample(
             s_churn, s_min, s_max, s_noise, dynamic_threshold.
 
     Returns:
-        NumPy array [n, h, w, c]; with `trajectory` also a `Trajectory` of float32 arrays
+        NumPy array [n, h, w, c], or a list; with `trajectory` also a `Trajectory` of float32 arrays
         [k, n, h, w, c].
 
     Raises:
@@ -107,7 +110,9 @@ def sample(
     """
     devices.check()
     trained = _trained(params, model, schedule, diffusion, image_shape)
-    check_known("output", output, ("float", "uint8", "data"))
+    check_known("output", output, ("float", "uint8", "data", "pil"))
+    if output == "pil":
+        pictures.check_channels(trained.image_shape[-1], "output", output, "uint8")
     rngs = _image_keys(rng, n, seeds)
     trajectory = errors.whole_numbers("trajectory", trajectory)
     batches = _batches(
@@ -118,8 +123,10 @@ def sample(
     images, kept = _collected(batches, (len(rngs), *trained.image_shape), len(trajectory))
     if guide is not None:
         guides.check_finite(images)
-    if output == "uint8":
+    if output in ("uint8", "pil"):
         images = pixels.to_uint8(images)
+    if output == "pil":
+        images = pictures.as_pil(images)
     elif output == "data":
         images = pixels.to_data(images, trained.value_range, trained.bins)
     return (images, kept) if trajectory else images
@@ -242,8 +249,8 @@ def _check_memory(num_kept, image_shape, n, batch_size):
 
 
 def _trained(params, model, schedule, diffusion, image_shape) -> Trained:
-    """Fills what was not given: from `params` if it is a `Trained`, else from the paper."""
-    base = params
+    """Fills what was not given: from `params` if it is a model, else from the paper."""
+    base = run_folder.load(params) if isinstance(params, (str, os.PathLike)) else params
     if isinstance(params, Mapping):
         base = Trained(
             params.get("params", params), UNet(), schedule_lib.linear(),

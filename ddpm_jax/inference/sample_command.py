@@ -128,8 +128,9 @@ def run(config: ml_collections.ConfigDict, workdir: Any) -> list[str]:
     settings = config_lib.sampling_settings(config)
     task_inputs.check(config.sample.to_dict(), _of_run(workdir))
     kept = data_record.read(workdir)
-    if kept is not None and not labels_lib.are_plain(kept.classes) and parallel.is_first():
-        print(labels_lib.line(kept.classes, kept.class_counts))
+    classes = config.data.class_names or (() if kept is None else kept.classes)
+    if not labels_lib.are_plain(classes) and kept is not None and parallel.is_first():
+        print(labels_lib.line(kept.classes, kept.class_counts, config.data.class_names))
     with errors.renamed(lambda name: f"config.sample.{name}" if name in config.sample else name):
         if config.sample.task:
             return _do_task(config.sample, settings, workdir)
@@ -162,14 +163,13 @@ def _job(config, settings, workdir):
 def _draw(config, settings, workdir, kept):
     """New images."""
     job = _job(config.sample, settings, workdir)
-    if config.sample.pngs and job.trained.image_shape[-1] not in pictures.PNG_CHANNELS:
-        raise UserError(
-            "needs images of 1, 3 or 4 channels", field="pngs", value=True, instead={"pngs": False}
-        )
+    if config.sample.pngs:
+        pictures.check_channels(job.trained.image_shape[-1], "pngs", True, False)
     labels, vectors = tuple(config.sample.labels), tuple(config.sample.vectors)
     by_images = conditions.go_by_images(job.trained.model, vectors)
     source = _conditions(config, workdir, kept) if by_images else None
     n = config.sample.num_images
+    labels = tuple(labels_lib.numbered(labels, job.trained.class_names))
     sample_kwargs = conditions.in_turn(source, n, labels, vectors)
     if getattr(job.trained.model, "num_classes", 0):
         sample_kwargs.setdefault("labels", conditions.every_class(job.trained.model, n))

@@ -1,5 +1,6 @@
 """Parameters together with what they need, and the shapes that fit a network."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -13,9 +14,32 @@ import numpy as np
 from ddpm_jax.errors import UserError
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class About:
+    """Where a model is from: no part of what it computes, so all are equal and nothing recompiles.
+
+    Attributes:
+        config: of the run, or None.
+        step: updates that the parameters have seen, or None.
+        class_names: of the classes, in order; () where they are not known.
+    """
+
+    config: Any = None
+    step: int | None = None
+    class_names: tuple[str, ...] = ()
+
+    def __eq__(self, other):
+        return isinstance(other, About)
+
+    def __hash__(self):
+        return hash(About)
+
+
 @flax.struct.dataclass
 class Trained:
     """Parameters with the static configuration that they need; a pytree.
+
+    `config`, `step` and `class_names` tell where it is from (see `About`).
 
     Attributes:
         params: the network's parameters, as a rule their running average.
@@ -27,6 +51,7 @@ class Trained:
         bins: how many values a pixel of the data can have; 0 for floats (static).
         vector_scale: (mean, standard deviation) of the numbers that go with each image of the data,
             which the network gets less the one and over the other; () without them (static).
+        about: where it is from (static).
     """
 
     params: Any
@@ -37,6 +62,33 @@ class Trained:
     value_range: tuple[float, ...] = flax.struct.field(pytree_node=False, default=())
     bins: int = flax.struct.field(pytree_node=False, default=256)
     vector_scale: tuple[tuple[float, ...], ...] = flax.struct.field(pytree_node=False, default=())
+    about: About = flax.struct.field(pytree_node=False, default=About())
+
+    @property
+    def config(self) -> Any:
+        """The config of the run that it is of; None where there is none."""
+        return self.about.config
+
+    @property
+    def step(self) -> int | None:
+        """Updates that the parameters have seen; None where that is not known."""
+        return self.about.step
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, in order; () where they are not known."""
+        return self.about.class_names
+
+    def __repr__(self) -> str:
+        sizes = [np.size(leaf) for leaf in jax.tree.leaves(self.params)]
+        num_classes = getattr(self.model, "num_classes", 0)
+        parts = [
+            f"{type(self.model).__name__} of {sum(sizes):,} parameters",
+            f"images {'x'.join(map(str, self.image_shape))}",
+            *([f"{num_classes} classes"] if num_classes else []),
+            *([f"step {self.step:,}"] if self.step is not None else []),
+        ]
+        return f"Trained({', '.join(parts)})"
 
 
 def num_params(params: Any) -> int:

@@ -6,11 +6,12 @@ from typing import Any
 import jax
 
 from ddpm_jax.errors import StopTraining, UserError
-from ddpm_jax.network.trained import Trained
+from ddpm_jax.network.trained import About, Trained
 from ddpm_jax.runtime import parallel
 from ddpm_jax.training import sharding
 from ddpm_jax.training.run import Run
 from ddpm_jax.training.sharding import Held
+from ddpm_jax.workdir import run_folder
 
 # (step, trained, metrics) -> None: see `train`.
 Callback = Callable[[int, Callable[[], Trained], dict[str, float]], None]
@@ -31,6 +32,7 @@ def as_trained(run: Run, held: Held) -> Trained:
         jax.device_get(sharding.whole(held, "ema_params").ema_params), run.model, run.schedule,
         run.step_settings.parameterization, run.source.image_shape,
         run.source.value_range, run.source.bins, run.source.vector_scale,
+        About(run_folder.parse(run.config_json), int(held[0].step), run.source.class_names),
     )
 
 

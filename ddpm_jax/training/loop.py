@@ -35,7 +35,7 @@ IN_FLIGHT = 2  # Steps queued ahead; more can hang where CPU devices wait for on
 
 
 def train(
-    config: ml_collections.ConfigDict, workdir: Any, data: Any = None,
+    config: ml_collections.ConfigDict | str, workdir: Any, data: Any = None,
     callback: Callback | None = None,
 ) -> Trained:
     """Trains a network, or continues from the workdir's newest checkpoint.
@@ -44,7 +44,7 @@ def train(
     all of them see.
 
     Args:
-        config: as in `configs/cifar10.py`.
+        config: as in `configs/cifar10.py`; or the name of one of the package, for example "digits".
         workdir: folder for `config.json`, `metrics.jsonl`, `checkpoints/`, `samples/` and
             `tensorboard/`.
         data: uint8 [n, h, w, c] to train on, with `config.data.range` of any real dtype; or a
@@ -210,7 +210,7 @@ def observer(
             with rate.paused():
                 state = sharding.whole(held, "extra_ema_params")
                 snapshots.save(records.snapshots, step, state.extra_ema_params, run.metadata())
-        by_step = due(settings.checkpoint_every)
+        by_step = due(settings.checkpoint_every) or step == settings.num_steps
         if by_step or logs_row and clock.due():
             with rate.paused():
                 save(run, records, step, held, timed=not by_step)
@@ -231,8 +231,8 @@ def observer(
 
 
 def every(step: int, period: int, last: int) -> bool:
-    """Whether something of this period is due after `step`; at the last step always."""
-    return step % period == 0 or step == last
+    """Whether something of this period is due after `step`: at the last step too; 0 is never."""
+    return period > 0 and (step % period == 0 or step == last)
 
 
 def say_layer(

@@ -165,7 +165,7 @@ def opening_lines(run: Run, state: TrainState) -> list[str]:
     """What a run is, before it starts; the state may have shards."""
     height, width, channels = run.source.image_shape
     step, held_out = int(state.step), run.held_out
-    classes = run.source.classes
+    classes = (run.source.classes, run.source.class_counts, run.source.class_names)
     in_train, in_test, *_ = (*(f" in {name}" for name in run.source.split_folders[:2]), "", "")
     size = sharding.num_bytes(state_lib.to_saved(state))
     num_params = trained_lib.num_params(sharding.shapes(state.params))
@@ -174,7 +174,7 @@ def opening_lines(run: Run, state: TrainState) -> list[str]:
         *(f"warning: {line}" for line in run.warnings),
         f"data: {len(run.source):,} images of {height}x{width}x{channels}{in_train}, "
         f"{'none' if held_out is None else format(len(held_out), ',')} held out{in_test}",
-        *([labels.line(classes, run.source.class_counts)] if classes else []),
+        *([labels.line(*classes)] if run.source.classes else []),
         *([vectors.line(run.source.vector_scale)] if run.source.vector_scale else []),
         f"parameters: {num_params:,}; state on each device "
         f"{size / 2**20:,.1f} MiB",

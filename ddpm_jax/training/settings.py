@@ -7,7 +7,7 @@ import dataclasses
 class LoopSettings:
     """What the training loop does, how long, and how often; named as in `config.train`.
 
-    Periods are in steps. `configs/cifar10.py` explains each setting.
+    Periods are in steps; 0 is never. `configs/cifar10.py` explains each setting.
 
     Attributes:
         num_steps: updates in all.
@@ -20,11 +20,11 @@ class LoopSettings:
         profile: first and last step to trace; () for none.
         eval_every: period of the held-out loss.
         eval_images: how many images it is over; 0 for no held-out loss.
-        checkpoint_every: period of the checkpoints.
+        checkpoint_every: period of the checkpoints; the last step is saved in any case.
         checkpoint_minutes: age of the last one at which a row brings another; 0 for none.
         keep: how many of the newest stay.
-        keep_every: period of those that stay for good; 0 for none.
-        ema_snapshot_every: period of the snapshots of averages; 0 for none.
+        keep_every: period of those that stay for good.
+        ema_snapshot_every: period of the snapshots of averages.
         sample_every: period of the grids of samples.
         sample_images: images per grid.
         sample_num_steps: sampling steps of a grid; 0 for all.

@@ -39,7 +39,7 @@ class StepSettings:
         ema_decay: of the EMA of the parameters.
         ema_warmup: a lower decay early on (see `averages.ema_decay_at`).
         extra_averages: names of further averages (see `averages.share_at`).
-        log_every: steps per logged row, over which losses are averaged.
+        log_every: steps per logged row, over which losses are averaged; 0: all steps.
         shard_update: each device updates a share of the state (see `sharding`).
     """
 
@@ -101,7 +101,7 @@ def train_step(
     grads = sharding.added(packing.like(grads, state.params), state.params)
     loss, t, weight = jax.lax.all_gather(per_image, parallel.AXIS, tiled=True)
     grad_norm = norm(grads)
-    starts_row = state.step % settings.log_every == 0
+    starts_row = state.step % settings.log_every == 0 if settings.log_every else state.step == 0
     tally = jnp.where(starts_row, 0.0, state.tally)
     new_tally = tally + tally_by_quartile(loss, t, weight, schedule.num_timesteps)
     finite = jnp.isfinite(grad_norm) & jnp.isfinite(new_tally.sum())

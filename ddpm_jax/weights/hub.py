@@ -53,6 +53,10 @@ def _local(folder: epath.Path, variant: str | None) -> Layout:
         for path in (folder / inner).iterdir()
     }
     checkpoints = [name for name in names if re.fullmatch(r"checkpoint-\d+", name)]
+    if "checkpoints" in names:
+        raise UserError(
+            f"{folder} is the workdir of a run, and no model of diffusers: ddpm_jax.load opens it."
+        )
     if checkpoints and not any(name.endswith(layout.CONFIG) for name in names):
         newest = max(checkpoints, key=lambda name: int(name.partition("-")[2]))
         raise UserError(f"{folder} is a trainer's folder of checkpoints; write {folder / newest}.")

@@ -5,6 +5,7 @@ import importlib.util
 import io
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -13,7 +14,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.runtime import files
 
 GREY = 128  # Of borders and gaps; it differs from black, white and most pictures.
-PNG_CHANNELS = (1, 3, 4)  # Grey, RGB and RGBA.
+_PNG_CHANNELS = (1, 3, 4)  # Grey, RGB and RGBA.
 HAS_VIDEO = importlib.util.find_spec("av") is not None  # PyAV, which writes MP4.
 
 
@@ -110,7 +111,7 @@ def save_png(path, image: np.ndarray) -> None:
         ValueError: not uint8 [h, w, c] with such a c.
     """
     image = np.asarray(image)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in PNG_CHANNELS:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in _PNG_CHANNELS:
         raise ValueError(
             f"the image is {image.dtype} {list(image.shape)}; a PNG needs uint8 [h, w, c] "
             "with c of 1, 3 or 4: use pictures.grid on a batch, ddpm_jax.data.to_uint8 on floats."
@@ -127,6 +128,25 @@ def save_each(folder, images: np.ndarray) -> None:
     """
     for i, image in enumerate(images):
         save_png(f"{folder}/{i:06d}.png", image)
+
+
+def check_channels(channels: int, field: str, value: Any, instead: Any) -> None:
+    """Raises UserError where images of so many channels are no pictures.
+
+    Args:
+        channels: c.
+        field, value, instead: the setting that asks for pictures, and what to write there.
+    """
+    if channels not in _PNG_CHANNELS:
+        raise UserError(
+            f"needs images of 1, 3 or 4 channels, and the model's have {channels}", field=field,
+            value=value, instead={field: instead},
+        )
+
+
+def as_pil(images: np.ndarray) -> list[Image.Image]:
+    """Pictures of Pillow of uint8 [n, h, w, c], c as in `save_png`."""
+    return [_pillow(image) for image in images]
 
 
 def save_gif(path, frames: Sequence[np.ndarray], milliseconds: int = 100) -> None:

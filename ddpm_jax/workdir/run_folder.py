@@ -13,7 +13,7 @@ from ddpm_jax import errors
 from ddpm_jax.configs import cifar10
 from ddpm_jax.errors import UserError, one_line, whole_number
 from ddpm_jax.network import averages, fields
-from ddpm_jax.network.trained import Trained
+from ddpm_jax.network.trained import About, Trained
 from ddpm_jax.runtime import devices, files, parallel
 from ddpm_jax.workdir import checkpoints, snapshots
 
@@ -214,8 +214,8 @@ def filled(
         UserError: it describes another model.
     """
     config = config.copy_and_resolve_references()
-    for name in ("image_size", "image_width", "channels", "num_classes", "vectors", "vector_mean",
-                 "vector_std", "condition_channels", "range", "range_bins"):
+    for name in ("image_size", "image_width", "channels", "num_classes", "class_names", "vectors",
+                 "vector_mean", "vector_std", "condition_channels", "range", "range_bins"):
         config.data[name] = config.data[name] or stored.data[name]
     check_same_run(config, stored, workdir)
     return config
@@ -348,4 +348,5 @@ def load_step(
         value_range=config.data.range,
         bins=config_lib.bins(config),
         vector_scale=config_lib.vector_scale(config),
+        about=About(config, step, config.data.class_names),
     )

@@ -41,7 +41,7 @@ def test_a_folder_of_save_to_disk(tmp_path):
     assert source.image_shape == (4, 6, 3) and source.in_memory
     assert_array_equal(everything(source), IMAGES)
     assert_array_equal(source.labels, KINDS)
-    assert source.classes == (0, 1, 2)
+    assert source.classes == (0, 1, 2) and source.class_names == ("cat", "dog", "owl")
     assert loading.load("hf", data_dir=str(tmp_path / "a"), split="test") is None
     half = loading.load("hf", data_dir=str(tmp_path / "a"), image_size=2, channels=1)
     folder = tmp_path / "folder"

@@ -7,6 +7,7 @@ import pytest
 from ddpm_jax.data import labels as labels_lib
 from ddpm_jax.data import loading
 from ddpm_jax.data.source import from_array
+from ddpm_jax.errors import UserError
 from data_sets import numbered, refused
 
 N = 12
@@ -128,7 +129,30 @@ def test_labels_of_the_test_images_are_the_classes_of_training(tmp_path, values)
             "test_labels: image 1 has the label 7+, which is none of the 4 classes", r"1 of 3\)")
 
 
+@pytest.mark.parametrize("labels, numbers", [
+    ("dog", 1), (["owl", "cat"], [2, 0]), (("cat", 2, "1"), [0, 2, 1]), (np.array(["dog"]), [1]),
+    ("2", 2), (("cat,dog",), [0, 1]), ("owl,1", [2, 1]),
+])
+def test_labels_by_name(labels, numbers):
+    assert labels_lib.numbered(labels, ("cat", "dog", "owl")) == numbers
+
+
+def test_labels_that_are_numbers_stay_as_they_are():
+    for labels in (3, None, [1, 2], np.arange(3), (), [[1], [2, 3]]):
+        assert labels_lib.numbered(labels, ("cat",)) is labels
+
+
+def test_a_name_that_is_no_class_is_one_line():
+    with pytest.raises(UserError, match="labels='Dogs' is none of the 3 classes: cat, dog, owl; "
+                                        "write labels='dog'"):
+        labels_lib.numbered(["cat", "Dogs"], ("cat", "dog", "owl"))
+    with pytest.raises(UserError, match="labels='cat' is a name, and the classes of this model"):
+        labels_lib.numbered("cat", ())
+
+
 def test_the_line_of_the_classes_is_bounded():
+    assert labels_lib.line((0, 1), (3, 1200), ("cat", "dog")) == (
+        "classes: 2, numbered 0..1 in the order cat (3 images), dog (1,200 images)")
     assert labels_lib.line((0, 1), (3, 1200)) == "classes: 2, of 3 to 1,200 images each"
     assert labels_lib.line((1, 2), (3, 1200)) == (
         "classes: 2, numbered 0..1 in the order 1 (3 images), 2 (1,200 images)")

@@ -49,6 +49,24 @@ def test_npz_of_another_kind_is_refused(tmp_path):
         loading.load("npz", data_dir=path)
 
 
+def test_names_of_classes_in_an_npz(tmp_path):
+    path = str(tmp_path / "x.npz")
+    labels = np.arange(10) % 3 + 1  # 0 does not occur.
+    names = np.array(["none", "cat", "dog", "owl"])
+    np.savez(path, numbered(10), labels=labels, class_names=names)
+    source = loading.load("npz", data_dir=path, labels=True)
+    assert source.classes == (1, 2, 3) and source.class_names == ("cat", "dog", "owl")
+    assert loading.load("npz", data_dir=path, labels=True, num_classes=4).class_names == (*names,)
+    np.savez(path, numbered(10), labels=labels)
+    assert loading.load("npz", data_dir=path, labels=True).class_names == ("1", "2", "3")
+    np.savez(path, numbered(10), labels=labels - 1)
+    assert loading.load("npz", data_dir=path, labels=True).class_names == ()
+    for wrong in (names[:3], np.arange(4), names[None]):
+        np.savez(path, numbered(10), labels=labels, class_names=wrong)
+        with pytest.raises(ValueError, match="class_names is .*; give a string for each of the la"):
+            loading.load("npz", data_dir=path, labels=True)
+
+
 def test_labels_and_conditions_of_an_npz(tmp_path):
     path = str(tmp_path / "x.npz")
     images, beside = numbered(10), numbered(10, (2, 3, 2))

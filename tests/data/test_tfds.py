@@ -111,6 +111,7 @@ def test_labels_of_cifar10_are_those_of_tfds():
     np.testing.assert_array_equal(examples["labels"], [e["label"] for e in expected])
     np.testing.assert_array_equal(examples["images"], [e["image"] for e in expected])
     assert source.num_classes == 10 and len(source.labels) == 10_000
+    assert source.class_names[:3] == ("airplane", "automobile", "bird")
 
 
 @pytest.mark.parametrize("streamed", [False, True])

@@ -14,7 +14,7 @@ ROOMS = {
     "samplers": {"diffusion"},
     "data": {"runtime"},
     "config": {"data", "diffusion", "network", "optimizer", "runtime", "samplers"},
-    "validation": {"config", "network"},
+    "validation": {"config", "config_file", "network"},
     "weights": {"diffusion", "network", "runtime"},
     "workdir": {"config", "data", "diffusion", "network", "runtime"},
     "inference": _WORLD,

@@ -19,6 +19,7 @@ from ddpm_jax.inference import editing, progressive
 from ddpm_jax.inference import sample as sample_lib
 from ddpm_jax.network import unet
 from ddpm_jax.samplers.settings import Settings
+from ddpm_jax.workdir import run_folder
 from nonzero import SHAPE, TinyNet, nonzero_params, tiny_unet
 
 # Batches of another size are summed in another order: some float32 roundings in 20 steps.
@@ -471,7 +472,7 @@ def test_a_device_without_memory_is_one_line(n, says):
 def test_what_is_no_model_is_refused_wherever_one_belongs(model):
     image, uint8 = np.zeros((1, *SHAPE), np.float32), np.zeros((1, *SHAPE), np.uint8)
     for call in (
-        lambda: ddpm_jax.sample(model, 0, 1), lambda: ddpm_jax.denoise_fn(model),
+        lambda: ddpm_jax.denoise_fn(model),
         lambda: ddpm_jax.bits_per_dim(model, 0, uint8),
         lambda: ddpm_jax.save_pretrained(model, "never"),
         lambda: progressive.generate(model, 0, 1),
@@ -489,6 +490,36 @@ def test_what_is_no_model_is_refused_wherever_one_belongs(model):
         is_path = isinstance(model, (str, pathlib.Path))
         assert ("ddpm_jax.load('runs/digits')" in line) and ("is a path" in line) == is_path
         assert "\n" not in line and len(line) < 300
+
+
+@pytest.mark.parametrize("model", [None, 5, [1], object(), tiny_unet()])
+def test_what_is_no_model_is_not_sampled_from(model):
+    with pytest.raises(UserError, match="is not the Trained that .*write params = ddpm_jax.load"):
+        ddpm_jax.sample(model, 0, 1)
+
+
+def test_a_run_is_sampled_from_by_its_path(trained, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(run_folder, "load", lambda path: asked.append(path) or trained)
+    for path in ("runs/digits", tmp_path):
+        images = ddpm_jax.sample(path, 0, 2, num_steps=3)
+        np.testing.assert_array_equal(images, ddpm_jax.sample(trained, 0, 2, num_steps=3))
+    assert asked == ["runs/digits", tmp_path]
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="nowhere holds neither config.json nor a checkpoint"):
+        ddpm_jax.sample(tmp_path / "nowhere", 0, 1)
+
+
+def test_images_as_pictures_of_pillow(trained):
+    images = ddpm_jax.sample(trained, 0, 2, num_steps=3, output="pil")
+    expected = ddpm_jax.sample(trained, 0, 2, num_steps=3, output="uint8")
+    assert [image.size for image in images] == [SHAPE[1::-1]] * 2
+    for image, array in zip(images, expected):
+        np.testing.assert_array_equal(np.asarray(image).reshape(array.shape), array)
+    two = trained.replace(image_shape=(*SHAPE[:2], 2))
+    with pytest.raises(UserError, match="output='pil' needs images of 1, 3 or 4 channels, and the "
+                                        "model's have 2; write output='uint8'"):
+        ddpm_jax.sample(two, 0, 2, output="pil")
 
 
 def test_whole_floats_and_scalar_arrays_are_numbers(trained):

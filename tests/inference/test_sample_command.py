@@ -20,6 +20,7 @@ from ddpm_jax.diffusion import schedule as schedule_lib
 from ddpm_jax.errors import UserError
 from ddpm_jax.inference import editing, operators, sample_command, task_inputs
 from ddpm_jax.inference import sample as sample_lib
+from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.samplers import measurement_guide
 from ddpm_jax.samplers.settings import Settings
 from ddpm_jax.workdir import data_record, pictures, run_folder
@@ -158,6 +159,18 @@ def test_labels_of_new_images_are_those_of_training_data(task, monkeypatch):
     assert set(arrays) == {"arr_0", "arr_1"}
     source = loading.load("npz", data_dir=npz, labels=True)
     np.testing.assert_array_equal(source.labels[:], arrays["arr_1"])
+
+
+def test_classes_are_drawn_by_their_names(task, monkeypatch):
+    about = trained_lib.About(class_names=("ant", "bee", "cow", "doe"))
+    monkeypatch.setitem(MODELS, 1, tiny(1, num_classes=4).replace(about=about))
+    _, arrays, _ = task(1, num_images=5, labels=("cow", 1, "ant"))
+    np.testing.assert_array_equal(arrays["arr_1"], [2, 1, 0, 2, 1])
+    _, strip, _ = task(1, task="strip", variants=2, labels=("cow",))
+    _, same, _ = task(1, task="strip", variants=2, labels=(2,))
+    np.testing.assert_array_equal(strip["arr_0"], same["arr_0"])
+    with pytest.raises(UserError, match="config.sample.labels='cew' is none of the 4 classes: ant"):
+        task(1, num_images=2, labels=("cew",))
 
 
 def test_new_images_guided_by_a_worse_model(task, monkeypatch):

@@ -45,6 +45,35 @@ def test_the_first_misfit_is_named_with_both_shapes():
     assert trained_lib.first_misfit(more, TinyNet(), SHAPE) == ("more", "nothing", (3,))
 
 
+def test_where_a_model_is_from_is_no_part_of_what_is_compiled():
+    calls = []
+
+    @jax.jit
+    def total(trained):
+        calls.append(trained.step)
+        return trained.params["conv_in"]["bias"].sum()
+
+    made = [trained_lib.Trained(
+        params(), TinyNet(), schedule_lib.linear(20), process.Parameterization(), SHAPE,
+        about=trained_lib.About({"seed": step}, step, ("cat", "dog"))) for step in (1, 2)]
+    assert [float(total(trained)) for trained in made] == [0, 0] and calls == [1]
+    assert [trained.step for trained in made] == [1, 2]
+    assert made[1].config == {"seed": 2} and made[1].class_names == ("cat", "dog")
+    bare = made[0].replace(about=trained_lib.About())
+    assert (bare.config, bare.step, bare.class_names) == (None, None, ())
+
+
+def test_a_model_is_shown_in_one_line():
+    trained = trained_lib.Trained(
+        params(), TinyNet(), schedule_lib.linear(20), process.Parameterization(), SHAPE)
+    size = sum(leaf.size for leaf in jax.tree.leaves(params()))
+    assert repr(trained) == f"Trained(TinyNet of {size} parameters, images 8x8x1)"
+    told = trained.replace(
+        model=TinyNet(num_classes=3), about=trained_lib.About(step=12000))
+    assert repr(told).endswith("images 8x8x1, 3 classes, step 12,000)")
+    assert "\n" not in repr(jax.eval_shape(lambda: told))
+
+
 def test_trained_is_a_pytree_with_hashable_statics():
     trained = trained_lib.Trained(
         params(), TinyNet(), schedule_lib.linear(20), process.Parameterization(), SHAPE)

@@ -14,6 +14,7 @@ import optax
 import pytest
 from jax.profiler import ProfileData
 
+import ddpm_jax
 import exhausting
 from ddpm_jax.data.source import Source
 from ddpm_jax.errors import UserError
@@ -132,6 +133,19 @@ def test_averages_of_any_length_are_rebuilt(tiny, tmp_path, signals):
     apart = np.linalg.norm(exact[0.05] - exact[0.1])
     for width in (0.08, 0.15):  # Seen: 0.02 and 0.06 of that.
         assert np.linalg.norm(loaded(width) - exact[width]) < 0.1 * apart
+
+
+def test_a_period_of_0_is_never_but_the_last_step_is_saved(tiny, tmp_path):
+    config = tiny_config(**{f"train.{name}_every": 0 for name in
+                            ("log", "eval", "checkpoint", "sample", "ema_snapshot", "keep")})
+    trained = ddpm_jax.train(config, tmp_path)
+    assert checkpoints.steps(tmp_path) == [6] and trained.step == 6
+    assert not list(tmp_path.glob("samples/*")) and ddpm_jax.read_metrics(tmp_path) == []
+    config.train.eval_every = 3
+    config.train.num_steps = 9
+    ddpm_jax.train(config, tmp_path)
+    assert [row["step"] for row in ddpm_jax.read_metrics(tmp_path)] == [9]
+    assert "heldout_loss" in ddpm_jax.read_metrics(tmp_path)[0]
 
 
 def test_a_signal_in_the_last_step_changes_nothing(tiny, tmp_path, capsys, signals):

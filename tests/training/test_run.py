@@ -135,6 +135,17 @@ def test_labels_from_one_make_no_class_zero(begin):
             "data labels: image 3 has the label 5, which is none of the 4 classes")
 
 
+def test_the_names_of_the_classes_are_stored_and_may_be_set(begin):
+    named = from_array(numbered(12), labels=TURNS - 1, class_names=["ant", "bee", "cow", "doe"])
+    run = begin(named)
+    assert run_folder.parse(run.config_json).data.class_names == ("ant", "bee", "cow", "doe")
+    own = ("a", "b", "c", "d")
+    run = begin(named, **{"data.class_names": own})
+    assert run_folder.parse(run.config_json).data.class_names == own
+    refused(lambda: begin(named, **{"data.class_names": own[:3]}),
+            "class_names=.'a', 'b', 'c'. has 3 names for 4 classes; write")
+
+
 @pytest.mark.parametrize("num_classes, wanted", [
     (4, TURNS - 1), (5, TURNS), (7, TURNS), (3, None),
 ])
