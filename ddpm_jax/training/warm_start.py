@@ -11,7 +11,7 @@ from ddpm_jax.network import blocks, fields, unet
 from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.runtime import files
 from ddpm_jax.training.state import TrainState
-from ddpm_jax.weights import pretrained
+from ddpm_jax.weights import pretrained, single_file
 from ddpm_jax.workdir import run_folder
 
 # Fields of the network that need not agree by value: the shapes of the parameters show them, or
@@ -106,7 +106,7 @@ def find(
     if (files.path(source) / "checkpoints").is_dir():
         trained = run_folder.load(source)
         return trained.params, trained.model
-    if files.path(source).is_file():
+    if files.path(source).is_file() and not single_file.is_one(files.path(source)):
         trained = pretrained.from_state_dict(source, model, image_shape=image_shape)
         return trained.params, model
     return pretrained.to_start_from(source, image_shape, model.out_channels)

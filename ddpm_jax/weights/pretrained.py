@@ -16,7 +16,8 @@ from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.network.trained import Trained
 from ddpm_jax.runtime import files
 from ddpm_jax.weights import (
-    diffusers_config, diffusers_export, hub, layout, state_dicts, state_files,
+    diffusers_config, diffusers_export, embedded, hub, layout, single_file, state_dicts,
+    state_files,
 )
 
 
@@ -28,14 +29,16 @@ def from_pretrained(
     scheduler: Any = None,
     variant: str | None = None,
 ) -> Trained:
-    """The model of a folder or a hub repository that diffusers wrote.
+    """A model of the package, of a file of `save_pretrained`, or of diffusers.
 
-    The parameters give the outputs of `UNet2DModel` on the same images, timesteps and labels.
-    The arguments of `sample` decide about steps and clipping; a warning says where its defaults
-    differ from those of the scheduler. Nothing in the files is executed.
+    "digits" and "fashion-mnist" are in the package. The parameters of diffusers give the outputs
+    of `UNet2DModel` on the same images, timesteps and labels. The arguments of `sample` decide
+    about steps and clipping; a warning says where its defaults differ from those of the
+    scheduler. Nothing in the files is executed.
 
     Args:
-        source: a folder of `DDPMPipeline.save_pretrained`, of `UNet2DModel.save_pretrained`, or a
+        source: the name of one of the package; a file that `save_pretrained` wrote; or of diffusers
+            a folder of `DDPMPipeline.save_pretrained`, of `UNet2DModel.save_pretrained`, or a
             `checkpoint-500` of diffusers' trainer, of which the running average is taken; or a
             repository of the Hugging Face hub, for example "google/ddpm-ema-cifar10-32": taken
             from its cache, or fetched into it, which needs `pip install "ddpm_jax[hub]"`.
@@ -55,6 +58,11 @@ def from_pretrained(
             one that we do not have; the setting is named.
     """
     source = source if isinstance(source, str) else str(files.path(source))
+    ours = _of_this_package(source)
+    if ours is not None:
+        _check_free(source, null_label=null_label, image_size=image_size, scheduler=scheduler,
+                    variant=variant)
+        return single_file.read(ours)
     folder, found = hub.model(source, variant, scheduler is None)
     process = _process(folder, found, scheduler)
     with located(source):
@@ -66,10 +74,29 @@ def from_pretrained(
     return Trained(params, model, schedule, diffusion, image_shape)
 
 
+def _of_this_package(source: str) -> Any:
+    """The file of a model that this package wrote; None where `source` is none."""
+    path = files.path(source)
+    if path.is_file():
+        return path
+    return None if path.exists() else embedded.find(source)
+
+
+def _check_free(source, **options):
+    for field, value in options.items():
+        if value is not None:
+            raise UserError(
+                f"is for models of diffusers, and {source} is one of this package; leave it out.",
+                field=field, value=value,
+            )
+
+
 def to_start_from(
     source: Any, image_shape: tuple[int, int, int], out_channels: int
 ) -> tuple[dict[str, Any], unet.UNet]:
     """(parameters, network) as of `from_pretrained`, for training: needs no scheduler.
+
+    A file of weights alone holds those of a network that is yet to be named: see `from_state_dict`.
 
     Args:
         source: as in `from_pretrained`.
@@ -79,6 +106,9 @@ def to_start_from(
     Raises:
         UserError: as `from_pretrained`.
     """
+    if (ours := _of_this_package(source)) is not None:
+        trained = single_file.read(ours)
+        return trained.params, trained.model
     folder, found = hub.model(source, needs_scheduler=False)
     kind = "learned_range" if out_channels > image_shape[-1] else "fixed_large"
     process = _process(folder, found, None if found.scheduler else {"variance_type": kind})
@@ -167,6 +197,10 @@ def from_state_dict(
     schedule = schedule_lib.linear() if schedule is None else schedule
     diffusion.check(schedule)
     where = _where(path)
+    if isinstance(path, (str, os.PathLike)) and single_file.is_one(files.path(path)):
+        raise UserError(
+            f"{where} names its network itself; write ddpm_jax.from_pretrained({str(path)!r})."
+        )
     with located(where):
         weights, note = state_files.read(path, prefix)
         params = state_dicts.to_params(weights, model, image_shape)
@@ -184,22 +218,35 @@ def _where(source) -> Any:
     return source if isinstance(source, (str, os.PathLike)) else ""
 
 
-def save_pretrained(trained: Trained, folder: Any, *, clip: bool = True) -> None:
-    """Writes a folder that `DDPMPipeline.from_pretrained` opens, whole or not at all.
+def save_pretrained(
+    trained: Trained, folder: Any, *, clip: bool = True, dtype: str = "float32"
+) -> None:
+    """Writes a folder that `DDPMPipeline.from_pretrained` opens, or one file; whole or not at all.
 
-    diffusers then gives the same outputs, and samples with the same process. It knows labels and
-    conditions too, but its pipeline passes none: call its `unet`.
+    A name that ends with `.safetensors` is one file for `from_pretrained` and
+    `config.train.warm_start` here, of any of our networks. A folder is for diffusers too, which
+    gives the same outputs, and samples with the same process. It knows labels and conditions too,
+    but its pipeline passes none: call its `unet`.
 
     Args:
         trained: the model.
-        folder: where to write it; must not exist yet, or be empty.
-        clip: whether their chains keep x_0 in [-1, 1].
+        folder: where to write it; must not exist yet, or be empty. A file is replaced.
+        clip: whether the chains of diffusers keep x_0 in [-1, 1].
+        dtype: of the parameters in a file, "float32" or "bfloat16".
 
     Raises:
         UserError: the folder is not empty, or diffusers has no counterpart of a setting.
     """
     trained_lib.check(trained)
     folder = files.path(folder)
+    if folder.suffix == single_file.ENDING:
+        single_file.write(trained, folder, dtype)
+        return
+    if dtype != "float32":
+        raise UserError(
+            "is for one file, folder='NAME.safetensors'; diffusers' folders have float32",
+            field="dtype", value=dtype, instead={"dtype": "float32"},
+        )
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"folder={folder} holds something already; name one that does not exist.")
     index = {
