@@ -109,7 +109,7 @@ def _about(path) -> dict[str, Any] | None:
     except (KeyError, TypeError, RecursionError):
         return None
     except ValueError as error:
-        raise UserError(f"{path} cannot be read ({one_line(error)[:100]}).") from None
+        raise UserError(f"{path} is damaged ({one_line(error)[:100]}).") from None
 
 
 def _tuples(value: Any) -> Any:

@@ -81,9 +81,11 @@ def test_a_run_lives_in_a_store(run, bucket, tmp_path, capsys):
     assert says.startswith("8 images in gs://bucket/run/samples/ema_step_00000006_")
     with (workdir / "samples" / says.split("/")[-1]).open("rb") as file:
         assert file.read(4) == b"\x89PNG"
-    [arrays] = [path for path in (workdir / "samples").iterdir() if path.suffix == ".npz"]
-    with arrays.open("rb") as file, np.load(file) as stored:
-        assert stored["arr_0"].shape == (8, 8, 8, 1)
+    arrays = [path for path in (workdir / "samples").iterdir() if path.suffix == ".npz"]
+    assert len(arrays) == 2 and "latest.npz" in {path.name for path in arrays}
+    for path in arrays:
+        with path.open("rb") as file, np.load(file) as stored:
+            assert stored["arr_0"].shape == (8, 8, 8, 1)
 
     for i, digit in enumerate(loading.digits("test")[0][:2]):
         pictures.save_png(f"gs://bucket/{i}.png", digit)

@@ -87,7 +87,7 @@ def test_other_files_and_options_are_refused(tmp_path):
     with pytest.raises(UserError, match="was written by a later version of this package"):
         ddpm_jax.from_pretrained(path)
     path.write_bytes(b"\x10" + bytes(7) + b"no JSON at all..")
-    with pytest.raises(UserError, match="model.safetensors cannot be read"):
+    with pytest.raises(UserError, match="model.safetensors is damaged"):
         ddpm_jax.from_pretrained(path)
 
 
