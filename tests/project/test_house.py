@@ -23,7 +23,8 @@ HEAVY = {"ddpm_jax", "flax", "jax", "numpy", "optax"}
 # Who reads the config; `train` of training/loop.py hands it on to training/run.py.
 READERS = ("cli.py", "config.py", "config_file.py", "validation.py", "planning.py", "lowering.py",
            "forecast.py", "training/run.py", "training/phases.py", "evaluation/evaluate.py",
-           "inference/sample_command.py", "workdir/run_folder.py", "workdir/stored.py")
+           "inference/sample_command.py", "workdir/run_folder.py", "workdir/stored.py",
+           "reporting/commands.py", "reporting/contents.py")
 LONGEST = 60
 
 
