@@ -21,6 +21,7 @@ _HOME = {
     "from_state_dict": "weights.pretrained",
     "load": "workdir.run_folder",
     "read_metrics": "workdir.metrics_file",
+    "report": "reporting.report",
     "sample": "inference.sample",
     "save_pretrained": "weights.pretrained",
     "StopTraining": "errors",

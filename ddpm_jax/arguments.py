@@ -39,6 +39,10 @@ def with_stored(argv: list[str], modes: Sequence[str]) -> list[str]:
         UserError: there is no run, or a change has no effect there.
     """
     mode, folder, changes = last(argv, "mode") or "train", last(argv, "workdir"), overrides(argv)
+    if mode == "report":
+        for change in changes:
+            raise UserError(f"{change} is not read by --mode=report; leave it out.")
+        return argv
     if mode == "distill":
         folder = last(argv, "config.distill.teacher")
     if last(argv, "config") is not None or not folder or mode not in modes:

@@ -30,7 +30,7 @@ Train a diffusion model, sample from one, or measure it.
   --config.GROUP.NAME=V   another value for one setting, of that config or of the run's own;
                           tuples as "(1, 2, 2)".
   --workdir=FOLDER        checkpoints, samples and logs; a second start continues.
-  --mode=train|sample|evaluate|plan|distill|config
+  --mode=train|sample|evaluate|plan|distill|config|report
                           train is the default; sample writes config.sample.num_images images to
                           FOLDER/samples as a PNG grid and as .npz (arr_0, uint8 [n, h, w, c]),
                           or does config.sample.task with the files of config.sample.inputs;
@@ -40,7 +40,10 @@ Train a diffusion model, sample from one, or measure it.
                           distill teaches students of config.distill.teacher, another workdir, to
                           draw in 128, 64, ... 1 steps, each in FOLDER/steps_N; without --config
                           they are trained as the teacher was;
-                          config prints every setting as it would be used, one a line.
+                          config prints every setting as it would be used, one a line;
+                          report writes what FOLDER holds as one page, FOLDER/report.html; of
+                          several, --workdir=A,B,C, it compares them.
+  --report=FILE           with --mode=report: another file for the page.
   --target=NAME           with --mode=plan: the same for accelerators that are not here, compiled
                           and not run: TPUs as v5e:2x4, v4:2x2x1, v3:2x2 (chips; pip install
                           libtpu), or h200 (JAX's CUDA plugin). It takes minutes.
@@ -55,7 +58,7 @@ Every setting, its value and its meaning: configs/cifar10.py. Compiled programs 
 ~/.cache/ddpm_jax, unless JAX_ENABLE_COMPILATION_CACHE=false."""
 
 FLAG_ERRORS = (flags.Error, TypeError, ValueError)  # What reading a setting's value raises.
-MODES = ("train", "sample", "evaluate", "plan", "distill", "config")
+MODES = ("train", "sample", "evaluate", "plan", "distill", "config", "report")
 _START = "--config=configs/digits.py --workdir=runs/digits"
 # A file system that is full, over its quota or its files' size, read-only or failing.
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
@@ -78,6 +81,7 @@ config_flags.register_flag_parser_for_type(int, _WholeNumber())
 _config = config_flags.DEFINE_config_file("config", lock_config=True)
 _workdir = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _mode = flags.DEFINE_string("mode", "train", "What to do.")
+_report = flags.DEFINE_string("report", None, "File of the page of --mode=report.")
 _target = flags.DEFINE_string("target", None, "Devices to plan for.")
 _multihost = flags.DEFINE_boolean("multihost", False, "Join the processes of a cluster.")
 _coordinator = flags.DEFINE_string("coordinator", None, "Address of process 0, as host:port.")
@@ -149,6 +153,10 @@ def _check_flags():
         raise UserError("--workdir is missing; write for example --workdir=runs/digits.")
     if _target.value and _mode.value != "plan":
         raise UserError(f"--target={_target.value} is for --mode=plan; leave one of them out.")
+    if _report.value and _mode.value != "report":
+        raise UserError(f"--report={_report.value} is for --mode=report; leave one of them out.")
+    if _mode.value == "report":
+        _check_report()
     if _mode.value == "plan" and _joins():
         raise UserError("--mode=plan is for one process; leave --multihost and --coordinator out.")
     if _multihost.value and _by_hand():
@@ -157,6 +165,15 @@ def _check_flags():
     needs_config = _mode.value in ("train", "distill") or not _workdir.value
     if needs_config and _config.value is None:
         raise UserError("--config is missing; write for example --config=configs/digits.py.")
+
+
+def _check_report():
+    """It reads what there is, so no flag but --workdir and --report has a use."""
+    if _config.value is not None:
+        raise UserError("--mode=report takes the configs of its workdirs; leave --config out.")
+    if _joins():
+        raise UserError("--mode=report is for one process; leave --multihost and --coordinator "
+                        "out.")
 
 
 def _by_hand() -> dict:
@@ -207,7 +224,7 @@ def _run(argv):
     if not _target.value:  # JAX cannot read programs for devices that are not here.
         compilation_cache.enable()
     work = {"train": _train, "sample": _sample, "evaluate": _evaluate, "plan": _plan,
-            "distill": _distill, "config": _print_config}
+            "distill": _distill, "config": _print_config, "report": _write_report}
     with exits(_workdir.value), _joined():
         return work[_mode.value](_config.value, _workdir.value)
 
@@ -319,6 +336,15 @@ def _print_config(config, workdir):
         config = run_folder.filled(config, stored, workdir)
     for name, value in config_lib.leaves(validation.checked(config)):
         print(shlex.quote(f"--config.{name}={value}"))
+
+
+def _write_report(config, workdir):
+    del config
+    from ddpm_jax.reporting import report
+
+    folder = report.files.path(workdir)  # A comma may be part of its name.
+    workdirs = [workdir] if folder.exists() else [name for name in workdir.split(",") if name]
+    print(report.report(workdirs, _report.value))
 
 
 def _forecast(config):

@@ -369,7 +369,7 @@ def _strip(job):
         says += ' (for an MP4 as well: pip install -e ".[video]")'
     return {
         "arr_0": job.data(images), "x_t": pixels.to_uint8(way.x_t),
-        "x_0": pixels.to_uint8(way.x_0),
+        "x_0": pixels.to_uint8(way.x_0), "calls_left": np.int32(at) + 1,
     }, None, f"{says}:"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 COLOURS = 8  # Of `page.css`, by the classes c0, c1, ...; a ninth line has the first again, dashed.
 _WIDTH, _HEIGHT = 480, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 14, 12, 48
+_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 26, 12, 48
 _MOST = 400  # Points of a line.
 _WIDE = 8.0  # Highest value over lowest from which an axis is logarithmic.
 
@@ -58,7 +58,7 @@ def line_chart(
         for number, (label, _, _) in enumerate(thinned)
     )
     size = max(size for _, _, size in thinned)
-    note = f'<p class="note">Each point is the mean of {size} rows.</p>' if size > 1 else ""
+    note = f'<p class="note">Each point is the mean of {size} neighbours.</p>' if size > 1 else ""
     return (
         f'<figure class="chart"><figcaption>{html.escape(title)}</figcaption>'
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html.escape(title)}">'

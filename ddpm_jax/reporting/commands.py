@@ -29,6 +29,9 @@ def train(settings: Mapping[str, Any], name: str) -> str:
         settings: of the run, by their names as "train.num_steps".
         name: of its workdir.
     """
+    settings = dict(settings)
+    if settings.get("data.image_width") == settings.get("data.image_size"):
+        settings["data.image_width"] = 0  # The run has filled it in.
     differing = {
         base: [key for key in settings if key in theirs and not _same(theirs[key], settings[key])]
         for base, theirs in _shipped().items()
@@ -92,7 +95,15 @@ def _same(a, b):
 
 def _written(flags, changes):
     flags = [*flags, *(f"--config.{key}={_value(value)}" for key, value in changes.items())]
-    return " ".join([_PROGRAM, *map(shlex.quote, flags)])
+    return " ".join([_PROGRAM, *map(_quoted, flags)])
+
+
+def _quoted(flag):
+    """As the documentation writes it: --config.evaluate.metrics="('bpd',)"."""
+    name, equals, value = flag.partition("=")
+    if "'" in value and not set(value) & set('"$`\\!'):
+        return f'{name}{equals}"{value}"'
+    return shlex.quote(flag)
 
 
 def _value(value):

@@ -2,9 +2,10 @@
 
 import base64
 import dataclasses
+import functools
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -13,7 +14,7 @@ from ddpm_jax.runtime import files
 
 _SIDES = (1200, 800, 560, 400, 280, 180)  # Longest sides that are tried, in order.
 _COUNTS = (24, 12, 8)  # Numbers of pictures of a row that are tried at each of them.
-DAMAGE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # What Pillow raises.
+_DAMAGE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # What Pillow raises.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Fitted:
     Attributes:
         kept: places of those that were kept, in order.
         pictures: these.
-        note: what was left out or made smaller, a sentence; "" for nothing.
+        note: what was left out, made smaller or damaged, in sentences; "" for nothing.
     """
 
     kept: tuple[int, ...]
@@ -45,56 +46,75 @@ class Fitted:
     note: str
 
 
-def read(path: Any) -> Image.Image:
-    """A picture file, grey, RGB or RGBA.
+class _Source(NamedTuple):
+    """A picture as read: of at most the longest side, and what it was before."""
 
-    Raises:
-        OSError, ValueError, SyntaxError, DecompressionBombError: it is damaged; see `DAMAGE`.
-    """
-    with files.path(path).open("rb") as file, Image.open(file) as image:
-        image.load()
-        return image if image.mode in ("L", "RGB", "RGBA") else image.convert("RGB")
+    image: Image.Image
+    shown: tuple[int, int]
+    longest: int
 
 
-def fitted(images: Sequence[Image.Image], num_bytes: int, fewest: int = 2) -> Fitted:
-    """As many of the pictures as fit, evenly chosen, the first and last among them.
+def fitted(sources: Sequence[Any], num_bytes: int, fewest: int = 2) -> Fitted:
+    """As many pictures as fit, evenly chosen, the first and last among them.
 
     Enlarged pixels are stored once, which loses nothing. What does not fit is made fewer, then
-    smaller.
+    smaller. Damaged files are left out, and those that are not chosen are not read.
 
     Args:
-        images: in order.
+        sources: paths of files, or pictures of Pillow (grey, RGB or RGBA), in order.
         num_bytes: of all of them in the page, at most.
         fewest: how many to keep where fewer would fit at a larger size.
     """
-    if not images:
+    if not sources:
         return Fitted((), (), "")
-    small = [_unenlarged(image) for image in images]
-    counts = sorted({min(len(images), max(fewest, count)) for count in _COUNTS}, reverse=True)
+    read = functools.cache(lambda place: _read(sources[place]))
+    encoded = functools.cache(lambda place, side: _encoded(read(place).image, side))
+    counts = sorted({min(len(sources), max(fewest, count)) for count in _COUNTS}, reverse=True)
     for side in _SIDES:
         for count in counts:
-            kept = tuple(np.linspace(0, len(images) - 1, count).round().astype(int).tolist())
-            encoded = [_encoded(small[i], side) for i in kept]
-            if sum(map(len, encoded)) <= num_bytes:
-                break
-        else:
-            continue
-        break
-    shown = tuple(
-        Embedded("data:image/png;base64," + text, *images[i].size)
-        for i, text in zip(kept, encoded)
-    )
-    return Fitted(kept, shown, _note(len(images), count, side, [small[i] for i in kept]))
+            chosen = np.linspace(0, len(sources) - 1, count).round().astype(int).tolist()
+            kept = tuple(place for place in chosen if read(place) is not None)
+            texts, room = [], num_bytes
+            for place in kept:
+                texts.append(encoded(place, min(side, max(read(place).image.size))))
+                room -= len(texts[-1])
+                if room < 0:
+                    break
+            else:
+                pictures = tuple(
+                    Embedded(f"data:image/png;base64,{text}", *read(place).shown)
+                    for place, text in zip(kept, texts)
+                )
+                smaller = any(read(place).longest > side for place in kept)
+                note = _note(len(sources), count, side if smaller else 0, count - len(kept))
+                return Fitted(kept, pictures, note)
+    return Fitted((), (), "The pictures are too large for this page.")
 
 
-def _note(total, count, side, small):
-    parts = []
-    if count < total:
-        parts.append(f"{count} of {total} are shown, evenly chosen")
-    if any(max(image.size) > side for image in small):
-        parts.append(f"they are made smaller, {side} pixels at the longer side")
+def _note(total, count, side, damaged):
+    parts = [f"{count} of {total} are shown, evenly chosen"] if count < total else []
+    parts += [f"they are made smaller, {side} pixels at the longer side"] if side else []
     text = ", and ".join(parts)
-    return f"{text[0].upper()}{text[1:]}, to keep this page small." if text else ""
+    text = f"{text[0].upper()}{text[1:]}, to keep this page small." if text else ""
+    return f"{text} {damaged} cannot be read: damaged.".strip() if damaged else text
+
+
+def _read(source) -> _Source | None:
+    """None if it is damaged."""
+    try:
+        image = source if isinstance(source, Image.Image) else _opened(source)
+    except _DAMAGE:
+        return None
+    small = _unenlarged(image)
+    longest = max(small.size)
+    small.thumbnail((_SIDES[0], _SIDES[0]))
+    return _Source(small, image.size, longest)
+
+
+def _opened(path):
+    with files.path(path).open("rb") as file, Image.open(file) as image:
+        image.load()
+        return image if image.mode in ("L", "RGB", "RGBA") else image.convert("RGB")
 
 
 def _unenlarged(image):
@@ -114,5 +134,5 @@ def _encoded(image, side):
         image = image.copy()
         image.thumbnail((side, side))
     file = io.BytesIO()
-    image.save(file, "PNG", optimize=True)
+    image.save(file, "PNG")
     return base64.b64encode(file.getvalue()).decode()

@@ -20,7 +20,7 @@ ROOMS = {
     "inference": _WORLD,
     "training": _WORK,
     "evaluation": _WORK,
-    "reporting": {"config", "runtime", "workdir"},
+    "reporting": {"config", "evaluation", "runtime", "workdir"},
     "planning": _WORK | {"evaluation", "training"},
     "lowering": _WORK | {"evaluation", "planning", "training"},
     "forecast": _WORK | {"evaluation", "lowering", "planning", "training"},

@@ -400,6 +400,7 @@ def test_a_long_chain_is_shown_at_twenty_moments(task, monkeypatch):
     monkeypatch.setitem(MODELS, 3, MODELS[3].replace(schedule=schedule_lib.linear(50, 1e-3, 0.3)))
     _, arrays, _ = task(task="strip", num_steps=0, variants=1)
     assert arrays["x_t"].shape == (20, 1, 8, 8, 3)
+    assert arrays["calls_left"][[0, -1]].tolist() == [50, 1]
 
 
 def test_pictures_become_what_the_model_takes(task, inputs):

@@ -49,7 +49,8 @@ def test_the_wheel_has_what_is_needed_and_no_more(installed):
     with zipfile.ZipFile(next(installed.glob("*.whl"))) as archive:
         names = archive.namelist()
     sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "ddpm_jax").rglob("*.py")}
-    assert {"ddpm_jax/py.typed", "ddpm_jax/data/digits.npz", *sources} <= set(names)
+    page = {f"ddpm_jax/reporting/page.{ending}" for ending in ("css", "js")}
+    assert {"ddpm_jax/py.typed", "ddpm_jax/data/digits.npz", *page, *sources} <= set(names)
     configs = {path.name for path in (ROOT / "configs").glob("*.py")}
     assert {name.rpartition("/")[2] for name in names if "/configs/" in name} == configs
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"ddpm_jax"}

@@ -61,7 +61,7 @@ def test_many_points_are_means_and_the_figure_says_so():
     points = [(step, step % 2) for step in range(4000)]
     figure = drawn(Series("loss", points))
     assert len(line(figure)) == 400 and len({y for _, y in line(figure)}) == 1
-    assert "the mean of 10 rows" in "".join(figure.itertext())
+    assert "the mean of 10 neighbours" in "".join(figure.itertext())
 
 
 def test_a_single_point_is_a_dot_and_none_is_no_figure():

@@ -56,13 +56,16 @@ def test_none_is_none():
     assert embedding.fitted([], 10) == embedding.Fitted((), (), "")
 
 
-def test_damage_is_one_of_the_errors_that_are_named(tmp_path):
-    for content in (b"", b"no picture", b"\x89PNG\r\n\x1a\n"):
-        (tmp_path / "a.png").write_bytes(content)
-        with pytest.raises(embedding.DAMAGE):
-            embedding.read(tmp_path / "a.png")
+def test_damaged_files_are_left_out_and_said(tmp_path):
+    noise(8).save(tmp_path / "0.png")
+    whole = (tmp_path / "0.png").read_bytes()
+    for name, content in enumerate((b"", b"no picture", b"\x89PNG\r\n\x1a\n", whole[:-40]), 1):
+        (tmp_path / f"{name}.png").write_bytes(content)
+    fitted = embedding.fitted([tmp_path / f"{name}.png" for name in (*range(5), 9)], 10**6)
+    assert fitted.kept == (0,) and fitted.note == "5 cannot be read: damaged."
 
 
 def test_a_file_is_read_whatever_its_mode(tmp_path):
     noise(8).convert("P").save(tmp_path / "a.png")
-    assert embedding.read(tmp_path / "a.png").mode == "RGB"
+    picture, = embedding.fitted([tmp_path / "a.png"], 10**6).pictures
+    assert decoded(picture).mode == "RGB"
