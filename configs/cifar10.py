@@ -191,8 +191,8 @@ def get_config() -> ml_collections.ConfigDict:
     ))
     config.evaluate = Config(dict(
         metrics=("bpd",),     # or loss ode_bpd nats_ode progressive fid sfid kid is
-                              # precision_recall frechet_pixels sweep nearest_pixels
-                              # nearest_features draws
+                              # precision_recall density_coverage frechet_pixels sweep
+                              # nearest_pixels nearest_features draws
         weights=(),           # several in turn, as of sample.weights: "('ema', 'sigma_rel=0.1')";
                               # (): that of sample.weights
         checkpoints="newest",                # or "all", "follow" (a run in progress), or a step

@@ -79,6 +79,10 @@ def _samples(job):
     return job.samples_protocol()
 
 
+def _balls(job):
+    return {"k": metrics.BALL_NEIGHBOURS}
+
+
 def _draws(job):
     values = job.samples_protocol()
     del values["num_samples"], values["rounding"], values["condition_images"]
@@ -100,10 +104,10 @@ def _sweep(job):
     }
 
 
-def _feature_score(score, **traits) -> Metric:
-    """The entry of a score of Inception features."""
+def _feature_score(score, *also, **traits) -> Metric:
+    """The entry of a score of Inception features, which depends on the samples and `also`."""
     return Metric(
-        functools.partial(metrics.feature_score, score=score), depends_on=(_samples,),
+        functools.partial(metrics.feature_score, score=score), depends_on=(_samples, *also),
         needs_samples=True, needs_inception=True, in_sweeps=True, **traits,
     )
 
@@ -126,6 +130,9 @@ METRICS: dict[str, Metric] = {
     "is": _feature_score(metrics.inception_score, higher_is_better=True),
     "precision_recall": _feature_score(
         metrics.precision_recall, needs_references=True, higher_is_better=True,
+    ),
+    "density_coverage": _feature_score(
+        metrics.density_coverage, _balls, needs_references=True, higher_is_better=True,
     ),
     "frechet_pixels": Metric(
         metrics.frechet_pixels, depends_on=(_samples,), needs_samples=True,

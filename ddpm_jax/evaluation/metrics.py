@@ -31,6 +31,7 @@ from ddpm_jax.runtime import files, partial_results
 from ddpm_jax.workdir import pictures, plots
 
 MAX_PIXELS = 4096  # Pixels times channels of an image, whose covariance is 128 MB.
+BALL_NEIGHBOURS = 5  # The k of density and coverage.
 _SHOWN = 10  # Images in a picture.
 
 
@@ -260,6 +261,19 @@ def precision_recall(samples: SampleFeatures, reference: Reference) -> dict[str,
         )
     shares = nearest_lib.precision_recall(samples.features, features)
     return {"value": shares.precision, "recall": shares.recall}
+
+
+def density_coverage(samples: SampleFeatures, reference: Reference) -> dict[str, Any]:
+    """Density and coverage, k = 5 (Naeem et al. 2020)."""
+    features = _features(reference, "density_coverage")
+    if len(features) <= BALL_NEIGHBOURS:
+        raise UserError(
+            f"density_coverage needs more than {BALL_NEIGHBOURS} images to compare with, not "
+            f"{len(features)}; name another reference."
+        )
+    scored = nearest_lib.density_coverage(samples.features, features, BALL_NEIGHBOURS)
+    return {"value": scored.density, "coverage": scored.coverage,
+            "reference_features": len(features)}
 
 
 def inception_score(samples: SampleFeatures) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Exact nearest neighbours, and what is computed from them: precision and recall, copied images.
+"""Exact nearest neighbours, and scores of them: precision, recall, density, coverage, copies.
 
 Distances between large sets are screened on the accelerator in float32 and decided on the host in
 float64, so the results do not depend on the device. The audit for copies follows Figs. 12 and 15
@@ -46,6 +46,19 @@ class PrecisionRecall(NamedTuple):
     recall: float
 
 
+class DensityCoverage(NamedTuple):
+    """Density and coverage.
+
+    Attributes:
+        density: how many balls of the reference contain a sample, on average, over k: at least 0,
+            1 on average for two sets of one distribution, more for samples in its dense parts.
+        coverage: share of the reference's balls that contain a sample, in [0, 1].
+    """
+
+    density: float
+    coverage: float
+
+
 class Neighbours(NamedTuple):
     """The k rows nearest to each query, nearest first.
 
@@ -82,8 +95,39 @@ def precision_recall(features: Any, reference: Any, k: int = 3) -> PrecisionReca
             "smaller k."
         )
     return PrecisionRecall(
-        precision=float(_inside(features, reference, _radii(reference, k)).mean()),
-        recall=float(_inside(reference, features, _radii(features, k)).mean()),
+        precision=float(np.mean(_containing(features, reference, _radii(reference, k)) > 0)),
+        recall=float(np.mean(_containing(reference, features, _radii(features, k)) > 0)),
+    )
+
+
+def density_coverage(features: Any, reference: Any, k: int = 5) -> DensityCoverage:
+    """Density and coverage (Naeem et al. 2020, "Reliable Fidelity and Diversity Metrics").
+
+    Only the reference has balls, closed ones that reach to the k-th nearest other row, so an
+    outlier among the samples changes little, unlike in recall. For n samples and m reference
+    images of one distribution, the mean of density is 1 and that of coverage is
+    1 - (m-1)...(m-k) / ((n+m-1)...(n+m-k)), about 1 - 1 / 2^k if n = m. Values compare only for the
+    same network, k and numbers of images.
+
+    Args:
+        features: [n, d] of the samples.
+        reference: [m, d], m > k.
+        k: which neighbour sets the radius of a ball; the paper's 5.
+
+    Raises:
+        ValueError: the two differ in d, hold NaN or infinity, or the reference has too few rows.
+    """
+    features, reference = checked_pair(features, reference)
+    k = at_least("k", k, 1)
+    if k >= len(reference):
+        raise UserError(
+            f"k={k} must be less than {len(reference)}, the rows of the reference; use more images "
+            "or a smaller k."
+        )
+    radii = _radii(reference, k)
+    return DensityCoverage(
+        density=float(_containing(features, reference, radii).mean() / k),
+        coverage=float(np.mean(nearest(reference, features).distances[:, 0] <= radii)),
     )
 
 
@@ -92,15 +136,20 @@ def _radii(rows: np.ndarray, k: int) -> np.ndarray:
     return nearest(rows, rows, k + 1).distances[:, k]
 
 
-def _inside(queries: np.ndarray, centres: np.ndarray, radii: np.ndarray) -> np.ndarray:
-    """bool [n]: whether any of the closed balls contains the query."""
-    inside = np.zeros(len(queries), bool)
-    for place, indices, keys in _candidates(queries, centres, radii**2, SPARE):
-        for i, among, key in zip(range(place, len(queries)), indices, keys):
-            inside[i] = np.any(exact_distances(queries[i], centres[among]) <= radii[among])
-            if not (inside[i] or key[-1] > 0):  # A ball that is no candidate may contain it.
-                inside[i] = np.any(exact_distances(queries[i], centres) <= radii)
-    return inside
+def _containing(queries: np.ndarray, centres: np.ndarray, radii: np.ndarray) -> np.ndarray:
+    """int [n]: how many of the closed balls contain each query."""
+    counts = np.zeros(len(queries), int)
+    squared = np.square(radii).astype(np.float32)
+    below, above = (np.nextafter(squared, np.float32(end)) for end in (-np.inf, np.inf))
+    for place, rows, block, balls in _blocks(queries, centres):
+        inside, unsure = _decided(*_distances(block, balls), below[rows], above[rows])
+        counts[place : place + len(block)] += inside
+        unsure = np.asarray(unsure)
+        for i in np.flatnonzero(unsure.any(axis=1)):
+            among = rows.start + np.flatnonzero(unsure[i])
+            distances = exact_distances(queries[place + i], centres[among])
+            counts[place + i] += np.count_nonzero(distances <= radii[among])
+    return counts
 
 
 def nearest(queries: Any, reference: Any, k: int = 1) -> Neighbours:
@@ -129,8 +178,7 @@ def nearest(queries: Any, reference: Any, k: int = 1) -> Neighbours:
     neighbours = Neighbours(
         np.empty((len(queries), k)), np.empty((len(queries), k), dtype=np.int64)
     )
-    no_offsets = np.zeros(len(reference))
-    for place, indices, keys in _candidates(queries, reference, no_offsets, k + SPARE):
+    for place, indices, keys in _candidates(queries, reference, k + SPARE):
         for i, among, key in zip(range(place, len(queries)), indices, keys):
             distances = exact_distances(queries[i], reference[among])
             kth = np.partition(distances, k - 1)[k - 1]
@@ -152,35 +200,39 @@ def exact_distances(query: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return np.sqrt(squared)
 
 
-def _candidates(queries, reference, offsets, count):
-    """The rows that may be nearest: those with the smallest keys.
-
-    The key of a row is a lower bound of its squared distance, less its offset.
+def _candidates(queries, reference, count):
+    """The rows that may be nearest: those with the smallest lower bounds of squared distances.
 
     Args:
-        offsets: [m].
         count: candidates per query; all rows if m is smaller.
 
     Yields:
         For each block of queries its first index, and the candidates' indices [b, count] and keys
-        [b, count], ascending. Every other row has a key that is at least the last.
+        [b, count], their bounds, ascending. Every other row has a key that is at least the last.
     """
+    count = min(count, len(reference))
+    for place, rows, block, part in _blocks(queries, reference):
+        if rows.start == 0:
+            keys, indices = np.empty((len(block), 0)), np.empty((len(block), 0), np.int64)
+        new = _smallest(*_distances(block, part), count)
+        keys = np.concatenate([keys, -np.asarray(new[0])], axis=1)
+        indices = np.concatenate([indices, rows.start + np.asarray(new[1])], axis=1)
+        order = np.argsort(keys, axis=1, kind="stable")[:, :count]
+        keys = np.take_along_axis(keys, order, axis=1)
+        indices = np.take_along_axis(indices, order, axis=1)
+        if rows.stop == len(reference):
+            yield place, indices, keys
+
+
+def _blocks(queries, reference):
+    """(first query, slice of the reference, float32 queries, float32 rows) of every block."""
     centre = reference.mean(axis=0, dtype=np.float64)  # Nearer the origin, less cancels.
     reference = _centred(reference, centre)
-    count = min(count, len(reference))
     for place in range(0, len(queries), ROWS):
         block = _centred(queries[place : place + ROWS], centre)
-        keys, indices = np.empty((len(block), 0)), np.empty((len(block), 0), np.int64)
         for start in range(0, len(reference), REFERENCE_ROWS):
-            rows = slice(start, start + REFERENCE_ROWS)
-            lower = _lower_bounds(block, reference[rows])
-            new = _smallest(lower, offsets[rows].astype(np.float32), count)
-            keys = np.concatenate([keys, -np.asarray(new[0])], axis=1)
-            indices = np.concatenate([indices, start + np.asarray(new[1])], axis=1)
-            order = np.argsort(keys, axis=1, kind="stable")[:, :count]
-            keys = np.take_along_axis(keys, order, axis=1)
-            indices = np.take_along_axis(indices, order, axis=1)
-        yield place, indices, keys
+            rows = slice(start, min(start + REFERENCE_ROWS, len(reference)))
+            yield place, rows, block, reference[rows]
 
 
 def _centred(rows: np.ndarray, centre: np.ndarray) -> np.ndarray:
@@ -188,8 +240,8 @@ def _centred(rows: np.ndarray, centre: np.ndarray) -> np.ndarray:
     return np.subtract(rows, centre, out=centred, dtype=np.float64, casting="same_kind")
 
 
-def _lower_bounds(a: np.ndarray, b: np.ndarray) -> jax.Array:
-    """float32 [n, m] lower bounds of the squared distances, close to them.
+def _distances(a: np.ndarray, b: np.ndarray) -> tuple[jax.Array, jax.Array, jax.Array, float]:
+    """(squared distances [n, m], |a|^2 [n], |b|^2 [m], error) in float32, for `_bounds`.
 
     A float32 sum of d products is off by at most d unit roundoffs of |a||b|, in any order. Sixteen
     more cover the rounding of the rows, of the norms and of the last sums.
@@ -199,7 +251,7 @@ def _lower_bounds(a: np.ndarray, b: np.ndarray) -> jax.Array:
         part = _squared(a[:, start : start + COLUMNS], b[:, start : start + COLUMNS])
         squared, norms_a, norms_b = squared + part[0], norms_a + part[1], norms_b + part[2]
     terms = min(a.shape[1], COLUMNS) + a.shape[1] // COLUMNS + 16
-    return _lowered(squared, norms_a, norms_b, terms * UNIT_ROUNDOFF)
+    return squared, norms_a, norms_b, terms * UNIT_ROUNDOFF
 
 
 @jax.jit
@@ -209,15 +261,28 @@ def _squared(a, b):
     return norms_a[:, None] + norms_b[None, :] - 2 * products, norms_a, norms_b
 
 
-@jax.jit
-def _lowered(squared, norms_a, norms_b, error):
+def _bounds(squared, norms_a, norms_b, error):
+    """Lower and upper bounds [n, m] of the squared distances, close to them."""
     reach = jnp.sqrt(norms_a)[:, None] + jnp.sqrt(norms_b)[None, :]
-    return jnp.maximum(squared - error * reach**2, 0)
+    slack = error * reach**2
+    return jnp.maximum(squared - slack, 0), squared + slack
 
 
 @functools.partial(jax.jit, static_argnames="count")
-def _smallest(lower, offsets, count):
-    return jax.lax.top_k(offsets[None, :] - lower, min(count, lower.shape[1]))
+def _smallest(squared, norms_a, norms_b, error, count):
+    lower, _ = _bounds(squared, norms_a, norms_b, error)
+    return jax.lax.top_k(-lower, min(count, lower.shape[1]))
+
+
+@jax.jit
+def _decided(squared, norms_a, norms_b, error, below, above):
+    """How many balls [n] contain each query, and those [n, m] of which float32 cannot tell.
+
+    `below` and `above` [m] are bounds of the squared radii.
+    """
+    lower, upper = _bounds(squared, norms_a, norms_b, error)
+    inside = upper <= below[None, :]
+    return jnp.sum(inside, axis=1), (lower <= above[None, :]) & ~inside
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from ddpm_jax.network.trained import Trained
 from ddpm_jax.network.unet import UNet
 
 ROOT = pathlib.Path(__file__).parents[2]
-WITH_INCEPTION = {"fid", "sfid", "kid", "is", "precision_recall"}
+WITH_INCEPTION = {"fid", "sfid", "kid", "is", "precision_recall", "density_coverage"}
 
 
 def job_for(**evaluate):
@@ -51,6 +51,7 @@ KEYS = {
     "nats_ode": "fdde780179199aad", "progressive": "e3b67ddd69ce90b6",
     "draws": "b6ce83d6e40ebbc9", "fid": "5bf6406367d18623", "sfid": "5bf6406367d18623",
     "kid": "5bf6406367d18623", "is": "f7d7df4b138b2acb", "precision_recall": "5bf6406367d18623",
+    "density_coverage": "a5248e38c6955661",
     "frechet_pixels": "3c618ba0d08c2699", "sweep": "0f55bb7e5a3e00bc",
     "nearest_pixels": "699e09366ef7a9a3", "nearest_features": "8ab76b430b8d11fc",
 }
@@ -103,6 +104,12 @@ def test_a_protocol_is_json_of_what_the_value_depends_on():
     }
 
 
+def test_the_protocol_of_density_and_coverage_has_their_k():
+    job = job_for(metrics=("density_coverage",))
+    fid = protocol("fid", job_for(metrics=("fid",)))
+    assert protocol("density_coverage", job) == fid | {"k": 5} and fid["num_samples"] == 13
+
+
 def test_the_images_that_samples_go_by_are_known_by_their_content(tmp_path):
     random = np.random.default_rng(0)
     arrays = {name: random.integers(0, 256, (9, 8, 8, 1), np.uint8) for name in (
@@ -140,7 +147,7 @@ def test_a_file_of_statistics_is_known_by_its_content(tmp_path, monkeypatch):
     ("needs_references", WITH_INCEPTION - {"is"} | {"frechet_pixels"}),
     ("needs_condition", {"draws"}),
     ("in_sweeps", WITH_INCEPTION | {"frechet_pixels"}),
-    ("higher_is_better", {"is", "precision_recall", "nats_ode"}),
+    ("higher_is_better", {"is", "precision_recall", "density_coverage", "nats_ode"}),
 ])
 def test_traits(trait, names):
     assert {name for name, metric in catalogue.METRICS.items() if getattr(metric, trait)} == names

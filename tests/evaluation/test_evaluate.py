@@ -104,7 +104,8 @@ def test_every_metric_leaves_a_row_and_a_line(workdir, capsys):
     )
     config = small_config(metrics=metrics)
     rows = ddpm_jax.evaluate(config, workdir)
-    against = ("fid", "sfid", "kid", "precision_recall", "frechet_pixels", "sweep")
+    against = ("fid", "sfid", "kid", "precision_recall", "density_coverage", "frechet_pixels",
+               "sweep")
     names = [(m, r) for m in metrics
              for r in (("train", "test") if m in against else (None,))]
     assert [(row["metric"], row["reference"]) for row in rows] == names

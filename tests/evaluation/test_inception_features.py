@@ -256,7 +256,8 @@ def test_a_file_of_statistics_is_a_reference_as_it_is(cache, tmp_path):
     assert_array_equal(reference.sigma, sigma)
     assert fake.seen == [] and reference.features is reference.mu_s is reference.count is None
     samples = inception_features.SampleFeatures.from_batches([pixels(6)], Fake())
-    for score in (metrics_lib.sfid, metrics_lib.kid, metrics_lib.precision_recall):
+    for score in (metrics_lib.sfid, metrics_lib.kid, metrics_lib.precision_recall,
+                  metrics_lib.density_coverage):
         fails(rf"^{score.__name__} needs .*config\.evaluate\.metrics", score, samples, reference)
 
 

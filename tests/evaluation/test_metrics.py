@@ -114,6 +114,18 @@ def test_precision_and_recall_are_told_apart():
     assert nearest_lib.precision_recall(X, Y) == (precision, recall)
 
 
+def test_density_and_coverage_are_of_five_neighbours():
+    across = np.sqrt(((np.float64(X)[:, None] - np.float64(Y)[None]) ** 2).sum(axis=2))
+    within = np.sqrt(((np.float64(Y)[:, None] - np.float64(Y)[None]) ** 2).sum(axis=2))
+    inside = across <= np.sort(within, axis=1)[:, 5]
+    row = metrics_lib.density_coverage(SAMPLES, AGAINST)
+    assert_allclose(row.pop("value"), inside.sum() / (5 * len(X)), rtol=1e-12)
+    assert row == {"coverage": inside.any(axis=0).mean(), "reference_features": 80}
+    few = reference_of(Y[:5], Y[:5, :4])
+    fails("density_coverage needs more than 5 images to compare with, not 5; name another",
+          metrics_lib.density_coverage, SAMPLES, few)
+
+
 def test_inception_score_is_of_the_logits():
     """The whole set, and ten parts in order; no reference is needed."""
     def score(logits):
@@ -133,13 +145,14 @@ def test_inception_score_is_of_the_logits():
 
 def test_every_score_is_a_number_and_perfect_samples_are_perfect():
     itself = reference_of(X, X[:, :4] ** 2)
-    scored = (metrics_lib.fid, metrics_lib.sfid, metrics_lib.kid, metrics_lib.precision_recall)
-    fid, sfid, kid, precision = (score(SAMPLES, itself)["value"] for score in scored)
+    scored = (metrics_lib.fid, metrics_lib.sfid, metrics_lib.kid, metrics_lib.precision_recall,
+              metrics_lib.density_coverage)
+    fid, sfid, kid, precision, density = (score(SAMPLES, itself)["value"] for score in scored)
     inception_score = metrics_lib.inception_score(SAMPLES)["value"]
-    assert all(isinstance(x, float) for x in (fid, sfid, kid, precision, inception_score))
+    assert all(isinstance(x, float) for x in (fid, sfid, kid, precision, density, inception_score))
     # Traces of up to 214 cancel in float64.
     assert fid < 1e-8 and sfid < 1e-8 and kid < 0
-    assert precision == 1
+    assert precision == 1 < density  # Each sample is in its own ball as well.
 
 
 def test_frechet_distance_of_pixels():

@@ -1,4 +1,4 @@
-"""The audit, nearest rows, precision and recall, against every distance in float64."""
+"""The audit, nearest rows, and scores of them, against every distance in float64."""
 
 import contextlib
 import csv
@@ -371,6 +371,66 @@ def test_precision_and_recall_of_sets_far_apart():
     assert nearest_lib.precision_recall(x, x + 1e3) == (0, 0)
 
 
+# Density and coverage
+
+
+def brute_density_coverage(x, y, k):
+    """By the sums of the paper, over every pair."""
+    density, covered = 0, 0
+    for i, centre in enumerate(y):
+        radius = sorted(np.linalg.norm(centre - b) for j, b in enumerate(y) if j != i)[k - 1]
+        inside = sum(np.linalg.norm(centre - a) <= radius for a in x)
+        density += inside / (k * len(x))
+        covered += inside > 0
+    return density, covered / len(y)
+
+
+@SETTINGS
+@hypothesis.given(
+    st.sampled_from([1, 7, 25]), st.sampled_from([5, 11, 30]), st.integers(1, 4),
+    st.integers(0, 999),
+)
+def test_density_and_coverage_against_loops(n, m, k, seed):
+    random = np.random.default_rng(seed)  # integers: duplicates, and rows just on a sphere
+    x, y = random.integers(0, 5, (n, 2)).astype(float), random.integers(1, 7, (m, 2)) * 1.0
+    with small_blocks():
+        actual = nearest_lib.density_coverage(x, y, k)
+    assert actual == pytest.approx(brute_density_coverage(x, y, k), rel=1e-12)
+
+
+@pytest.mark.parametrize("spread", SPREADS)
+def test_density_and_coverage_where_float32_cannot_tell(spread):
+    x, y = clusters(0, 60, spread), clusters(1, 70, spread)
+    with small_blocks():
+        actual = nearest_lib.density_coverage(x, y)
+    assert actual == pytest.approx(brute_density_coverage(x, y, 5), rel=1e-12)
+
+
+@pytest.mark.parametrize("n, m, k", [(60, 60, 5), (60, 30, 2), (30, 90, 1)])
+def test_density_and_coverage_of_one_distribution(n, m, k):
+    draws = 200
+    scores = np.array([
+        nearest_lib.density_coverage(normal(i, n, 3), normal(draws + i, m, 3), k)
+        for i in range(draws)
+    ])
+    factors = np.arange(1, k + 1)
+    coverage = 1 - np.prod((m - factors) / (n + m - factors))
+    error = scores.std(axis=0, ddof=1) / draws**0.5
+    assert np.all(np.abs(scores.mean(axis=0) - (1, coverage)) < 4 * error)
+    assert np.all(error < (0.05, 0.02))  # Tells k - 1, and self-distances, from k.
+
+
+def test_density_and_coverage_of_known_places():
+    reference = np.arange(10.0)[:, None]
+    samples = np.array([[4.0], [4.0], [4.0], [50.0]])  # in the balls of 3, 4 and 5
+    actual = nearest_lib.density_coverage(samples, reference, k=1)
+    # The outlier has no ball of its own, so it covers nothing: 9 of 4 pairs, 3 of 10 balls.
+    assert actual == (9 / 4, 3 / 10)
+    # The balls at the ends reach 2: those of 0, 1, 2 and 3 contain the sample.
+    assert nearest_lib.density_coverage([[2.0]], reference, k=2) == (4 / 2, 4 / 10)
+    assert nearest_lib.density_coverage(reference, reference + 1e3) == (0, 0)
+
+
 X = normal(0, 8, 3)
 NAN = np.where(np.arange(3) == 1, np.nan, X)
 
@@ -379,6 +439,9 @@ NAN = np.where(np.arange(3) == 1, np.nan, X)
     (lambda: nearest_lib.precision_recall(X, X[:3]), "k=3"),
     (lambda: nearest_lib.precision_recall(X, X, k=0), "k=0"),
     (lambda: nearest_lib.precision_recall(NAN, X), "features"),
+    (lambda: nearest_lib.density_coverage(X, X[:5]), "k=5 must be less than 5, the rows of the r"),
+    (lambda: nearest_lib.density_coverage(X, X, k=0), "k=0"),
+    (lambda: nearest_lib.density_coverage(X, NAN), "reference"),
     (lambda: nearest_lib.nearest(X, X, k=9), "k=9 must lie in 1..8"),
     (lambda: nearest_lib.nearest(X, X, k=0), "k=0"),
     (lambda: nearest_lib.nearest(X, X[:, :2]), "queries are"),
