@@ -26,7 +26,7 @@ from ddpm_jax.data import labels as labels_lib
 from ddpm_jax.data import loading
 from ddpm_jax.errors import UserError, located
 from ddpm_jax.evaluation import (
-    best_checkpoint, catalogue, identity, image_sets, inception_features,
+    best_checkpoint, catalogue, image_sets, inception_features, lines,
 )
 from ddpm_jax.evaluation import job as job_lib
 from ddpm_jax.evaluation.catalogue import METRICS
@@ -76,14 +76,14 @@ def evaluate(config: ml_collections.ConfigDict, workdir: Any) -> list[dict[str, 
             folder = epath.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for job in _jobs(config, settings, workdir, folder):
             for metric, reference, protocol in _questions(job):
-                with located(_name(metric, reference)):
+                with located(lines.name(metric, reference)):
                     row = _measure(job, results, metric, reference, protocol)
                 measured.append(row)
-                if _name(metric, reference) == config.evaluate.best and parallel.is_first():
+                if lines.name(metric, reference) == config.evaluate.best and parallel.is_first():
                     _keep_best(workdir, row, results)
         parallel.barrier("evaluated")
     if len(_weights(config)) > 1:
-        _print(table(measured))
+        _print(lines.table(measured))
     return measured
 
 
@@ -198,7 +198,7 @@ def _check_references(config):
 
 def _check_best(config):
     names = [
-        _name(metric, reference)
+        lines.name(metric, reference)
         for metric, reference in catalogue.measurements(settings_of(config))
         if METRICS[metric].has_value
     ]
@@ -265,7 +265,7 @@ def _questions(job) -> list[tuple[str, str | None, dict[str, Any]]]:
     """(metric, reference, protocol) of each row; refuses wrong references before any work."""
     questions = []
     for metric, reference in catalogue.measurements(job.settings):
-        with located(_name(metric, reference)):
+        with located(lines.name(metric, reference)):
             questions.append((metric, reference, catalogue.protocol(job, metric, reference)))
     return questions
 
@@ -302,12 +302,12 @@ def _measure(job, results, metric, reference, protocol) -> dict[str, Any]:
 
 def _write(results, row) -> None:
     """Adds a row to `evaluations.jsonl`, and its value to TensorBoard."""
-    lines = [json.dumps(each) + "\n" for each in (*rows(results), row)]
-    files.write(results / "evaluations.jsonl", "".join(lines).encode())
+    text = "".join(json.dumps(each) + "\n" for each in (*rows(results), row))
+    files.write(results / "evaluations.jsonl", text.encode())
     if row["value"] is not None:
         with EventFiles(results / "tensorboard" / "evaluation") as events:
             weights = row["protocol"]["weights"]
-            name = _name(row["metric"], row["reference"])
+            name = lines.name(row["metric"], row["reference"])
             tag = name if weights == "ema" else f"{name} of {weights}"
             events.scalar(tag, row["value"], row["step"])
 
@@ -319,53 +319,17 @@ def _keep_best(workdir, row, results):
         higher_is_better=METRICS[row["metric"]].higher_is_better,
     )
     if step is not None:
-        name = _name(row["metric"], row["reference"])
+        name = lines.name(row["metric"], row["reference"])
         _print(f"best by {name}: step {step:,}, kept in {target}")
-
-
-def _name(metric, reference) -> str:
-    """A metric's name in TensorBoard and `config.evaluate.best`."""
-    return metric if reference is None else f"{metric}/{reference}"
 
 
 def _print_row(row, note) -> None:
     """Prints one line: the value with its protocol, and a note."""
-    value = "drawn" if row["value"] is None else f"= {row['value']:.4f}"
-    error = row.get("standard_error")
-    if error is not None:
-        value += f" +- {error:.4f}"
-    shown = ("step", "metric", "reference", "value", "standard_error", "protocol", "remarks")
-    rest = {name: v for name, v in row.items() if name not in shown} | row["protocol"]
-    details = ", ".join(
-        f"{name} {v:.4g}" if isinstance(v, float) else f"{name} {v}"
-        for name, v in rest.items() if name != "step" and not identity.is_digest(v)
-    )
-    name = _name(row["metric"], row["reference"])
+    value = "drawn" if row["value"] is None else f"= {lines.value(row)}"
+    name, details = lines.name(row["metric"], row["reference"]), lines.details(row)
     _print(f"step {row['step']:,}  {name} {value}  ({details}) {note}")
     for remark in row.get("remarks", ()):
         _print(f"warning: {remark}")
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """Values by checkpoint and weights, a column for each metric that has values."""
-    names = list(dict.fromkeys(
-        _name(row["metric"], row["reference"]) for row in rows if row["value"] is not None
-    ))
-    cells = {}
-    for row in rows:
-        error = row.get("standard_error")
-        cells.setdefault((f"{row['step']:,}", row["protocol"]["weights"]), {})[
-            _name(row["metric"], row["reference"])
-        ] = "" if row["value"] is None else (
-            f"{row['value']:.4f}" + (f" +- {error:.4f}" if error is not None else "")
-        )
-    lines = [("step", "weights", *names)]
-    lines += [(*key, *(values.get(name, "") for name in names)) for key, values in cells.items()]
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip()
-        for line in lines
-    )
 
 
 def _print(line) -> None:
