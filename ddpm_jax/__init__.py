@@ -20,6 +20,7 @@ _HOME = {
     "from_pretrained": "weights.pretrained",
     "from_state_dict": "weights.pretrained",
     "load": "workdir.run_folder",
+    "push_to_hub": "sharing.push",
     "read_metrics": "workdir.metrics_file",
     "report": "reporting.report",
     "sample": "inference.sample",

@@ -235,7 +235,7 @@ def _evaluations(folder, settings, notes):
         try:
             key, step = job_lib.key(row["protocol"]), int(row["step"])
             files_of = folder / "evaluations" / f"step_{step:08d}" / f"{row['metric']}-{key}"
-            row = _without_paths(row)
+            row = redaction.row(row)
             found.append(Evaluation(row, commands.measure(row, settings, name), files_of))
         except (AttributeError, KeyError, TypeError, ValueError):
             continue
@@ -245,11 +245,3 @@ def _evaluations(folder, settings, notes):
             "another version."
         )
     return found
-
-
-def _without_paths(row):
-    row = redaction.tree(row)
-    for part in (row, row["protocol"]):
-        if isinstance(part.get("reference"), str):
-            part["reference"] = redaction.last_name(part["reference"])
-    return row

@@ -40,3 +40,22 @@ def tree(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [tree(item) for item in value]
     return text(value) if isinstance(value, str) else value
+
+
+def row(found: dict[str, Any]) -> dict[str, Any]:
+    """A row of `evaluations.jsonl` without folders; its reference may be a relative path too."""
+    found = tree(found)
+    for part in (found, found["protocol"]):
+        if isinstance(part.get("reference"), str):
+            part["reference"] = last_name(part["reference"])
+    return found
+
+
+def settings(nested: dict[str, Any]) -> dict[str, Any]:
+    """The JSON of a config without folders: each setting as by `setting`."""
+    return {
+        group: values if not isinstance(values, dict) else {
+            name: setting(f"{group}.{name}", value) for name, value in values.items()
+        }
+        for group, values in nested.items()
+    }

@@ -21,6 +21,8 @@ ROOMS = {
     "training": _WORK,
     "evaluation": _WORK,
     "reporting": {"config", "evaluation", "runtime", "workdir"},
+    "sharing": {"evaluation", "inference", "network", "reporting", "runtime", "weights",
+                "workdir"},
     "planning": _WORK | {"evaluation", "training"},
     "lowering": _WORK | {"evaluation", "planning", "training"},
     "forecast": _WORK | {"evaluation", "lowering", "planning", "training"},

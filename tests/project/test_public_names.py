@@ -8,8 +8,8 @@ import pytest
 import ddpm_jax
 
 NAMES = ["bits_per_dim", "denoise_fn", "distill", "evaluate", "export", "from_pretrained",
-         "from_state_dict", "load", "read_metrics", "report", "sample", "save_pretrained",
-         "StopTraining", "train", "Trained", "UNet"]
+         "from_state_dict", "load", "push_to_hub", "read_metrics", "report", "sample",
+         "save_pretrained", "StopTraining", "train", "Trained", "UNet"]
 PATHS = [
     "data.from_array", "data.load", "data.to_float", "data.to_uint8",
     "diffusion.eps_from_x_0", "diffusion.predict", "diffusion.q_mean_variance",
