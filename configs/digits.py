@@ -21,6 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.channel_multipliers = (1, 2)
     config.model.num_res_blocks = 1
     config.model.attention_resolutions = (4,)
+    config.model.num_groups = 8  # The same in all norms, as diffusers has it.
     config.train.num_steps = 1500
     config.train.batch_size = 64
     config.train.learning_rate = 1e-3

@@ -35,8 +35,8 @@ def small_config(**settings):
     config = digits.get_config()
     config.update_from_flattened_dict({
         "model.channels": 8, "model.channel_multipliers": (1,), "model.attention_resolutions": (),
-        "model.num_res_blocks": 1, "diffusion.num_timesteps": 20, "diffusion.beta_end": 0.4,
-        "train.batch_size": 16, "evaluate.batch_size": 16,
+        "model.num_res_blocks": 1, "model.num_groups": 0, "diffusion.num_timesteps": 20,
+        "diffusion.beta_end": 0.4, "train.batch_size": 16, "evaluate.batch_size": 16,
     } | settings)
     return config
 

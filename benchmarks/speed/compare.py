@@ -37,7 +37,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 NETWORKS = ("cifar10", "digits")
 # diffusers has one number of groups for all norms.
 SETTINGS = {
-    "cifar10": {}, "digits": {"model.num_groups": 8},
+    "cifar10": {}, "digits": {},
     "fashion_mnist": {"model.channels": 32, "model.dropout": 0.0, "model.num_groups": 8},
 }
 WITH_BATCHES = ("train", "ancestral", "ddim", "bits_per_dim", "data")

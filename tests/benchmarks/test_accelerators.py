@@ -18,7 +18,8 @@ from ddpm_jax.runtime.targets import Target
 FLAGS = [
     "--config=digits", "--dtype=float32", "--train=8,16", "--sample=8", "--targets=v3:2x2", "--set",
     "model.channels=8", "model.channel_multipliers=(1,)", "model.attention_resolutions=()",
-    "model.num_res_blocks=1", "diffusion.num_timesteps=20", "diffusion.beta_end=0.4",
+    "model.num_res_blocks=1", "model.num_groups=0", "diffusion.num_timesteps=20",
+    "diffusion.beta_end=0.4",
 ]
 
 

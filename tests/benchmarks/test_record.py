@@ -350,6 +350,7 @@ def test_weights_are_read_back_rounded_to_bfloat16(tmp_path):
     model, shape = tiny_unet(), (8, 8, 1)
     config = run.config_of([
         f"--config={CONFIG}", "--config.model.channels=8", "--config.model.dropout=0.0",
+        "--config.model.num_groups=0",
     ])
     params = nonzero_params(model)
     trained = Trained(params, model, schedule_lib.linear(), process.Parameterization(), shape)

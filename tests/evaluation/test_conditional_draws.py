@@ -67,6 +67,7 @@ def test_a_run_with_labels_and_conditions_is_measured_and_sampled(tmp_path, caps
     config = digits_superres.get_config()
     config.data.labels = True
     config.model.channels, config.model.channel_multipliers = 4, (1, 1)
+    config.model.num_groups = 0
     config.diffusion.num_timesteps, config.diffusion.beta_end = 6, 0.9
     config.train.num_steps = config.train.warmup_steps = 2
     config.train.batch_size, config.train.eval_images, config.train.sample_images = 8, 8, 4

@@ -53,7 +53,7 @@ class FakeNetwork:
 
 def small_config(**evaluate):
     config = digits.get_config()
-    config.model.channels = 8
+    config.model.channels, config.model.num_groups = 8, 0
     config.model.channel_multipliers = (1,)
     config.model.attention_resolutions = ()
     config.diffusion.num_timesteps = 4

@@ -21,7 +21,7 @@ from ddpm_jax.configs import digits, digits_conditional, digits_vectors
 for module in (digits, digits_conditional, digits_vectors):
     config, name = module.get_config(), module.__name__.rpartition(".")[2]
     config.model.channels, config.model.channel_multipliers = 4, (1,)
-    config.model.attention_resolutions = ()
+    config.model.attention_resolutions, config.model.num_groups = (), 1
     run = run_lib.prepare(config, f"runs/{name}", None)
     run_lib.store_config(run)
     with checkpoints.Checkpoints(run.workdir) as saved:

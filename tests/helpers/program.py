@@ -9,8 +9,9 @@ import sys
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = {
     "model.channels": 8, "model.channel_multipliers": "(1,)", "model.dropout": 0.2,
-    "model.attention_resolutions": "()", "diffusion.num_timesteps": 20,
-    "diffusion.beta_end": 0.4, "train.batch_size": 16, "train.log_every": 5,
+    "model.attention_resolutions": "()", "model.num_groups": 0,
+    "diffusion.num_timesteps": 20, "diffusion.beta_end": 0.4,
+    "train.batch_size": 16, "train.log_every": 5,
     "train.warmup_steps": 10, "train.eval_every": 60, "train.eval_images": 20,
     "train.sample_every": 60, "train.sample_images": 8, "train.checkpoint_every": 20,
     "train.t_sampling": "importance",  # Its history is pooled over devices, and resumed.

@@ -17,7 +17,7 @@ BATCH = 16
 
 def small_config(**train):
     config = digits.get_config()
-    config.model.channels = 8
+    config.model.channels, config.model.num_groups = 8, 0
     config.model.dropout = 0.0
     config.diffusion.num_timesteps = 20
     config.diffusion.beta_end = 0.4

@@ -1,5 +1,6 @@
 """Every config: its full-size network by shape, and two steps of a small one on real pictures."""
 
+import contextlib
 import os
 import pathlib
 
@@ -15,6 +16,7 @@ from ddpm_jax import config as config_lib
 from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.training import monitoring
 from ddpm_jax.training import run as run_lib
+from ddpm_jax.weights import diffusers_export
 from data_sets import TFDS, needs, write_tfds
 from shipped_configs import NAMES, PARAMETERS, get_config
 
@@ -42,10 +44,30 @@ def test_full_size_by_shape(name):
     assert output.shape == (*x.shape[:-1], channels) and output.dtype == jnp.float32
 
 
+NOT_OF_DIFFUSERS = {"digits_vectors": "vector_size=11", "improved_cifar10": "timestep_scale=0.25"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_models_are_for_diffusers_too_but_for_two(name):
+    config = get_config(name)
+    h, w, c = config_lib.image_shape(config)
+    config.data.num_classes, config.data.condition_channels = 10, 1  # as with data
+    config.data.vector_mean = (0.0,) * 11
+    model = config_lib.model(config, c)
+    x, t = jnp.zeros((1, h, w, c)), jnp.zeros((1,), jnp.int32)
+    params = jax.eval_shape(lambda: model.init(jax.random.key(0), x, t, train=False))["params"]
+    trained = trained_lib.Trained(
+        params, model, config_lib.schedule(config), config_lib.parameterization(config), (h, w, c))
+    refused = NOT_OF_DIFFUSERS.get(name)
+    with pytest.raises(ValueError, match=refused) if refused else contextlib.nullcontext():
+        diffusers_export.network_settings(trained)
+        diffusers_export.process_settings(trained, clip=True)
+
+
 def shrunk(name):
     """The config with a network that compiles in seconds, for two steps."""
     config = get_config(name)
-    config.model.channels = 4
+    config.model.channels, config.model.num_groups = 4, 0
     config.model.num_res_blocks = 1
     config.model.channel_multipliers = config.model.channel_multipliers[:2]
     config.model.attention_resolutions = config.model.attention_resolutions[:1]

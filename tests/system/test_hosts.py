@@ -383,7 +383,7 @@ def test_a_picture_that_fails_in_one_process_fails_in_all_and_costs_nothing_else
 def test_the_command_line_on_two_hosts(tmp_path):
     settings = {
         "model.channels": 8, "model.channel_multipliers": "(1,)", "model.dropout": 0.2,
-        "model.attention_resolutions": "()", "diffusion.num_timesteps": 20,
+        "model.attention_resolutions": "()", "model.num_groups": 0, "diffusion.num_timesteps": 20,
         "diffusion.beta_end": 0.4, "train.batch_size": 16, "train.log_every": 1,
         "train.num_steps": 4, "train.eval_images": 20, "train.sample_images": 4,
         "sample.num_images": 6, "evaluate.num_images": 6,
