@@ -23,9 +23,9 @@ from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.planning import Work
 from ddpm_jax.runtime import compiled, memory
 from ddpm_jax.runtime.compiled import Program
+from ddpm_jax.runtime.progress import format_duration
 from ddpm_jax.runtime.targets import Target
 from ddpm_jax.training import memory_check, sharding
-from ddpm_jax.workdir.logs import format_duration
 
 _TRIES = 4  # Programs to compile in search of the largest batch.
 _NEAR = 1.1  # A batch that many times as large is no better.

@@ -27,13 +27,13 @@ from ddpm_jax.inference import conditions
 from ddpm_jax.network import torso
 from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.runtime import compilation, memory, parallel
+from ddpm_jax.runtime.progress import format_duration
 from ddpm_jax.training import loop, memory_check, sharding
 from ddpm_jax.training import run as run_lib
 from ddpm_jax.training.run import Run
 from ddpm_jax.training.sharding import Held
 from ddpm_jax.training.step import pmap_train_step
 from ddpm_jax.workdir import snapshots
-from ddpm_jax.workdir.logs import format_duration
 
 SECONDS = 1.0  # How long to measure a speed, after a first call that does not count.
 FEWEST = 2  # Calls to measure at least.

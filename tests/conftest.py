@@ -125,3 +125,11 @@ def figures(monkeypatch):
 
     monkeypatch.setattr(Figure, "savefig", noted)
     return saved
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """Progress is a bar, as on a terminal."""
+    from ddpm_jax.runtime import progress
+
+    monkeypatch.setattr(progress, "on_screen", lambda: True)

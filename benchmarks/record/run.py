@@ -30,9 +30,9 @@ from benchmarks.record import clock, stages
 from ddpm_jax.evaluation import identity
 from ddpm_jax.runtime import compilation_cache
 from ddpm_jax.runtime.interruption import Interrupted
+from ddpm_jax.runtime.progress import format_duration
 from ddpm_jax.training import loop
 from ddpm_jax.workdir import checkpoints, run_folder
-from ddpm_jax.workdir.logs import format_duration
 from ddpm_jax.workdir.metrics_file import read_metrics
 
 TO_SAVE = 30.0  # Training is asked to stop this many seconds before the limit.

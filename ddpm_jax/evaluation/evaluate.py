@@ -10,7 +10,6 @@ measure and writes the results; every process computes its share.
 import contextlib
 import dataclasses
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -33,8 +32,8 @@ from ddpm_jax.evaluation.catalogue import METRICS
 from ddpm_jax.evaluation.job import Job, Settings
 from ddpm_jax.network import averages
 from ddpm_jax.runtime import devices, files, parallel
+from ddpm_jax.runtime.progress import format_duration
 from ddpm_jax.workdir import checkpoints, data_record, metrics_file, run_folder, snapshots
-from ddpm_jax.workdir.logs import format_duration
 from ddpm_jax.workdir.tensorboard_writer import EventFiles
 
 POLL_SECONDS = 5.0  # Between two looks at a running job.
@@ -130,7 +129,7 @@ def _jobs(config, settings, workdir, folder) -> Iterator[Job]:
             catalogue.check_model(settings, trained)
             yield Job(
                 dataclasses.replace(settings, weights=weights), step, trained,
-                folder / f"step_{step:08d}", sys.stderr.isatty() and parallel.is_first(), network,
+                folder / f"step_{step:08d}", parallel.is_first(), network,
                 sets, worse, students,
             )
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import tqdm
 
 from ddpm_jax.data.source import Source, spread
 from ddpm_jax.errors import UserError
@@ -21,6 +20,7 @@ from ddpm_jax.evaluation.scores import Moments
 from ddpm_jax.inference import batched_map
 from ddpm_jax.network import inception
 from ddpm_jax.runtime import files, parallel
+from ddpm_jax.runtime import progress as progress_lib
 from ddpm_jax.weights import inception_weights
 
 KEPT = 10_000  # Pooled features to keep of a reference, for KID and for precision and recall.
@@ -175,7 +175,7 @@ def _compute(source, network, provenance, progress) -> Reference:
     pool, spatial, kept = Moments.empty(POOL), Moments.empty(SPATIAL), []
     n, done = len(source), 0
     keep = spread(0, n - 1, provenance["kept"])
-    with tqdm.tqdm(total=n, unit="image", disable=not progress) as bar:
+    with progress_lib.bar(n, "image", shown=progress) as bar:
         for batch in network.stream(source.read, n):
             pool, spatial = pool.update(batch.pool), spatial.update(batch.spatial)
             places = done + np.arange(len(batch.pool))
@@ -190,7 +190,7 @@ def _compute(source, network, provenance, progress) -> Reference:
 def batches(source: Source, *, progress: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(indices [b], images [b, h, w, c]) of all images of a source, in order."""
     size = 8 * BATCH * jax.local_device_count()
-    with tqdm.tqdm(total=len(source), unit="image", disable=not progress) as bar:
+    with progress_lib.bar(len(source), "image", shown=progress) as bar:
         for start in range(0, len(source), size):
             places = np.arange(start, min(start + size, len(source)))
             yield places, source.read(places)

@@ -17,6 +17,7 @@ import tqdm
 from ddpm_jax import errors
 from ddpm_jax.network.trained import Trained
 from ddpm_jax.runtime import devices, memory, parallel
+from ddpm_jax.runtime import progress as progress_lib
 from ddpm_jax.runtime.targets import Target
 
 _REPORTS = 100  # Progress reports per chain.
@@ -35,7 +36,7 @@ class RunningBar:
         self._moved = None  # (bar, where it stood when the chains began).
 
     @contextlib.contextmanager
-    def moves(self, bar: tqdm.tqdm) -> Iterator[None]:
+    def moves(self, bar: tqdm.tqdm | progress_lib.Lines) -> Iterator[None]:
         """Lets the chains that run inside move `bar`, from where it stands."""
         outer, self._moved = self._moved, (bar, bar.n)
         try:
@@ -118,7 +119,7 @@ def run(
         n: number of images.
         batch: images per batch, divisible by the number of devices of all processes.
         num_steps: steps of the chain, for the bar.
-        progress: show a bar, in the first process; the chain moves it through `on_step`.
+        progress: show how far it is, in the first process; the chain says so through `on_step`.
         done: images to leave out.
 
     Raises:
@@ -129,7 +130,7 @@ def run(
     smaller = {"batch_size": fewer} if fewer else {}
     workers = [futures.ThreadPoolExecutor(1) for _ in range(num_parts(batch))]
     try:
-        with tqdm.tqdm(total=len(starts) * num_steps, unit="step", disable=not shown) as bar:
+        with progress_lib.bar(len(starts) * num_steps, "step", shown=shown) as bar:
             for start in starts:
                 places = np.minimum(np.arange(start, start + batch), n - 1)
                 parts = np.split(parallel.share(places), len(workers))

@@ -51,7 +51,7 @@ def bits_per_dim(
         condition: of an image-conditional model, [n, h, w, k]; uint8, or float in [-1, 1].
         clip: keep the predicted x_0 in [-1, 1], as the paper's evaluation does.
         batch_size: images at a time on all devices together; what fits by default.
-        progress: show a bar.
+        progress: show a bar, or without a terminal a line a minute.
 
     Returns:
         float64 [n].

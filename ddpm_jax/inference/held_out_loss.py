@@ -54,7 +54,7 @@ def of_source(
             takes them.
         objective: what the model was trained to minimize.
         batch_size: images at a time on all devices together; what fits by default.
-        progress: show a bar.
+        progress: show a bar, or without a terminal a line a minute.
 
     Raises:
         UserError: the images have another shape or other values than the model's.

@@ -92,7 +92,7 @@ def sample(
         batch_size: images at a time on all devices together; what fits by default.
         output: "float", float32 in [-1, 1] (where `clip`); "uint8"; "pil", a list of pictures of
             Pillow; or "data", the values of the data: uint8, or low..high of `config.data.range`.
-        progress: show a bar.
+        progress: show a bar, or without a terminal a line a minute.
         **fields: the fields of `samplers.Settings` one by one, instead of `settings`:
             sampler ("ancestral" by default, "ddim", or a solver, which needs 10 to 50 calls:
             "dpm_solver", "dpm_solver_2", "dpm_solver_pp", "dpm_solver_pp_3", "dpm_solver_pp_sde",

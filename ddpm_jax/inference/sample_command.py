@@ -8,7 +8,6 @@ get their names in `requests`.
 
 import dataclasses
 import functools
-import sys
 from typing import Any
 
 import ml_collections
@@ -58,15 +57,10 @@ class Job:
     mask: np.ndarray | None = None
 
     @property
-    def progress(self) -> bool:
-        """Whether to show bars."""
-        return sys.stderr.isatty()
-
-    @property
     def run(self) -> dict[str, Any]:
         """Keyword arguments of every function of `editing` that runs the model."""
         return dict(
-            settings=self.settings, batch_size=self.config.batch_size, progress=self.progress)
+            settings=self.settings, batch_size=self.config.batch_size, progress=True)
 
     def stem(self, *, first: tuple[str, ...] = (), sampler: tuple[str, ...] = ()) -> str:
         """Path of the results, without its ending, where no other request has taken it.

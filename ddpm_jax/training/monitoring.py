@@ -22,6 +22,7 @@ from ddpm_jax.network import trained as trained_lib
 from ddpm_jax.network.trained import Trained
 from ddpm_jax.network.unet import UNet
 from ddpm_jax.runtime import parallel
+from ddpm_jax.runtime.progress import format_duration
 from ddpm_jax.samplers.settings import Settings
 from ddpm_jax.training import sharding
 from ddpm_jax.training import state as state_lib
@@ -29,7 +30,6 @@ from ddpm_jax.training.run import Run
 from ddpm_jax.training.settings import LoopSettings
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.workdir import pictures
-from ddpm_jax.workdir.logs import format_duration
 
 _INITIAL = 0.05  # Share of the initial parameters above which the EMA is still mostly those.
 

@@ -7,7 +7,6 @@ one of them logs.
 
 import contextlib
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -16,6 +15,7 @@ import tqdm
 from etils import epath
 
 from ddpm_jax.runtime import files
+from ddpm_jax.runtime.progress import format_duration, on_screen
 from ddpm_jax.workdir.goodput import Goodput
 from ddpm_jax.workdir.metrics_file import MetricsFile, read_metrics
 from ddpm_jax.workdir.tensorboard_writer import EventFiles
@@ -79,16 +79,6 @@ def _ratio(numerator: float, denominator: float) -> float:
     return numerator / denominator if denominator > 0 else math.nan
 
 
-def format_duration(seconds: float) -> str:
-    """Seconds in words: "12 s", "1 min 04 s" or "2 h 05 min"; "unknown" if not finite."""
-    if not math.isfinite(seconds):
-        return "unknown"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
 class Logs:
     """The logs of one start of a run; also a context manager.
 
@@ -97,7 +87,7 @@ class Logs:
         start_step: updates done; rows and events of later steps are dropped.
         num_steps: updates when the run is complete, the length of the bar.
         progress: True shows a bar on stderr, False prints lines on stdout instead; None
-            shows the bar if stderr is a terminal.
+            shows the bar where `on_screen` says so.
         also: a `WandbWriter` that gets the scalars and pictures too, or None.
 
     Attributes:
@@ -118,7 +108,7 @@ class Logs:
         )
         self.folder = self._events.folder
         self._also = also
-        show = sys.stderr.isatty() if progress is None else progress
+        show = on_screen() if progress is None else progress
         bar = dict(initial=start_step, total=num_steps, unit="step", dynamic_ncols=True)
         self._bar = tqdm.tqdm(**bar) if show else None
 

@@ -226,7 +226,7 @@ def test_a_large_set_goes_through_in_batches(cache, tmp_path):
     assert_reference(reference, images, fake)
 
 
-def test_progress_is_shown_where_asked_for(capsys):
+def test_progress_is_shown_where_asked_for(capsys, terminal):
     source = source_lib.from_array(pixels(9))
     for progress in (True, False):
         (places, images), = inception_features.batches(source, progress=progress)

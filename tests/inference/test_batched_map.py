@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tqdm
 
 import ddpm_jax
 from ddpm_jax.diffusion import process
@@ -256,7 +257,7 @@ def test_an_interrupt_does_not_wait_for_the_end_of_a_chain(cores):
 
 
 @pytest.mark.parametrize("num_cores", [1, 3])
-def test_a_bar_goes_to_its_end_and_no_further(cores, num_cores, capsys):
+def test_a_bar_goes_to_its_end_and_no_further(cores, num_cores, capsys, terminal):
     """Two batches of two steps, whether in one part or in three."""
     cores(num_cores)
     run(doubling(), 40, 24, progress=True)
@@ -269,7 +270,7 @@ def test_a_bar_goes_to_its_end_and_no_further(cores, num_cores, capsys):
 def test_a_bar_goes_by_the_part_that_is_ahead(capsys):
     """Reports of two parts, of four steps each, in any order."""
     running = batched_map.RunningBar()
-    with batched_map.tqdm.tqdm(total=8) as bar:
+    with tqdm.tqdm(total=8) as bar:
         for before in (0, 4):
             assert bar.n == before
             with running.moves(bar):
@@ -281,7 +282,7 @@ def test_a_bar_goes_by_the_part_that_is_ahead(capsys):
 def test_a_bar_is_moved_in_its_context_alone(capsys):
     """After an inner context, even with an error, the outer bar moves again; later none does."""
     running = batched_map.RunningBar()
-    with batched_map.tqdm.tqdm(total=4) as outer, batched_map.tqdm.tqdm(total=4) as inner:
+    with tqdm.tqdm(total=4) as outer, tqdm.tqdm(total=4) as inner:
         with running.moves(outer):
             with pytest.raises(KeyError), running.moves(inner):
                 running.reached(3)
@@ -291,7 +292,7 @@ def test_a_bar_is_moved_in_its_context_alone(capsys):
         assert (outer.n, inner.n) == (1, 3)
 
 
-def test_batches_within_batches_leave_the_bar_alone(capsys):
+def test_batches_within_batches_leave_the_bar_alone(capsys, terminal):
     """Samples go through Inception between two batches of their own chain."""
     def chain(x):
         report = batched_map.on_step(2, progress=True)

@@ -180,7 +180,7 @@ def test_the_last_round_is_counted_once(trained, pixels):
 
 
 def test_progress_moves_a_bar_to_its_end_and_changes_nothing(
-    trained, pixels, expected, capsys
+    trained, pixels, expected, capsys, terminal
 ):
     source = source_lib.from_array(pixels[:11])
     actual = bits_lib.terms(trained, KEY, source, batch_size=8, progress=True)
@@ -258,7 +258,7 @@ def test_what_is_killed_continues(tmp_path, trained, pixels, expected):
     assert_terms(actual, expected, 20)
 
 
-def test_progress_of_the_rest_reaches_its_end(trained, pixels, folder, capsys):
+def test_progress_of_the_rest_reaches_its_end(trained, pixels, folder, capsys, terminal):
     (folder / "000000016.npz").unlink()
     source = source_lib.from_array(pixels)
     bits_lib.terms(trained, KEY, source, batch_size=8, folder=folder, progress=True)
@@ -287,7 +287,7 @@ def test_ode_bits_are_those_of_each_image_alone(pixels, mean, variance, num_prob
         np.testing.assert_allclose(actual, expected[:n], **SAME)
 
 
-def test_ode_bits_resume_and_move_a_bar(tmp_path, trained, pixels, capsys):
+def test_ode_bits_resume_and_move_a_bar(tmp_path, trained, pixels, capsys, terminal):
     def run(source):
         return bits_lib.by_ode(
             trained, KEY, source, num_steps=5, batch_size=8, folder=tmp_path, progress=True)

@@ -366,7 +366,7 @@ def test_the_same_picture_twice_becomes_two(trained):
         assert np.abs(first - second).max() > 0.05
 
 
-def test_progress_moves_a_bar_to_its_end(trained, capsys):
+def test_progress_moves_a_bar_to_its_end(trained, capsys, terminal):
     images = pictures(9)
     editing.inpaint(trained, KEY, images, LEFT, resamplings=2, jump_length=3, batch_size=8,
                     progress=True)

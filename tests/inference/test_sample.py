@@ -148,13 +148,13 @@ def test_uint8_is_the_rounded_float(trained, eleven):
     assert np.mean(images != expected) < 0.01
 
 
-def test_progress_moves_a_bar_to_its_end_and_changes_nothing(trained, eleven, capsys):
+def test_progress_moves_a_bar_to_its_end_and_changes_nothing(trained, eleven, capsys, terminal):
     images = ddpm_jax.sample(trained, jax.random.key(3), 11, batch_size=8, progress=True)
     np.testing.assert_allclose(images, eleven, **SAME)
     assert "40/40" in capsys.readouterr().err  # Two batches of 20 steps.
 
 
-def test_another_chain_may_run_between_two_rounds(trained, eleven, capsys):
+def test_another_chain_may_run_between_two_rounds(trained, eleven, capsys, terminal):
     """As in evaluation, where samples go through Inception while more are drawn."""
     rngs = randomness.image_keys(jax.random.key(3), np.arange(11))
     batches = []

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax.workdir.logs import Logs, Rate, Silence, format_duration
+from ddpm_jax.workdir.logs import Logs, Rate, Silence
 from clock import Clock
 from records import TORN_LINES, events, rows
 
@@ -163,22 +163,3 @@ def test_rate_counts_a_pause_that_ends_in_an_error():
 def test_rate_of_nothing_is_unknown():
     rate = Rate(start_step=3, num_steps=10, batch_size=1, clock=Clock())
     assert all(map(math.isnan, rate.read(3).values()))
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0, "0 s"),
-        (12.4, "12 s"),
-        (59.6, "1 min 00 s"),
-        (64, "1 min 04 s"),
-        (3599.4, "59 min 59 s"),
-        (3599.6, "1 h 00 min"),
-        (7500, "2 h 05 min"),
-        (360000, "100 h 00 min"),
-        (math.nan, "unknown"),
-        (math.inf, "unknown"),
-    ],
-)
-def test_durations(seconds, text):
-    assert format_duration(seconds) == text
