@@ -149,11 +149,7 @@ def make_steps(
                 behind = step + 1 - len(in_flight)
                 stop_if_stuck(run, records, behind, in_flight.popleft())
             records.check_owner()
-            stops = observe(step, held, metrics)
-            if step == records.start + 1:
-                jax.block_until_ready(held)
-                logs.say(f"memory after the first step: {memory.peak()}")
-            if stops:
+            if observe(step, held, metrics):
                 save(run, records, step, held)
                 break
             stop_signal = asked_to_stop(step)
@@ -190,6 +186,10 @@ def observer(
 
     def observe(step, held, metrics):
         due = functools.partial(every, step, last=settings.num_steps)
+        if step == records.start + 1:
+            jax.block_until_ready(held)
+            rate.compiled(step)
+            logs.say(f"memory after the first step: {memory.peak()}")
         logs.advance(step)
         evaluates = evaluate is not None and due(settings.eval_every)
         logs_row = evaluates or due(step_settings.log_every)

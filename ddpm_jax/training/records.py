@@ -92,9 +92,11 @@ def save(run: Run, records: Records, step: int, held: Held, *, timed: bool = Fal
 
 
 def keep_grid(run: Run, logs: Logs | Silence, step: int, picture: np.ndarray) -> None:
-    """Writes a grid to `samples/` and the logs; only the first process does."""
+    """Writes a grid to `samples/` and the logs, and says where; only the first process does."""
     if parallel.is_first():
-        save_png(run.workdir / "samples" / f"step_{step:08d}.png", picture)
+        path = run.workdir / "samples" / f"step_{step:08d}.png"
+        save_png(path, picture)
+        logs.say(f"step {step:,}: samples in {path}")
     logs.images("samples", picture, step)
 
 

@@ -5,6 +5,7 @@ checkpoint is dropped, so each step stands once in both records. In a run of sev
 one of them logs.
 """
 
+import collections
 import contextlib
 import math
 import time
@@ -20,6 +21,10 @@ from ddpm_jax.workdir.goodput import Goodput
 from ddpm_jax.workdir.metrics_file import MetricsFile, read_metrics
 from ddpm_jax.workdir.tensorboard_writer import EventFiles
 from ddpm_jax.workdir.wandb_writer import WandbWriter
+
+RECENT = 10  # Readings that the remaining time goes by.
+_LOSSES = ("loss", "heldout_loss")
+_SPEEDS = ("images_per_second", "steps_per_second", "eta")
 
 
 class Rate:
@@ -40,11 +45,14 @@ class Rate:
         batch_size: int,
         clock: Callable[[], float] = time.perf_counter,
     ):
-        self._start_step, self._num_steps = start_step, num_steps
-        self._batch_size, self._clock = batch_size, clock
-        self._started = self._last_time = clock()
-        self._last_step = start_step
-        self._paused = 0.0
+        self._num_steps, self._batch_size, self._clock = num_steps, batch_size, clock
+        self._last_time, self._last_step, self._paused = clock(), start_step, 0.0
+        self._recent = collections.deque([(self._last_time, start_step)], RECENT)
+
+    def compiled(self, step: int) -> None:
+        """The steps until this one, which waited for compilation, say nothing of later ones."""
+        self._recent.clear()
+        self._recent.append((self._clock(), step))
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -60,13 +68,15 @@ class Rate:
 
         Returns:
             images_per_second and steps_per_second, without paused time; and eta in seconds, by
-            the average over this start with paused time, since pauses recur. NaN where no step
-            or no time has passed.
+            the last `RECENT` readings with paused time, since pauses recur. NaN where no step or
+            no time has passed.
         """
         now = self._clock()
         working = now - self._last_time - self._paused
         speed = _ratio(step - self._last_step, working)
-        seconds_a_step = _ratio(now - self._started, step - self._start_step)
+        then, step_then = self._recent[0]
+        seconds_a_step = _ratio(now - then, step - step_then)
+        self._recent.append((now, step))
         self._last_time, self._last_step, self._paused = now, step, 0.0
         return {
             "images_per_second": speed * self._batch_size,
@@ -117,8 +127,9 @@ class Logs:
 
         With steps_per_second among them the row also has what `Goodput` says of the run's time.
         JSON has no NaN or infinity: the row has null there, TensorBoard the value itself.
-        Without a bar a line on stdout shows the step and, if they are among the metrics, loss,
-        images_per_second and eta; a bar shows the loss at its end.
+        Without a bar a line on stdout shows the step and, if they are among the metrics, the
+        losses, images_per_second and eta; a bar shows the loss at its end, and a line comes with
+        a held-out loss only.
         """
         metrics = {name: float(value) for name, value in metrics.items()}
         if "steps_per_second" in metrics:
@@ -128,12 +139,12 @@ class Logs:
         row = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
         self._rows.write({"step": int(step), **row, **times})
         for name, value in metrics.items():
-            self._events.scalar(name, value, step)
+            self._events.scalar(tag(name), value, step)
         if self._also is not None:
-            self._also.write(step, metrics)
-        if self._bar is None:
+            self._also.write(step, {tag(name): value for name, value in metrics.items()})
+        if self._bar is None or "heldout_loss" in metrics:
             self.say(_line(step, self._num_steps, metrics))
-        elif "loss" in metrics:
+        if self._bar is not None and "loss" in metrics:
             self._bar.set_postfix_str(f"loss {metrics['loss']:.4g}", refresh=False)
 
     def advance(self, step: int) -> None:
@@ -210,10 +221,22 @@ class Silence:
         pass
 
 
+def tag(name: str) -> str:
+    """The name of a metric in TensorBoard and Weights & Biases, which draw each group together.
+
+    For example "loss/heldout_loss", "loss_by_t/quartile_3", "speed/eta", "train/grad_norm".
+    """
+    if name.startswith("loss_quartile"):
+        return f"loss_by_t/{name.removeprefix('loss_')}"
+    return f"{'loss' if name in _LOSSES else 'speed' if name in _SPEEDS else 'train'}/{name}"
+
+
 def _line(step: int, num_steps: int, metrics: dict[str, float]) -> str:
     parts = [f"step {step:,} of {num_steps:,}"]
     if "loss" in metrics:
         parts.append(f"loss {metrics['loss']:.4f}")
+    if "heldout_loss" in metrics:
+        parts.append(f"held-out loss {metrics['heldout_loss']:.4f}")
     if "images_per_second" in metrics:
         parts.append(f"{metrics['images_per_second']:.1f} images/s")
     if "eta" in metrics:

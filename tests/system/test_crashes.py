@@ -146,8 +146,8 @@ def assert_same_events(workdir, whole):
         for path in (workdir, whole)
     )
     for name in ("loss", "grad_norm", "heldout_loss", "skipped"):
-        values = {event.step: event.value for event in other.Scalars(name)}
-        events = [(event.step, event.value) for event in one.Scalars(name)]
+        values = {event.step: event.value for event in other.Scalars(tag(name))}
+        events = [(event.step, event.value) for event in one.Scalars(tag(name))]
         assert sorted(events) == sorted(values.items())
 
 

@@ -73,7 +73,7 @@ def test_a_run_lives_in_a_store(run, bucket, tmp_path, capsys):
             "samples/step_00000006.png"} <= names
     assert not any("tmp" in name or "owner" in name or "writable" in name for name in names)
     copied = local_copy(workdir, tmp_path / "copied")
-    assert [e.step for e in events(copied).Scalars("loss")] == list(range(1, 7))
+    assert [e.step for e in events(copied).Scalars("loss/loss")] == list(range(1, 7))
     assert list((copied / "tensorboard" / "profile").glob("plugins/profile/*/*.xplane.pb"))
 
     sample_command.run(run_folder.stored_config(workdir), str(workdir))
@@ -127,7 +127,7 @@ def test_a_trainer_that_lost_its_workdir_stops(run, bucket, tmp_path, monkeypatc
         run()
     assert [row["step"] for row in ddpm_jax.read_metrics(bucket / "run")] == [1, 2]
     scalars = events(local_copy(bucket / "run", tmp_path / "copied"))
-    assert [e.step for e in scalars.Scalars("loss")] == [1, 2]
+    assert [e.step for e in scalars.Scalars("loss/loss")] == [1, 2]
     assert checkpoints.steps(bucket / "run") == [2]
 
 

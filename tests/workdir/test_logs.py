@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax.workdir.logs import Logs, Rate, Silence
+from ddpm_jax.workdir.logs import RECENT, Logs, Rate, Silence
 from clock import Clock
 from records import TORN_LINES, events, rows
 
@@ -30,7 +30,7 @@ def test_numbers_that_json_lacks_are_null(tmp_path):
     with Logs(tmp_path, start_step=0, num_steps=20, progress=False) as logs:
         logs.write(1, {"a": math.nan, "b": math.inf, "c": 2})
     assert rows(tmp_path) == [{"step": 1, "a": None, "b": None, "c": 2.0}]
-    assert math.isnan(events(tmp_path).Scalars("a")[0].value)
+    assert math.isnan(events(tmp_path).Scalars("train/a")[0].value)
 
 
 def test_resume_has_every_step_once(tmp_path):
@@ -39,7 +39,7 @@ def test_resume_has_every_step_once(tmp_path):
     run(tmp_path, 10, 14, value=3.0)
     values = [1.0] * 6 + [2.0] * 4 + [3.0] * 4
     assert rows(tmp_path) == [{"step": i + 1, "loss": v} for i, v in enumerate(values)]
-    scalars = events(tmp_path).Scalars("loss")
+    scalars = events(tmp_path).Scalars("loss/loss")
     assert [(s.step, s.value) for s in scalars] == list(enumerate(values, start=1))
 
 
@@ -47,7 +47,7 @@ def test_starting_over_without_a_checkpoint_drops_all(tmp_path):
     run(tmp_path, 0, 4, value=1.0)
     run(tmp_path, 0, 2, value=2.0)
     assert [row["loss"] for row in rows(tmp_path)] == [2.0, 2.0]
-    assert [(s.step, s.value) for s in events(tmp_path).Scalars("loss")] == [(1, 2), (2, 2)]
+    assert [(s.step, s.value) for s in events(tmp_path).Scalars("loss/loss")] == [(1, 2), (2, 2)]
 
 
 @pytest.mark.parametrize("torn", TORN_LINES)
@@ -82,12 +82,14 @@ def test_lines_without_a_bar(tmp_path, capsys):
     with Logs(tmp_path, start_step=0, num_steps=8000, progress=False) as logs:
         logs.write(1200, {"loss": 0.03125, "images_per_second": 51.26, "eta": 7500.0})
         logs.write(1300, {"psnr": 3.0})
+        logs.write(1400, {"loss": 0.5, "heldout_loss": 0.04})
         logs.advance(1300)
         logs.say("done")
     out, err = capsys.readouterr()
     assert out.splitlines() == [
         "step 1,200 of 8,000  loss 0.0312  51.3 images/s  eta 2 h 05 min",
         "step 1,300 of 8,000",
+        "step 1,400 of 8,000  loss 0.5000  held-out loss 0.0400",
         "done",
     ]
     assert not err
@@ -98,9 +100,10 @@ def test_bar_starts_where_the_run_does(tmp_path, capsys):
         assert "5/20" in capsys.readouterr().err
         logs.write(8, {"loss": 0.25})
         logs.advance(8)
+        logs.write(9, {"loss": 0.25, "heldout_loss": 0.5})
         logs.say("a line")
     out, err = capsys.readouterr()
-    assert out == "a line\n"  # No line for the row: the bar shows it.
+    assert out == "step 9 of 20  loss 0.2500  held-out loss 0.5000\na line\n"  # None for step 8.
     assert "8/20" in err and "loss 0.25" in err
 
 
@@ -148,6 +151,31 @@ def test_rate_leaves_pauses_out_of_the_speed_but_not_of_the_eta():
     got = rate.read(40)
     assert got["images_per_second"] == 8.0 and got["steps_per_second"] == 1.0
     assert got["eta"] == pytest.approx(70 * 20 / 30)
+
+
+def test_the_remaining_time_goes_by_recent_steps_without_compilation():
+    clock = Clock()
+    rate = Rate(start_step=0, num_steps=1000, batch_size=1, clock=clock)
+    clock.now += 500
+    rate.compiled(1)
+    assert math.isnan(rate.read(1)["eta"])
+    clock.now += 9
+    assert rate.read(10)["eta"] == 990  # A second a step.
+    for step in range(20, 20 + 10 * RECENT, 10):
+        clock.now += 20
+        eta = rate.read(step)["eta"]
+    assert eta == 2 * (1000 - step)  # Two seconds a step: the first ones are no longer recent.
+
+
+@pytest.mark.parametrize("name,want", [
+    ("loss", "loss/loss"), ("heldout_loss", "loss/heldout_loss"),
+    ("loss_quartile_3", "loss_by_t/quartile_3"), ("images_per_second", "speed/images_per_second"),
+    ("grad_norm", "train/grad_norm"),
+])
+def test_curves_are_in_groups(name, want, tmp_path):
+    with Logs(tmp_path, start_step=0, num_steps=2, progress=False) as logs:
+        logs.write(1, {name: 3.0})
+    assert [e.value for e in events(tmp_path).Scalars(want)] == [3.0]
 
 
 def test_rate_counts_a_pause_that_ends_in_an_error():

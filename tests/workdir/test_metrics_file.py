@@ -132,7 +132,7 @@ def test_tensorboard_reads_what_is_copied(bucket, tmp_path):
     want = [(i + 1, v) for i, v in enumerate([0.0] * 6 + [1.0] * 4 + [2.0] * 4)]
     assert losses(bucket) == want
     found = events(local_copy(bucket, tmp_path))
-    assert [(e.step, e.value) for e in found.Scalars("loss")] == want
+    assert [(e.step, e.value) for e in found.Scalars("loss/loss")] == want
     assert [e.step for e in found.Images("samples")] == [14]  # The next starts purged 9, 12.
     assert sorted(p.name for p in (tmp_path / "tensorboard" / "profile").iterdir()) == [
         "0.trace", "1.trace", "2.trace"]

@@ -95,7 +95,7 @@ def test_training_writes_there_and_resumes_the_same_run(runs, tmp_path, monkeypa
         assert scalars == (step, {k: v for k, v in row.items() if k not in times})
         assert picture[0] == step and picture[1]["samples"].std() > 10
         assert run.finished == 1
-    assert [s.step for s in events(tmp_path).Scalars("loss")] == [2, 4]
+    assert [s.step for s in events(tmp_path).Scalars("loss/loss")] == [2, 4]
     assert lasting(rows(tmp_path)[1])["heldout_loss"] > 0
 
 
