@@ -13,6 +13,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ddpm_jax.workdir import checkpoints
+from ddpm_jax.workdir.logs import tag
 from program import ROOT, command, on, run
 from records import lasting, rows, saved
 

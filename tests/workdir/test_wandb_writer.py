@@ -63,7 +63,7 @@ def test_it_gets_what_tensorboard_gets(runs, tmp_path):
             both.images(f"c{c}", GRID[..., :c], 5)
     [run] = runs
     assert run.finished == 1
-    assert run.rows[0] == (5, {"loss": float(np.float32(0.1)), "grad_norm": 2.0})
+    assert run.rows[0] == (5, {"loss/loss": float(np.float32(0.1)), "train/grad_norm": 2.0})
     assert [type(step) for step, _ in run.rows] == [int] * 4
     for c, (step, row) in zip((1, 3, 4), run.rows[1:], strict=True):
         assert step == 5 and row[f"c{c}"].dtype == np.uint8
