@@ -92,7 +92,7 @@ def test_training_writes_there_and_resumes_the_same_run(runs, tmp_path, monkeypa
     for run, step, row in zip(runs, (2, 4), rows(tmp_path), strict=True):
         scalars, picture = run.rows
         times = ("step", "time", "seconds", "goodput")  # W&B has its own.
-        assert scalars == (step, {k: v for k, v in row.items() if k not in times})
+        assert scalars == (step, {logs.tag(k): v for k, v in row.items() if k not in times})
         assert picture[0] == step and picture[1]["samples"].std() > 10
         assert run.finished == 1
     assert [s.step for s in events(tmp_path).Scalars("loss/loss")] == [2, 4]
