@@ -92,7 +92,7 @@ class Job:
         trained: the parameters, with their model and schedule.
         folder: for the files of this checkpoint. Under several processes each has a folder of
             its own, and only that of the first is kept.
-        progress: show bars.
+        progress: show bars, or without a terminal a line a minute.
         network: the Inception network; None if no metric needs it.
         sets: the image sets that were opened.
         worse: of `config.sample.guide_weights`; None without.

@@ -83,7 +83,7 @@ def interpolate(
         settings: "ancestral" or "ddim".
         **options: labels, vectors and condition as of `sample.sample`, for all pictures or one for
             each; without labels there is no class. batch_size (images at a time on all devices
-            together; what fits by default) and progress (show a bar).
+            together; what fits by default) and progress (as of `sample.sample`).
 
     Returns:
         [n, len(t), len(lam), h, w, c].

@@ -14,6 +14,7 @@ from etils import epath
 from ddpm_jax import config as config_lib
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import job as job_lib
+from ddpm_jax.evaluation import lines
 from ddpm_jax.reporting import commands, redaction
 from ddpm_jax.runtime import files
 from ddpm_jax.workdir import checkpoints, metrics_file, run_folder
@@ -70,8 +71,7 @@ class Evaluation:
     @property
     def name(self) -> str:
         """As "fid/train"."""
-        reference = self.row.get("reference")
-        return self.row["metric"] + (f"/{reference}" if reference else "")
+        return lines.name(self.row["metric"], self.row.get("reference"))
 
     @property
     def files(self) -> dict[str, epath.Path]:

@@ -67,7 +67,7 @@ def bar(total: int, unit: str, *, shown: bool) -> tqdm.tqdm | Lines:
 
 def on_screen() -> bool:
     """Whether somebody could see a bar move: on a terminal, in a notebook."""
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
+    return sys.stderr.isatty() or "ipykernel.kernelapp" in sys.modules
 
 
 def format_duration(seconds: float) -> str:

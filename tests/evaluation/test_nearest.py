@@ -324,14 +324,19 @@ def test_precision_and_recall_are_those_of_torch_fidelity(sets, expected):
     assert actual == pytest.approx((expected["precision"], expected["recall"]), abs=1e-6)
 
 
+def whole_numbers(n, m, seed):
+    """Rows with duplicates, and some just on a sphere around another."""
+    random = np.random.default_rng(seed)
+    return random.integers(0, 5, (n, 2)).astype(float), random.integers(1, 7, (m, 2)) * 1.0
+
+
 @SETTINGS
 @hypothesis.given(
     st.sampled_from([4, 7, 25]), st.sampled_from([5, 11, 30]), st.integers(1, 3),
     st.integers(0, 999),
 )
 def test_precision_and_recall_against_loops(n, m, k, seed):
-    random = np.random.default_rng(seed)  # integers: duplicates, and rows just on a sphere
-    x, y = random.integers(0, 5, (n, 2)).astype(float), random.integers(1, 7, (m, 2)) * 1.0
+    x, y = whole_numbers(n, m, seed)
     with small_blocks():
         actual = nearest_lib.precision_recall(x, y, k)
     assert actual == pytest.approx(brute_precision_recall(x, y, k), rel=1e-12)
@@ -391,8 +396,7 @@ def brute_density_coverage(x, y, k):
     st.integers(0, 999),
 )
 def test_density_and_coverage_against_loops(n, m, k, seed):
-    random = np.random.default_rng(seed)  # integers: duplicates, and rows just on a sphere
-    x, y = random.integers(0, 5, (n, 2)).astype(float), random.integers(1, 7, (m, 2)) * 1.0
+    x, y = whole_numbers(n, m, seed)
     with small_blocks():
         actual = nearest_lib.density_coverage(x, y, k)
     assert actual == pytest.approx(brute_density_coverage(x, y, k), rel=1e-12)

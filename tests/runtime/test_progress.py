@@ -53,9 +53,9 @@ def test_a_bar_is_for_who_can_see_it_move(
     terminal, notebook, shown, is_bar, monkeypatch, capsys
 ):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
-    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
-    if notebook:
-        monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    monkeypatch.delitem(sys.modules, "ipykernel.kernelapp", raising=False)
+    if notebook:  # A process that only starts kernels has the package, and not this part of it.
+        monkeypatch.setitem(sys.modules, "ipykernel.kernelapp", sys)
     with progress.bar(3, "image", shown=shown) as bar:
         bar.update(2)
     assert isinstance(bar, tqdm.tqdm if is_bar else progress.Lines)
