@@ -4,14 +4,14 @@ They begin at the shipped config that is nearest to the run's, and paths in them
 """
 
 import functools
-import importlib
+import os
 import pkgutil
 import shlex
 from collections.abc import Mapping
 from typing import Any
 
 from ddpm_jax import config as config_lib
-from ddpm_jax import configs
+from ddpm_jax import config_file, configs
 from ddpm_jax.reporting import redaction
 
 _PROGRAM = "python main.py"
@@ -113,8 +113,8 @@ def _value(value):
 @functools.cache
 def _shipped() -> dict[str, dict[str, Any]]:
     """The settings of every config of the package, by its name."""
-    names = [module.name for module in pkgutil.iter_modules(configs.__path__)]
-    modules = {name: importlib.import_module(f"ddpm_jax.configs.{name}") for name in names}
+    folder, names = os.path.dirname(configs.__file__), pkgutil.iter_modules(configs.__path__)
     return {
-        name: dict(config_lib.leaves(module.get_config())) for name, module in modules.items()
+        name: dict(config_lib.leaves(config_file.read(os.path.join(folder, f"{name}.py"))))
+        for _, name, _ in names
     }

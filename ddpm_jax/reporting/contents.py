@@ -212,7 +212,7 @@ def _chain(png, command, notes):
     if not path.exists():
         return None
     try:
-        with path.open("rb") as file, np.load(file) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             x_t, x_0 = arrays["x_t"], arrays["x_0"]
             left = arrays["calls_left"].tolist() if "calls_left" in arrays else None
     except (*files.NPZ_DAMAGE, zipfile.BadZipFile, zlib.error):

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from ddpm_jax.data import decoding
 from ddpm_jax.runtime import files
 
 _SIDES = (1200, 800, 560, 400, 280, 180)  # Longest sides that are tried, in order.
 _COUNTS = (24, 12, 8)  # Numbers of pictures of a row that are tried at each of them.
-_DAMAGE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # What Pillow raises.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +103,7 @@ def _read(source) -> _Source | None:
     """None if it is damaged."""
     try:
         image = source if isinstance(source, Image.Image) else _opened(source)
-    except _DAMAGE:
+    except decoding.UNREADABLE:
         return None
     small = _unenlarged(image)
     longest = max(small.size)
@@ -112,7 +112,7 @@ def _read(source) -> _Source | None:
 
 
 def _opened(path):
-    with files.path(path).open("rb") as file, Image.open(file) as image:
+    with files.path(path).open("rb") as file, decoding.open_picture(file) as image:
         image.load()
         return image if image.mode in ("L", "RGB", "RGBA") else image.convert("RGB")
 

@@ -202,7 +202,7 @@ def observer(
                         parallel.replicate(state.ema_params)
                     ))
                 row |= {} if loss is None else {"heldout_loss": loss}
-            row |= rate.read(step)
+            row |= finite_row(rate.read(step))
             logs.write(step, row)
             if line := skipped_line(step, int(row["skipped"])):
                 logs.say(line)
@@ -286,11 +286,11 @@ def interrupt(
     raise interruption.Interrupted(stop_signal)
 
 
-def finite_row(metrics: dict[str, jax.Array]) -> dict[str, float]:
+def finite_row(metrics: dict[str, Any]) -> dict[str, float]:
     """The finite metrics, on the host.
 
-    Not finite are the gradient of a skipped step, the loss of a row of skipped steps only, and
-    quartiles of t that no image fell into.
+    Not finite are the gradient of a skipped step, the loss of a row of skipped steps only,
+    quartiles of t that no image fell into, and the remaining time after one step.
     """
     row = {name: float(value) for name, value in jax.device_get(metrics).items()}
     return {name: value for name, value in row.items() if np.isfinite(value)}

@@ -32,7 +32,7 @@ from ddpm_jax.inference import bits_per_dim as bits_lib
 from ddpm_jax.inference import sample as sample_lib
 from ddpm_jax.network import inception
 from ddpm_jax.network.trained import Trained
-from ddpm_jax.runtime import parallel, partial_results
+from ddpm_jax.runtime import parallel, partial_results, progress
 from ddpm_jax.training import run as run_lib
 from ddpm_jax.training import sharding
 from ddpm_jax.weights import inception_weights
@@ -149,6 +149,7 @@ def shared(folder, layout):
 def draw(folder, layout):
     """Images of `sample` and of a stochastic chain, bits/dim, and which images were read."""
     trained, reads = model(), []
+    progress.PERIOD = 0.0  # A line after each batch but the last.
     source = watched(loading.load("digits", split="test").select(np.arange(11)), reads)
     terms = bits_lib.terms(trained, 5, source, batch_size=8)
     whole, way = sample_lib.sample(trained, 3, 11, trajectory=(5, 0), batch_size=8, progress=True)

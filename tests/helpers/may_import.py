@@ -20,7 +20,7 @@ ROOMS = {
     "inference": _WORLD,
     "training": _WORK,
     "evaluation": _WORK,
-    "reporting": {"config", "evaluation", "runtime", "workdir"},
+    "reporting": {"config", "config_file", "data", "evaluation", "runtime", "workdir"},
     "sharing": {"evaluation", "inference", "network", "reporting", "runtime", "weights",
                 "workdir"},
     "planning": _WORK | {"evaluation", "training"},

@@ -113,8 +113,7 @@ def test_every_row_is_written_once_and_only_the_first_process_prints(done):
         assert "step 20 of 20" in results[layout][0]["out"]
     first, second = results["2x2"]
     assert "4 cpu (cpu), batch 8" in first["out"] and second["out"] == ""
-    # The progress bar of sampling.
-    assert "step/s]" in first["err"] and "step/s]" not in second["err"]
+    assert "steps  eta" in first["err"] and "steps  eta" not in second["err"]  # Of sampling.
     assert len(list((folder / "run_2x2" / "tensorboard").glob("events*"))) == 2  # From two starts.
 
 
